@@ -1,0 +1,132 @@
+"""The only file that speaks TorchServe's handler protocol: rows and headers in, JSON bytes out.
+
+TorchServe wants exactly one class here. One exception would answer for a whole batch, so none leaves `handle`: every
+row gets its own status and its own body. Status phrases are fixed ASCII and bodies are bytes, since a newline or a
+lone surrogate in either would kill the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import etenet
+from etenet.errors import EmptyBody, InternalError
+
+_log = logging.getLogger("etenet.handler")
+
+OPTION_HEADERS = {
+    "x-etenet-beam-size": "beam_size",
+    "x-etenet-captions": "captions",
+    "x-etenet-max-words": "max_words",
+    "x-etenet-length-penalty": "length_penalty",
+}
+
+
+class EtenetHandler:
+    """Captions batches of HTTP requests with the checkpoint of its own archive."""
+
+    def initialize(self, context: Any) -> None:
+        properties = context.system_properties
+        settings = (context.model_yaml_config or {}).get("etenet", {})
+        device = "cpu"
+        if torch.cuda.is_available() and properties.get("gpu_id") is not None:
+            device = f"cuda:{properties['gpu_id']}"
+        model = context.manifest["model"]
+        self.captioner = etenet.load(
+            Path(properties["model_dir"]) / model["serializedFile"],
+            device=device,
+            limits=etenet.DecodeLimits(**settings),
+        )
+        self.model = {
+            "name": context.model_name,
+            "version": model["modelVersion"],
+            "encoder": self.captioner.encoder,
+            "checkpoint": self.captioner.checkpoint_id,
+        }
+
+    def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:
+        headers = [_text_headers(context.get_all_request_header(number)) for number in range(len(data))]
+        outcomes = self._outcomes(data, headers)
+        return [self._answer(number, outcomes[number], headers[number], context) for number in range(len(data))]
+
+    def _outcomes(
+        self, data: list[Mapping[str, Any]], headers: list[dict[str, str]]
+    ) -> list[etenet.Caption | etenet.CaptionError]:
+        outcomes: dict[int, etenet.Caption | etenet.CaptionError] = {}
+        bodies: dict[int, bytes] = {}
+        options: dict[int, etenet.CaptionOptions] = {}
+        for number, row in enumerate(data):
+            try:
+                options[number] = etenet.CaptionOptions.parse(_option_texts(row, headers[number]))
+                bodies[number] = _body(row)
+            except etenet.CaptionError as error:
+                outcomes[number] = error
+        good = [number for number in range(len(data)) if number not in outcomes]
+        try:
+            captions = self.captioner.caption_batch(
+                [bodies[number] for number in good], [options[number] for number in good]
+            )
+            outcomes.update(zip(good, captions, strict=True))
+        except Exception:
+            _log.exception("captioning a batch failed in a way that is our own bug")
+            outcomes.update(dict.fromkeys(good, InternalError("the clip could not be captioned; the log says why")))
+        return [outcomes[number] for number in range(len(data))]
+
+    def _answer(
+        self, number: int, outcome: etenet.Caption | etenet.CaptionError, headers: Mapping[str, str], context: Any
+    ) -> bytes:
+        content_type = "application/json"
+        if isinstance(outcome, etenet.CaptionError):
+            context.set_response_status(outcome.status.value, outcome.status.phrase, number)
+            body = _json(outcome.as_dict())
+        elif headers.get("accept", "").startswith("text/plain"):
+            content_type, body = "text/plain; charset=utf-8", f"{outcome.text}\n".encode()
+        else:
+            answer = outcome.as_dict(attention=headers.get("explain") == "True")
+            timing = answer.pop("timing_ms")
+            body = _json({**answer, "model": self.model, "timing_ms": timing})
+        context.set_response_content_type(number, content_type)
+        return body
+
+
+def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
+    """Header names in lower case; TorchServe mixes in dictionaries, one per form field, which are left out."""
+    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+
+
+def _option_texts(row: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
+    """Options from headers; a form field of the option's own name goes before them."""
+    texts = {option: headers[header] for header, option in OPTION_HEADERS.items() if header in headers}
+    for option in OPTION_HEADERS.values():
+        if option in row:
+            texts[option] = _bytes(row[option]).decode(errors="replace")
+    return texts
+
+
+def _body(row: Mapping[str, Any]) -> bytes:
+    """The video: the request's body, or the form field `data`."""
+    for name in ("body", "data"):
+        if name in row:
+            return _bytes(row[name])
+    raise EmptyBody(
+        "there is no video in the request; send it as the body (curl -T clip.mp4) or as the form field 'data'"
+    )
+
+
+def _bytes(value: Any) -> bytes:
+    """TorchServe gives text as str and JSON as what it parses to; both go on as the bytes they were."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if isinstance(value, str):
+        return value.encode(errors="replace")
+    return _json(value)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False).encode()

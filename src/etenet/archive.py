@@ -1,0 +1,84 @@
+"""A checkpoint and the code that reads it -> one .mar, the same bytes every time.
+
+A .mar is a zip with a manifest. It is written here rather than by torch-model-archiver, which stamps the time of day
+into it. The files of `handler/` are data to this module; it never imports them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from etenet import checkpoint as checkpoints
+from etenet.errors import UsageError
+
+MODEL_NAME = "etenet"
+MODEL_VERSION = "1.0"
+HANDLER_FILE = "etenet_handler.py"
+CONFIG_FILE = "model-config.yaml"
+CHECKPOINT_FILE = "checkpoint.pt"
+
+_PACKAGE = Path(__file__).parent
+_EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def handler_folder() -> Path:
+    """`handler/` of the source tree, or its copy inside an installed package."""
+    for folder in (_PACKAGE.parent.parent / "handler", _PACKAGE / "handler"):
+        if (folder / HANDLER_FILE).is_file():
+            return folder
+    raise UsageError("the handler/ folder is missing; install etenet from a complete source tree")
+
+
+def package(checkpoint: Path, out: Path) -> Path:
+    """Write the archive atomically and return its path. The checkpoint is loaded once, so a bad one is not packaged."""
+    checkpoints.load(checkpoint)
+    handler = handler_folder()
+    entries: dict[str, Path] = {
+        CHECKPOINT_FILE: checkpoint,
+        HANDLER_FILE: handler / HANDLER_FILE,
+        CONFIG_FILE: handler / CONFIG_FILE,
+        **dict(_package_files()),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
+            _write(archive, "MAR-INF/MANIFEST.json", json.dumps(_manifest(), indent=2).encode())
+            for name, path in sorted(entries.items()):
+                _write(archive, name, path.read_bytes())
+        os.replace(unfinished, out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return out
+
+
+def _package_files() -> Iterator[tuple[str, Path]]:
+    for path in _PACKAGE.rglob("*"):
+        inside = path.relative_to(_PACKAGE)
+        if path.is_file() and "__pycache__" not in inside.parts and inside.parts[0] != "handler":
+            yield f"{_PACKAGE.name}/{inside.as_posix()}", path
+
+
+def _manifest() -> dict[str, object]:
+    return {
+        "runtime": "python",
+        "model": {
+            "modelName": MODEL_NAME,
+            "modelVersion": MODEL_VERSION,
+            "handler": HANDLER_FILE,
+            "serializedFile": CHECKPOINT_FILE,
+            "configFile": CONFIG_FILE,
+        },
+        "archiverVersion": "0.12.0",
+    }
+
+
+def _write(archive: zipfile.ZipFile, name: str, contents: bytes) -> None:
+    entry = zipfile.ZipInfo(name, _EARLIEST_ZIP_DATE)
+    entry.external_attr = 0o644 << 16
+    entry.create_system = 3
+    archive.writestr(entry, contents)

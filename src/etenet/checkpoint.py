@@ -1,0 +1,136 @@
+"""One file = weights + sizes + vocabulary + encoder name + preprocessing: all that is needed to caption.
+
+Read with `weights_only`, so a checkpoint cannot run code; written to a neighbour and renamed, so a crash leaves
+the old file whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etenet.config import DecoderConfig, Preprocessing
+from etenet.decoder import Decoder
+from etenet.encoder import Encoder, default_preprocessing, feature_size
+from etenet.errors import CheckpointError, UsageError
+from etenet.model import EtENet
+from etenet.vocabulary import Vocabulary
+
+FORMAT = "etenet-checkpoint"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A network with everything that belongs to it. `max_words` is the longest sentence it was trained to say."""
+
+    model: EtENet
+    vocabulary: Vocabulary
+    preprocessing: Preprocessing
+    max_words: int = 20
+
+
+def initialise(
+    encoder_name: str,
+    vocabulary: Vocabulary,
+    *,
+    crop_px: int | None = None,
+    max_words: int = 20,
+    dropout: float = 0.0,
+    pretrained_encoder: bool = False,
+) -> Checkpoint:
+    """A new network with random weights (the encoder's from ImageNet on request)."""
+    decoder = DecoderConfig(feature_size=feature_size(encoder_name), vocabulary_size=len(vocabulary), dropout=dropout)
+    model = EtENet(Encoder(encoder_name, pretrained=pretrained_encoder), Decoder(decoder))
+    return Checkpoint(model, vocabulary, default_preprocessing(encoder_name, crop_px=crop_px), max_words)
+
+
+def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write atomically; `dtype` is what floating-point weights are stored as (torch.float16 halves the file)."""
+    weights = {
+        name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+        for name, value in checkpoint.model.state_dict().items()
+    }
+    contents = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "encoder": checkpoint.model.encoder.name,
+        "decoder": asdict(checkpoint.model.decoder.config),
+        "preprocessing": asdict(checkpoint.preprocessing),
+        "vocabulary": list(checkpoint.vocabulary.known_words),
+        "max_words": checkpoint.max_words,
+        "weights": weights,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        raise
+
+
+def load(path: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint for inference: float32, eval mode, gradients off; on any fault `CheckpointError`."""
+    contents = _read(path)
+    try:
+        vocabulary = Vocabulary(contents["vocabulary"])
+        decoder = DecoderConfig(**contents["decoder"])
+        preprocessing = Preprocessing(**contents["preprocessing"])
+        with torch.device("meta"):
+            model = EtENet(Encoder(contents["encoder"]), Decoder(decoder))
+        weights = {
+            name: value.float() if value.is_floating_point() else value for name, value in contents["weights"].items()
+        }
+        model.load_state_dict(weights, assign=True)
+        checkpoint = Checkpoint(model, vocabulary, preprocessing, int(contents["max_words"]))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not from this version ({_first_line(error)}); make it again with training.train"
+        ) from error
+    model.to(device).eval().requires_grad_(False)
+    return checkpoint
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give the path of a .pt file made by training.train")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({_first_line(error)}); give a .pt file made by training.train"
+        ) from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not an EtENet checkpoint; give a .pt file made by training.train")
+    if contents.get("version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {contents.get('version')}, this etenet reads version {FORMAT_VERSION}; "
+            "use the etenet that wrote it, or train again"
+        )
+    return contents
+
+
+def _first_line(error: BaseException) -> str:
+    lines: Iterable[str] = str(error).strip().splitlines() or [type(error).__name__]
+    return next(iter(lines))[:160]

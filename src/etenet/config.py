@@ -1,0 +1,111 @@
+"""Settings as frozen values that cannot be wrong: checked when made, units in the names.
+
+Knows no model and no file; `checkpoint.py` stores what belongs to a model, the handler and the command line
+fill in the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from etenet.errors import BadOption
+
+FRAMES_PER_CLIP = 16
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How frames become encoder input: resize (both sides), centre crop, scale, normalise.
+
+    A pixel x in 0..255 becomes (x / 255 * input_max - mean) / std, per channel.
+    """
+
+    resize_px: int
+    crop_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    input_max: float = 1.0
+    channels: Literal["RGB", "BGR"] = "RGB"
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.crop_px <= self.resize_px, f"need 0 < crop_px <= resize_px, got {self.crop_px}, {self.resize_px}"
+        )
+        _require(
+            len(self.mean) == len(self.std) == 3, f"mean and std are per channel, got mean={self.mean}, std={self.std}"
+        )
+        _require(all(value > 0 for value in self.std), f"std must be positive, got {self.std}")
+        _require(self.channels in ("RGB", "BGR"), f"channels is RGB or BGR, got {self.channels!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """Sizes of the soft-attention LSTM. Hidden and embedding sizes are the paper's; the attention size is ours."""
+
+    feature_size: int
+    vocabulary_size: int
+    hidden_size: int = 512
+    embedding_size: int = 486
+    attention_size: int = 512
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            _require(field.name == "dropout" or value > 0, f"{field.name} must be positive, got {value}")
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeLimits:
+    """What one upload may cost. Header claims are never trusted against these."""
+
+    max_body_bytes: int = 64 * 2**20
+    max_pixels: int = 4096 * 2304
+    decode_deadline_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _require(getattr(self, field.name) > 0, f"{field.name} must be positive, got {getattr(self, field.name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionOptions:
+    """What a client may ask for; out of bounds raises `BadOption`. `max_words` None means the checkpoint's own."""
+
+    beam_size: int = 5
+    captions: int = 1
+    max_words: int | None = None
+    length_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        bounds = {"beam_size": (1, 10), "captions": (1, 10), "max_words": (1, 50), "length_penalty": (0, 2)}
+        for name, (lowest, highest) in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= highest:
+                raise BadOption(f"{name} must be from {lowest} to {highest}, got {value}")
+        if self.captions > self.beam_size:
+            raise BadOption(
+                f"captions={self.captions} is more than the beam holds; raise beam_size (now {self.beam_size})"
+            )
+
+    @classmethod
+    def parse(cls, texts: Mapping[str, str]) -> CaptionOptions:
+        """From option texts as they come in headers, form fields or on a command line; unknown names are ignored."""
+        kinds = {"beam_size": int, "captions": int, "max_words": int, "length_penalty": float}
+        values: dict[str, int | float] = {}
+        for name, kind in kinds.items():
+            if name in texts:
+                try:
+                    values[name] = kind(texts[name].strip())
+                except ValueError as error:
+                    wanted = "a whole number" if kind is int else "a number"
+                    raise BadOption(f"{name} must be {wanted}, got {texts[name][:40]!r}") from error
+        return cls(**values)  # type: ignore[arg-type]

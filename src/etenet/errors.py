@@ -1,0 +1,87 @@
+"""Everything that can go wrong on purpose, as one tree; each caption error knows its HTTP status and its code.
+
+    EtenetError
+      UsageError               wrong use of a command or function: exit status 2, one line, no traceback
+        CheckpointError        missing, damaged or of another version
+      CaptionError             this clip has no caption; its neighbours do
+        BadOption              400 bad_option
+        EmptyBody              400 empty_body
+        TooLarge               413 too_large
+        NotAVideo              415 not_a_video
+        UndecodableVideo       422 undecodable_video
+        TooManyPixels          422 too_many_pixels
+        DecodeTimeout          422 decode_timeout
+        DecoderCrashed         422 decoder_crashed
+        Overloaded             503 overloaded
+        InternalError          500 internal_error: our own bug
+
+A message names the thing and the mend. Foreign errors are translated where they arise, with `raise ... from`.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import ClassVar
+
+
+class EtenetError(Exception):
+    """Base of all errors this package raises on purpose."""
+
+
+class UsageError(EtenetError):
+    """The caller asked for something that cannot be done as asked."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint is missing, damaged or of another version."""
+
+
+class CaptionError(EtenetError):
+    """One clip could not be captioned."""
+
+    status: ClassVar[HTTPStatus]
+    code: ClassVar[str]
+
+    def as_dict(self) -> dict[str, dict[str, str]]:
+        """The error body of the HTTP contract."""
+        return {"error": {"code": self.code, "message": str(self)}}
+
+
+class BadOption(CaptionError):
+    status, code = HTTPStatus.BAD_REQUEST, "bad_option"
+
+
+class EmptyBody(CaptionError):
+    status, code = HTTPStatus.BAD_REQUEST, "empty_body"
+
+
+class TooLarge(CaptionError):
+    status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large"
+
+
+class NotAVideo(CaptionError):
+    status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_a_video"
+
+
+class UndecodableVideo(CaptionError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "undecodable_video"
+
+
+class TooManyPixels(CaptionError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "too_many_pixels"
+
+
+class DecodeTimeout(CaptionError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "decode_timeout"
+
+
+class DecoderCrashed(CaptionError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "decoder_crashed"
+
+
+class Overloaded(CaptionError):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"
+
+
+class InternalError(CaptionError):
+    status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error"

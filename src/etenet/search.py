@@ -1,0 +1,195 @@
+"""Greedy and beam search over any `step`, for all clips and beams at once.
+
+Knows no network: a step takes the last words and a state, and returns log probabilities, the next state and
+attention weights. Nothing is copied to the host until the sentences are done, but for one flag per word that says
+whether any sentence still grows.
+
+Every sentence has a word and an end: after `max_words` words only the end may follow, at the price the network puts on it, so all
+sentences compare by the same measure and there is always an answer.
+
+Shapes: B clips, K beams, V words, L frames, T words of the longest sentence, its end included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+StateT = TypeVar("StateT", bound="SearchState")
+StateT_co = TypeVar("StateT_co", bound="SearchState", covariant=True)
+
+
+class SearchState(Protocol):
+    """What a step carries from word to word."""
+
+    def pick(self, sentences: Tensor, /) -> Any:
+        """The state of these sentences (B, K) of each clip."""
+
+
+class SearchStep(Protocol[StateT_co]):
+    """What a step returns."""
+
+    @property
+    def log_probs(self) -> Tensor: ...  # (B, K, V)
+    @property
+    def state(self) -> StateT_co: ...
+    @property
+    def attention(self) -> Tensor: ...  # (B, K, L)
+
+
+StepFunction = Callable[[Tensor, StateT], SearchStep[StateT]]  # the last words (B, K) and the state before them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Words:
+    """The ids that a search must know: where a sentence starts and ends, and what is never said."""
+
+    sos: int
+    eos: int
+    never: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A sentence. `word_log_probs` has one entry per word and one for the end; `log_prob` is their sum."""
+
+    words: tuple[int, ...]
+    word_log_probs: tuple[float, ...]
+    log_prob: float
+    attention: tuple[tuple[float, ...], ...]  # per word, the weight of each frame
+
+    def score(self, length_penalty: float = 0.0) -> float:
+        """log_prob / length ** length_penalty; the length counts the end."""
+        length = float(len(self.word_log_probs))
+        return self.log_prob / math.pow(length, length_penalty)
+
+
+@dataclass(slots=True)
+class _Trace:
+    """What was chosen at each word, with the beam (`parent`) that each choice extends."""
+
+    parent: list[Tensor] = field(default_factory=list)  # (B, K) each, as are the next two
+    word: list[Tensor] = field(default_factory=list)
+    log_prob: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)  # (B, K, L) each, of the parents
+
+    def hypotheses(self, totals: Tensor, eos: int) -> list[list[Hypothesis]]:
+        """Follow each beam back to its first word; copy to the host once; best first."""
+        beam = torch.arange(totals.shape[1], device=totals.device).expand_as(totals)
+        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+        for parent, word, log_prob, attention in zip(
+            *(reversed(history) for history in (self.parent, self.word, self.log_prob, self.attention)), strict=True
+        ):
+            chosen.append((word.gather(1, beam), log_prob.gather(1, beam), _of_beams(attention, beam)))
+            beam = parent.gather(1, beam)
+        words, log_probs, weights = (torch.stack(part, dim=2).tolist() for part in zip(*reversed(chosen), strict=True))
+        return [
+            sorted(
+                (
+                    _hypothesis(words[clip][k], log_probs[clip][k], total, weights[clip][k], eos)
+                    for k, total in enumerate(of_clip)
+                    if total > -math.inf
+                ),
+                key=Hypothesis.score,
+                reverse=True,
+            )
+            for clip, of_clip in enumerate(totals.tolist())
+        ]
+
+
+def _hypothesis(
+    words: list[int], log_probs: list[float], total: float, attention: list[list[float]], eos: int
+) -> Hypothesis:
+    length = words.index(eos)
+    said = tuple(tuple(weights) for weights in attention[:length])
+    return Hypothesis(tuple(words[:length]), tuple(log_probs[: length + 1]), total, said)
+
+
+def _of_beams(values: Tensor, beams: Tensor) -> Tensor:
+    """values (B, K, X), beams (B, K') -> (B, K', X)."""
+    return values.gather(1, beams[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _allowed(log_probs: Tensor, words: Words, *, position: int, max_words: int) -> Tensor:
+    """Log probabilities with what may not be said here at -inf: no end before the first word, only the end last."""
+    if position == max_words:
+        end = torch.full_like(log_probs, -math.inf)
+        end[..., words.eos] = log_probs[..., words.eos]
+        return end
+    forbidden = [words.sos, *words.never, *([] if position else [words.eos])]
+    return log_probs.index_fill(-1, torch.tensor(forbidden, device=log_probs.device), -math.inf)
+
+
+def beam_search(
+    step: StepFunction[StateT],
+    state: StateT,
+    *,
+    clips: int,
+    beam_size: int,
+    max_words: int,
+    words: Words,
+    device: torch.device | str = "cpu",
+) -> list[list[Hypothesis]]:
+    """The `beam_size` most probable sentences of each clip that a beam of that width finds, best first.
+
+    `state` is that of `beam_size` equal beams per clip. A beam that ends keeps its place and is never extended
+    again; the others compete for the places left. Fewer than `beam_size` sentences come back where fewer exist.
+    """
+    totals = torch.full((clips, beam_size), -math.inf, device=device)
+    totals[:, 0] = 0.0  # all beams start equal, so only one may be extended
+    ended = torch.zeros_like(totals, dtype=torch.bool)
+    last_words = torch.full_like(totals, words.sos, dtype=torch.long)
+    trace = _Trace()
+    for position in range(max_words + 1):
+        output = step(last_words, state)
+        log_probs = _allowed(output.log_probs, words, position=position, max_words=max_words)
+        # An ended beam has one candidate, itself, which outranks every other and so keeps its place.
+        rank = (totals[..., None] + log_probs).masked_fill(ended[..., None], -math.inf)
+        rank[..., words.eos].masked_fill_(ended, math.inf)
+        best, candidate = rank.flatten(1).topk(beam_size)
+        parent, last_words = candidate // log_probs.shape[-1], candidate % log_probs.shape[-1]
+        had_ended = best == math.inf
+        totals = torch.where(had_ended, totals.gather(1, parent), best)
+        said = log_probs.flatten(1).gather(1, candidate).masked_fill(had_ended, 0.0)
+        ended = last_words == words.eos
+        state = output.state.pick(parent)
+        trace.parent.append(parent)
+        trace.word.append(last_words)
+        trace.log_prob.append(said)
+        trace.attention.append(_of_beams(output.attention, parent))
+        if bool(ended.all()):
+            break
+    return trace.hypotheses(totals, words.eos)
+
+
+def greedy_search(
+    step: StepFunction[StateT],
+    state: StateT,
+    *,
+    clips: int,
+    max_words: int,
+    words: Words,
+    device: torch.device | str = "cpu",
+) -> list[list[Hypothesis]]:
+    """For each clip the one sentence that takes the most probable word every time. `state` holds one per clip."""
+    totals = torch.zeros(clips, 1, device=device)
+    ended = torch.zeros_like(totals, dtype=torch.bool)
+    last_words = torch.full_like(totals, words.sos, dtype=torch.long)
+    itself, trace = torch.zeros_like(last_words), _Trace()
+    for position in range(max_words + 1):
+        output = step(last_words, state)
+        log_probs, word = _allowed(output.log_probs, words, position=position, max_words=max_words).max(dim=-1)
+        last_words, said = word.masked_fill(ended, words.eos), log_probs.masked_fill(ended, 0.0)
+        totals, ended, state = totals + said, last_words == words.eos, output.state
+        trace.parent.append(itself)
+        trace.word.append(last_words)
+        trace.log_prob.append(said)
+        trace.attention.append(output.attention)
+        if bool(ended.all()):
+            break
+    return trace.hypotheses(totals, words.eos)

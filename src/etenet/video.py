@@ -1,0 +1,304 @@
+"""Bytes -> 16 RGB frames with their times. The only file of the core that imports av.
+
+Which frames: the frame list of a clip is what its decoder puts out, in presentation order; the list is cut into 16
+equal slices and the middle frame of each is taken (fewer than 16 frames: some come twice). To name those frames
+without decoding everything, the packets' timestamps stand for the frame list; only the runs of packets that a
+wanted frame depends on are decoded. If what comes out of them is not what the timestamps said, everything is
+decoded and counted, so the answer is the same.
+
+Knows nothing of networks, batches or servers.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video import VideoStream
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from etenet.config import FRAMES_PER_CLIP, DecodeLimits
+from etenet.errors import (
+    DecodeTimeout,
+    EmptyBody,
+    NotAVideo,
+    TooLarge,
+    TooManyPixels,
+    UndecodableVideo,
+)
+
+CONTAINERS = ("mov", "mp4", "3gp", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "gif")
+DECODERS = (
+    *("h264", "hevc", "vvc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "h263"),
+    *("mjpeg", "flv1", "wmv1", "wmv2", "wmv3", "vc1", "gif"),
+)
+
+VideoPacket: TypeAlias = "av.Packet[VideoStream]"
+
+_OPEN_OPTIONS = {"protocol_whitelist": "none", "format_whitelist": ",".join(CONTAINERS)}
+_SIGNATURES = (
+    *((4, box) for box in (b"ftyp", b"moov", b"mdat")),
+    *((0, mark) for mark in (b"\x1aE\xdf\xa3", b"\x00\x00\x01\xba", b"FLV", b"\x30\x26\xb2\x75", b"GIF8")),
+    *((8, b"AVI "), (188, b"G")),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledVideo:
+    """The 16 frames of a clip. Times are seconds from the clip's first frame."""
+
+    frames: NDArray[np.uint8]  # (16, resize_px, resize_px, 3) RGB
+    times_s: tuple[float, ...]
+    distinct_frames: int
+    codec: str
+    width_px: int
+    height_px: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    """A packet that says when it is shown, if at all."""
+
+    data: VideoPacket
+    pts: int
+    shown: bool
+    starts_group: bool  # a key frame
+
+
+@dataclass(frozen=True, slots=True)
+class _Still:
+    """One decoded frame, turned upright and resized."""
+
+    pts: int
+    pixels: NDArray[np.uint8]
+
+
+def middle_of_slices(length: int, slices: int = FRAMES_PER_CLIP) -> list[int]:
+    """Indices of the middle element of each of `slices` equal slices of a list.
+
+    >>> middle_of_slices(32, 4)
+    [4, 12, 20, 28]
+    """
+    return [(2 * number + 1) * length // (2 * slices) for number in range(slices)]
+
+
+def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = None, threads: int = 1) -> SampledVideo:
+    """16 equally spaced frames of a video file, each resized to resize_px x resize_px.
+
+    `threads` is the number of decoding threads (0: one per core). Raises a `CaptionError` that says what is wrong
+    with the file.
+    """
+    limits = limits or DecodeLimits()
+    if not body:
+        raise EmptyBody("the body is empty; send the video itself, for example with curl -T clip.mp4")
+    if len(body) > limits.max_body_bytes:
+        raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
+    deadline = time.monotonic() + limits.decode_deadline_s
+    with closing(_open(body)) as container:
+        return _Clip(container, resize_px=resize_px, limits=limits, threads=threads, deadline=deadline).sample()
+
+
+def _open(body: bytes) -> InputContainer:
+    try:
+        return av.open(io.BytesIO(body), "r", options=_OPEN_OPTIONS, metadata_errors="replace")
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        if any(body[at : at + len(mark)] == mark for at, mark in _SIGNATURES):
+            raise UndecodableVideo(
+                "the file starts like a video but its structure is damaged or cut short; send it again whole"
+            ) from error
+        raise NotAVideo(f"this is not a video in a container we read ({', '.join(CONTAINERS)})") from error
+
+
+class _Clip:
+    def __init__(
+        self, container: InputContainer, *, resize_px: int, limits: DecodeLimits, threads: int, deadline: float
+    ) -> None:
+        self.container, self.limits, self.resize_px, self.deadline = container, limits, resize_px, deadline
+        self.reformatter = VideoReformatter()
+        covers = av.stream.Disposition.attached_pic
+        streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+        if not streams:
+            raise NotAVideo("the file has no video stream (is it audio only?)")
+        self.stream = streams[0]
+        if self.stream.codec_context is None:
+            raise NotAVideo(f"the video's codec is unknown; we read {', '.join(DECODERS)}")
+        self.codec = self.stream.codec_context.codec.canonical_name
+        if self.codec not in DECODERS:
+            raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
+        self.context = self.stream.codec_context
+        self.size_px = self.context.width, self.context.height
+        self._check_pixels(*self.size_px)
+        self.context.options = {"max_pixels": str(limits.max_pixels)}
+        self.context.thread_type = "AUTO"
+        self.context.thread_count = threads
+
+    def sample(self) -> SampledVideo:
+        packets = self._demux()
+        stills = self._by_timestamps(packets) or self._by_counting(packets)
+        first_pts, end_pts = self._span(packets, stills)
+        seconds = float(self.stream.time_base or 0)
+        return SampledVideo(
+            frames=np.stack([still.pixels for still in stills]),
+            times_s=tuple((still.pts - first_pts) * seconds for still in stills),
+            distinct_frames=len({still.pts for still in stills}),
+            codec=self.codec,
+            width_px=self.size_px[0],
+            height_px=self.size_px[1],
+            duration_s=(end_pts - first_pts) * seconds,
+        )
+
+    def _demux(self) -> list[VideoPacket]:
+        packets = []
+        # Where the rest of the file is damaged, what came before is captioned.
+        with suppress(av.FFmpegError, MemoryError):
+            for packet in self.container.demux(self.stream):
+                self._check_time()
+                if packet.size:
+                    packets.append(packet)
+        if not packets:
+            raise UndecodableVideo("the video stream holds no data; the file is damaged or cut short")
+        return packets
+
+    def _by_timestamps(self, packets: Sequence[VideoPacket]) -> list[_Still] | None:
+        """The 16 frames that the packets' timestamps name, or None where the timestamps do not tell the truth."""
+        timed = [_Packet(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
+        timeline = sorted(packet.pts for packet in timed if packet.shown)
+        if len(timed) < len(packets) or len(set(timeline)) < len(timeline) or not timeline:
+            return None
+        wanted = [timeline[index] for index in middle_of_slices(len(timeline))]
+        stills: dict[int, _Still] = {}
+        for run, first_shown in _runs(timed, frozenset(wanted)):
+            promised = sorted(packet.pts for packet in run if packet.shown and packet.pts >= first_shown)
+            delivered = []
+            for frame in self._decode([packet.data for packet in run]):
+                if frame.pts is None:
+                    return None
+                if frame.pts >= first_shown:
+                    delivered.append(frame.pts)
+                if frame.pts in wanted:
+                    stills[frame.pts] = self._still(frame, frame.pts)
+            if delivered != promised:
+                return None
+        return [stills[pts] for pts in wanted]
+
+    def _by_counting(self, packets: Sequence[VideoPacket]) -> list[_Still]:
+        """The 16 frames by decoding everything twice: once to count, once to take."""
+        count = sum(1 for _ in self._decode(packets))
+        if not count:
+            raise UndecodableVideo(f"no frame of the {self.codec} video could be decoded; the file is damaged")
+        wanted = middle_of_slices(count)
+        stills = {
+            number: self._still(frame, number if frame.pts is None else frame.pts)
+            for number, frame in enumerate(self._decode(packets))
+            if number in wanted
+        }
+        return [stills[number] for number in wanted]
+
+    def _decode(self, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
+        """Frames in presentation order; a packet that cannot be decoded is left out."""
+        for packet in (*packets, None):
+            self._check_time()
+            try:
+                frames = self.context.decode(packet)
+            except (av.FFmpegError, MemoryError):
+                continue
+            for frame in frames:
+                self._check_pixels(frame.width, frame.height)
+                yield frame
+        self.context.flush_buffers()
+
+    def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
+        small = self.reformatter.reformat(
+            frame,
+            width=self.resize_px,
+            height=self.resize_px,
+            format="rgb24",
+            interpolation=Interpolation.BILINEAR,
+            threads=1,
+        )
+        return _Still(pts, _upright(small.to_ndarray().astype(np.uint8, copy=False), frame))
+
+    def _span(self, packets: Sequence[VideoPacket], stills: Sequence[_Still]) -> tuple[int, int]:
+        """First moment and end of what is shown, in units of the stream's time base."""
+        shown = [(p.pts, p.duration or 0) for p in packets if p.pts is not None and not p.is_discard]
+        if not shown:
+            return stills[0].pts, stills[-1].pts
+        last, duration = max(shown)
+        return min(shown)[0], last + duration
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise DecodeTimeout(f"decoding took longer than {self.limits.decode_deadline_s} s; send a shorter clip")
+
+    def _check_pixels(self, width: int, height: int) -> None:
+        if width * height > self.limits.max_pixels:
+            raise TooManyPixels(
+                f"a frame has {width} x {height} pixels, the limit is {self.limits.max_pixels} in all; scale it down"
+            )
+
+
+def _runs(packets: Sequence[_Packet], wanted: frozenset[int]) -> Iterator[tuple[Sequence[_Packet], int]]:
+    """Runs of packets that hold every wanted frame and all it depends on, each with the first moment it can show.
+
+    A run starts at a key frame. Frames shown before that key frame but sent after it lean on the group before, so
+    a wanted one of those brings that group along. A run ends with its last wanted packet, except at the end of the
+    clip, where files are most often damaged and the promised frames are therefore checked.
+    """
+    starts = [0, *(number for number, packet in enumerate(packets) if packet.starts_group and number)]
+    groups = [packets[a:b] for a, b in pairwise([*starts, len(packets)])]
+    needed = set()
+    for number, group in enumerate(groups):
+        for packet in group:
+            if packet.pts in wanted and packet.shown:
+                needed.add(number)
+                if packet.pts < group[0].pts and number:
+                    needed.add(number - 1)
+    for number in sorted(needed):
+        if number - 1 in needed:
+            continue
+        end = number
+        while end in needed:
+            end += 1
+        run = [packet for group in groups[number:end] for packet in group]
+        if end < len(groups):
+            run = run[: 1 + max(place for place, packet in enumerate(run) if packet.pts in wanted)]
+        yield run, run[0].pts if number else min(packet.pts for packet in run)
+
+
+def _upright(pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """Apply the display matrix, to the quarter turn, to a square picture.
+
+    Source: ISO/IEC 14496-12, 8.5.3: a point (x, y) is shown at (a x + c y, b x + d y).
+    """
+    try:
+        matrix = bytes(frame.side_data["DISPLAYMATRIX"])  # type: ignore[typeddict-item]  # a gap in the stub
+    except KeyError:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, np.int32, count=5).tolist()
+    if abs(b) > abs(a):
+        pixels, across, down = pixels.swapaxes(0, 1), c, b
+    else:
+        across, down = a, d
+    return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+
+
+def missing_decoders() -> list[str]:
+    """Decoders of the allow-list that this build of FFmpeg lacks."""
+    return [name for name in DECODERS if not _can_decode(name)]
+
+
+def _can_decode(name: str) -> bool:
+    try:
+        return bool(av.Codec(name, "r").is_decoder)
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""Makes EtENet checkpoints. Knows the core package `etenet`; nothing in the core knows this package."""
