@@ -52,6 +52,9 @@ class Dataset:
         """The words of the training split."""
         return Vocabulary.from_captions(caption for clip in self.clips["train"] for caption in clip.captions)
 
+    def clip_file(self, clip: Clip) -> Path:
+        return self.folder / "clips" / f"{clip.video}.mp4"
+
     def frames_of(self, clips: Sequence[Clip]) -> Tensor:
         """(B, L, resize_px, resize_px, 3) uint8."""
         return torch.from_numpy(np.stack([self.frames[clip.row] for clip in clips]))

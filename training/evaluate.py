@@ -30,7 +30,7 @@ def caption_split(captioner: etenet.Captioner, dataset: Dataset, split: str) -> 
     with tqdm(total=len(clips), unit="clip", disable=None) as bar:
         for start in range(0, len(clips), BATCH_CLIPS):
             batch = clips[start : start + BATCH_CLIPS]
-            bodies = [(dataset.folder / "clips" / f"{clip.video}.mp4").read_bytes() for clip in batch]
+            bodies = [dataset.clip_file(clip).read_bytes() for clip in batch]
             for clip, outcome in zip(
                 batch, captioner.caption_batch(bodies, [etenet.CaptionOptions()] * len(batch)), strict=True
             ):

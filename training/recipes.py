@@ -72,10 +72,10 @@ def demo() -> Recipe:
                 final_learning_rate_share=0.1,
             ),
             2: Stage(
-                epochs=12,
+                epochs=10,
                 batch_clips=16,
                 accumulation_steps=2,
-                captions_per_clip=4,
+                captions_per_clip=2,
                 encoder_learning_rate=4e-4,
                 encoder_weight_decay=4e-5,
                 decoder_learning_rate=4e-4,

@@ -127,8 +127,7 @@ class Captioner:
         self.device = torch.device(device)
         self.limits = limits or DecodeLimits()
         self._model = checkpoint.model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self._cores = os.cpu_count() or 1
-        self._decoders = ThreadPoolExecutor(self._cores, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
 
     @property
     def encoder(self) -> str:
@@ -144,8 +143,7 @@ class Captioner:
     def caption_batch(self, bodies: Sequence[bytes], options: Sequence[CaptionOptions]) -> list[Caption | CaptionError]:
         """One outcome per body, in order; what is wrong with one changes nothing for the others."""
         started = time.perf_counter()
-        threads = max(1, self._cores // max(1, len(bodies)))
-        decoded = list(self._decoders.map(lambda body: self._decode(body, threads), bodies))
+        decoded = list(self._decoders.map(self._decode, bodies))
         good = [number for number, outcome in enumerate(decoded) if isinstance(outcome, _Decoded)]
         outcomes: list[Caption | CaptionError] = [
             outcome if isinstance(outcome, CaptionError) else InternalError("no caption was made")
@@ -176,12 +174,10 @@ class Captioner:
             )
         return outcomes
 
-    def _decode(self, body: bytes, threads: int) -> _Decoded | CaptionError:
+    def _decode(self, body: bytes) -> _Decoded | CaptionError:
         started = time.perf_counter()
         try:
-            video = sample_frames(
-                body, resize_px=self.checkpoint.preprocessing.resize_px, limits=self.limits, threads=threads
-            )
+            video = sample_frames(body, resize_px=self.checkpoint.preprocessing.resize_px, limits=self.limits)
         except CaptionError as error:
             return error
         except Exception:

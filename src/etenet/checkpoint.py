@@ -91,6 +91,8 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
         vocabulary = Vocabulary(contents["vocabulary"])
         decoder = DecoderConfig(**contents["decoder"])
         preprocessing = Preprocessing(**contents["preprocessing"])
+        if decoder.vocabulary_size != len(vocabulary):
+            raise ValueError(f"{len(vocabulary)} words for a decoder of {decoder.vocabulary_size}")
         with torch.device("meta"):
             model = EtENet(Encoder(contents["encoder"]), Decoder(decoder))
         weights = {

@@ -4,8 +4,8 @@ Knows no network: a step takes the last words and a state, and returns log proba
 attention weights. Nothing is copied to the host until the sentences are done, but for one flag per word that says
 whether any sentence still grows.
 
-Every sentence has a word and an end: after `max_words` words only the end may follow, at the price the network puts on it, so all
-sentences compare by the same measure and there is always an answer.
+Every sentence has a word and an end: after `max_words` words only the end may follow, at the price the network puts
+on it, so all sentences compare by the same measure and there is always an answer.
 
 Shapes: B clips, K beams, V words, L frames, T words of the longest sentence, its end included.
 """
@@ -156,13 +156,14 @@ def beam_search(
         had_ended = best == math.inf
         totals = torch.where(had_ended, totals.gather(1, parent), best)
         said = log_probs.flatten(1).gather(1, candidate).masked_fill(had_ended, 0.0)
-        ended = last_words == words.eos
+        impossible = totals == -math.inf  # fewer sentences exist than there are beams
+        ended = (last_words == words.eos) & ~impossible
         state = output.state.pick(parent)
         trace.parent.append(parent)
         trace.word.append(last_words)
         trace.log_prob.append(said)
         trace.attention.append(_of_beams(output.attention, parent))
-        if bool(ended.all()):
+        if bool((ended | impossible).all()):
             break
     return trace.hypotheses(totals, words.eos)
 

@@ -4,7 +4,8 @@ Which frames: the frame list of a clip is what its decoder puts out, in presenta
 equal slices and the middle frame of each is taken (fewer than 16 frames: some come twice). To name those frames
 without decoding everything, the packets' timestamps stand for the frame list; only the runs of packets that a
 wanted frame depends on are decoded. If what comes out of them is not what the timestamps said, everything is
-decoded and counted, so the answer is the same.
+decoded and counted, so the answer is the same. Damage in a part that no wanted frame depends on is never seen: there
+the timestamps alone say what the frame list is.
 
 Knows nothing of networks, batches or servers.
 """
@@ -92,11 +93,10 @@ def middle_of_slices(length: int, slices: int = FRAMES_PER_CLIP) -> list[int]:
     return [(2 * number + 1) * length // (2 * slices) for number in range(slices)]
 
 
-def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = None, threads: int = 1) -> SampledVideo:
+def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = None) -> SampledVideo:
     """16 equally spaced frames of a video file, each resized to resize_px x resize_px.
 
-    `threads` is the number of decoding threads (0: one per core). Raises a `CaptionError` that says what is wrong
-    with the file.
+    Raises a `CaptionError` that says what is wrong with the file.
     """
     limits = limits or DecodeLimits()
     if not body:
@@ -105,7 +105,7 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
         raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
     deadline = time.monotonic() + limits.decode_deadline_s
     with closing(_open(body)) as container:
-        return _Clip(container, resize_px=resize_px, limits=limits, threads=threads, deadline=deadline).sample()
+        return _Clip(container, resize_px=resize_px, limits=limits, deadline=deadline).sample()
 
 
 def _open(body: bytes) -> InputContainer:
@@ -120,9 +120,7 @@ def _open(body: bytes) -> InputContainer:
 
 
 class _Clip:
-    def __init__(
-        self, container: InputContainer, *, resize_px: int, limits: DecodeLimits, threads: int, deadline: float
-    ) -> None:
+    def __init__(self, container: InputContainer, *, resize_px: int, limits: DecodeLimits, deadline: float) -> None:
         self.container, self.limits, self.resize_px, self.deadline = container, limits, resize_px, deadline
         self.reformatter = VideoReformatter()
         covers = av.stream.Disposition.attached_pic
@@ -139,8 +137,8 @@ class _Clip:
         self.size_px = self.context.width, self.context.height
         self._check_pixels(*self.size_px)
         self.context.options = {"max_pixels": str(limits.max_pixels)}
-        self.context.thread_type = "AUTO"
-        self.context.thread_count = threads
+        # What a decoder makes of damage depends on its number of threads, and a clip must always look the same.
+        self.context.thread_count = 1
 
     def sample(self) -> SampledVideo:
         packets = self._demux()

@@ -1,0 +1,49 @@
+# One word per job; CI says the same words.
+#
+#   make serve                      serve the demo checkpoint: set up, package, start, wait until a caption works
+#   make serve CHECKPOINT=best.pt   serve your own
+#   make test                       set up, check, run all tests
+#   make check                      format, lint, types
+#   make demo-model                 render the demo world, train on it, evaluate: model_store/demo.pt and examples/
+#   make clean                      remove what these jobs made, but for the environment
+
+PYTHON ?= python3
+CHECKPOINT ?= model_store/demo.pt
+CONFIG ?= config.properties
+DEMO_DATA ?= data/demo
+DEMO_RUN ?= runs/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: serve test check demo-model clean
+.DELETE_ON_ERROR:
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+serve: $(READY)
+	$(BIN)/etenet package $(CHECKPOINT)
+	exec $(BIN)/etenet serve --config $(CONFIG)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest
+
+demo-model: $(READY)
+	$(BIN)/python -m training.prepare demo --out $(DEMO_DATA)
+	$(BIN)/python -m training.stills demo --data $(DEMO_DATA) --out $(DEMO_RUN)/encoder.pt
+	$(BIN)/python -m training.train demo --stage 1 --data $(DEMO_DATA) --out $(DEMO_RUN) --encoder-weights $(DEMO_RUN)/encoder.pt
+	$(BIN)/python -m training.train demo --stage 2 --data $(DEMO_DATA) --out $(DEMO_RUN)
+	$(BIN)/python -m training.ship --run $(DEMO_RUN) --data $(DEMO_DATA)
+
+clean:
+	rm -rf data runs model_store/*.mar .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,161 @@
+"""What several test files share: the demo checkpoint, the examples, the reference data, and real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import etenet
+from etenet import checkpoint as checkpoints
+from etenet.vocabulary import Vocabulary
+
+REPOSITORY = Path(__file__).parent.parent
+DEMO = REPOSITORY / "model_store" / "demo.pt"
+EXAMPLES: dict[str, str] = json.loads((REPOSITORY / "examples" / "captions.json").read_text())
+START_DEADLINE_S = 120.0
+
+
+@pytest.fixture(scope="session")
+def captioner() -> etenet.Captioner:
+    return etenet.load(DEMO)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random network with a handful of words."""
+    path = tmp_path_factory.mktemp("checkpoint") / "small.pt"
+    checkpoints.save(checkpoints.initialise("squeezenet1_1", Vocabulary(["a", "dog", "runs"]), crop_px=64), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    folder = os.environ.get("ETENET_REFERENCE_DATA")
+    if not folder:
+        pytest.skip("ETENET_REFERENCE_DATA is not set: the reference data is not part of the repository")
+    return (REPOSITORY / folder).resolve()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    content_type: str
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+    """GET without a body, PUT with one; any status is an answer."""
+    request = urllib.request.Request(url, body, headers or {}, method="GET" if body is None else "PUT")
+    if body is not None and not request.has_header("Content-type"):
+        request.add_header("Content-type", "application/octet-stream")
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return Answer(response.status, response.headers.get("Content-Type", ""), response.read())
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, error.headers.get("Content-Type", ""), error.read())
+
+
+@dataclass(slots=True)
+class Server:
+    """A running `etenet serve`."""
+
+    process: subprocess.Popen[bytes]
+    inference: str
+    exporter: str
+    log: Path
+
+    @property
+    def predictions(self) -> str:
+        return f"{self.inference}/predictions/etenet"
+
+    def caption(self, body: bytes, **headers: str) -> Answer:
+        return ask(self.predictions, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
+
+
+def other_ports_config(folder: Path) -> tuple[Path, list[int]]:
+    """The repository's config.properties with every port replaced by a free one."""
+    lines = (REPOSITORY / "config.properties").read_text().splitlines()
+    names = ("inference_address", "management_address", "metrics_address", "exporter_address")
+    ports = free_ports(6)
+    values = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, ports[:4], strict=True)}
+    values |= {"grpc_inference_port": str(ports[4]), "grpc_management_port": str(ports[5])}
+    changed = [f"{key}={values.get(key, value)}" for key, _, value in (line.partition("=") for line in lines) if value]
+    path = folder / "config.properties"
+    path.write_text("\n".join(changed) + "\n")
+    return path, ports
+
+
+@contextmanager
+def running_server(*arguments: str, config: Path | None = None) -> Iterator[Server]:
+    """Start `etenet serve` on free ports and wait until it says it is ready."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path, ports = other_ports_config(Path(scratch)) if config is None else (config, ports_of(config))
+        log = Path(scratch) / "serve.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "etenet", "serve", "--config", str(path), *arguments],
+                cwd=REPOSITORY,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        server = Server(process, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}", log)
+        try:
+            wait_until(lambda: b"ready. Try it" in log.read_bytes() or process.poll() is not None, START_DEADLINE_S)
+            assert process.poll() is None, log.read_text()
+            yield server
+        finally:
+            if process.poll() is None:
+                server.stop()
+
+
+def ports_of(config: Path) -> list[int]:
+    values = dict(line.split("=", 1) for line in config.read_text().splitlines() if "=" in line)
+    names = ("inference_address", "management_address", "metrics_address", "exporter_address")
+    return [int(values[name].rsplit(":", 1)[1]) for name in names]
+
+
+def wait_until(condition: Callable[[], bool], deadline_s: float) -> None:
+    """Poll a condition; fails the test if it does not come true in time."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"did not come true within {deadline_s} s")
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A real TorchServe with the demo checkpoint."""
+    with running_server("--checkpoint", str(DEMO)) as running:
+        yield running

@@ -1,0 +1,73 @@
+"""The archive is the same every time and needs nothing of the repository to caption."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from etenet import archive
+from etenet.errors import CheckpointError
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY
+
+RUN = """
+import json, sys
+sys.path[:0] = [sys.argv[1]]
+sys.path.append(sys.argv[2])
+import etenet, etenet_handler
+
+class Context:
+    model_name, manifest, model_yaml_config = "etenet", json.load(open(sys.argv[1] + "/MAR-INF/MANIFEST.json")), None
+    system_properties = {"model_dir": sys.argv[1], "gpu_id": None}
+    statuses = {}
+    def get_all_request_header(self, number):
+        return {}
+    def set_response_status(self, code, phrase, number):
+        self.statuses[number] = code
+    def set_response_content_type(self, number, value):
+        pass
+
+handler, context = etenet_handler.EtenetHandler(), Context()
+handler.initialize(context)
+bodies = [open(path, "rb").read() for path in sys.argv[3:]]
+answers = [json.loads(answer) for answer in handler.handle([{"body": bytearray(body)} for body in bodies], context)]
+print(json.dumps({"from": etenet.__file__, "captions": [answer["caption"] for answer in answers]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return archive.package(DEMO, tmp_path_factory.mktemp("archive") / "etenet.mar")
+
+
+def test_it_is_the_same_bytes_every_time(demo_archive: Path, tmp_path: Path) -> None:
+    again = archive.package(DEMO, tmp_path / "sub" / "other.mar")
+    assert again.read_bytes() == demo_archive.read_bytes()
+    assert [path.name for path in again.parent.iterdir()] == ["other.mar"]
+
+
+def test_it_captions_in_a_fresh_interpreter_that_cannot_see_the_repository(demo_archive: Path, tmp_path: Path) -> None:
+    unpacked = tmp_path / "unpacked"
+    with zipfile.ZipFile(demo_archive) as contents:
+        contents.extractall(unpacked)
+    paths = [str(REPOSITORY / "examples" / name) for name in EXAMPLES]
+    # -I and -S keep out the working directory, the environment and the link to the repository that pip made.
+    command = [sys.executable, "-I", "-S", "-c", RUN, str(unpacked), sysconfig.get_path("purelib"), *paths]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    said = json.loads(finished.stdout.splitlines()[-1])
+    assert said["from"] == str(unpacked / "etenet" / "__init__.py")
+    assert said["captions"] == list(EXAMPLES.values())
+
+
+def test_a_bad_checkpoint_is_not_packaged(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="bad.pt"):
+        archive.package(bad, tmp_path / "etenet.mar")
+    assert not (tmp_path / "etenet.mar").exists()

@@ -1,0 +1,116 @@
+"""One file holds everything, survives a crash while it is written, and cannot run code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from etenet import checkpoint as checkpoints
+from etenet.errors import CheckpointError
+from etenet.vocabulary import Vocabulary
+
+WORDS = Vocabulary(["a", "dog", "runs"])
+
+
+def fresh() -> checkpoints.Checkpoint:
+    torch.manual_seed(0)
+    return checkpoints.initialise("squeezenet1_1", WORDS, crop_px=64, max_words=7, dropout=0.25)
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    path, written = tmp_path / "model.pt", fresh()
+    checkpoints.save(written, path)
+    read = checkpoints.load(path)
+    assert (read.vocabulary, read.preprocessing, read.max_words) == (WORDS, written.preprocessing, 7)
+    assert read.model.encoder.name == "squeezenet1_1"
+    assert read.model.decoder.config == written.model.decoder.config
+    for name, value in written.model.state_dict().items():
+        assert torch.equal(read.model.state_dict()[name], value), name
+    assert not read.model.training
+
+
+def test_half_precision_halves_the_file_and_reads_as_float32(tmp_path: Path) -> None:
+    whole, half = tmp_path / "whole.pt", tmp_path / "half.pt"
+    checkpoints.save(fresh(), whole)
+    checkpoints.save(fresh(), half, dtype=torch.float16)
+    assert half.stat().st_size < 0.51 * whole.stat().st_size
+    read = checkpoints.load(half).model.state_dict()
+    for name, value in fresh().model.state_dict().items():
+        assert read[name].dtype == torch.float32
+        torch.testing.assert_close(read[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt"
+    checkpoints.save(fresh(), path)
+    before = path.read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(fresh(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Poison:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("poisoned",)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoints.FORMAT, "version": 1, "weights": Poison()}, tmp_path / "zip.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Poison()))
+    for name in ("zip.pt", "pickle.pt"):
+        with pytest.raises(CheckpointError, match=name):
+            checkpoints.load(tmp_path / name)
+    assert not (tmp_path / "poisoned").exists()
+
+
+def changed(contents: dict[str, object], **changes: object) -> dict[str, object]:
+    return {**contents, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": "other"}, "not an EtENet checkpoint"),
+        ({"version": 99}, "version 99"),
+        ({"vocabulary": ["a", "a"]}, "damaged"),
+        ({"vocabulary": ["a"]}, "damaged"),
+        ({"encoder": "resnet17"}, "resnet17"),
+        ({"weights": {}}, "damaged"),
+        ({"decoder": {"hidden": 3}}, "damaged"),
+    ],
+)
+def test_a_wrong_checkpoint_is_named_with_its_mend(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    path = tmp_path / "model.pt"
+    checkpoints.save(fresh(), path)
+    torch.save(changed(torch.load(path, weights_only=True), **changes), path)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        checkpoints.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("contents", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, contents: bytes) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(contents)
+    with pytest.raises(CheckpointError, match=r"model\.pt"):
+        checkpoints.load(path)
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    checkpoints.save(fresh(), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model\.pt"):
+        checkpoints.load(path)

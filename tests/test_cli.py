@@ -1,0 +1,101 @@
+"""The `etenet` command as a person uses it: results on stdout, the rest on stderr, three exit statuses."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+import etenet
+from etenet.cli import main
+from tests import clips
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, other_ports_config
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+def test_caption_says_what_the_examples_show(capsys: Capture) -> None:
+    assert main(["caption", *(f"examples/{name}" for name in EXAMPLES)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {Path(line["video"]).name: line["caption"] for line in lines} == EXAMPLES
+
+
+def test_caption_lists_what_failed_and_does_the_rest(tmp_path: Path, capsys: Capture) -> None:
+    bad, out, (good, *_) = tmp_path / "bad.mp4", tmp_path / "out.jsonl", EXAMPLES
+    bad.write_bytes(b"not a video")
+    assert main(["caption", str(bad), f"examples/{good}", "--out", str(out), "--captions", "2"]) == 1
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    assert first["error"]["code"] == "not_a_video"
+    assert second["caption"] == EXAMPLES[good]
+    assert len(second["captions"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "bad.mp4" in said.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["caption", "missing.mp4"],
+        ["caption", "README.md", "--checkpoint", "missing.pt"],
+        ["caption", "README.md", "--checkpoint", "README.md"],
+        ["caption", "README.md", "--beam-size", "99"],
+        ["package", "missing.pt"],
+        ["package", "README.md"],
+        ["serve", "--checkpoint", "missing.pt"],
+        ["serve", "--checkpoint", "README.md"],
+        ["serve", "--config", "missing.properties"],
+        ["init", "--encoder", "resnet17", "--words", "README.md"],
+        ["init", "--encoder", "squeezenet1_1", "--words", "missing.txt"],
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Capture) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith(f"etenet {arguments[0]}: ")
+
+
+def test_init_makes_a_checkpoint_of_any_encoder_that_captions(tmp_path: Path, capsys: Capture) -> None:
+    words, out, clip = tmp_path / "words.txt", tmp_path / "init.pt", tmp_path / "clip.mp4"
+    words.write_text("a\nDog\nruns\na\n")
+    clip.write_bytes(clips.video(20))
+    assert main(["init", "--encoder", "resnet18", "--words", str(words), "--out", str(out)]) == 0
+    assert main(["caption", str(clip), "--checkpoint", str(out)]) == 0
+    captioner = etenet.load(out)
+    assert captioner.encoder == "resnet18"
+    assert captioner.checkpoint.vocabulary.known_words == ("a", "dog", "runs")
+    assert set(json.loads(capsys.readouterr().out.splitlines()[-1])["caption"].split()) <= {"a", "dog", "runs"}
+
+
+def test_doctor_finds_nothing_wrong_here(tmp_path: Path, capsys: Capture) -> None:
+    config, _ = other_ports_config(tmp_path)
+    assert main(["doctor", "--config", str(config)]) == 0
+    said = capsys.readouterr().out
+    for expected in ("Python", "Java 17", "torch ", "TorchServe", "PyAV", str(DEMO.relative_to(REPOSITORY)), "ports"):
+        assert f"ok    {expected}" in said
+
+
+def test_doctor_names_what_is_wrong_with_its_mend(tmp_path: Path, capsys: Capture) -> None:
+    config, ports = other_ports_config(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[0]))
+        taken.listen()
+        assert main(["doctor", "--config", str(config), "--checkpoint", "missing.pt"]) == 1
+    said = capsys.readouterr().out
+    assert f"WRONG port {ports[0]} is taken" in said
+    assert "WRONG no checkpoint at missing.pt" in said
+    assert said.count("mend:") == 2
+
+
+def test_doctor_says_that_no_server_answers(capsys: Capture) -> None:
+    assert main(["doctor", "--server", "http://127.0.0.1:9"]) == 1
+    assert "start it with: etenet serve" in capsys.readouterr().out

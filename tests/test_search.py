@@ -1,0 +1,185 @@
+"""Search against brute force, on small random languages that need no network."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from etenet.search import Words, beam_search, greedy_search
+
+V, SOS, EOS = 5, 0, 1
+WORDS = Words(sos=SOS, eos=EOS)
+
+
+@dataclass(frozen=True)
+class History:
+    """The words said so far, (B, K, T): enough for a language whose next word depends on all before it."""
+
+    said: Tensor
+
+    def pick(self, sentences: Tensor) -> History:
+        return History(self.said.gather(1, sentences[..., None].expand(-1, -1, self.said.shape[-1])))
+
+
+@dataclass(frozen=True)
+class Output:
+    log_probs: Tensor
+    state: History
+    attention: Tensor
+
+
+class Language:
+    """Next-word probabilities drawn at random for every clip and history, always the same for the same one."""
+
+    def __init__(self, clips: int, *, seed: int = 0, end_bias: float = 0.0) -> None:
+        self.clips, self.seed, self.end_bias = clips, seed, end_bias
+
+    def log_probs(self, clip: int, said: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((self.seed, clip, said)) % 2**31)
+        scores = torch.randn(V, generator=generator, dtype=torch.float64) * 2
+        scores[EOS] += self.end_bias
+        return scores.log_softmax(-1)
+
+    def step(self, words: Tensor, state: History) -> Output:
+        said = torch.cat([state.said, words[..., None]], dim=-1)
+        log_probs = torch.stack(
+            [
+                torch.stack([self.log_probs(clip, tuple(beam)) for beam in beams])
+                for clip, beams in enumerate(said.tolist())
+            ]
+        )
+        attention = said[..., -1:].double().expand(-1, -1, 3)  # shows which word the step came after
+        return Output(log_probs, History(said), attention)
+
+    def start(self, beams: int) -> History:
+        return History(torch.zeros(self.clips, beams, 0, dtype=torch.long))
+
+    def probability_of(self, clip: int, words: tuple[int, ...]) -> float:
+        said, total = (SOS,), 0.0
+        for word in (*words, EOS):
+            total += self.log_probs(clip, said)[word].item()
+            said += (word,)
+        return total
+
+    def every_sentence(self, clip: int, max_words: int) -> list[tuple[float, tuple[int, ...]]]:
+        """All sentences of one to max_words words with their probabilities, best first."""
+        speakable = [word for word in range(V) if word not in (SOS, EOS)]
+        sentences = (
+            words for length in range(1, max_words + 1) for words in itertools.product(speakable, repeat=length)
+        )
+        return sorted(((self.probability_of(clip, words), words) for words in sentences), reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_beam_as_wide_as_the_space_finds_the_best_sentences(seed: int) -> None:
+    language, max_words = Language(2, seed=seed), 3
+    everything = [language.every_sentence(clip, max_words) for clip in range(2)]
+    width = len(everything[0])
+    beams = beam_search(
+        language.step, language.start(width), clips=2, beam_size=width, max_words=max_words, words=WORDS
+    )
+    for found, expected in zip(beams, everything, strict=True):
+        assert [hypothesis.words for hypothesis in found] == [words for _, words in expected]
+        assert [hypothesis.log_prob for hypothesis in found] == pytest.approx([total for total, _ in expected])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_beam_of_one_is_greedy_search(seed: int) -> None:
+    language = Language(3, seed=seed)
+    beam = beam_search(language.step, language.start(1), clips=3, beam_size=1, max_words=6, words=WORDS)
+    greedy = greedy_search(language.step, language.start(1), clips=3, max_words=6, words=WORDS)
+    assert beam == greedy
+    for clip, (sentence,) in enumerate(greedy):
+        said: tuple[int, ...] = (SOS,)
+        while len(said) <= 6:
+            scores = language.log_probs(clip, said)
+            scores[SOS] = -math.inf
+            if len(said) == 1:
+                scores[EOS] = -math.inf
+            if (word := int(scores.argmax())) == EOS:
+                break
+            said += (word,)
+        assert sentence.words == said[1:]
+
+
+@pytest.mark.parametrize("beam_size", [2, 3, 5])
+def test_the_beam_is_that_of_a_plain_loop(beam_size: int) -> None:
+    """The oracle keeps beams in a list: ended ones stay, the others compete for the places left."""
+    for seed in range(10):
+        language, max_words = Language(1, seed=seed, end_bias=0.5), 5
+        ended: list[tuple[float, tuple[int, ...]]] = []
+        live: list[tuple[float, tuple[int, ...]]] = [(0.0, (SOS,))]
+        for position in range(max_words + 1):
+            candidates = [
+                (total + language.log_probs(0, said)[word].item(), (*said, word))
+                for total, said in live
+                for word in range(V)
+                if word != SOS and (word == EOS) <= (position > 0) and (word == EOS) >= (position == max_words)
+            ]
+            best = sorted(candidates, reverse=True)[: beam_size - len(ended)]
+            ended += [beam for beam in best if beam[1][-1] == EOS]
+            live = [beam for beam in best if beam[1][-1] != EOS]
+        (found,) = beam_search(
+            language.step, language.start(beam_size), clips=1, beam_size=beam_size, max_words=max_words, words=WORDS
+        )
+        expected = sorted(ended, reverse=True)
+        assert [hypothesis.words for hypothesis in found] == [said[1:-1] for _, said in expected]
+
+
+def test_no_ended_beam_comes_back_and_every_sum_is_that_of_its_words() -> None:
+    language = Language(4, seed=3, end_bias=1.0)
+    for clip, found in enumerate(
+        beam_search(language.step, language.start(5), clips=4, beam_size=5, max_words=6, words=WORDS)
+    ):
+        assert len({hypothesis.words for hypothesis in found}) == 5
+        for hypothesis in found:
+            assert EOS not in hypothesis.words
+            assert 1 <= len(hypothesis.words) <= 6
+            assert hypothesis.log_prob == pytest.approx(language.probability_of(clip, hypothesis.words))
+            assert sum(hypothesis.word_log_probs) == pytest.approx(hypothesis.log_prob)
+            assert [weights[0] for weights in hypothesis.attention] == [SOS, *hypothesis.words[:-1]]
+
+
+def test_a_language_that_never_ends_still_answers() -> None:
+    language = Language(1, end_bias=-50.0)
+    (found,) = beam_search(language.step, language.start(3), clips=1, beam_size=3, max_words=4, words=WORDS)
+    assert [len(hypothesis.words) for hypothesis in found] == [4, 4, 4]
+
+
+def test_a_clip_is_searched_alike_alone_and_in_a_batch() -> None:
+    language = Language(6, seed=9, end_bias=0.3)
+    together = beam_search(language.step, language.start(4), clips=6, beam_size=4, max_words=6, words=WORDS)
+    for clip in range(6):
+        alone = Language(1, seed=9, end_bias=0.3)
+        alone.log_probs = lambda _, said, clip=clip: language.log_probs(clip, said)  # type: ignore[method-assign]
+        (found,) = beam_search(alone.step, alone.start(4), clips=1, beam_size=4, max_words=6, words=WORDS)
+        assert found == together[clip]
+
+
+def test_words_that_are_never_said_are_never_said() -> None:
+    language = Language(2)
+    words = Words(sos=SOS, eos=EOS, never=(2, 3))
+    beams = beam_search(language.step, language.start(5), clips=2, beam_size=5, max_words=3, words=words)
+    assert {hypothesis.words for found in beams for hypothesis in found} == {(4,), (4, 4), (4, 4, 4)}
+
+
+def test_probabilities_that_are_not_numbers_give_no_sentence() -> None:
+    def step(words: Tensor, state: History) -> Output:
+        return Output(torch.full((*words.shape, V), math.nan), state, torch.zeros(*words.shape, 3))
+
+    language = Language(1)
+    assert beam_search(step, language.start(2), clips=1, beam_size=2, max_words=3, words=WORDS) == [[]]
+    assert greedy_search(step, language.start(1), clips=1, max_words=3, words=WORDS) == [[]]
+
+
+def test_a_length_penalty_divides_by_a_power_of_the_length() -> None:
+    language = Language(1)
+    (found,) = beam_search(language.step, language.start(1), clips=1, beam_size=1, max_words=5, words=WORDS)
+    (hypothesis,) = found
+    length = len(hypothesis.words) + 1
+    assert hypothesis.score(0.7) == pytest.approx(hypothesis.log_prob / length**0.7)

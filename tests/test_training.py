@@ -1,0 +1,153 @@
+"""The demo world says what it shows, the loss is the paper's, and the whole trainer runs in miniature."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import etenet
+from etenet import checkpoint as checkpoints
+from etenet.config import DecoderConfig
+from etenet.decoder import Decoder
+from etenet.video import sample_frames
+from etenet.vocabulary import EOS_ID, SOS_ID, Vocabulary
+from training import demo_world, evaluate, prepare, recipes, ship, stills, train
+from training.datasets import Dataset, Sentences, shuffled_batches
+from training.loss import ATTENTION_PENALTY, sentence_losses
+
+CLIPS = list(demo_world.clips())
+
+
+def test_the_world_is_as_large_as_promised() -> None:
+    assert len(demo_world.THINGS) >= 24
+    assert len(demo_world.MOTIONS) == len(demo_world.SCENES) == 6
+
+
+def test_whole_combinations_are_held_out_and_all_names_are_taught() -> None:
+    splits = demo_world.combinations_by_split()
+    everything = [combination for split in splits.values() for combination in split]
+    assert len(set(everything)) == len(everything) == 24 * 6 * 6
+    for attribute in ("thing", "motion", "scene"):
+        taught = {getattr(combination, attribute) for combination in splits["train"]}
+        assert taught == {getattr(combination, attribute) for combination in everything}
+
+
+def test_every_reference_names_its_own_combination_and_no_other() -> None:
+    for clip in CLIPS:
+        sentences = demo_world.references(clip)
+        assert len(set(sentences)) >= 5
+        for sentence in sentences:
+            assert demo_world.named(sentence) == clip.combination, sentence
+
+
+@pytest.mark.parametrize("caption", ["", "a dog and a cat are rising in the sky", "a man is playing a guitar"])
+def test_what_a_caption_does_not_say_is_not_counted(caption: str) -> None:
+    assert "" in dataclasses.astuple(demo_world.named(caption))
+
+
+def test_a_clip_is_a_function_of_its_seed() -> None:
+    first, again, other = (
+        np.stack(list(demo_world.frames(clip, count=5, size_px=(64, 48)))) for clip in (CLIPS[0], CLIPS[0], CLIPS[1])
+    )
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_the_loss_is_equations_18_to_20_of_each_sentence_alone() -> None:
+    torch.manual_seed(0)
+    config = DecoderConfig(feature_size=6, vocabulary_size=9, hidden_size=5, embedding_size=4, attention_size=3)
+    decoder, vocabulary = Decoder(config).double(), Vocabulary(list("abcdef"))
+    features = torch.randn(2, 16, 6, dtype=torch.float64)
+    captions = [["a b c d", "f"], ["e e", "a b c d e f"]]
+    losses = sentence_losses(decoder, features, Sentences.encode(captions, vocabulary, 20))
+    for clip, of_clip in enumerate(captions):
+        for number, caption in enumerate(of_clip):
+            memory = decoder.remember(features[clip : clip + 1])
+            state, nll, attended = decoder.first_state(memory), 0.0, torch.zeros(16, dtype=torch.float64)
+            ids = vocabulary.encode(caption)
+            for previous, target in zip([SOS_ID, *ids], [*ids, EOS_ID], strict=True):
+                step = decoder.step(torch.tensor([[previous]]), state, memory)
+                state, attended = step.state, attended + step.attention[0, 0]
+                nll -= step.log_probs[0, 0, target].item()
+            penalty = ((1 - attended) ** 2).sum().item() / 16
+            assert losses[clip, number].item() == pytest.approx(nll + ATTENTION_PENALTY * penalty, abs=1e-9)
+
+
+def test_sentences_longer_than_the_limit_are_cut_and_still_end() -> None:
+    sentences = Sentences.encode([["a b c d e"]], Vocabulary(list("abcde")), 3)
+    assert sentences.target.tolist() == [[[3, 4, 5, EOS_ID]]]
+    assert sentences.previous.tolist() == [[[SOS_ID, 3, 4, 5]]]
+
+
+def test_an_epoch_visits_every_clip_once_in_an_order_of_its_own() -> None:
+    batches = [shuffled_batches(list(range(10)), 3, seed=1, epoch=epoch) for epoch in (0, 0, 1)]  # type: ignore[arg-type]
+    orders = [list(chain.from_iterable(of_epoch)) for of_epoch in batches]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == list(range(10))
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo dataset of few clips, prepared by the real code."""
+    folder = tmp_path_factory.mktemp("demo")
+    first = CLIPS[0].combination
+    few = [
+        dataclasses.replace(CLIPS[n], combination=first, split=s)
+        for n, s in enumerate(3 * ["train"] * 2 + ["validation", "test"] * 3)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_world, "clips", lambda **_: iter(few))
+        prepare.prepare_demo(folder, resize_px=118, train_per_combination=1)
+    return folder
+
+
+def test_the_whole_trainer_runs_and_learns(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipes.demo()
+    short = dataclasses.replace(
+        recipe,
+        dropout=0.0,
+        stills=dataclasses.replace(recipe.stills, steps=3, batch=8),
+        stages={
+            number: dataclasses.replace(stage, epochs=6, batch_clips=3, accumulation_steps=2)
+            for number, stage in recipe.stages.items()
+        },
+    )
+    monkeypatch.setitem(recipes.RECIPES, "demo", lambda: short)
+    run, data = tmp_path / "run", ["--data", str(miniature)]
+    stills.main(["demo", *data, "--out", str(run / "encoder.pt")])
+    train.main(["demo", "--stage", "1", *data, "--out", str(run), "--encoder-weights", str(run / "encoder.pt")])
+    train.main(["demo", "--stage", "2", *data, "--out", str(run)])
+    for stage in (1, 2):
+        log = [json.loads(line) for line in (run / f"stage{stage}" / "log.jsonl").read_text().splitlines()]
+        assert log[-1]["train_loss"] < 0.9 * log[0]["train_loss"]
+    frozen, learned = (checkpoints.load(run / f"stage{n}" / "best.pt").model.encoder.state_dict() for n in (1, 2))
+    given = torch.load(run / "encoder.pt", weights_only=True)
+    assert all(torch.equal(frozen[name], given[name]) for name in given)
+    assert any(not torch.equal(learned[name], given[name]) for name in given)
+
+    capsys.readouterr()
+    evaluate.main(["--checkpoint", str(run / "stage2" / "best.pt"), *data, "--out", str(run / "test")])
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["clips"] == 3
+    captions = [json.loads(line) for line in (run / "test" / "captions.jsonl").read_text().splitlines()]
+    captioner = etenet.load(run / "stage2" / "best.pt")
+    for line in captions:
+        body = (miniature / "clips" / f"{line['video']}.mp4").read_bytes()
+        assert captioner.caption(body).text == line["caption"]
+    ship.main(["--run", str(run), *data, "--checkpoint", str(run / "demo.pt"), "--examples", str(run / "examples")])
+    assert etenet.load(run / "demo.pt").encoder == "squeezenet1_1"
+
+
+def test_the_frame_cache_holds_what_serving_sees(miniature: Path) -> None:
+    dataset = Dataset.load(miniature)
+    for clip in dataset.clips["test"]:
+        seen = sample_frames(dataset.clip_file(clip).read_bytes(), resize_px=118).frames
+        np.testing.assert_array_equal(dataset.frames[clip.row], seen)

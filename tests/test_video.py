@@ -1,0 +1,208 @@
+"""The frames are the ones the design names: the oracle decodes every frame and picks by number."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+
+from etenet import errors, video
+from etenet.config import DecodeLimits
+from tests import clips
+
+SIZE_PX = 48
+
+
+def every_frame(body: bytes) -> list[NDArray[np.uint8]]:
+    """All frames of a clip, resized, as the decoder puts them out; packets it refuses are left out."""
+    pictures = []
+    with av.open(io.BytesIO(body), metadata_errors="replace") as container:
+        container.streams.video[0].thread_count = 1
+        for packet in container.demux(video=0):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue
+            for frame in frames:
+                small = frame.reformat(SIZE_PX, SIZE_PX, "rgb24", interpolation=Interpolation.BILINEAR)
+                pictures.append(small.to_ndarray())
+    return pictures
+
+
+def sixteen_of(frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The middle frame of each of 16 equal slices, by the definition itself."""
+    return np.stack([frames[int((number + 0.5) * len(frames) / 16)] for number in range(16)])
+
+
+RENDERED = {
+    "plain": clips.video(),
+    "many key frames": clips.video(100, g="6", sc_threshold="0"),
+    "B-frames": clips.video(60, bf="3", g="20", **{"b-pyramid": "normal"}),
+    "open groups of pictures": clips.video(90, bf="3", g="8", **{"x264-params": "open-gop=1:scenecut=0"}),
+    "variable frame rate": clips.video(40, moments=[n * n for n in range(40)]),
+    "non-zero start": clips.video(40, moments=[250 + n for n in range(40)]),
+    "odd size": clips.video(20, size=(97, 61), pixels="yuv444p"),
+    "fewer than 16": clips.video(7),
+    "one frame": clips.video(1),
+    "one pixel": clips.video(5, size=(2, 2)),
+    "mpeg4 in avi": clips.video(50, codec="mpeg4", container="avi", bf="2"),
+    "vp8 in webm": clips.video(50, codec="libvpx", container="webm", **{"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "vp9 in webm": clips.video(50, codec="libvpx-vp9", container="webm", **{"lag-in-frames": "16"}),
+    "mpeg2 in ts": clips.video(50, codec="mpeg2video", container="mpegts", bf="2"),
+    "h264 in ts": clips.video(50, container="mpegts", bf="2", g="10"),
+    "flv": clips.video(30, container="flv"),
+    "fragmented": clips.video(50, movflags="frag_keyframe+empty_moov", g="10"),
+}
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_frames_are_those_of_a_full_decode(name: str) -> None:
+    body = RENDERED[name]
+    sampled = video.sample_frames(body, resize_px=SIZE_PX)
+    expected = every_frame(body)
+    np.testing.assert_array_equal(sampled.frames, sixteen_of(expected))
+    assert sampled.distinct_frames == min(16, len(expected))
+
+
+def with_damaged_picture(number: int) -> bytes:
+    """64 pictures that stand each for itself, one of them overwritten with zeros."""
+    body = clips.video(64, container="avi", codec="mjpeg", pixels="yuvj420p")
+    start = body.index(b"movi")
+    for _ in range(number + 1):
+        start = body.index(b"00dc", start) + 8
+    end = body.index(b"00dc", start)
+    return body[:start] + bytes(end - start) + body[end:]
+
+
+def test_a_wanted_frame_that_is_damaged_is_left_out_of_the_frame_list() -> None:
+    damaged = with_damaged_picture(video.middle_of_slices(64)[5])
+    assert len(every_frame(damaged)) == 63
+    sampled = video.sample_frames(damaged, resize_px=SIZE_PX)
+    np.testing.assert_array_equal(sampled.frames, sixteen_of(every_frame(damaged)))
+
+
+def test_damage_where_nothing_is_wanted_changes_nothing() -> None:
+    damaged = with_damaged_picture(video.middle_of_slices(64)[5] + 1)
+    whole = clips.video(64, container="avi", codec="mjpeg", pixels="yuvj420p")
+    sampled = video.sample_frames(damaged, resize_px=SIZE_PX)
+    np.testing.assert_array_equal(sampled.frames, sixteen_of(every_frame(whole)))
+
+
+def test_a_clip_cut_short_is_captioned_as_far_as_it_goes() -> None:
+    body = clips.video(60, movflags="frag_keyframe+empty_moov", g="10")
+    cut = body[: len(body) * 2 // 3]
+    np.testing.assert_array_equal(video.sample_frames(cut, resize_px=SIZE_PX).frames, sixteen_of(every_frame(cut)))
+
+
+CORNERS = {(-1, -1): (255, 0, 0), (1, -1): (0, 255, 0), (-1, 1): (0, 0, 255), (1, 1): (255, 255, 0)}
+
+
+@pytest.mark.parametrize(
+    "matrix", [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+)
+def test_a_turned_or_mirrored_clip_is_shown_upright(matrix: tuple[int, int, int, int]) -> None:
+    body = clips.turned(clips.video(3, crf="5"), matrix)
+    frame = video.sample_frames(body, resize_px=SIZE_PX).frames[0].astype(int)
+    a, b, c, d = matrix
+    for (x, y), colour in CORNERS.items():
+        across, down = a * x + c * y, b * x + d * y
+        seen = frame[3 if down < 0 else -4, 3 if across < 0 else -4]
+        assert np.abs(seen - colour).max() < 60, f"corner {(x, y)} shows {seen}"
+
+
+def test_times_are_seconds_from_the_first_frame() -> None:
+    sampled = video.sample_frames(RENDERED["non-zero start"], resize_px=SIZE_PX)
+    assert sampled.times_s == pytest.approx([n / 25 for n in video.middle_of_slices(40)], abs=1e-3)
+    assert sampled.duration_s == pytest.approx(40 / 25, abs=0.05)
+
+
+def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(reference_data: Path) -> None:
+    paths = [
+        path for folder in ("odd_clips", "msvd/clips", "msrvtt/clips") for path in (reference_data / folder).iterdir()
+    ]
+    assert len(paths) == 87
+    refused = {}
+    for path in sorted(paths):
+        body = path.read_bytes()
+        try:
+            sampled = video.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(decode_deadline_s=60))
+        except errors.CaptionError as error:
+            refused[path.name] = error.code
+            continue
+        expected = sixteen_of(every_frame(body))
+        turned = {
+            "nasa_13013_rotated.mp4": lambda frame: np.rot90(frame, 1),
+            "sample_edit_list.mp4": lambda frame: np.rot90(frame, -1),
+            "sample_rotate_and_reflect.mp4": lambda frame: frame.swapaxes(0, 1),
+            "video_90.mov": lambda frame: np.rot90(frame, -1),
+            "video_180.mov": lambda frame: np.rot90(frame, 2),
+        }.get(path.name, lambda frame: frame)
+        np.testing.assert_array_equal(sampled.frames, [turned(frame) for frame in expected], err_msg=path.name)
+    assert refused == {
+        "invalid-bitstream.webm": "undecodable_video",
+        "sample_audio_only.mp4": "not_a_video",
+        "sample_fragmented_clearkey.mp4": "undecodable_video",
+    }
+
+
+def test_only_the_groups_of_pictures_that_are_needed_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = clips.video(640, size=(32, 32), g="5", sc_threshold="0")
+    fed = []
+    decode = video._Clip._decode
+
+    def counting(self: video._Clip, packets: list[video.VideoPacket]) -> object:
+        fed.append(len(packets))
+        return decode(self, packets)
+
+    monkeypatch.setattr(video._Clip, "_decode", counting)
+    video.sample_frames(body, resize_px=SIZE_PX)
+    assert sum(fed) <= 16 * 5
+
+
+REFUSED = {
+    "nothing": (b"", errors.EmptyBody),
+    "text": (b"hello, I am not a video\n" * 20, errors.NotAVideo),
+    "an image": (clips.png(), errors.NotAVideo),
+    "audio only": (clips.audio_only(), errors.NotAVideo),
+    "an unknown codec": (clips.video(3, codec="ffv1", container="matroska"), errors.NotAVideo),
+    "an unknown container": (clips.video(3, codec="mpeg4", container="nut"), errors.NotAVideo),
+    "cut before its index": (clips.video(40)[:2000], errors.UndecodableVideo),
+    "a playlist": (b"ffconcat version 1.0\nfile canary.mp4\n", errors.NotAVideo),
+    "a playlist of the web": (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", errors.NotAVideo),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_a_video_is_refused_with_a_reason(name: str) -> None:
+    body, error = REFUSED[name]
+    with pytest.raises(error) as caught:
+        video.sample_frames(body, resize_px=SIZE_PX)
+    assert len(str(caught.value)) > 20
+
+
+def test_limits_hold() -> None:
+    body = clips.video(30, size=(320, 240))
+    for limits, error in (
+        (DecodeLimits(max_body_bytes=100), errors.TooLarge),
+        (DecodeLimits(max_pixels=320 * 240 - 1), errors.TooManyPixels),
+        (DecodeLimits(decode_deadline_s=1e-6), errors.DecodeTimeout),
+    ):
+        with pytest.raises(error):
+            video.sample_frames(body, resize_px=SIZE_PX, limits=limits)
+    assert video.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(max_pixels=320 * 240)).width_px == 320
+
+
+def test_every_decoder_of_the_allow_list_is_there() -> None:
+    assert video.missing_decoders() == []
+
+
+def test_the_middle_of_slices_is_where_the_definition_puts_it() -> None:
+    for length in range(1, 200):
+        centres = [(number + 0.5) * length / 16 for number in range(16)]
+        assert video.middle_of_slices(length) == [int(centre) for centre in centres], json.dumps(length)

@@ -1,0 +1,44 @@
+"""Words: Treebank as the design says, and the way back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etenet.vocabulary import EOS_ID, UNKNOWN_ID, Vocabulary, sentence, words
+
+
+def test_captions_are_lower_case_treebank_words_without_punctuation() -> None:
+    assert words("A man, (quickly) plays the guitar... and isn't BAD!") == [
+        *("a", "man", "quickly", "plays", "the", "guitar", "and", "is", "n't", "bad"),
+    ]
+    assert words("  \r\n ") == []
+
+
+@given(st.lists(st.sampled_from(["a", "dog", "does", "n't", "run", "the", "man", "'s", "can", "not", "5"]), min_size=1))
+def test_a_sentence_gives_its_words_back(said: list[str]) -> None:
+    assert "".join(words(sentence(said))) == "".join(said)
+
+
+def test_contractions_are_written_together() -> None:
+    assert sentence(["a", "dog", "does", "n't", "eat", "the", "man", "'s", "hat"]) == "a dog doesn't eat the man's hat"
+
+
+def test_ids_go_there_and_back() -> None:
+    vocabulary = Vocabulary.from_captions(["a dog runs", "a dog sleeps", "a cat"])
+    assert vocabulary.known_words == ("a", "dog", "cat", "runs", "sleeps")
+    ids = vocabulary.encode("A dog flies")
+    assert ids == [3, 4, UNKNOWN_ID]
+    assert vocabulary.decode([3, 4, 6, EOS_ID, 3]) == "a dog runs"
+    assert len(vocabulary) == 8
+
+
+def test_rare_words_can_be_left_out() -> None:
+    assert Vocabulary.from_captions(["a dog", "a cat"], minimum_count=2).known_words == ("a",)
+
+
+@pytest.mark.parametrize("wrong", [["a", "a"], ["<EOS>"]])
+def test_a_vocabulary_that_makes_no_sense_cannot_be_made(wrong: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"a|EOS"):
+        Vocabulary(wrong)
