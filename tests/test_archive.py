@@ -68,6 +68,6 @@ def test_it_captions_in_a_fresh_interpreter_that_cannot_see_the_repository(demo_
 def test_a_bad_checkpoint_is_not_packaged(tmp_path: Path) -> None:
     bad = tmp_path / "bad.pt"
     bad.write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match="bad.pt"):
+    with pytest.raises(CheckpointError, match=r"bad\.pt"):
         archive.package(bad, tmp_path / "etenet.mar")
     assert not (tmp_path / "etenet.mar").exists()

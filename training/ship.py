@@ -37,7 +37,7 @@ def ship(run: Path, dataset: Dataset, checkpoint: Path, examples: Path) -> dict[
     examples.mkdir(parents=True)
     listed = {}
     for clip in chosen:
-        name = "-".join(("a", *clip.labels.values())).replace(" ", "-") + ".mp4"
+        name = "-".join(clip.labels.values()).replace(" ", "-") + ".mp4"
         shutil.copyfile(dataset.clip_file(clip), examples / name)
         listed[name] = captions[clip.video]
     (examples / "captions.json").write_text(json.dumps(listed, indent=2) + "\n")

@@ -65,6 +65,7 @@ def _package_files() -> Iterator[tuple[str, Path]]:
 
 def _manifest() -> dict[str, object]:
     return {
+        "createdOn": "01/01/1980 00:00:00",  # TorchServe wants a time; a true one would change the bytes
         "runtime": "python",
         "model": {
             "modelName": MODEL_NAME,

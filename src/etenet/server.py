@@ -7,6 +7,7 @@ server came back captioned a moment ago. This file and the handler are the only 
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -37,6 +38,9 @@ START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 20.0
 READINESS_CACHE_S = 2.0
 CANARY_DEADLINE_S = 30.0
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,7 @@ class TorchServe:
             stdout=sys.stderr.fileno(),
             stderr=sys.stderr.fileno(),
             start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 
     @property
@@ -170,6 +175,11 @@ class TorchServe:
             self._process.wait()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes TorchServe: be sent SIGTERM when the launcher dies, however it dies."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _environment(scratch: Path) -> Mapping[str, str]:

