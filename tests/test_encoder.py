@@ -47,6 +47,12 @@ def test_batch_norm_is_frozen_in_every_mode() -> None:
         assert torch.equal(value, before[name]) == of_a_norm, name
 
 
+@pytest.mark.parametrize("name", encoder_names())
+def test_every_encoder_on_offer_can_be_built(name: str) -> None:
+    assert feature_size(name) in (512, 832, 1024, 1056, 1536, 1664, 1920, 2048, 2208, 2688, 4032, 4320)
+    assert default_preprocessing(name).crop_px >= 224
+
+
 def test_inception_preprocessing_is_the_papers() -> None:
     how = default_preprocessing("inceptionresnetv2")
     assert (how.resize_px, how.crop_px) == (314, 299)

@@ -32,7 +32,8 @@ class Stage:
     encoder_weight_decay: float
     decoder_learning_rate: float
     decoder_weight_decay: float
-    final_learning_rate_share: float = 1.0  # the rates fall to this share along a half cosine
+    warmup_steps: int = 0  # the rates rise to their values along a line
+    final_learning_rate_share: float = 1.0  # and fall to this share along a half cosine
     gradient_clip_value: float = 10.0
     attention_penalty: float = ATTENTION_PENALTY
 
@@ -72,14 +73,15 @@ def demo() -> Recipe:
                 final_learning_rate_share=0.1,
             ),
             2: Stage(
-                epochs=10,
+                epochs=9,
                 batch_clips=16,
-                accumulation_steps=2,
+                accumulation_steps=1,
                 captions_per_clip=2,
-                encoder_learning_rate=4e-4,
+                encoder_learning_rate=8e-4,
                 encoder_weight_decay=4e-5,
-                decoder_learning_rate=4e-4,
+                decoder_learning_rate=5e-4,
                 decoder_weight_decay=1e-4,
+                warmup_steps=100,
                 final_learning_rate_share=0.02,
             ),
         },

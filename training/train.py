@@ -70,7 +70,7 @@ def train(run: Run, checkpoint: Checkpoint) -> Path:
     optimizer = torch.optim.Adam(_parameter_groups(model, stage))
     clips = run.dataset.clips["train"]
     steps = stage.epochs * math.ceil(len(clips) / (stage.batch_clips * stage.accumulation_steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _half_cosine(steps, stage.final_learning_rate_share))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_share(steps, stage))
     best_path, best_loss = run.out / "best.pt", math.inf
     run.out.mkdir(parents=True, exist_ok=True)
     for epoch in range(stage.epochs):
@@ -109,8 +109,13 @@ def _parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, object]]
     ]
 
 
-def _half_cosine(steps: int, final_share: float) -> Callable[[int], float]:
-    return lambda step: final_share + (1 - final_share) * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+def _learning_rate_share(steps: int, stage: Stage) -> Callable[[int], float]:
+    def share(step: int) -> float:
+        half_cosine = (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+        fallen = stage.final_learning_rate_share + (1 - stage.final_learning_rate_share) * half_cosine
+        return fallen * min(1.0, (step + 1) / (stage.warmup_steps + 1))
+
+    return share
 
 
 def _learned(run: Run, checkpoint: Checkpoint) -> FeaturesOf:

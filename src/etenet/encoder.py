@@ -19,10 +19,16 @@ from etenet.errors import UsageError
 # The paper resizes to 314 and crops to Inception-ResNet-v2's 299; other input sizes keep that ratio.
 RESIZE_OVER_CROP = 314 / 299
 
+_UNFIT = ("alexnet", "vgg", "resnext101_")  # these end in a vector, or cannot be built without their weights' memory
+
 
 def encoder_names() -> list[str]:
-    """The networks of `pretrainedmodels` that can be an encoder: all that have ImageNet settings."""
-    return sorted(name for name in pretrainedmodels.model_names if name in pretrainedmodels.pretrained_settings)
+    """The networks of `pretrainedmodels` that can be an encoder: ImageNet weights, and a feature map at the end."""
+    return sorted(
+        name
+        for name in pretrainedmodels.model_names
+        if "imagenet" in pretrainedmodels.pretrained_settings.get(name, ()) and not name.startswith(_UNFIT)
+    )
 
 
 def default_preprocessing(name: str, *, crop_px: int | None = None) -> Preprocessing:
@@ -53,7 +59,7 @@ class Encoder(nn.Module):
         self.name = name
         with warnings.catch_warnings():
             # pretrainedmodels calls torchvision by argument names that torchvision now warns about.
-            warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+            warnings.filterwarnings("ignore", module="torchvision")
             self.network: Any = getattr(pretrainedmodels, name)(
                 num_classes=1000, pretrained="imagenet" if pretrained else None
             )
@@ -81,7 +87,7 @@ class Encoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """frames (N, 3, crop_px, crop_px) -> features (N, D)."""
         feature_map: Tensor = self.network.features(frames)
-        return feature_map.mean(dim=(-2, -1))
+        return feature_map.mean(dim=(-2, -1), dtype=torch.float32)
 
 
 def feature_size(name: str) -> int:

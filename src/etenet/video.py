@@ -204,16 +204,18 @@ class _Clip:
 
     def _decode(self, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
         """Frames in presentation order; a packet that cannot be decoded is left out."""
-        for packet in (*packets, None):
-            self._check_time()
-            try:
-                frames = self.context.decode(packet)
-            except (av.FFmpegError, MemoryError):
-                continue
-            for frame in frames:
-                self._check_pixels(frame.width, frame.height)
-                yield frame
-        self.context.flush_buffers()
+        try:
+            for packet in (*packets, None):
+                self._check_time()
+                try:
+                    frames = self.context.decode(packet)
+                except (av.FFmpegError, MemoryError):
+                    continue
+                for frame in frames:
+                    self._check_pixels(frame.width, frame.height)
+                    yield frame
+        finally:
+            self.context.flush_buffers()
 
     def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
         small = self.reformatter.reformat(
