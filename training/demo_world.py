@@ -48,12 +48,15 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pose:
-    """Where the thing is at one moment. Places are fractions of the frame, `scale` of its shorter side."""
+    """Where the thing is at one moment. Places are fractions of the frame, `scale` of its shorter side.
+
+    `width` is the share of its own width that it shows: less than 1 as it turns away, negative from behind.
+    """
 
     x: float
     y: float
     scale: float
-    turn_deg: float = 0.0
+    width: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,8 +141,8 @@ def _rising(progress: float, course: Course) -> Pose:
 
 
 def _spinning(progress: float, course: Course) -> Pose:
-    turns = max(1.0, course.cycles / 2) * course.direction
-    return Pose(x=course.x, y=course.y, scale=course.scale, turn_deg=360 * (course.phase + turns * progress))
+    turn = 2 * math.pi * (course.phase + course.cycles / 2 * progress)
+    return Pose(x=course.x, y=course.y, scale=course.scale, width=math.cos(turn))
 
 
 def _growing(progress: float, course: Course) -> Pose:
@@ -253,9 +256,9 @@ def frames(clip: DemoClip, *, count: int, size_px: tuple[int, int]) -> Iterator[
     for moment in range(count):
         pose = pose_at(moment / max(1, count - 1), course)
         side = max(4, round(pose.scale * min(width, height)))
-        thing = sprite.resize((side, side), Image.Resampling.BILINEAR)
-        if pose.turn_deg:
-            thing = thing.rotate(pose.turn_deg, Image.Resampling.BILINEAR, expand=True)
+        thing = sprite.resize((max(2, round(side * abs(pose.width))), side), Image.Resampling.BILINEAR)
+        if pose.width < 0:
+            thing = thing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         picture = background.copy()
         picture.paste(
             thing, (round(pose.x * width - thing.width / 2), round(pose.y * height - thing.height / 2)), thing
