@@ -44,7 +44,7 @@ RENDERED = {
     "plain": clips.video(),
     "many key frames": clips.video(100, g="6", sc_threshold="0"),
     "B-frames": clips.video(60, bf="3", g="20", **{"b-pyramid": "normal"}),
-    "open groups of pictures": clips.video(90, bf="3", g="8", **{"x264-params": "open-gop=1:scenecut=0"}),
+    "open groups of pictures": clips.video(403, bf="3", g="8", **{"x264-params": "open-gop=1:scenecut=0"}),
     "variable frame rate": clips.video(40, moments=[n * n for n in range(40)]),
     "non-zero start": clips.video(40, moments=[250 + n for n in range(40)]),
     "odd size": clips.video(20, size=(97, 61), pixels="yuv444p"),
