@@ -53,7 +53,7 @@ class Recipe:
 
 
 def demo() -> Recipe:
-    """A small encoder on the rendered demo world; about half an hour on two CPU cores."""
+    """A small encoder on the rendered demo world; about an hour and a quarter on two CPU cores."""
     return Recipe(
         encoder="squeezenet1_1",
         crop_px=112,
@@ -73,7 +73,7 @@ def demo() -> Recipe:
                 final_learning_rate_share=0.1,
             ),
             2: Stage(
-                epochs=12,
+                epochs=18,
                 batch_clips=16,
                 accumulation_steps=1,
                 captions_per_clip=2,

@@ -19,6 +19,7 @@ from etenet.config import FRAMES_PER_CLIP
 from etenet.encoder import Encoder, feature_size
 from etenet.preprocess import preprocess
 from training.datasets import Clip, Dataset
+from training.memory import keep_freed_memory
 from training.recipes import RECIPES, Recipe
 
 ATTRIBUTES = ("thing", "scene")
@@ -100,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="F.pt", help="the encoder's weights")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     encoder = teach(Dataset.load(options.data), RECIPES[options.recipe]())
     options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(encoder.state_dict(), options.out)

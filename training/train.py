@@ -27,6 +27,7 @@ from etenet.errors import EtenetError, UsageError
 from etenet.preprocess import preprocess
 from training.datasets import Clip, Dataset, Sentences, draw_captions, shuffled_batches
 from training.loss import mean_loss, sentence_losses
+from training.memory import keep_freed_memory
 from training.recipes import RECIPES, Recipe, Stage
 
 FeaturesOf = Callable[[Sequence[Clip]], Tensor]  # clips -> (B, L, D)
@@ -197,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="stage N writes RUN/stageN/")
     parser.add_argument("--encoder-weights", type=Path, metavar="F.pt", help="stage 1; default: ImageNet's")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     recipe, dataset = RECIPES[options.recipe](), Dataset.load(options.data)
     if options.stage == 1:
         start = first_checkpoint(recipe, dataset, options.encoder_weights)
