@@ -13,6 +13,7 @@ import pytest
 
 from etenet import archive
 from etenet.errors import CheckpointError
+from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 
 RUN = """
@@ -36,7 +37,8 @@ handler, context = etenet_handler.EtenetHandler(), Context()
 handler.initialize(context)
 bodies = [open(path, "rb").read() for path in sys.argv[3:]]
 answers = [json.loads(answer) for answer in handler.handle([{"body": bytearray(body)} for body in bodies], context)]
-print(json.dumps({"from": etenet.__file__, "captions": [answer["caption"] for answer in answers]}))
+said = [answer.get("caption") or answer["error"]["code"] for answer in answers]
+print(json.dumps({"from": etenet.__file__, "said": said, "statuses": context.statuses}))
 """
 
 
@@ -55,14 +57,19 @@ def test_it_captions_in_a_fresh_interpreter_that_cannot_see_the_repository(demo_
     unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(demo_archive) as contents:
         contents.extractall(unpacked)
-    paths = [str(REPOSITORY / "examples" / name) for name in EXAMPLES]
+    (tmp_path / "text").write_bytes(b"not a video")
+    (tmp_path / "cut").write_bytes(clips.video(40)[:1500])
+    first, *others = (str(REPOSITORY / "examples" / name) for name in EXAMPLES)
+    paths = [first, str(tmp_path / "text"), *others, str(tmp_path / "cut")]
     # -I and -S keep out the working directory, the environment and the link to the repository that pip made.
     command = [sys.executable, "-I", "-S", "-c", RUN, str(unpacked), sysconfig.get_path("purelib"), *paths]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     said = json.loads(finished.stdout.splitlines()[-1])
     assert said["from"] == str(unpacked / "etenet" / "__init__.py")
-    assert said["captions"] == list(EXAMPLES.values())
+    first_caption, *other_captions = EXAMPLES.values()
+    assert said["said"] == [first_caption, "not_a_video", *other_captions, "undecodable_video"]
+    assert [said["statuses"][str(number)] for number in range(8)] == [200, 415, *[200] * 5, 422]
 
 
 def test_a_bad_checkpoint_is_not_packaged(tmp_path: Path) -> None:

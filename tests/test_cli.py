@@ -28,16 +28,23 @@ def test_caption_says_what_the_examples_show(capsys: Capture) -> None:
 
 
 def test_caption_lists_what_failed_and_does_the_rest(tmp_path: Path, capsys: Capture) -> None:
-    bad, out, (good, *_) = tmp_path / "bad.mp4", tmp_path / "out.jsonl", EXAMPLES
-    bad.write_bytes(b"not a video")
-    assert main(["caption", str(bad), f"examples/{good}", "--out", str(out), "--captions", "2"]) == 1
-    first, second = (json.loads(line) for line in out.read_text().splitlines())
-    assert first["error"]["code"] == "not_a_video"
-    assert second["caption"] == EXAMPLES[good]
-    assert len(second["captions"]) == 2
+    """Eight in one batch, two of them bad."""
+    out, bad = tmp_path / "out.jsonl", {"text.mp4": b"not a video", "cut.mp4": clips.video(40)[:1500]}
+    for name, body in bad.items():
+        (tmp_path / name).write_bytes(body)
+    first, *others = (f"examples/{name}" for name in EXAMPLES)
+    paths = [first, str(tmp_path / "text.mp4"), *others, str(tmp_path / "cut.mp4")]
+    assert main(["caption", *paths, "--out", str(out), "--captions", "2"]) == 1
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["video"] for line in lines] == paths
+    good = [line for line in lines if "error" not in line]
+    assert [line["caption"] for line in good] == list(EXAMPLES.values())
+    assert all(len(line["captions"]) == 2 for line in good)
+    codes = [line["error"]["code"] for line in lines if "error" in line]
+    assert codes == ["not_a_video", "undecodable_video"]
     said = capsys.readouterr()
     assert said.out == ""
-    assert "bad.mp4" in said.err
+    assert all(name in said.err for name in bad)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class Recipe:
 
 
 def demo() -> Recipe:
-    """A small encoder on the rendered demo world; about an hour and a quarter on two CPU cores."""
+    """A small encoder on the rendered demo world; about an hour and a half on two CPU cores."""
     return Recipe(
         encoder="squeezenet1_1",
         crop_px=112,
