@@ -4,7 +4,7 @@
 #   make serve CHECKPOINT=best.pt   serve your own
 #   make test                       set up, check, run all tests
 #   make check                      format, lint, types
-#   make demo-model                 render the demo world, train on it, evaluate: model_store/demo.pt and examples/
+#   make demo-model                 render the demo world, train on it, evaluate: model_store/demo.pt and examples/; goes on after a kill
 #   make clean                      remove what these jobs made, but for the environment
 
 PYTHON ?= python3
@@ -41,8 +41,8 @@ test: check
 demo-model: $(READY)
 	$(BIN)/python -m training.prepare demo --out $(DEMO_DATA)
 	$(BIN)/python -m training.stills demo --data $(DEMO_DATA) --out $(DEMO_RUN)/encoder.pt
-	$(BIN)/python -m training.train demo --stage 1 --data $(DEMO_DATA) --out $(DEMO_RUN) --encoder-weights $(DEMO_RUN)/encoder.pt
-	$(BIN)/python -m training.train demo --stage 2 --data $(DEMO_DATA) --out $(DEMO_RUN)
+	$(BIN)/python -m training.train demo --stage 1 --resume --data $(DEMO_DATA) --out $(DEMO_RUN) --encoder-weights $(DEMO_RUN)/encoder.pt
+	$(BIN)/python -m training.train demo --stage 2 --resume --data $(DEMO_DATA) --out $(DEMO_RUN)
 	$(BIN)/python -m training.ship --run $(DEMO_RUN) --data $(DEMO_DATA)
 
 clean:

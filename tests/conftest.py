@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import etenet
 from etenet import checkpoint as checkpoints
 from etenet.vocabulary import Vocabulary
+from training import prepare
 
 REPOSITORY = Path(__file__).parent.parent
 DEMO = REPOSITORY / "model_store" / "demo.pt"
@@ -159,3 +161,24 @@ def server() -> Iterator[Server]:
     """A real TorchServe with the demo checkpoint."""
     with running_server("--checkpoint", str(DEMO)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def features_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of given features, too small to learn much from and fast to train on."""
+    folder = tmp_path_factory.mktemp("features")
+    clips, rng = [f"clip{number}" for number in range(16)], np.random.default_rng(0)
+    np.save(folder / "given.npy", rng.normal(size=(len(clips), 4, 8)).astype(np.float32))
+    things, motions = ("a dog", "a cat", "the old man", "a child"), ("is running", "is singing a song", "jumps")
+    lines = [
+        {
+            "video": clip,
+            "captions": [f"{things[number % 4]} {motion}" for motion in motions],
+            "split": "validation" if number > 12 else "train",
+        }
+        for number, clip in enumerate(clips)
+    ]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = ["--features", str(folder / "given.npy"), "--captions", str(folder / "captions.jsonl")]
+    prepare.main(["features", *given, "--out", str(folder / "data")])
+    return folder / "data"

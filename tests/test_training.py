@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from etenet.decoder import Decoder
 from etenet.video import sample_frames
 from etenet.vocabulary import EOS_ID, SOS_ID, Vocabulary
 from training import demo_world, evaluate, prepare, recipes, ship, stills, train
-from training.datasets import Dataset, Sentences, shuffled_batches
+from training.datasets import Dataset, Sentences
 from training.loss import ATTENTION_PENALTY, sentence_losses
 
 CLIPS = list(demo_world.clips())
@@ -85,13 +85,6 @@ def test_sentences_longer_than_the_limit_are_cut_and_still_end() -> None:
     assert sentences.previous.tolist() == [[[SOS_ID, 3, 4, 5]]]
 
 
-def test_an_epoch_visits_every_clip_once_in_an_order_of_its_own() -> None:
-    batches = [shuffled_batches(list(range(10)), 3, seed=1, epoch=epoch) for epoch in (0, 0, 1)]  # type: ignore[arg-type]
-    orders = [list(chain.from_iterable(of_epoch)) for of_epoch in batches]
-    assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == sorted(orders[2]) == list(range(10))
-
-
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo dataset of few clips, prepared by the real code."""
@@ -103,7 +96,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_world, "clips", lambda **_: iter(few))
-        prepare.prepare_demo(folder, resize_px=118, train_per_combination=1)
+        assert prepare.main(["demo", "--out", str(folder)]) == 0
     return folder
 
 
@@ -126,8 +119,13 @@ def test_the_whole_trainer_runs_and_learns(
     train.main(["demo", "--stage", "1", *data, "--out", str(run), "--encoder-weights", str(run / "encoder.pt")])
     train.main(["demo", "--stage", "2", *data, "--out", str(run)])
     for stage in (1, 2):
-        log = [json.loads(line) for line in (run / f"stage{stage}" / "log.jsonl").read_text().splitlines()]
-        assert log[-1]["train_loss"] < 0.9 * log[0]["train_loss"]
+        folder = run / f"stage{stage}"
+        epochs = [line for line in lines(folder / "log.jsonl") if line["kind"] == "epoch"]
+        assert [line["epoch"] for line in epochs] == list(range(1, 7))
+        assert epochs[-1]["train_loss"] < 0.9 * epochs[0]["train_loss"]
+        assert set(epochs[0]["scores"]) == {"CIDEr", "BLEU-4", "METEOR", "ROUGE-L"}
+        assert all(line["peak_memory_bytes"] > 0 and line["clips_per_s"] > 0 for line in lines(folder / "speed.jsonl"))
+        assert (folder / "curves.png").is_file()
     frozen, learned = (checkpoints.load(run / f"stage{n}" / "best.pt").model.encoder.state_dict() for n in (1, 2))
     given = torch.load(run / "encoder.pt", weights_only=True)
     assert all(torch.equal(frozen[name], given[name]) for name in given)
@@ -137,13 +135,19 @@ def test_the_whole_trainer_runs_and_learns(
     evaluate.main(["--checkpoint", str(run / "stage2" / "best.pt"), *data, "--out", str(run / "test")])
     metrics = json.loads(capsys.readouterr().out)
     assert metrics["clips"] == 3
-    captions = [json.loads(line) for line in (run / "test" / "captions.jsonl").read_text().splitlines()]
+    assert set(metrics["right"]) == {"thing", "motion", "scene", "all"}
+    assert set(metrics["scores"]) >= {"BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
+    assert (run / "test" / "report.html").read_text().count("<article>") == 3
     captioner = etenet.load(run / "stage2" / "best.pt")
-    for line in captions:
+    for line in lines(run / "test" / "captions.jsonl"):
         body = (miniature / "clips" / f"{line['video']}.mp4").read_bytes()
         assert captioner.caption(body).text == line["caption"]
     ship.main(["--run", str(run), *data, "--checkpoint", str(run / "demo.pt"), "--examples", str(run / "examples")])
     assert etenet.load(run / "demo.pt").encoder == "squeezenet1_1"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_the_frame_cache_holds_what_serving_sees(miniature: Path) -> None:

@@ -5,9 +5,10 @@ Shapes: B clips, L frames per clip, K captions per clip, T words (the longest of
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ class Clip:
     video: str
     captions: tuple[str, ...]
     labels: dict[str, str] = field(default_factory=dict)
+    file: str | None = None  # relative to the dataset folder, or absolute; None where there are only features
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +35,55 @@ class Dataset:
 
     folder: Path
     clips: dict[str, list[Clip]]  # by split
-    frames: NDArray[np.uint8]  # (N, L, resize_px, resize_px, 3), mapped from disk
+    frames: NDArray[np.uint8] | None  # (N, L, resize_px, resize_px, 3), mapped from disk
+    features: NDArray[np.float32] | None = None  # (N, L, D), mapped from disk, where given instead of frames
 
     @classmethod
     def load(cls, folder: Path) -> Dataset:
-        manifest, cache = folder / "manifest.jsonl", folder / "frames.npy"
-        for file in (manifest, cache):
+        manifest, frames, features = (folder / name for name in ("manifest.jsonl", "frames.npy", "features.npy"))
+        for file in (manifest, features if features.is_file() else frames):
             if not file.is_file():
                 raise UsageError(f"{file} is missing; make the dataset with python -m training.prepare")
         clips: dict[str, list[Clip]] = {}
-        for row, line in enumerate(manifest.read_text().splitlines()):
-            entry = json.loads(line)
-            clip = Clip(row, entry["video"], tuple(entry["captions"]), entry.get("labels", {}))
-            clips.setdefault(entry["split"], []).append(clip)
-        return cls(folder, clips, np.load(cache, mmap_mode="r"))
+        try:
+            for line in manifest.read_text().splitlines():
+                entry = json.loads(line)
+                split = entry.pop("split")
+                clips.setdefault(split, []).append(Clip(**entry | {"captions": tuple(entry["captions"])}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{manifest} is damaged or of another version ({error}); prepare {folder} again"
+            ) from error
+        if features.is_file():
+            return cls(folder, clips, None, np.load(features, mmap_mode="r"))
+        return cls(folder, clips, np.load(frames, mmap_mode="r"))
 
     def vocabulary(self) -> Vocabulary:
-        """The words of the training split."""
-        return Vocabulary.from_captions(caption for clip in self.clips["train"] for caption in clip.captions)
+        """The words that `prepare` chose."""
+        file = self.folder / "vocabulary.json"
+        if not file.is_file():
+            raise UsageError(f"{file} is missing; make the dataset with python -m training.prepare")
+        return Vocabulary(json.loads(file.read_text())["words"])
+
+    def digest(self) -> str:
+        """SHA-256 of what is learnt from: clips with their captions, words, and the middle of every cached row."""
+        every = [(split, *astuple(replace(clip, file=None))) for split, clips in self.clips.items() for clip in clips]
+        known = json.dumps([every, self.vocabulary().known_words])
+        cache = self.frames if self.features is None else self.features
+        assert cache is not None
+        rows = [clip.row for clips in self.clips.values() for clip in clips]
+        middles = cache[(rows, *(size // 2 for size in cache.shape[1:-1]))]
+        return hashlib.sha256(f"{cache.shape} {known}".encode() + middles.tobytes()).hexdigest()
 
     def clip_file(self, clip: Clip) -> Path:
-        return self.folder / "clips" / f"{clip.video}.mp4"
+        if clip.file is None:
+            raise UsageError(f"{self.folder} was made from features; it has no file of {clip.video} to look at")
+        return self.folder / clip.file
 
     def frames_of(self, clips: Sequence[Clip]) -> Tensor:
         """(B, L, resize_px, resize_px, 3) uint8."""
+        if self.frames is None:
+            raise UsageError(f"{self.folder} was made from features; it has no frames to look at")
         return torch.from_numpy(np.stack([self.frames[clip.row] for clip in clips]))
 
 
@@ -85,14 +112,5 @@ class Sentences:
                 mask[clip, number, : len(words) + 1] = 1
         return cls(previous, target, mask)
 
-
-def shuffled_batches(clips: Sequence[Clip], batch: int, *, seed: int, epoch: int) -> Iterator[list[Clip]]:
-    """Every clip once, in an order that is a function of seed and epoch alone; the last batch may be smaller."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(clips))
-    for start in range(0, len(order), batch):
-        yield [clips[i] for i in order[start : start + batch]]
-
-
-def draw_captions(clips: Sequence[Clip], count: int, rng: np.random.Generator) -> list[list[str]]:
-    """`count` captions of each clip at random, different ones as far as there are enough."""
-    return [[clip.captions[i] for i in np.resize(rng.permutation(len(clip.captions)), count)] for clip in clips]
+    def to(self, device: torch.device) -> Sentences:
+        return Sentences(*(tensor.to(device) for tensor in (self.previous, self.target, self.mask)))

@@ -1,7 +1,8 @@
-"""`python -m training.evaluate`: caption the clips of a split with exactly the serving code and count what is right.
+"""`python -m training.evaluate`: caption the clips of a split with exactly the serving code, and score the captions.
 
-Writes `captions.jsonl` and `metrics.json` into the run folder and prints the metrics. For the demo world a caption
-is right about an attribute if it names the clip's own value and no other.
+Writes `captions.jsonl`, `metrics.json` and `report.html` (the best and the worst clips) into the folder asked for and
+prints the metrics. Where clips carry labels (the demo world), a caption is right about an attribute if it names the
+clip's own value and no other.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 import etenet
 from etenet.errors import EtenetError, UsageError
+from etenet.scores import Scores, score
 from training import demo_world
 from training.datasets import Clip, Dataset
+from training.report import Example, html
 
 BATCH_CLIPS = 8
 
@@ -35,13 +39,13 @@ def caption_split(captioner: etenet.Captioner, dataset: Dataset, split: str) -> 
                 batch, captioner.caption_batch(bodies, [etenet.CaptionOptions()] * len(batch)), strict=True
             ):
                 if isinstance(outcome, etenet.CaptionError):
-                    raise outcome
+                    raise UsageError(f"{dataset.clip_file(clip)}: {outcome}") from outcome
                 captions[clip.video] = outcome.text
             bar.update(len(batch))
     return captions
 
 
-def demo_accuracy(clips: Sequence[Clip], captions: dict[str, str]) -> dict[str, float]:
+def demo_accuracy(clips: Sequence[Clip], captions: Mapping[str, str]) -> dict[str, float]:
     """Share of clips whose caption is right about each attribute, and about all three."""
     right = {"thing": 0, "motion": 0, "scene": 0, "all": 0}
     for clip in clips:
@@ -53,27 +57,53 @@ def demo_accuracy(clips: Sequence[Clip], captions: dict[str, str]) -> dict[str, 
     return {attribute: count / len(clips) for attribute, count in right.items()}
 
 
+def report(dataset: Dataset, clips: Sequence[Clip], captions: Mapping[str, str], scores: Scores, title: str) -> str:
+    """A page with the figures and the clips of highest and lowest CIDEr."""
+    examples = [
+        Example(
+            video=clip.video,
+            frames=dataset.frames[clip.row],
+            caption=captions[clip.video],
+            references=clip.captions,
+            scores=scores.per_clip[clip.video],
+        )
+        for clip in clips
+    ]
+    return html(title, scores.overall, examples)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="F.pt")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--tokenizer", choices=("ptb", "none"), default="ptb", help="none: captions come normalised")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN")
     options = parser.parse_args(arguments)
     captioner, dataset = etenet.load(options.checkpoint), Dataset.load(options.data)
     captions = caption_split(captioner, dataset, options.split)
     clips = dataset.clips[options.split]
-    metrics = {
+    scores = score(
+        {video: [caption] for video, caption in captions.items()},
+        {clip.video: clip.captions for clip in clips},
+        tokenizer=options.tokenizer,
+    )
+    metrics: dict[str, Any] = {
         "checkpoint": captioner.checkpoint_id,
         "split": options.split,
         "clips": len(clips),
-        "right": demo_accuracy(clips, captions),
+        "tokenizer": options.tokenizer,
+        "scores": scores.overall,
     }
+    if all(clip.labels for clip in clips):
+        metrics["right"] = demo_accuracy(clips, captions)
     options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "captions.jsonl").open("w") as file:
+    with (options.out / "captions.jsonl").open("w", encoding="utf-8") as file:
         for video, caption in captions.items():
-            file.write(json.dumps({"video": video, "caption": caption}) + "\n")
+            file.write(json.dumps({"video": video, "caption": caption}, ensure_ascii=False) + "\n")
     (options.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    title = f"{options.split}: {options.checkpoint}"
+    (options.out / "report.html").write_text(report(dataset, clips, captions, scores, title), encoding="utf-8")
     print(json.dumps(metrics))
 
 
@@ -81,4 +111,5 @@ if __name__ == "__main__":
     try:
         main()
     except EtenetError as error:
-        sys.exit(f"training: {error}")
+        print(f"training: {error}", file=sys.stderr)
+        sys.exit(2)

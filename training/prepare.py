@@ -1,75 +1,170 @@
-"""`python -m training.prepare demo`: clips and captions -> a dataset folder that `datasets.py` reads.
+"""`python -m training.prepare msvd|msrvtt|folder|features|demo`: captions + clips -> a dataset folder.
 
-    manifest.jsonl     one object per clip: video, split, captions, labels
-    frames.npy         (N, 16, resize_px, resize_px, 3) uint8, row i = line i of the manifest
-    clips/             the clips themselves
+    frames.npy         (N, 16, resize_px, resize_px, 3) uint8, or features.npy (N, L, D) float32
+    manifest.jsonl, vocabulary.json, skipped.jsonl: see `dataset_folder`
+    progress.jsonl     what the folder is made from, and how far: see `frame_cache`
 
-Frames are picked by `etenet.video`, the code that serves.
+Frames are picked by `etenet.video`, the code that serves. The same command again goes on where it was stopped and
+tries skipped clips again; --vocabulary-from, --minimum-count and --max-words may then differ, the rest may not.
+Exit status: 0 all clips prepared, 1 some skipped, 2 wrong use.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from etenet.config import FRAMES_PER_CLIP
-from etenet.video import SampledVideo, sample_frames
-from training import demo_world
-from training.recipes import demo
+from etenet.encoder import default_preprocessing
+from etenet.errors import UsageError
+from training import given_features, sources
+from training.dataset_folder import DEFAULT_MAX_WORDS, Entry, Wishes, write
+from training.frame_cache import Failure, Job, Progress, fill
+from training.recipes import RECIPES, demo
+from training.sources import SourceClip
+from training.wording import Wording
 
 
-def prepare_demo(out: Path, *, resize_px: int, train_per_combination: int, seed: int = 0) -> None:
-    """Render the demo world and cache its frames."""
-    clips = list(demo_world.clips(train_per_combination=train_per_combination, seed=seed))
-    (out / "clips").mkdir(parents=True, exist_ok=True)
-    shape = (len(clips), FRAMES_PER_CLIP, resize_px, resize_px, 3)
-    cache = np.lib.format.open_memmap(out / "frames.npy", mode="w+", dtype=np.uint8, shape=shape)
-    with ProcessPoolExecutor(os.cpu_count()) as workers:
-        sampled = workers.map(partial(_render, folder=out / "clips", resize_px=resize_px), clips, chunksize=8)
-        for row, video in enumerate(tqdm(sampled, total=len(clips), unit="clip", disable=None)):
-            cache[row] = video.frames
-    cache.flush()
-    with (out / "manifest.jsonl").open("w") as manifest:
-        for clip in clips:
-            line = {
-                "video": clip.name,
-                "split": clip.split,
-                "captions": demo_world.references(clip),
-                "labels": asdict(clip.combination),
-            }
-            manifest.write(json.dumps(line) + "\n")
-    print(f"{out}: {len(clips)} clips, frames at {resize_px} px", file=sys.stderr)
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except UsageError as error:
+        print(f"training.prepare {options.dataset}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"training.prepare {options.dataset}: stopped; the same command again goes on", file=sys.stderr)
+        return 130
+    return status
 
 
-def _render(clip: demo_world.DemoClip, *, folder: Path, resize_px: int) -> SampledVideo:
-    body = demo_world.render(clip)
-    (folder / f"{clip.name}.mp4").write_bytes(body)
-    return sample_frames(body, resize_px=resize_px)
+def prepare_msvd(options: argparse.Namespace) -> int:
+    return _prepare(sources.msvd(options.clips, corpus=options.csv, sentences=options.sentences or ()), options)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def prepare_msrvtt(options: argparse.Namespace) -> int:
+    return _prepare(sources.msrvtt(options.clips, options.annotations), options)
+
+
+def prepare_folder(options: argparse.Namespace) -> int:
+    return _prepare(sources.folder(options.clips, options.captions, _shares(options)), options)
+
+
+def prepare_demo(options: argparse.Namespace) -> int:
+    options.resize_px = demo().preprocessing().resize_px
+    clips = sources.demo(options.out / "clips", train_per_combination=options.train_per_combination)
+    return _prepare(clips, options)
+
+
+def prepare_features(options: argparse.Namespace) -> int:
+    """A dataset folder around features (N, L, D) that somebody else computed."""
+    clips = given_features.clips_by_row(options.features, options.captions, _shares(options))
+    with Progress(options.out, _made_from(options, list(clips.values()))):
+        given_features.copy(options.features, options.out / "features.npy")
+        entries = _entries(clips)
+        return write(options.out, entries, _without_captions(entries), _wishes(options))
+
+
+def _prepare(clips: Sequence[SourceClip], options: argparse.Namespace) -> int:
+    if options.resize_px is None:
+        options.resize_px = default_preprocessing(options.encoder).resize_px
+    with Progress(options.out, _made_from(options, clips)) as progress:
+        found = {row: clip for row, clip in enumerate(clips) if clip.file is not None}
+        entries = _entries(found)
+        failures = _without_captions(entries)
+        jobs = [Job(row, clip.file, clip.render) for row, clip in found.items() if clip.file and row not in failures]
+        failures |= fill(options.out, jobs, progress, rows=len(clips), resize_px=options.resize_px)
+        missing = [clip for clip in clips if clip.file is None]
+        return write(options.out, entries, failures, _wishes(options), missing=missing)
+
+
+def _entries(clips: Mapping[int, SourceClip]) -> list[Entry]:
+    listed = tqdm(clips.items(), "captions", unit="clip", disable=None)
+    return [Entry(clip, Wording.of(clip.captions), row) for row, clip in listed]
+
+
+def _without_captions(entries: Sequence[Entry]) -> dict[int, Failure]:
+    nothing = Failure("no_captions", "none of its captions holds a word; write one")
+    return {entry.row: nothing for entry in entries if not entry.wording.captions}
+
+
+def _made_from(options: argparse.Namespace, clips: Sequence[SourceClip]) -> dict[str, object]:
+    """All that decides which clip has which row, and what is in the row."""
+    changeable = {"out", "run", "encoder", "vocabulary_from", "minimum_count", "max_words"}
+    given = {name: value for name, value in vars(options).items() if name not in changeable and value is not None}
+    listed = json.dumps([(clip.video, clip.split) for clip in clips])
+    digest = f"sha256:{hashlib.sha256(listed.encode()).hexdigest()}"
+    return {name: _absolute(value) for name, value in given.items()} | {"list of clips": digest}
+
+
+def _absolute(value: object) -> object:
+    if isinstance(value, list):
+        return [_absolute(item) for item in value]
+    return str(value.resolve()) if isinstance(value, Path) else value
+
+
+def _wishes(options: argparse.Namespace) -> Wishes:
+    known = RECIPES.get(options.dataset)
+    max_words = options.max_words or (known().max_words if known else DEFAULT_MAX_WORDS)
+    return Wishes(vocabulary_from=options.vocabulary_from, minimum_count=options.minimum_count, max_words=max_words)
+
+
+def _shares(options: argparse.Namespace) -> sources.Shares:
+    return sources.Shares(validation=options.validation_share, test=options.test_share, seed=options.seed)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.prepare", description=__doc__.splitlines()[0])
     datasets = parser.add_subparsers(dest="dataset", required=True)
-    demo_parser = datasets.add_parser("demo", help="render the demo world")
-    demo_parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    demo_parser.add_argument("--train-per-combination", type=int, default=4, metavar="N")
-    options = parser.parse_args(arguments)
-    prepare_demo(
-        options.out,
-        resize_px=demo().preprocessing().resize_px,
-        train_per_combination=options.train_per_combination,
-    )
+    every, pixels, shares = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+
+    every.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset folder to make")
+    every.add_argument("--vocabulary-from", choices=("train", "all"), default="train", help="default: train")
+    every.add_argument("--minimum-count", type=_positive, default=1, metavar="N", help="of a word; default 1: all")
+    every.add_argument("--max-words", type=_positive, metavar="N", help="count longer captions; default: the recipe's")
+
+    pixels.add_argument("--clips", type=Path, required=True, metavar="DIR", help="the clips, anywhere below it")
+    pixels.add_argument("--encoder", default="inceptionresnetv2", metavar="NAME", help="whose frame size to take")
+    pixels.add_argument("--resize-px", type=_positive, metavar="N", help="frame size; default: the encoder's own")
+
+    shares.add_argument("--captions", type=Path, required=True, metavar="F", help="see training/caption_files.py")
+    shares.add_argument("--validation-share", type=float, default=0.1, metavar="X", help="where F has no splits")
+    shares.add_argument("--test-share", type=float, default=0.1, metavar="X", help="where F has no splits")
+    shares.add_argument("--seed", type=int, default=0, metavar="N", help="of the shares; default 0")
+
+    one = datasets.add_parser("msvd", parents=[every, pixels], help="MSVD as distributed")
+    one.set_defaults(run=prepare_msvd)
+    captions = one.add_mutually_exclusive_group(required=True)
+    captions.add_argument("--csv", type=Path, metavar="F", help="MSR Video Description Corpus.csv")
+    captions.add_argument("--sentences", type=Path, nargs="+", metavar="F", help="files of lines vidN<TAB>caption")
+
+    one = datasets.add_parser("msrvtt", parents=[every, pixels], help="MSR-VTT as distributed")
+    one.set_defaults(run=prepare_msrvtt)
+    one.add_argument("--annotations", type=Path, nargs="+", required=True, metavar="F", help="the JSON files or zips")
+
+    one = datasets.add_parser("folder", parents=[every, pixels, shares], help="your own clips")
+    one.set_defaults(run=prepare_folder)
+
+    one = datasets.add_parser("features", parents=[every, shares], help="your own features instead of clips")
+    one.set_defaults(run=prepare_features)
+    one.add_argument("--features", type=Path, required=True, metavar="F.npy", help="(N, L, D), one row per clip")
+
+    one = datasets.add_parser("demo", parents=[every], help="render the demo world")
+    one.set_defaults(run=prepare_demo)
+    one.add_argument("--train-per-combination", type=_positive, default=4, metavar="N")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"it must be at least 1, got {number}")
+    return number
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

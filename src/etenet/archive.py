@@ -7,12 +7,12 @@ into it. The files of `handler/` are data to this module; it never imports them.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from etenet import checkpoint as checkpoints
+from etenet.atomic import replacing
 from etenet.errors import UsageError
 
 MODEL_NAME = "etenet"
@@ -43,16 +43,10 @@ def package(checkpoint: Path, out: Path) -> Path:
         CONFIG_FILE: handler / CONFIG_FILE,
         **dict(_package_files()),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
-            _write(archive, "MAR-INF/MANIFEST.json", json.dumps(_manifest(), indent=2).encode())
-            for name, path in sorted(entries.items()):
-                _write(archive, name, path.read_bytes())
-        os.replace(unfinished, out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _write(archive, "MAR-INF/MANIFEST.json", json.dumps(_manifest(), indent=2).encode())
+        for name, path in sorted(entries.items()):
+            _write(archive, name, path.read_bytes())
     return out
 
 

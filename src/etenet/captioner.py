@@ -174,6 +174,13 @@ class Captioner:
             )
         return outcomes
 
+    def caption_features(self, features: torch.Tensor, options: CaptionOptions) -> list[tuple[Sentence, ...]]:
+        """The sentences for clips whose features (B, L, D) are known; none where the network gives no finite number."""
+        with torch.inference_mode():
+            memory = self._model.decoder.remember(features)
+        beams = self._search(memory, [options] * len(features))
+        return [self._sentences(hypotheses, options) for hypotheses in beams]
+
     def _decode(self, body: bytes) -> _Decoded | CaptionError:
         started = time.perf_counter()
         try:

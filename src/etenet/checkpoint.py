@@ -7,16 +7,14 @@ the old file whole.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from etenet.atomic import replacing
 from etenet.config import DecoderConfig, Preprocessing
 from etenet.decoder import Decoder
 from etenet.encoder import Encoder, default_preprocessing, feature_size
@@ -39,18 +37,18 @@ class Checkpoint:
 
 
 def initialise(
-    encoder_name: str,
+    encoder: Encoder | str,
     vocabulary: Vocabulary,
     *,
     crop_px: int | None = None,
     max_words: int = 20,
     dropout: float = 0.0,
-    pretrained_encoder: bool = False,
 ) -> Checkpoint:
-    """A new network with random weights (the encoder's from ImageNet on request)."""
-    decoder = DecoderConfig(feature_size=feature_size(encoder_name), vocabulary_size=len(vocabulary), dropout=dropout)
-    model = EtENet(Encoder(encoder_name, pretrained=pretrained_encoder), Decoder(decoder))
-    return Checkpoint(model, vocabulary, default_preprocessing(encoder_name, crop_px=crop_px), max_words)
+    """A new network: a random decoder on the encoder given, or on a random one of that name."""
+    encoder = Encoder(encoder) if isinstance(encoder, str) else encoder
+    decoder = DecoderConfig(feature_size=feature_size(encoder.name), vocabulary_size=len(vocabulary), dropout=dropout)
+    preprocessing = default_preprocessing(encoder.name, crop_px=crop_px)
+    return Checkpoint(EtENet(encoder, Decoder(decoder)), vocabulary, preprocessing, max_words)
 
 
 def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -69,19 +67,8 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         "max_words": checkpoint.max_words,
         "weights": weights,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(unfinished)
-        raise
+    with replacing(path) as file:
+        torch.save(contents, file)
 
 
 def load(path: Path, *, device: torch.device | str = "cpu") -> Checkpoint:

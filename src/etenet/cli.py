@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from etenet.errors import CaptionError, UsageError
+from etenet.errors import CaptionError, EtenetError, JavaError, UsageError
 
 DEFAULT_CHECKPOINT = Path("model_store/demo.pt")
 DEFAULT_ARCHIVE = Path("model_store/etenet.mar")
@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except (UsageError, CaptionError) as error:
+    except EtenetError as error:
         print(f"etenet {options.command}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, JavaError) else 2
     return status
 
 
@@ -95,6 +95,26 @@ def init(options: argparse.Namespace) -> int:
     return 0
 
 
+def score(options: argparse.Namespace) -> int:
+    from etenet import caption_json, scores
+
+    if options.per_clip and not options.per_clip.parent.is_dir():
+        raise UsageError(f"no folder for {options.per_clip}; make it, or name another place with --per-clip")
+    predictions, references = caption_json.read(options.predictions), caption_json.read(options.references)
+    result = scores.score(predictions, references, tokenizer=options.tokenizer)
+    print(json.dumps({**result.overall, "clips": len(result.per_clip), "tokenizer": result.tokenizer}))
+    if len(result.per_clip) == 1:
+        print("etenet score: CIDEr means nothing here: it compares a clip's words with other clips'", file=sys.stderr)
+    if options.per_clip:
+        lines = ({"video": clip, "caption": predictions[clip][0], **of} for clip, of in result.per_clip.items())
+        try:
+            with open(options.per_clip, "w", encoding="utf-8") as out:
+                out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        except OSError as error:
+            raise UsageError(f"cannot write {options.per_clip}: {error.strerror}") from error
+    return 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     from etenet import doctor
 
@@ -152,6 +172,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--server", metavar="URL", help="look at a running server instead of this machine")
     command.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="F.pt")
     command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="F")
+
+    command = commands.add_parser("score", help="BLEU, METEOR, ROUGE-L and CIDEr of captions, as one JSON object")
+    command.set_defaults(run=score)
+    command.add_argument("--predictions", required=True, type=Path, metavar="F", help="JSON, one caption per clip")
+    command.add_argument("--references", required=True, type=Path, metavar="F", help="JSON, the same clips")
+    command.add_argument(
+        "--tokenizer",
+        choices=("ptb", "none"),
+        default="ptb",
+        help="ptb (default) for raw captions; none for those already in lower case without punctuation",
+    )
+    command.add_argument("--per-clip", type=Path, metavar="F.jsonl", help="also write the figures of each clip here")
     return parser
 
 

@@ -16,6 +16,7 @@ from etenet import checkpoint as checkpoints
 from etenet import server
 from etenet.archive import MODEL_NAME
 from etenet.errors import EtenetError
+from etenet.java import find_java
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_JAVA = 17
@@ -69,7 +70,7 @@ def _python() -> Finding:
 
 def _java() -> Finding:
     try:
-        java = server.find_java()
+        java = find_java()
         said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True).stderr
         version = said.split('"')[1]
     except (EtenetError, OSError, subprocess.SubprocessError, IndexError) as error:

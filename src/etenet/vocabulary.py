@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from nltk.tokenize import TreebankWordTokenizer
@@ -45,7 +45,11 @@ class Vocabulary:
     @classmethod
     def from_captions(cls, captions: Iterable[str], *, minimum_count: int = 1) -> Vocabulary:
         """Words that occur at least `minimum_count` times, most frequent first, ties in alphabetical order."""
-        counts = Counter(word for caption in captions for word in words(caption))
+        return cls.from_counts(Counter(word for caption in captions for word in words(caption)), minimum_count)
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, int], minimum_count: int = 1) -> Vocabulary:
+        """The same, of words counted before."""
         kept = [word for word, count in counts.items() if count >= minimum_count]
         return cls(sorted(kept, key=lambda word: (-counts[word], word)))
 

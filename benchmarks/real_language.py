@@ -1,0 +1,160 @@
+"""`python -m benchmarks.real_language`: does stage 1 learn real language from given features?
+
+MSR-VTT's first 1,000 videos, with features of another network (50 frames x 128) and their 20 sentences each, are
+split by source video into 800, 100 and 100. Stage 1 must beat what a sceptic would name: the same sentence for all, and
+the sentence of the most similar training video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.record import RESULTS, conclude
+from etenet.captioner import Captioner
+from etenet.checkpoint import Checkpoint
+from etenet.config import CaptionOptions
+from etenet.errors import EtenetError
+from etenet.scores import score
+from training import prepare
+from training.datasets import Clip, Dataset
+from training.processes import joined
+from training.recipes import Recipe, Stage, msrvtt
+from training.sources import msrvtt_annotations
+from training.stage import Run, train_stage
+from training.train import first_checkpoint
+from training.wording import clean_caption
+
+SHARES = {"validation": 100, "test": 100, "train": 800}
+
+
+def recipe(epochs: int) -> Recipe:
+    """The paper's decoder for few clips: a higher rate, dropout, and several sentences per visit."""
+    stage = Stage(
+        epochs=epochs,
+        patience_epochs=6,
+        epoch_of="clips",
+        batch_clips=32,
+        accumulation_steps=1,
+        captions_per_clip=5,
+        encoder_learning_rate=0.0,
+        decoder_learning_rate=5e-4,
+        final_learning_rate_share=0.1,
+    )
+    return replace(msrvtt(), dropout=0.5, stages={1: stage})
+
+
+def splits_by_source(urls: Sequence[str]) -> list[str]:
+    """A split per video; videos out of one source share it. A function of the addresses alone."""
+    videos = defaultdict(list)
+    for number, url in enumerate(urls):
+        videos[url].append(number)
+    groups = list(videos.values())
+    splits, left = [""] * len(urls), dict(SHARES)
+    for group in (groups[i] for i in np.random.default_rng(0).permutation(len(groups))):
+        split = next(name for name, room in left.items() if room >= len(group) or name == "train")
+        left[split] -= len(group)
+        for number in group:
+            splits[number] = split
+    return splits
+
+
+def described(annotations: Sequence[Path], count: int) -> list[dict[str, object]]:
+    """One line per video{0..count-1}, in the order of the features' rows."""
+    urls, captions = {}, defaultdict(list)
+    for path in annotations:
+        for annotation in msrvtt_annotations(path):
+            urls |= {video["video_id"]: video["url"] for video in annotation["videos"]}
+            for sentence in annotation["sentences"]:
+                captions[sentence["video_id"]].append(clean_caption(sentence["caption"]))
+    names = [f"video{number}" for number in range(count)]
+    splits = splits_by_source([urls[name] for name in names])
+    return [{"video": n, "captions": captions[n], "split": s} for n, s in zip(names, splits, strict=True)]
+
+
+def trained(dataset: Dataset, plan: Recipe, folder: Path) -> Checkpoint:
+    """The best of stage 1."""
+    start = first_checkpoint(plan, dataset, None)
+    with joined() as processes:
+        best = train_stage(
+            Run(recipe=plan, stage_number=1, dataset=dataset, folder=folder, processes=processes, resume=True), start
+        )
+    start.model.load_state_dict(torch.load(best, weights_only=True)["weights"])
+    return start
+
+
+def captioned(checkpoint: Checkpoint, dataset: Dataset, clips: Sequence[Clip]) -> dict[str, list[str]]:
+    features = torch.from_numpy(dataset.features[[clip.row for clip in clips]])
+    said = Captioner(checkpoint).caption_features(features, CaptionOptions())
+    return {clip.video: [sentences[0].text] for clip, sentences in zip(clips, said, strict=True)}
+
+
+def most_frequent(train: Sequence[Clip], clips: Sequence[Clip]) -> dict[str, list[str]]:
+    ((caption, _),) = Counter(caption for clip in train for caption in clip.captions).most_common(1)
+    return {clip.video: [caption] for clip in clips}
+
+
+def nearest(dataset: Dataset, train: Sequence[Clip], clips: Sequence[Clip]) -> dict[str, list[str]]:
+    """The first caption of the training video whose mean feature has the largest cosine."""
+
+    def directions(of: Sequence[Clip]) -> np.ndarray:
+        means = dataset.features[[clip.row for clip in of]].mean(axis=1)
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    closest = (directions(clips) @ directions(train).T).argmax(axis=1)
+    return {clip.video: [train[row].captions[0]] for clip, row in zip(clips, closest, strict=True)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_language", description=__doc__.splitlines()[0])
+    parser.add_argument("--features", type=Path, required=True, metavar="F.npy", help="row i is video{i}")
+    parser.add_argument("--annotations", type=Path, required=True, nargs="+", metavar="F", help="official JSON or zip")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="keep data set and run here; default: thrown away")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = options.run or Path(scratch)
+        run.mkdir(parents=True, exist_ok=True)
+        lines = described(options.annotations, len(np.load(options.features, mmap_mode="r")))
+        (run / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        given = ["--features", str(options.features), "--captions", str(run / "captions.jsonl")]
+        prepare.main(["features", *given, "--out", str(run / "data")])
+        dataset, plan = Dataset.load(run / "data"), recipe(options.epochs)
+        train, test = dataset.clips["train"], dataset.clips["test"]
+        contenders = {
+            "stage 1": captioned(trained(dataset, plan, run / "stage1"), dataset, test),
+            "nearest training video": nearest(dataset, train, test),
+            "most frequent caption": most_frequent(train, test),
+        }
+    references = {clip.video: clip.captions for clip in test}
+    scores = {name: score(captions, references).overall for name, captions in contenders.items()}
+    for name, figures in scores.items():
+        print(f"{name:24}", "  ".join(f"{measure} {100 * value:5.1f}" for measure, value in figures.items()))
+    conclude(
+        "real_language",
+        {
+            "clips": {split: len(clips) for split, clips in dataset.clips.items()},
+            "words": len(dataset.vocabulary()),
+            "stage": asdict(plan.stages[1]),
+            "scores": scores,
+        },
+        folder=options.out,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EtenetError as error:
+        print(f"real_language: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,99 @@
+"""Every JSON that captions are kept in says the same, and what is wrong with one is said in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from etenet import caption_json
+from etenet.errors import UsageError
+
+CAPTIONS = {"7": ["a dog runs", "a dog"], "clips/größe.mp4": ["un café \u2028 et \x85 \r\n deux"]}
+ENTRIES = [(clip, sentence) for clip, sentences in CAPTIONS.items() for sentence in sentences]
+
+
+def lines(*entries: object) -> str:
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+COCO = [{"image_id": 7 if clip == "7" else clip, "caption": said, "id": 1} for clip, said in ENTRIES]
+FORMATS = {
+    "plain": json.dumps(CAPTIONS),
+    "indented": json.dumps(CAPTIONS, indent=2, ensure_ascii=False),
+    "COCO annotations": json.dumps({"info": {}, "images": [{"id": 7}], "annotations": COCO}),
+    "COCO results": json.dumps(COCO),
+    "a line for each sentence": lines(*({"video": clip, "caption": said} for clip, said in ENTRIES)),
+    "a line for each clip": lines(*({"video": clip, "captions": said} for clip, said in CAPTIONS.items())),
+    "lines with gaps": "\n" + lines(*({"video": clip, "captions": said} for clip, said in CAPTIONS.items())) + "\n\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("contents", FORMATS.values(), ids=FORMATS.keys())
+def test_every_format_says_the_same(tmp_path: Path, contents: str, encoding: str) -> None:
+    path = tmp_path / "captions"
+    path.write_text(contents, encoding=encoding)
+    assert caption_json.read(path) == CAPTIONS
+
+
+@pytest.mark.parametrize("contents", ['{"a": "one dog"}', '{"video": "a", "caption": "one dog"}'])
+def test_one_clip_is_enough(tmp_path: Path, contents: str) -> None:
+    path = tmp_path / "captions"
+    path.write_text(contents)
+    assert caption_json.read(path) == {"a": ["one dog"]}
+
+
+def test_the_rest_of_the_beam_is_not_taken_for_more_captions(tmp_path: Path) -> None:
+    path = tmp_path / "captions"
+    path.write_text(lines({"video": "a", "caption": "one dog", "captions": [{"caption": "one dog", "log_prob": -1.0}]}))
+    assert caption_json.read(path) == {"a": ["one dog"]}
+
+
+def test_failed_clips_are_named_with_the_mend(tmp_path: Path) -> None:
+    path, error = tmp_path / "captions.jsonl", {"code": "not_a_video", "message": "..."}
+    path.write_text(
+        lines({"video": "a", "caption": "one dog"}, *({"video": f"bad{number}", "error": error} for number in range(5)))
+    )
+    with pytest.raises(UsageError, match="for 'bad0', 'bad1', 'bad2' and 2 more; caption these clips again, or"):
+        caption_json.read(path)
+
+
+@pytest.mark.parametrize(
+    ("contents", "complaint"),
+    [
+        ("", "Expecting value"),
+        ("{}", "holds no caption"),
+        ("[]", "holds no caption"),
+        ("a dog runs\n", "Expecting value"),
+        ('"a dog runs"', "expected an object or a list"),
+        ('{"video": "a", "caption": "one dog"}\n{"video": "b", "capt', "line 2 is not JSON"),
+        ('{"a": ["one dog", null]}', r'no sentence in {"video": "a"'),
+        ('{"a": 5}', "no sentence in"),
+        ('{"videos": [{"split": "test"}], "sentences": []}', "no sentence in"),
+        ('[{"caption": "one dog"}]', "no clip is named in"),
+        ('["one dog"]', "no clip is named in"),
+        (json.dumps({"a": [{"tokens": ["dog"] * 99}]}), r"\.\.\.; give"),
+    ],
+)
+def test_what_is_no_caption_file_is_said_with_the_formats(tmp_path: Path, contents: str, complaint: str) -> None:
+    path = tmp_path / "captions"
+    path.write_text(contents)
+    with pytest.raises(UsageError, match=complaint) as raised:
+        caption_json.read(path)
+    assert str(raised.value).startswith(f"{path}")
+    assert "COCO caption JSON" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_not_utf8_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "captions"
+    path.write_text('{"a": "un café"}', encoding="latin-1")
+    with pytest.raises(UsageError, match="utf-8"):
+        caption_json.read(path)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no file at .*gone"):
+        caption_json.read(tmp_path / "gone")

@@ -1,0 +1,81 @@
+"""A dataset folder is read as it was written, and what it lacks is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from etenet.errors import UsageError
+from training.datasets import Clip, Dataset
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three clips, one of them in a file elsewhere; row 1 of the cache belongs to none."""
+    entries = [
+        {"video": "a", "row": 0, "split": "train", "file": "clips/a.mp4", "captions": ["a dog", "the dog"]},
+        {"video": "b", "row": 3, "split": "train", "file": "/films/b.avi", "captions": ["a\u2028cat"]},
+        {"video": "c", "row": 2, "split": "test", "file": "c", "captions": ["a bird"], "labels": {"thing": "bird"}},
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    known = {"words": ["a", "dog", "cat"], "splits": "train", "minimum_count": 1}
+    (tmp_path / "vocabulary.json").write_text(json.dumps(known))
+    pixels = np.random.default_rng(0).integers(256, size=(4, 16, 8, 8, 3))
+    np.save(tmp_path / "frames.npy", pixels.astype(np.uint8))
+    return tmp_path
+
+
+def test_clips_come_with_their_rows_files_and_labels(folder: Path) -> None:
+    dataset = Dataset.load(folder)
+    a, b = dataset.clips["train"]
+    assert b == Clip(row=3, video="b", captions=("a\u2028cat",), file="/films/b.avi")
+    assert dataset.clips["test"] == [Clip(2, "c", ("a bird",), {"thing": "bird"}, "c")]
+    assert dataset.clip_file(a) == folder / "clips" / "a.mp4"
+    assert dataset.clip_file(b) == Path("/films/b.avi")
+    np.testing.assert_array_equal(dataset.frames_of([b, a]).numpy(), np.load(folder / "frames.npy")[[3, 0]])
+    assert dataset.vocabulary().known_words == ("a", "dog", "cat")
+
+
+def test_a_dataset_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"manifest.jsonl is missing; make the dataset with"):
+        Dataset.load(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text('{"video": "a", "split": "train", "captions": []}\n')
+    with pytest.raises(UsageError, match=r"frames.npy is missing"):
+        Dataset.load(tmp_path)
+    np.save(tmp_path / "frames.npy", np.zeros((1, 16, 2, 2, 3), np.uint8))
+    with pytest.raises(UsageError, match=r"manifest.jsonl is damaged or of another version .*row"):
+        Dataset.load(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text('{"video": "a", "row": 0, "split": "train", "captions": []}\n')
+    with pytest.raises(UsageError, match=r"vocabulary.json is missing"):
+        Dataset.load(tmp_path).vocabulary()
+
+
+def test_the_digest_follows_what_is_learnt_from_and_not_where_it_lies(folder: Path) -> None:
+    def digest_with(name: str, old: str, new: str) -> str:
+        file = folder / name
+        whole = file.read_text()
+        assert old in whole
+        file.write_text(whole.replace(old, new))
+        digest = Dataset.load(folder).digest()
+        file.write_text(whole)
+        return digest
+
+    first, frames = Dataset.load(folder).digest(), np.load(folder / "frames.npy")
+    assert digest_with("manifest.jsonl", "/films", "/elsewhere") == first
+    others = {
+        digest_with("manifest.jsonl", "the dog", "that dog"),
+        digest_with("manifest.jsonl", '"split": "test"', '"split": "train"'),
+        digest_with("manifest.jsonl", '"row": 3', '"row": 1'),
+        digest_with("vocabulary.json", '"cat"', '"cats"'),
+    }
+    for row, differs in ((3, True), (1, False)):
+        changed = frames.copy()
+        changed[row] = 255 - changed[row]
+        np.save(folder / "frames.npy", changed)
+        assert (Dataset.load(folder).digest() != first) == differs
+    np.save(folder / "frames.npy", frames[:, :, :6, :6])
+    others.add(Dataset.load(folder).digest())
+    assert len(others | {first}) == 6

@@ -1,0 +1,94 @@
+"""Recipes are the paper's, and `--set` changes one number of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from etenet.errors import UsageError
+from training.datasets import Clip
+from training.order import epoch_windows, examples_per_epoch
+from training.recipes import RECIPES, Stage, overridden
+
+
+@pytest.mark.parametrize(("name", "max_words"), [("msvd", 30), ("msrvtt", 20)])
+def test_the_papers_recipes_are_the_papers(name: str, max_words: int) -> None:
+    recipe = RECIPES[name]()
+    assert (recipe.encoder, recipe.crop_px, recipe.max_words) == ("inceptionresnetv2", 299, max_words)
+    assert recipe.preprocessing().resize_px == 314
+    first, second = recipe.stages[1], recipe.stages[2]
+    assert first.encoder_learning_rate == 0
+    assert (second.encoder_learning_rate, second.encoder_weight_decay) == (1e-9, 4e-5)
+    for stage in (first, second):
+        assert stage.window_clips * stage.captions_per_clip == 512
+        assert (stage.decoder_learning_rate, stage.decoder_weight_decay) == (1e-4, 1e-4)
+        assert (stage.gradient_clip_value, stage.attention_penalty) == (10, 0.70602)
+
+
+def test_a_setting_changes_its_field_and_no_other() -> None:
+    recipe = RECIPES["msvd"]()
+    changed = overridden(recipe, 2, ["encoder_learning_rate=1e-5", "dropout=0.5", "epoch_of=clips"])
+    assert changed.stages[2].encoder_learning_rate == 1e-5
+    assert changed.stages[2].epoch_of == "clips"
+    assert changed.dropout == 0.5
+    assert changed.stages[1] == recipe.stages[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learning_rate=1", "no field 'learning_rate'; choose one of epochs, "),
+        ("epochs=many", "epochs is a int, such as 20"),
+        ("epochs", "epochs is a int"),
+        ("mixed_precision=1", "mixed_precision is a bool"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_mend(setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        overridden(RECIPES["msvd"](), 2, [setting])
+
+
+CLIPS = [Clip(row=n, video=f"v{n}", captions=tuple(f"{n} {i}" for i in range(1 + n % 4))) for n in range(10)]
+
+
+def stage(**fields: object) -> Stage:
+    return Stage(
+        **{
+            "epochs": 1,
+            "patience_epochs": 1,
+            "batch_clips": 3,
+            "accumulation_steps": 2,
+            "encoder_learning_rate": 0.0,
+            "decoder_learning_rate": 1e-3,
+            **fields,
+        }  # type: ignore[arg-type]
+    )
+
+
+def epoch(of: Stage, number: int) -> list[tuple[str, tuple[str, ...]]]:
+    windows = list(epoch_windows(CLIPS, of, seed=1, stage_number=1, epoch=number))
+    assert all(len(window) == of.window_clips for window in windows[:-1])
+    return [(example.clip.video, example.captions) for window in windows for example in window]
+
+
+def test_an_epoch_of_captions_says_every_sentence_once() -> None:
+    said = [caption for _, captions in epoch(stage(), 0) for caption in captions]
+    assert sorted(said) == sorted(caption for clip in CLIPS for caption in clip.captions)
+
+
+def test_an_epoch_of_clips_visits_every_clip_once_with_as_many_different_sentences_as_there_are() -> None:
+    visited = epoch(stage(epoch_of="clips", captions_per_clip=3), 0)
+    assert sorted(video for video, _ in visited) == sorted(clip.video for clip in CLIPS)
+    for video, captions in visited:
+        assert len(captions) == 3
+        assert len(set(captions)) == min(3, len(CLIPS[int(video[1:])].captions))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    assert epoch(stage(), 0) == epoch(stage(), 0)
+    assert sorted(epoch(stage(), 0)) == sorted(epoch(stage(), 1))
+    assert epoch(stage(), 0) != epoch(stage(), 1)
+
+
+@pytest.mark.parametrize("fields", [{}, {"captions_per_clip": 2}, {"epoch_of": "clips"}])
+def test_the_length_of_an_epoch_is_known_before_it(fields: dict[str, object]) -> None:
+    assert len(epoch(stage(**fields), 0)) == examples_per_epoch(CLIPS, stage(**fields))

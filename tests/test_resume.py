@@ -1,0 +1,146 @@
+"""A run that is killed, stopped or finds damage ends as if nothing had happened; several processes end like one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import wait_until
+
+REPOSITORY = Path(__file__).parent.parent
+SETTINGS = ["--set", "epochs=2", "--set", "epoch_of=captions", "--set", "batch_clips=1", "--set", "captions_per_clip=1"]
+
+
+class Training:
+    """`python -m training.train`, stage 1, on a data set of features, in a process of its own."""
+
+    def __init__(self, data: Path, out: Path) -> None:
+        self.stage = out / "stage1"
+        self.arguments = ["demo", "--stage", "1", "--data", str(data), "--out", str(out), *SETTINGS]
+
+    def start(self, *arguments: str, launcher: tuple[str, ...] = ("-m",)) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *launcher, "training.train", *self.arguments, *arguments],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def finish(self, *arguments: str, launcher: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, launcher=launcher)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def outcome(self) -> tuple[bytes, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The log, the final weights, and the best ones."""
+        newest = max((self.stage / "snapshots").glob("step-*.pt"))
+        final = torch.load(newest, weights_only=True)["learned"]
+        best = torch.load(self.stage / "best.pt", weights_only=True)["weights"]
+        return (self.stage / "log.jsonl").read_bytes(), final, best
+
+    def steps(self) -> int:
+        log = self.stage / "log.jsonl"
+        return log.read_text().count('"kind": "step"') if log.is_file() else 0
+
+
+def assert_same(one: Training, other: Training) -> None:
+    (log, *weights), (other_log, *other_weights) = one.outcome(), other.outcome()
+    assert log == other_log
+    for named, other_named in zip(weights, other_weights, strict=True):
+        assert named.keys() == other_named.keys()
+        assert all(torch.equal(named[name], other_named[name]) for name in named)
+
+
+@pytest.fixture(scope="module")
+def whole(features_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """A run that nobody disturbed."""
+    training = Training(features_dataset, tmp_path_factory.mktemp("whole"))
+    finished = training.finish()
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == str(training.stage / "best.pt")
+    return training
+
+
+def test_ten_kills_at_random_moments_change_no_bit(whole: Training, features_dataset: Path, tmp_path: Path) -> None:
+    training, chance, kills = Training(features_dataset, tmp_path), random.Random(5), 0
+    every_step = ["--resume", "--save-every-s", "0"]
+    while kills < 10:
+        process, before = training.start(*every_step), training.steps()
+        wait_until(lambda p=process, b=before: p.poll() is not None or training.steps() != b, 60)
+        try:
+            process.communicate(timeout=chance.uniform(0, 0.8))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed ten times: make it longer"
+        kills += 1
+    finished = training.finish(*every_step)
+    assert finished.returncode == 0, finished.stderr
+    assert "going on after step" in finished.stderr
+    assert_same(training, whole)
+
+
+def test_sigterm_saves_and_ends_well(whole: Training, features_dataset: Path, tmp_path: Path) -> None:
+    training = Training(features_dataset, tmp_path)
+    process = training.start()
+    wait_until(lambda: training.steps() > 2 or process.poll() is not None, 60)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "go on with --resume" in err
+    again = training.finish()
+    assert again.returncode == 2
+    assert "holds a run; go on with --resume" in again.stderr
+    assert training.finish("--resume").returncode == 0
+    assert_same(training, whole)
+
+
+def test_damage_costs_a_snapshot_and_another_recipe_is_refused(
+    whole: Training, features_dataset: Path, tmp_path: Path
+) -> None:
+    training = Training(features_dataset, tmp_path)
+    process = training.start("--save-every-s", "0")
+    wait_until(lambda: training.steps() > 3 or process.poll() is not None, 60)
+    process.kill()
+    process.communicate()
+    newest = max((training.stage / "snapshots").glob("step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    changed = training.finish("--resume", "--set", "dropout=0.25")
+    assert changed.returncode == 2
+    assert "trained with another dropout" in changed.stderr
+    finished = training.finish("--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert f"{newest} is damaged" in finished.stderr
+    assert_same(training, whole)
+
+
+def test_a_finished_run_stays_as_it_is(whole: Training) -> None:
+    before = whole.outcome()[0]
+    assert whole.finish("--resume").returncode == 0
+    assert whole.outcome()[0] == before
+
+
+def test_two_processes_end_with_the_weights_of_one(features_dataset: Path, tmp_path: Path) -> None:
+    settings = ["--set", "dropout=0.0", "--set", "accumulation_steps=4"]
+    alone, together = (Training(features_dataset, tmp_path / name) for name in ("alone", "together"))
+    assert alone.finish(*settings).returncode == 0
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    finished = together.finish(*settings, launcher=torchrun)
+    assert finished.returncode == 0, finished.stderr
+    (log, *weights), (other_log, *other_weights) = alone.outcome(), together.outcome()
+    for line, other in zip(log.splitlines(), other_log.splitlines(), strict=True):
+        loss, other_loss = (json.loads(text).get("loss", 0.0) for text in (line, other))
+        assert other_loss == pytest.approx(loss, rel=1e-4)
+    for named, other_named in zip(weights, other_weights, strict=True):
+        for name, value in named.items():
+            torch.testing.assert_close(other_named[name], value, rtol=1e-3, atol=1e-5, msg=name)

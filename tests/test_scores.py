@@ -1,0 +1,335 @@
+"""The figures are those of the field: published ones come out to the published digit, whatever the captions hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etenet import java, scores
+from etenet.cli import main
+from etenet.errors import JavaError, UsageError
+from etenet.scores import Scorer, Scores, score, tokenize
+
+Captions = dict[str, list[str]]
+MEASURES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
+REFERENCES: Captions = {
+    "dog": ["a dog runs", "the dog is running"],
+    "cat": ["a cat sleeps", "the cat is sleeping on a bed"],
+    "bird": ["a bird sings"],
+}
+PREDICTIONS: Captions = {"dog": ["a dog is running"], "cat": ["a cat is sleeping"], "bird": ["a fish swims"]}
+
+
+@pytest.fixture(scope="module")
+def published(reference_data: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((reference_data / "scores" / "expected_scores.json").read_text())
+    return figures
+
+
+@pytest.fixture(scope="module")
+def raw_captions(reference_data: Path) -> Mapping[str, list[str]]:
+    """vidN -> its captions as people typed them."""
+    by_clip = json.loads((reference_data / "msvd" / "captions_by_clip.json").read_text(encoding="utf-8"))
+    mapping = (reference_data / "msvd" / "youtube_mapping.txt").read_text().split()
+    return {vid: by_clip[clip] for clip, vid in zip(mapping[::2], mapping[1::2], strict=True)}
+
+
+@pytest.fixture(scope="module")
+def scn_predictions(reference_data: Path) -> Captions:
+    return numbered(reference_data / "scores" / "msvd_scn_test_predictions.txt", first=1301)
+
+
+@pytest.fixture(scope="module")
+def scn_scores(reference_data: Path, scn_predictions: Captions) -> Scores:
+    references: Captions = {}
+    listed = (reference_data / "msvd" / "msvd_sents_test_lc_nopunc.txt").read_text(encoding="utf-8")
+    for line in listed.strip().split("\n"):
+        vid, _, sentence = line.partition("\t")
+        references.setdefault(vid, []).append(sentence)
+    return score(scn_predictions, references, tokenizer="none")
+
+
+def numbered(path: Path, first: int) -> Captions:
+    """A caption in each line, for clips numbered from `first`."""
+    lines = path.read_text(encoding="utf-8").strip().split("\n")
+    return {f"vid{number}": [line] for number, line in enumerate(lines, start=first)}
+
+
+def under_our_names(figures: Mapping[str, float]) -> dict[str, float]:
+    ours = {f"Bleu_{n}": f"BLEU-{n}" for n in range(1, 5)} | {"ROUGE_L": "ROUGE-L"}
+    return {ours.get(name, name): value for name, value in figures.items() if isinstance(value, float)}
+
+
+def to_the_digit(figures: Mapping[str, float], digits: int) -> dict[str, Any]:
+    return {name: pytest.approx(value, abs=0.5 * 10**-digits) for name, value in under_our_names(figures).items()}
+
+
+def test_scn_on_msvd_scores_what_was_published(scn_scores: Scores, published: dict[str, Any]) -> None:
+    assert list(scn_scores.overall) == MEASURES
+    assert scn_scores.overall == to_the_digit(published["msvd_scn_test"]["published"], 3)
+    assert scn_scores.overall == to_the_digit(published["msvd_scn_test"]["local"], 6)
+
+
+def test_clips_have_figures_of_their_own(scn_scores: Scores, scn_predictions: Captions) -> None:
+    assert scn_scores.per_clip.keys() == scn_predictions.keys()
+    assert all(list(figures) == MEASURES for figures in scn_scores.per_clip.values())
+    for measure in ("ROUGE-L", "CIDEr"):
+        mean = sum(figures[measure] for figures in scn_scores.per_clip.values()) / len(scn_scores.per_clip)
+        assert mean == pytest.approx(scn_scores.overall[measure])
+
+
+def test_line_breaks_in_raw_references_shift_nothing(
+    raw_captions: Mapping[str, list[str]], scn_predictions: Captions, published: dict[str, Any]
+) -> None:
+    """CIDEr .773; pycocoevalcap's own tokenizer makes it .533."""
+    references = {vid: raw_captions[vid] for vid in scn_predictions}
+    assert any("\r\n" in sentence for sentences in references.values() for sentence in sentences)
+    found = Scorer(references, meteor=False).score(scn_predictions).overall
+    assert found == to_the_digit(published["msvd_scn_test"]["local_ptb_raw_whitespace_normalised"], 6)
+
+
+def test_arctic_on_msvd_scores_what_was_published(
+    reference_data: Path, raw_captions: Mapping[str, list[str]], published: dict[str, Any]
+) -> None:
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    expected = published["msvd_arctic_valid"]
+    predictions = numbered(reference_data / "scores" / "msvd_arctic_valid_samples.txt", first=1201)
+    scorer = Scorer({vid: raw_captions[vid] for vid in predictions}, meteor=False)
+    found = scorer.score(predictions).overall
+    assert found.items() >= to_the_digit(expected["published"], 3).items()
+    assert found == to_the_digit(expected["local"], 6)
+
+    counted = BleuScorer(n=4)
+    for vid, (sentence,) in tokenize(predictions, "ptb").items():
+        counted += (sentence, scorer.references[vid])
+    of_clips = {name: zip(*(clip[name] for clip in counted.ctest), strict=True) for name in ("guess", "correct")}
+    counts = {name: [sum(column) for column in columns] for name, columns in of_clips.items()}
+    counted.compute_score(option="closest")
+    lengths = {"reflen": counted._reflen, "testlen": counted._testlen}
+    assert counts | lengths == {name: expected["published"][name] for name in ("guess", "correct", "reflen", "testlen")}
+
+
+def test_two_sentences_score_what_nlg_eval_published(reference_data: Path, published: dict[str, Any]) -> None:
+    folder, expected = reference_data / "scores", published["nlgeval_two_sentences"]
+    first, second = (numbered(folder / name, first=1) for name in expected["refs"])
+    references = {clip: first[clip] + second[clip] for clip in first}
+    found = score(numbered(folder / expected["hyp"], first=1), references, tokenizer="none")
+    assert found.overall == to_the_digit(expected["published"], 5)
+
+
+def test_single_sentences_score_what_nlg_eval_published(published: dict[str, Any]) -> None:
+    """Each by itself there, so CIDEr, whose weights come from the set, was 0."""
+    cases = {name: published[name] for name in ("nlgeval_single", "nlgeval_french")}
+    predictions = {name: [case["hyp"]] for name, case in cases.items()}
+    found = score(predictions, {name: case["refs"] for name, case in cases.items()}, tokenizer="none").per_clip
+    for name, case in cases.items():
+        assert found[name] | {"CIDEr": 0.0} == to_the_digit(case["published"], 5)
+
+
+def test_odd_captions_are_scored_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`|||` parts the captions in METEOR's protocol, and decimals have a comma where German is spoken."""
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
+    odd = {"empty": [""], "bars": ["a dog ||| a cat"], "more bars": ["a dog a cat"], "accents": ["日本 café \ud800"]}
+    meant = odd | {"empty": ["a dog"], "bars": ["a dog a cat"], "more bars": ["a dog ||| a cat"]}
+    found = score(PREDICTIONS | odd, REFERENCES | meant, tokenizer="none").per_clip
+    assert set(found["empty"].values()) == {0.0}
+    for clip in ("bars", "more bars", "accents"):
+        assert found[clip]["METEOR"] > 0.95, clip
+    assert found["accents"]["BLEU-2"] == pytest.approx(1.0)
+    assert found["dog"]["METEOR"] > 0.4
+
+
+def test_captions_of_no_words_at_all_score_zero() -> None:
+    nothing = {clip: [" "] for clip in REFERENCES}
+    assert set(Scorer(REFERENCES, tokenizer="none", meteor=False).score(nothing).overall.values()) == {0.0}
+
+
+@pytest.mark.parametrize("tokenizer", scores.TOKENIZERS)
+def test_no_white_space_moves_a_sentence_to_another_clip(tokenizer: scores.Tokenizer) -> None:
+    spaces = ["\r\n", "\n\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\t", "\u00a0"]
+    captions = {"a": [f"one{space}two" for space in spaces], "b": [""], "c": ["\n", "three\n"], "d": ["  four  "]}
+    expected = {"a": ["one two"] * len(spaces), "b": [""], "c": ["", "three"], "d": ["four"]}
+    assert tokenize(captions, tokenizer) == expected
+
+
+def test_ptb_drops_case_and_punctuation_and_none_drops_nothing() -> None:
+    captions = {"a": ["A man's dog, isn't it?"], "b": ["\ufeffUn café -- très bon!"]}
+    assert tokenize(captions, "ptb") == {"a": ["a man 's dog is n't it"], "b": ["un café très bon"]}
+    assert tokenize(captions, "none") == captions
+
+
+def test_a_tokenizer_that_loses_a_sentence_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "answer", lambda *_, **__: "a\nb\n")
+    with pytest.raises(JavaError, match="2 sentences for 3"):
+        tokenize({"clip": ["a", "b", "c"]}, "ptb")
+
+
+def test_references_are_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    answer = java.answer
+
+    def heard(name: str, arguments: Sequence[str], text: str, *, deadline_s: float) -> str:
+        texts.append(text)
+        return answer(name, arguments, text, deadline_s=deadline_s)
+
+    monkeypatch.setattr(java, "answer", heard)
+    scorer = Scorer(REFERENCES, meteor=False)
+    assert scorer.score(PREDICTIONS) == scorer.score(PREDICTIONS)
+    assert [text.count("sleeping on a bed") for text in texts] == [1, 0, 0]
+
+
+def test_the_order_of_clips_changes_nothing() -> None:
+    scorer = Scorer(REFERENCES, tokenizer="none", meteor=False)
+    turned = dict(reversed(PREDICTIONS.items()))
+    assert scorer.score(turned).per_clip == scorer.score(PREDICTIONS).per_clip
+
+
+def test_references_without_a_word_count_for_nothing() -> None:
+    def of_dog(references: list[str], said: str = "a dog is running") -> dict[str, float]:
+        scorer = Scorer({**REFERENCES, "dog": references}, meteor=False)
+        return scorer.score({**PREDICTIONS, "dog": [said]}).per_clip["dog"]
+
+    assert of_dog(["a dog runs", "", "..."]) == of_dog(["a dog runs"])
+    assert of_dog(["a dog runs", ""], said="")["ROUGE-L"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "complaint"),
+    [
+        ({}, REFERENCES, "no prediction to score"),
+        (PREDICTIONS, REFERENCES | {"fox": ["a fox"], "cow": ["a cow"]}, "no prediction for 'fox', 'cow'; caption"),
+        (PREDICTIONS | {"fox": ["a fox"]}, REFERENCES, "no reference for 'fox'; add"),
+        (PREDICTIONS | {"cat": ["a cat", "cats"]}, REFERENCES, "not exactly one prediction for 'cat'"),
+        (PREDICTIONS | {"cat": []}, REFERENCES, "not exactly one prediction for 'cat'"),
+        (PREDICTIONS, REFERENCES | {"cat": [" "]}, "no reference with a word in it for 'cat'"),
+        (PREDICTIONS, REFERENCES | {"cat": []}, "no reference with a word in it for 'cat'"),
+        ({"clips/dog.mp4": ["a dog"]}, {"dog": ["a dog"]}, "no clip in common: 'clips/dog.mp4' in the one, 'dog' in"),
+    ],
+)
+def test_sets_that_do_not_fit_are_said_with_the_mend(
+    predictions: Captions, references: Captions, complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        score(predictions, references, tokenizer="none")
+
+
+@pytest.mark.parametrize("tokenizer", scores.TOKENIZERS)
+def test_without_pycocoevalcap_the_mend_is_named(tokenizer: scores.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("pycocoevalcap.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    with pytest.raises(UsageError, match=r"pip install 'etenet\[train\]'"):
+        score(PREDICTIONS, REFERENCES, tokenizer=tokenizer)
+
+
+@pytest.fixture
+def java_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a shell script in the place of Java."""
+
+    def put(script: str) -> None:
+        program = tmp_path / "java"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(java, "find_java", lambda: program)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("exit 1", "METEOR ended by itself with status 1: it said nothing"),
+        ("read line; echo 1.0 2.0; echo 'no heap' >&2; exit 3", "METEOR ended by itself with status 3: no heap"),
+        ("while read line; do echo 'Error: a'; echo 'Error: b'; done", "METEOR answered .* 'Error: "),
+        ("exec tail -f /dev/null", r"METEOR was not done after 0\.4 s"),
+    ],
+)
+def test_a_meteor_that_fails_is_said_and_does_not_hang(
+    java_as: Callable[[str], None], script: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    java_as(script)
+    monkeypatch.setattr(scores, "_deadline_s", lambda _: 0.4 if script.startswith("exec") else 60.0)
+    with pytest.raises(JavaError, match=complaint):
+        score(PREDICTIONS, REFERENCES, tokenizer="none")
+
+
+def kept(path: Path, captions: Captions) -> str:
+    path.write_text(json.dumps(captions))
+    return str(path)
+
+
+def test_the_command_scores_one_clip_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """No file may grow by a byte: not in the package's folder, not here, not in the temporary folder."""
+    files = ["--predictions", kept(tmp_path / "said.json", {"clip": ["A dog is running."]})]
+    files += ["--references", kept(tmp_path / "meant.json", {"clip": ["A dog runs.", "A dog is running!"]})]
+    ran = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", sys.executable, "-m", "etenet", "score", *files],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "CIDEr means nothing here" in ran.stderr
+    figures = json.loads(ran.stdout)
+    assert (figures.pop("clips"), figures.pop("tokenizer"), figures.pop("CIDEr")) == (1, "ptb", 0.0)
+    assert figures == dict.fromkeys(MEASURES[:-1], pytest.approx(1.0, abs=1e-6))
+
+
+def test_the_command_takes_what_caption_writes_and_coco_and_gives_figures_per_clip(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said, meant, out = tmp_path / "captions.jsonl", tmp_path / "coco.json", tmp_path / "clips.jsonl"
+    said.write_text("".join(json.dumps({"video": clip, "caption": of[0]}) + "\n" for clip, of in PREDICTIONS.items()))
+    annotations = [{"image_id": clip, "caption": sentence} for clip, of in REFERENCES.items() for sentence in of]
+    meant.write_text(json.dumps({"annotations": annotations}))
+    arguments = ["--predictions", str(said), "--references", str(meant), "--tokenizer", "none", "--per-clip", str(out)]
+    assert main(["score", *arguments]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    figures = json.loads(printed.out)
+    assert list(figures) == [*MEASURES, "clips", "tokenizer"]
+    assert (figures["clips"], figures["tokenizer"]) == (3, "none")
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert {line["video"]: [line["caption"]] for line in lines} == PREDICTIONS
+    assert sum(line["CIDEr"] for line in lines) / 3 == pytest.approx(figures["CIDEr"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--predictions", "gone.json", "--references", "meant.json"],
+        ["--predictions", "failed.jsonl", "--references", "meant.json"],
+        ["--predictions", "fewer.json", "--references", "meant.json"],
+        ["--predictions", "said.json", "--references", "meant.json", "--per-clip", "gone/clips.jsonl"],
+    ],
+)
+def test_wrong_use_of_the_command_is_one_line_and_status_2(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept(Path("said.json"), PREDICTIONS)
+    kept(Path("meant.json"), REFERENCES)
+    kept(Path("fewer.json"), {"dog": ["a dog"]})
+    Path("failed.jsonl").write_text('{"video": "dog", "error": {"code": "not_a_video", "message": "..."}}\n')
+    assert main(["score", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+
+
+def test_a_failing_java_is_one_line_and_status_1(
+    java_as: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    java_as("exit 1")
+    files = ["--predictions", kept(tmp_path / "said.json", PREDICTIONS)]
+    files += ["--references", kept(tmp_path / "meant.json", REFERENCES)]
+    assert main(["score", *files]) == 1
+    assert capsys.readouterr().err == "etenet score: the PTB tokenizer ended by itself with status 1: it said nothing\n"

@@ -1,0 +1,80 @@
+"""A snapshot is whole or it is not there, and a damaged one is noticed."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from etenet.errors import UsageError
+from training import snapshots
+
+
+def contents(step: int) -> dict[str, object]:
+    return {"weights": torch.full((1000,), float(step)), "progress": {"step": step}}
+
+
+@contextmanager
+def files_no_larger_than(size_bytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def flip_a_bit(path: Path) -> None:
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    path.write_bytes(body)
+
+
+def test_the_newest_of_two_is_loaded_and_older_ones_are_forgotten(tmp_path: Path) -> None:
+    for step in (1, 2, 30):
+        snapshots.save(contents(step), tmp_path, step)
+    loaded = snapshots.load_newest(tmp_path)
+    assert loaded is not None
+    assert torch.equal(loaded["weights"], torch.full((1000,), 30.0))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_snapshot_is_reported_and_the_one_before_it_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshots.save(contents(1), tmp_path, 1)
+    newest = snapshots.save(contents(2), tmp_path, 2)
+    flip_a_bit(newest)
+    loaded = snapshots.load_newest(tmp_path)
+    assert loaded is not None
+    assert loaded["progress"] == {"step": 1}
+    assert f"{newest} is damaged" in capsys.readouterr().err
+
+
+def test_when_all_are_damaged_nothing_is_trained(tmp_path: Path) -> None:
+    for step in (1, 2):
+        flip_a_bit(snapshots.save(contents(step), tmp_path, step))
+    with pytest.raises(UsageError, match=r"all snapshots in .* are damaged"):
+        snapshots.load_newest(tmp_path)
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    snapshots.save(contents(1), tmp_path, 1)
+    with files_no_larger_than(2000), pytest.raises(UsageError, match="make room and go on with --resume"):
+        snapshots.save(contents(2), tmp_path, 2)
+    assert len(list(tmp_path.iterdir())) == 1
+    loaded = snapshots.load_newest(tmp_path)
+    assert loaded is not None
+    assert loaded["progress"] == {"step": 1}
+
+
+def test_what_a_crash_left_unfinished_is_removed(tmp_path: Path) -> None:
+    assert snapshots.load_newest(tmp_path) is None
+    (tmp_path / ".step-00000001-x").write_bytes(b"half")
+    snapshots.save(contents(1), tmp_path, 1)
+    snapshots.load_newest(tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]

@@ -1,0 +1,117 @@
+"""One optimizer step: the same gradients however the window is cut, and whoever computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from etenet.config import DecoderConfig
+from etenet.decoder import Decoder
+from etenet.encoder import Encoder, default_preprocessing, feature_size
+from etenet.model import EtENet
+from etenet.vocabulary import Vocabulary
+from training.datasets import Clip, Sentences
+from training.memory import checkpoint_activations
+from training.order import Example
+from training.processes import Processes
+from training.recipes import Stage
+from training.step import Trainee, accumulate
+
+VOCABULARY = Vocabulary(list("abcdefgh"))
+STAGE = Stage(
+    epochs=1,
+    patience_epochs=1,
+    batch_clips=1,
+    accumulation_steps=1,
+    encoder_learning_rate=1e-3,
+    decoder_learning_rate=1e-3,
+    mixed_precision=False,
+)
+PREPROCESSING = default_preprocessing("squeezenet1_1", crop_px=32)
+
+
+def trainee(encoder: str = "squeezenet1_1") -> Trainee:
+    torch.manual_seed(0)
+    sizes = DecoderConfig(
+        feature_size=feature_size(encoder),
+        vocabulary_size=len(VOCABULARY),
+        hidden_size=6,
+        embedding_size=5,
+        attention_size=4,
+    )
+    return Trainee(EtENet(Encoder(encoder), Decoder(sizes)), PREPROCESSING, STAGE).double()
+
+
+def examples(count: int) -> list[Example]:
+    """Sentences of one to seven words."""
+    return [Example(Clip(row=n, video=str(n), captions=()), (" ".join("abcdefgh"[: 1 + n % 7]),)) for n in range(count)]
+
+
+def load(batch: Sequence[Example]) -> tuple[Tensor, Sentences]:
+    """Two frames per clip, a function of the clip's row."""
+    side = PREPROCESSING.resize_px
+    frames = [
+        torch.randint(256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(e.clip.row))
+        for e in batch
+    ]
+    return torch.stack(frames), Sentences.encode([e.captions for e in batch], VOCABULARY, 20)
+
+
+def gradients_and_weights(count: int, micro_batch: int) -> dict[str, Tensor]:
+    network = trainee()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    accumulate(network, examples(count), load, micro_batch=micro_batch, processes=Processes())
+    found = {f"gradient of {name}": p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    optimizer.step()
+    return found | {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize(("count", "cuts"), [(512, (512, 64, 8)), (37, (37, 8, 5))])
+def test_a_window_gives_the_same_gradients_and_weights_in_any_number_of_micro_batches(
+    count: int, cuts: tuple[int, ...]
+) -> None:
+    whole, *others = (gradients_and_weights(count, micro_batch) for micro_batch in cuts)
+    assert any("encoder" in name for name in whole)
+    for other in others:
+        assert other.keys() == whole.keys()
+        for name, value in whole.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_accumulated_loss_is_the_sum_over_the_window() -> None:
+    network, window = trainee(), examples(7)
+    total = accumulate(network, window, load, micro_batch=3, processes=Processes())
+    assert total == pytest.approx(network(*load(window)).sum().item(), rel=1e-9)
+
+
+def test_the_attention_penalty_is_in_the_gradient() -> None:
+    with_penalty = gradients_and_weights(4, 4)["gradient of model.decoder.attend_score.weight"]
+    network = trainee()
+    network.stage = Stage(
+        epochs=1,
+        patience_epochs=1,
+        batch_clips=1,
+        accumulation_steps=1,
+        encoder_learning_rate=1e-3,
+        decoder_learning_rate=1e-3,
+        mixed_precision=False,
+        attention_penalty=0.0,
+    )
+    accumulate(network, examples(4), load, micro_batch=4, processes=Processes())
+    assert not torch.allclose(network.model.decoder.attend_score.weight.grad, with_penalty)
+
+
+@pytest.mark.parametrize("encoder", ["squeezenet1_1", "resnet18"])
+def test_checkpointed_activations_give_the_same_gradients(encoder: str) -> None:
+    found = []
+    for checkpointed in (False, True):
+        network = trainee(encoder)
+        if checkpointed:
+            checkpoint_activations(network.model.encoder.network)
+        accumulate(network, examples(3), load, micro_batch=3, processes=Processes())
+        found.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)

@@ -1,0 +1,87 @@
+"""One process or several (`torchrun`): who I am, what we agree on, and when we were asked to stop.
+
+DDP with gloo on a CPU and nccl on a GPU. Everything here does the obvious thing where there is one process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from threading import Event
+from types import FrameType
+from typing import TypeVar
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+ValueT = TypeVar("ValueT")
+
+# Rank 0 computes scores while the others wait; nobody may give up on it.
+_PATIENCE = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among the `count` that train together; rank 0 writes the files."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stop: Event = field(default_factory=Event)  # set by SIGTERM
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def together(self, module: nn.Module) -> nn.Module:
+        """The module, such that its gradients become the mean over all processes."""
+        return DistributedDataParallel(module, broadcast_buffers=False) if self.count > 1 else module
+
+    def total(self, value: float) -> float:
+        """The sum over all processes."""
+        if self.count == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(tensor)
+        return tensor.item()
+
+    def asked_to_stop(self) -> bool:
+        """Whether any of us was: all get the same answer."""
+        return self.total(float(self.stop.is_set())) > 0
+
+    def of_first(self, value: ValueT) -> ValueT:
+        """Rank 0's value, for all; also a meeting point."""
+        if self.count == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the others, if `torchrun` started us, and take SIGTERM as a wish to stop at the next step."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count > 1:
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
+    processes = Processes(int(os.environ.get("RANK", 0)), count, device)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        processes.stop.set()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield processes
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if count > 1:
+            distributed.destroy_process_group()
