@@ -76,8 +76,8 @@ def _draw_scores(panel: Axes, epochs: Sequence[Line]) -> None:
     others = panel.twinx()
     others.set_ylabel("BLEU-4, METEOR, ROUGE-L")
     for i, (axes, name) in enumerate(((panel, "CIDEr"), (others, "BLEU-4"), (others, "METEOR"), (others, "ROUGE-L"))):
-        scores = [line["scores"][name] for line in epochs]
-        axes.plot([line["epoch"] for line in epochs], scores, "o-", color=f"C{i}", markersize=3, label=name)
+        scores = {line["epoch"]: line["scores"][name] for line in epochs if name in line["scores"]}
+        axes.plot([*scores], [*scores.values()], "o-", color=f"C{i}", markersize=3, label=name)
     below = (0.5, -0.12)
     panel.legend(
         handles=[*panel.lines, *others.lines], loc="upper center", bbox_to_anchor=below, ncols=4, frameon=False

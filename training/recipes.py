@@ -48,6 +48,7 @@ class Stage:
     gradient_clip_value: float = 10.0
     attention_penalty: float = ATTENTION_PENALTY
     mixed_precision: bool = True  # the encoder in bf16 autocast
+    meteor: bool = True  # among the validation scores: its Java program takes some 8 s of a core per epoch
     activation_checkpointing: bool = False  # the encoder's activations are computed twice instead of kept
 
     @property

@@ -91,7 +91,7 @@ class _Training:
         self.progress = self._restored()
         self.shared = run.processes.together(self.trainee)
         self.features = self._known_features()
-        self.scorer = Scorer({clip.video: clip.captions for clip in self._validation})
+        self.scorer = Scorer({clip.video: clip.captions for clip in self._validation}, meteor=self.stage.meteor)
         examples = examples_per_epoch(self._clips, self.stage)
         self.steps = self.stage.epochs * math.ceil(examples / self.stage.window_clips)
         self.journal = Journal(

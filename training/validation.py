@@ -60,4 +60,4 @@ def validate(
         for clip, of_clip in zip(batch, losses, strict=True):
             loss, count = loss + of_clip[: len(clip.captions)].sum().item(), count + len(clip.captions)
     scores = scorer.score(captions).overall
-    return Validation(loss / count, {name: scores[name] for name in LOGGED})
+    return Validation(loss / count, {name: scores[name] for name in LOGGED if name in scores})
