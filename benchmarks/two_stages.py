@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from etenet.scores import Scorer
-
 import etenet
 from benchmarks.record import RESULTS, conclude
 from etenet import checkpoint as checkpoints
 from etenet.errors import EtenetError
+from etenet.scores import Scorer
 from training.datasets import Dataset
 from training.evaluate import caption_split, demo_accuracy
 from training.memory import keep_freed_memory

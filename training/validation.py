@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from etenet.scores import Scorer
 from torch import Tensor
 
 from etenet.captioner import Captioner
 from etenet.checkpoint import Checkpoint
 from etenet.config import CaptionOptions
+from etenet.scores import Scorer
 from training.datasets import Clip, Sentences
 from training.step import Trainee
 
