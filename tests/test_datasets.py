@@ -76,6 +76,6 @@ def test_the_digest_follows_what_is_learnt_from_and_not_where_it_lies(folder: Pa
         changed[row] = 255 - changed[row]
         np.save(folder / "frames.npy", changed)
         assert (Dataset.load(folder).digest() != first) == differs
-    np.save(folder / "frames.npy", frames[:, :, :6, :6])
+    np.save(folder / "frames.npy", frames[:, :, 1:, 1:])  # the same pixel in the middle
     others.add(Dataset.load(folder).digest())
     assert len(others | {first}) == 6
