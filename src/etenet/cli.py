@@ -53,7 +53,7 @@ def caption(options: argparse.Namespace) -> int:
             raise UsageError(f"no file at {path}")
     captioner = etenet.load(options.checkpoint)
     failed = 0
-    with open(options.out, "w") if options.out else nullcontext(sys.stdout) as out:
+    with open(options.out, "w", encoding="utf-8") if options.out else nullcontext(sys.stdout) as out:
         for paths in _batches(options.paths):
             outcomes = captioner.caption_batch([path.read_bytes() for path in paths], [wish] * len(paths))
             for path, outcome in zip(paths, outcomes, strict=True):
