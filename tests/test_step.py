@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,16 +91,7 @@ def test_accumulated_loss_is_the_sum_over_the_window() -> None:
 def test_the_attention_penalty_is_in_the_gradient() -> None:
     with_penalty = gradients_and_weights(4, 4)["gradient of model.decoder.attend_score.weight"]
     network = trainee()
-    network.stage = Stage(
-        epochs=1,
-        patience_epochs=1,
-        batch_clips=1,
-        accumulation_steps=1,
-        encoder_learning_rate=1e-3,
-        decoder_learning_rate=1e-3,
-        mixed_precision=False,
-        attention_penalty=0.0,
-    )
+    network.stage = replace(STAGE, attention_penalty=0.0)
     accumulate(network, examples(4), load, micro_batch=4, processes=Processes())
     assert not torch.allclose(network.model.decoder.attend_score.weight.grad, with_penalty)
 

@@ -109,7 +109,9 @@ def test_the_whole_trainer_runs_and_learns(
         dropout=0.0,
         stills=dataclasses.replace(recipe.stills, steps=3, batch=8),
         stages={
-            number: dataclasses.replace(stage, epochs=3, batch_clips=1, accumulation_steps=2, warmup_steps=0)
+            number: dataclasses.replace(
+                stage, epochs=3, batch_clips=1, accumulation_steps=2, warmup_steps=0, meteor=number == 2
+            )
             for number, stage in recipe.stages.items()
         },
     )
@@ -123,7 +125,7 @@ def test_the_whole_trainer_runs_and_learns(
         epochs = [line for line in lines(folder / "log.jsonl") if line["kind"] == "epoch"]
         assert [line["epoch"] for line in epochs] == [1, 2, 3]
         assert epochs[-1]["train_loss"] < 0.95 * epochs[0]["train_loss"]
-        assert set(epochs[0]["scores"]) == {"CIDEr", "BLEU-4", "METEOR", "ROUGE-L"}
+        assert set(epochs[0]["scores"]) == {"CIDEr", "BLEU-4", "ROUGE-L"} | ({"METEOR"} if stage == 2 else set())
         assert all(line["peak_memory_bytes"] > 0 and line["clips_per_s"] > 0 for line in lines(folder / "speed.jsonl"))
         assert (folder / "curves.png").is_file()
     frozen, learned = (checkpoints.load(run / f"stage{n}" / "best.pt").model.encoder.state_dict() for n in (1, 2))
