@@ -23,6 +23,7 @@ import pytest
 
 import etenet
 from etenet import checkpoint as checkpoints
+from etenet import java
 from etenet.vocabulary import Vocabulary
 from training import prepare
 
@@ -182,3 +183,16 @@ def features_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = ["--features", str(folder / "given.npy"), "--captions", str(folder / "captions.jsonl")]
     prepare.main(["features", *given, "--out", str(folder / "data")])
     return folder / "data"
+
+
+@pytest.fixture
+def java_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a shell script in the place of Java."""
+
+    def put(script: str) -> None:
+        program = tmp_path / "java"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(java, "find_java", lambda: program)
+
+    return put

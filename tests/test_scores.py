@@ -229,19 +229,6 @@ def test_without_pycocoevalcap_the_mend_is_named(tokenizer: scores.Tokenizer, mo
         score(PREDICTIONS, REFERENCES, tokenizer=tokenizer)
 
 
-@pytest.fixture
-def java_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a shell script in the place of Java."""
-
-    def put(script: str) -> None:
-        program = tmp_path / "java"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-        monkeypatch.setattr(java, "find_java", lambda: program)
-
-    return put
-
-
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [
