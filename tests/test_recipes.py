@@ -37,14 +37,15 @@ def test_a_setting_changes_its_field_and_no_other() -> None:
     ("setting", "message"),
     [
         ("learning_rate=1", "no field 'learning_rate'; choose one of epochs, "),
-        ("epochs=many", "epochs is a int, such as 20"),
+        ("epochs=many", "epochs is a int, such as 12"),
         ("epochs", "epochs is a int"),
         ("mixed_precision=1", "mixed_precision is a bool"),
+        ("encoder_learning_rate=0", "mirrored_share needs encoder_learning_rate"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_mend(setting: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        overridden(RECIPES["msvd"](), 2, [setting])
+        overridden(RECIPES["demo"](), 2, [setting])
 
 
 CLIPS = [Clip(row=n, video=f"v{n}", captions=tuple(f"{n} {i}" for i in range(1 + n % 4))) for n in range(10)]
@@ -87,6 +88,16 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert epoch(stage(), 0) == epoch(stage(), 0)
     assert sorted(epoch(stage(), 0)) == sorted(epoch(stage(), 1))
     assert epoch(stage(), 0) != epoch(stage(), 1)
+
+
+def test_a_share_is_mirrored_and_the_order_stays() -> None:
+    plain, half = (stage(epoch_of="clips", mirrored_share=share, encoder_learning_rate=1.0) for share in (0.0, 0.5))
+    assert epoch(half, 0) == epoch(plain, 0)
+    many = CLIPS * 100
+    mirrored = [
+        example.mirrored for window in epoch_windows(many, half, seed=1, stage_number=1, epoch=0) for example in window
+    ]
+    assert 0.45 < sum(mirrored) / len(many) < 0.55
 
 
 @pytest.mark.parametrize("fields", [{}, {"captions_per_clip": 2}, {"epoch_of": "clips"}])

@@ -20,6 +20,8 @@ from etenet.vocabulary import EOS_ID, SOS_ID, Vocabulary
 from training import demo_world, evaluate, prepare, recipes, ship, stills, train
 from training.datasets import Dataset, Sentences
 from training.loss import ATTENTION_PENALTY, sentence_losses
+from training.processes import Processes
+from training.stage import Run, train_stage
 
 CLIPS = list(demo_world.clips())
 
@@ -146,6 +148,35 @@ def test_the_whole_trainer_runs_and_learns(
         assert captioner.caption(body).text == line["caption"]
     ship.main(["--run", str(run), *data, "--checkpoint", str(run / "demo.pt"), "--examples", str(run / "examples")])
     assert etenet.load(run / "demo.pt").encoder == "squeezenet1_1"
+
+
+def test_a_mirrored_example_is_learnt_from_as_its_mirror_image(miniature: Path, tmp_path: Path) -> None:
+    recipe, dataset = recipes.demo(), Dataset.load(miniature)
+    pictures = np.array(dataset.frames)
+    pictures[[clip.row for clip in dataset.clips["train"]]] = pictures[
+        [c.row for c in dataset.clips["train"]], ..., ::-1, :
+    ]
+    looked_at = {
+        "straight": (dataset, 0.0),
+        "mirrored": (dataset, 1.0),
+        "mirror images": (dataclasses.replace(dataset, frames=pictures), 0.0),
+    }
+    learned = {}
+    for name, (clips, share) in looked_at.items():
+        stage = dataclasses.replace(recipe.stages[2], epochs=1, batch_clips=3, mirrored_share=share, meteor=False)
+        run = Run(
+            recipe=dataclasses.replace(recipe, stages={2: stage}),
+            stage_number=2,
+            dataset=clips,
+            folder=tmp_path / name,
+            processes=Processes(),
+        )
+        torch.manual_seed(0)
+        start = checkpoints.initialise(recipe.encoder, dataset.vocabulary(), crop_px=recipe.crop_px)
+        best = train_stage(run, start)
+        learned[name] = torch.load(best, weights_only=True)["weights"]["encoder.network.features.0.weight"]
+    torch.testing.assert_close(learned["mirrored"], learned["mirror images"], rtol=0, atol=0)
+    assert not torch.equal(learned["mirrored"], learned["straight"])
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

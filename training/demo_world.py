@@ -5,7 +5,7 @@ colours, noise, compression, frame rate, frame size) is drawn at random from a s
 out for validation and test, so a test clip never shows a combination that training has seen.
 
 The decoder sees frames as a set, so every motion here is visible in a shuffled set of frames: there is a
-rise but no fall, a crossing but no left or right.
+rise but no fall, a crossing but no left or right. The thing never leaves the picture.
 
 This file does not know how clips are cached or trained on (`prepare`, `train`).
 """
@@ -35,6 +35,7 @@ Split = Literal["train", "validation", "test"]
 THINGS_ATLAS = Path(__file__).with_name("demo_things.png")
 GLYPH_PX = 128
 REFERENCES_PER_CLIP = 6
+TRAIN_PER_COMBINATION = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,12 +133,11 @@ def _standing(_progress: float, course: Course) -> Pose:
 
 
 def _crossing(progress: float, course: Course) -> Pose:
-    x = -0.15 + 1.3 * progress
-    return Pose(x=x if course.direction > 0 else 1 - x, y=course.y, scale=course.scale)
+    return Pose(x=progress if course.direction > 0 else 1 - progress, y=course.y, scale=course.scale)
 
 
 def _rising(progress: float, course: Course) -> Pose:
-    return Pose(x=course.x, y=1.15 - 1.3 * progress, scale=course.scale)
+    return Pose(x=course.x, y=1 - progress, scale=course.scale)
 
 
 def _spinning(progress: float, course: Course) -> Pose:
@@ -181,7 +181,9 @@ def combinations_by_split(seed: int = 0) -> dict[Split, list[Combination]]:
     }
 
 
-def clips(*, train_per_combination: int = 4, held_out_per_combination: int = 3, seed: int = 0) -> Iterator[DemoClip]:
+def clips(
+    *, train_per_combination: int = TRAIN_PER_COMBINATION, held_out_per_combination: int = 3, seed: int = 0
+) -> Iterator[DemoClip]:
     """All clips of the demo world, in a fixed order."""
     for split, combinations in combinations_by_split(seed).items():
         count = train_per_combination if split == "train" else held_out_per_combination

@@ -6,7 +6,7 @@ So a run that goes on after a kill sees what it would have seen. Knows nothing o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from training.recipes import Stage
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A clip and the K sentences to learn from it this time."""
+    """A clip and the K sentences to learn from it this time; `mirrored` says that left and right change places."""
 
     clip: Clip
     captions: tuple[str, ...]
+    mirrored: bool = False
 
 
 def epoch_windows(
@@ -29,8 +30,12 @@ def epoch_windows(
     rng = np.random.default_rng([seed, stage_number, epoch])
     examples = [example for clip in clips for example in _examples(clip, stage, rng)]
     order = rng.permutation(len(examples))
+    mirrored = rng.random(len(examples)) < stage.mirrored_share
     for start in range(0, len(order), stage.window_clips):
-        yield [examples[i] for i in order[start : start + stage.window_clips]]
+        window = slice(start, start + stage.window_clips)
+        yield [
+            replace(examples[i], mirrored=bool(flip)) for i, flip in zip(order[window], mirrored[window], strict=True)
+        ]
 
 
 def _examples(clip: Clip, stage: Stage, rng: np.random.Generator) -> Iterator[Example]:

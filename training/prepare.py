@@ -24,6 +24,7 @@ from etenet.encoder import default_preprocessing
 from etenet.errors import UsageError
 from training import given_features, sources
 from training.dataset_folder import DEFAULT_MAX_WORDS, Entry, Wishes, write
+from training.demo_world import TRAIN_PER_COMBINATION
 from training.frame_cache import Failure, Job, Progress, fill
 from training.recipes import RECIPES, demo
 from training.sources import SourceClip
@@ -156,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = datasets.add_parser("demo", parents=[every], help="render the demo world")
     one.set_defaults(run=prepare_demo)
-    one.add_argument("--train-per-combination", type=_positive, default=4, metavar="N")
+    one.add_argument("--train-per-combination", type=_positive, default=TRAIN_PER_COMBINATION, metavar="N")
     return parser
 
 

@@ -39,6 +39,7 @@ class Stage:
     batch_clips: int
     accumulation_steps: int
     captions_per_clip: int = 1
+    mirrored_share: float = 0.0  # of the examples whose frames are seen in a mirror
     encoder_learning_rate: float
     encoder_weight_decay: float = 4e-5
     decoder_learning_rate: float
@@ -50,6 +51,12 @@ class Stage:
     mixed_precision: bool = True  # the encoder in bf16 autocast
     meteor: bool = True  # among the validation scores: its Java program takes some 8 s of a core per epoch
     activation_checkpointing: bool = False  # the encoder's activations are computed twice instead of kept
+
+    def __post_init__(self) -> None:
+        if self.mirrored_share and not self.encoder_learning_rate:
+            raise UsageError(
+                "mirrored_share needs encoder_learning_rate: a frozen encoder sees every clip once, unmirrored"
+            )
 
     @property
     def window_clips(self) -> int:
@@ -113,8 +120,8 @@ def demo() -> Recipe:
         stills=Stills(steps=1400, batch=256, learning_rate=8e-4, weight_decay=1e-4),
         stages={
             1: Stage(
-                epochs=12,
-                patience_epochs=12,
+                epochs=10,
+                patience_epochs=10,
                 epoch_of="clips",
                 batch_clips=32,
                 accumulation_steps=1,
@@ -124,12 +131,13 @@ def demo() -> Recipe:
                 final_learning_rate_share=0.1,
             ),
             2: Stage(
-                epochs=18,
-                patience_epochs=18,
+                epochs=12,
+                patience_epochs=12,
                 epoch_of="clips",
                 batch_clips=16,
                 accumulation_steps=1,
                 captions_per_clip=2,
+                mirrored_share=0.5,
                 encoder_learning_rate=4e-4,
                 decoder_learning_rate=4e-4,
                 warmup_steps=100,

@@ -203,7 +203,11 @@ class _Training:
     def _load(self, examples: Sequence[Example]) -> tuple[Tensor, Sentences]:
         captions = [example.captions for example in examples]
         sentences = Sentences.encode(captions, self.checkpoint.vocabulary, self.checkpoint.max_words)
-        return self._seen([example.clip for example in examples]), sentences.to(self.run.processes.device)
+        seen = self._seen([example.clip for example in examples])
+        if self.features is None:
+            mirrored = [number for number, example in enumerate(examples) if example.mirrored]
+            seen[mirrored] = seen[mirrored].flip(-2)
+        return seen, sentences.to(self.run.processes.device)
 
     def _seen(self, clips: Sequence[Clip]) -> Tensor:
         """What the clips show: features where they are known already, else frames."""
