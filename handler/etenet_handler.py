@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 
 import etenet
-from etenet.errors import EmptyBody, InternalError
+from etenet.archive import verify
+from etenet.decoder_process import WARM_UP_CLIP
+from etenet.errors import DeviceFailed, EmptyBody, InternalError
 
 _log = logging.getLogger("etenet.handler")
 
@@ -33,6 +36,7 @@ class EtenetHandler:
 
     def initialize(self, context: Any) -> None:
         properties = context.system_properties
+        verify(Path(properties["model_dir"]))
         settings = (context.model_yaml_config or {}).get("etenet", {})
         device = "cpu"
         if torch.cuda.is_available() and properties.get("gpu_id") is not None:
@@ -43,6 +47,7 @@ class EtenetHandler:
             device=device,
             limits=etenet.DecodeLimits(**settings),
         )
+        self.captioner.caption(WARM_UP_CLIP.read_bytes())
         self.model = {
             "name": context.model_name,
             "version": model["modelVersion"],
@@ -73,6 +78,10 @@ class EtenetHandler:
                 [bodies[number] for number in good], [options[number] for number in good]
             )
             outcomes.update(zip(good, captions, strict=True))
+        except DeviceFailed:
+            _log.exception("this worker cannot go on; TorchServe starts another")
+            logging.shutdown()
+            os._exit(1)
         except Exception:
             _log.exception("captioning a batch failed in a way that is our own bug")
             outcomes.update(dict.fromkeys(good, InternalError("the clip could not be captioned; the log says why")))

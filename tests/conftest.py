@@ -118,6 +118,20 @@ def other_ports_config(folder: Path) -> tuple[Path, list[int]]:
     return path, ports
 
 
+def decoders_of(parent: int) -> list[int]:
+    """The decoder processes that a process has now."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, above = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(above) == parent and state not in "ZX" and b"decode_deadline_s" in command:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
 @contextmanager
 def running_server(*arguments: str, config: Path | None = None) -> Iterator[Server]:
     """Start `etenet serve` on free ports and wait until it says it is ready."""

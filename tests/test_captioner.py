@@ -13,9 +13,11 @@ from etenet import checkpoint as checkpoints
 from etenet import errors
 from etenet.captioner import Captioner
 from etenet.config import CaptionOptions
-from etenet.video import SampledVideo
+from etenet.model import EtENet
+from etenet.preprocess import preprocess
+from etenet.video import SampledVideo, sample_frames
 from tests import clips
-from tests.conftest import EXAMPLES, REPOSITORY
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 
 BODIES = {name: (REPOSITORY / "examples" / name).read_bytes() for name in EXAMPLES}
 DEFAULT = CaptionOptions()
@@ -52,7 +54,7 @@ def test_clips_with_different_wishes_share_a_batch(captioner: Captioner) -> None
         assert all(len(said.words) <= (wish.max_words or 20) for said in outcome.sentences)
 
 
-def test_permuting_the_frames_changes_no_caption(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permuting_the_frames_changes_no_caption(monkeypatch: pytest.MonkeyPatch) -> None:
     order = np.random.default_rng(0).permutation(16)
 
     def shuffled(body: bytes, **options: object) -> SampledVideo:
@@ -61,8 +63,9 @@ def test_permuting_the_frames_changes_no_caption(captioner: Captioner, monkeypat
             **{field: getattr(video, field) for field in video.__slots__} | {"frames": video.frames[order]}
         )
 
-    sample = etenet.captioner.sample_frames
-    monkeypatch.setattr(etenet.captioner, "sample_frames", shuffled)
+    sample = etenet.sandbox.sample_frames
+    monkeypatch.setattr(etenet.sandbox, "sample_frames", shuffled)
+    captioner = etenet.load(DEMO, sandboxed=False)
     for name, body in BODIES.items():
         assert captioner.caption(body).text == EXAMPLES[name]
 
@@ -84,16 +87,16 @@ def test_a_single_frame_is_enough(captioner: Captioner) -> None:
     assert caption.video.distinct_frames == 1
 
 
-def test_a_bug_in_decoding_hurts_one_clip_only(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, (first, second, *_) = etenet.captioner.sample_frames, BODIES.values()
+def test_a_bug_in_decoding_hurts_one_clip_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, (first, second, *_) = etenet.sandbox.sample_frames, BODIES.values()
 
     def broken(body: bytes, **options: object) -> SampledVideo:
         if body == first:
             raise ZeroDivisionError
         return sample(body, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(etenet.captioner, "sample_frames", broken)
-    bad, good = captioner.caption_batch([first, second], [DEFAULT] * 2)
+    monkeypatch.setattr(etenet.sandbox, "sample_frames", broken)
+    bad, good = etenet.load(DEMO, sandboxed=False).caption_batch([first, second], [DEFAULT] * 2)
     assert isinstance(bad, errors.InternalError)
     assert isinstance(good, etenet.Caption)
 
@@ -101,8 +104,55 @@ def test_a_bug_in_decoding_hurts_one_clip_only(captioner: Captioner, monkeypatch
 def test_a_network_that_gives_no_numbers_is_our_bug(small_checkpoint: Path) -> None:
     checkpoint = checkpoints.load(small_checkpoint)
     checkpoint.model.decoder.to_words.bias.fill_(torch.nan)
-    with pytest.raises(errors.InternalError, match="finite"):
-        Captioner(checkpoint).caption(clips.video(3))
+    with pytest.raises(errors.InternalError, match="no caption"):
+        Captioner(checkpoint, sandboxed=False).caption(clips.video(3))
+
+
+def test_a_batch_that_does_not_fit_is_captioned_one_by_one(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(model: EtENet, frames: torch.Tensor) -> torch.Tensor:
+        if len(frames) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(model, frames)
+
+    whole = EtENet.encode
+    monkeypatch.setattr(EtENet, "encode", encode)
+    outcomes = captioner.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
+    assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == list(EXAMPLES.values())
+
+
+@pytest.mark.parametrize("fault", ["exception", "nan"])
+def test_of_a_batch_that_fails_only_the_guilty_clip_has_no_caption(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    culprit = 2
+
+    def encode(model: EtENet, frames: torch.Tensor) -> torch.Tensor:
+        guilty = (frames == shown[culprit]).flatten(1).all(1)
+        if guilty.any() and fault == "exception":
+            raise RuntimeError("a kernel failed")
+        features = whole(model, frames)
+        features[guilty] = torch.nan
+        return features
+
+    whole, preprocessing = EtENet.encode, captioner.checkpoint.preprocessing
+    shown = [
+        preprocess(torch.from_numpy(sample_frames(body, resize_px=preprocessing.resize_px).frames), preprocessing)
+        for body in BODIES.values()
+    ]
+    monkeypatch.setattr(EtENet, "encode", encode)
+    outcomes = captioner.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
+    assert isinstance(outcomes.pop(culprit), errors.InternalError)
+    others = [text for number, text in enumerate(EXAMPLES.values()) if number != culprit]
+    assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == others
+
+
+def test_a_device_that_computes_nothing_any_more_is_no_fault_of_a_clips(small_checkpoint: Path) -> None:
+    captioner = etenet.load(small_checkpoint, sandboxed=False)
+    captioner.device = torch.device("cuda:63")
+    with pytest.raises(errors.DeviceFailed, match="cuda:63 computes nothing"):
+        captioner.caption(clips.video(3))
 
 
 @pytest.mark.parametrize(

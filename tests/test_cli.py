@@ -87,7 +87,16 @@ def test_doctor_finds_nothing_wrong_here(tmp_path: Path, capsys: Capture) -> Non
     config, _ = other_ports_config(tmp_path)
     assert main(["doctor", "--config", str(config)]) == 0
     said = capsys.readouterr().out
-    for expected in ("Python", "Java 17", "torch ", "TorchServe", "PyAV", str(DEMO.relative_to(REPOSITORY)), "ports"):
+    for expected in (
+        "Python",
+        "Java 17",
+        "torch ",
+        "TorchServe",
+        "PyAV",
+        "decoder processes",
+        str(DEMO.relative_to(REPOSITORY)),
+        "ports",
+    ):
         assert f"ok    {expected}" in said
 
 

@@ -19,11 +19,12 @@ LAYERS = (
     {"server", "__init__"},
     {"archive"},
     {"captioner"},
-    {"checkpoint"},
+    {"checkpoint", "sandbox"},
+    {"decoder_process"},
     {"model", "video", "encoder_weights"},
     {"encoder", "decoder", "preprocess"},
     {"config", "search", "vocabulary", "scores", "caption_json"},
-    {"java"},
+    {"java", "poison", "seccomp"},
     {"errors", "atomic"},
 )
 

@@ -98,5 +98,5 @@ def test_its_lists_are_those_of_the_code() -> None:
 def test_its_errors_are_those_of_the_code() -> None:
     table = README[README.index("| status | code |") :].split("\n\n")[0]
     named = dict.fromkeys(re.findall(r"`(\w+)`", table))
-    not_yet = {"decoder_crashed", "overloaded"}  # belong to the decoder processes and the queue, which are to come
+    not_yet = {"overloaded"}
     assert set(named) == {kind.code for kind in CaptionError.__subclasses__()} - not_yet

@@ -6,9 +6,21 @@
 'a dog is running past on the beach'
 """
 
-from etenet.captioner import Caption, Captioner, Sentence, load
-from etenet.config import CaptionOptions, DecodeLimits
-from etenet.errors import CaptionError, EtenetError
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from etenet.captioner import Caption, Captioner, Sentence, load
+    from etenet.config import CaptionOptions, DecodeLimits
+    from etenet.errors import CaptionError, EtenetError
+
+_HOMES = {
+    "etenet.captioner": ("Caption", "Captioner", "Sentence", "load"),
+    "etenet.config": ("CaptionOptions", "DecodeLimits"),
+    "etenet.errors": ("CaptionError", "EtenetError"),
+}
 
 __all__ = [
     "Caption",
@@ -20,3 +32,11 @@ __all__ = [
     "Sentence",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is: a decoder process needs no torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

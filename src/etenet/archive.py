@@ -1,11 +1,13 @@
 """A checkpoint and the code that reads it -> one .mar, the same bytes every time.
 
 A .mar is a zip with a manifest. It is written here rather than by torch-model-archiver, which stamps the time of day
-into it. The files of `handler/` are data to this module; it never imports them.
+into it. The files of `handler/` are data to this module; it never imports them. `SHA256SUMS`, in the format of
+sha256sum(1), lets whoever unpacks an archive see that it is whole: the handler does, before it loads anything.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ MODEL_VERSION = "1.0"
 HANDLER_FILE = "etenet_handler.py"
 CONFIG_FILE = "model-config.yaml"
 CHECKPOINT_FILE = "checkpoint.pt"
+SUMS_FILE = "SHA256SUMS"
 
 _PACKAGE = Path(__file__).parent
 _EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
@@ -43,11 +46,26 @@ def package(checkpoint: Path, out: Path) -> Path:
         CONFIG_FILE: handler / CONFIG_FILE,
         **dict(_package_files()),
     }
+    contents = {name: path.read_bytes() for name, path in sorted(entries.items())}
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
     with replacing(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _write(archive, "MAR-INF/MANIFEST.json", json.dumps(_manifest(), indent=2).encode())
-        for name, path in sorted(entries.items()):
-            _write(archive, name, path.read_bytes())
+        for name, content in contents.items():
+            _write(archive, name, content)
+        _write(archive, SUMS_FILE, sums.encode())
     return out
+
+
+def verify(unpacked: Path) -> None:
+    """Raises `UsageError` where an unpacked archive does not hold what was packaged."""
+    for line in (unpacked / SUMS_FILE).read_text().splitlines():
+        promised, _, name = line.partition("  ")
+        try:
+            found = hashlib.sha256((unpacked / name).read_bytes()).hexdigest()
+        except OSError:
+            found = "missing"
+        if found != promised:
+            raise UsageError(f"{name} of the archive is damaged (SHA-256 {found}, not {promised}); package it again")
 
 
 def _package_files() -> Iterator[tuple[str, Path]]:

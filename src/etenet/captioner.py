@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
+import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ from etenet import checkpoint as checkpoints
 from etenet.checkpoint import Checkpoint
 from etenet.config import CaptionOptions, DecodeLimits
 from etenet.decoder import Memory, State, Step
-from etenet.errors import CaptionError, InternalError
+from etenet.errors import CaptionError, DeviceFailed, InternalError
 from etenet.preprocess import preprocess
+from etenet.sandbox import InProcess, Sandbox
 from etenet.search import Hypothesis, Words, beam_search, greedy_search
-from etenet.video import SampledVideo, sample_frames
+from etenet.video import SampledVideo, require_supported_ffmpeg
 from etenet.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID, sentence
 
 _log = logging.getLogger(__name__)
+SANDBOX_EXISTS = sys.platform == "linux"
 _WORDS = Words(sos=SOS_ID, eos=EOS_ID, never=(UNKNOWN_ID,))
 
 
@@ -105,14 +107,19 @@ class Caption:
         return answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    video: SampledVideo
-    milliseconds: float
+@dataclass(kw_only=True, slots=True)
+class _Stopwatch:
+    """Milliseconds spent in the parts of the model step."""
+
+    encode: float = 0.0
+    search: float = 0.0
 
 
 class Captioner:
-    """A loaded checkpoint, ready to caption. One instance serves one thread at a time."""
+    """A loaded checkpoint, ready to caption. One instance serves one thread at a time.
+
+    `sandboxed` clips are decoded in processes that a hostile clip cannot get out of.
+    """
 
     def __init__(
         self,
@@ -121,13 +128,21 @@ class Captioner:
         checkpoint_id: str = "",
         device: str = "cpu",
         limits: DecodeLimits | None = None,
+        sandboxed: bool = SANDBOX_EXISTS,
     ) -> None:
+        require_supported_ffmpeg()
         self.checkpoint = checkpoint
         self.checkpoint_id = checkpoint_id
         self.device = torch.device(device)
         self.limits = limits or DecodeLimits()
         self._model = checkpoint.model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._sandboxed = sandboxed
+
+    @cached_property
+    def _clips(self) -> Sandbox | InProcess:
+        """What decodes clips; started with the first, as captions of features need none."""
+        kind = Sandbox if self._sandboxed else InProcess
+        return kind(resize_px=self.checkpoint.preprocessing.resize_px, limits=self.limits)
 
     @property
     def encoder(self) -> str:
@@ -141,37 +156,31 @@ class Captioner:
         return outcome
 
     def caption_batch(self, bodies: Sequence[bytes], options: Sequence[CaptionOptions]) -> list[Caption | CaptionError]:
-        """One outcome per body, in order; what is wrong with one changes nothing for the others."""
+        """One outcome per body, in order; what is wrong with one changes nothing for the others.
+
+        Raises `DeviceFailed` where the device computes nothing any more.
+        """
         started = time.perf_counter()
-        decoded = list(self._decoders.map(self._decode, bodies))
-        good = [number for number, outcome in enumerate(decoded) if isinstance(outcome, _Decoded)]
-        outcomes: list[Caption | CaptionError] = [
-            outcome if isinstance(outcome, CaptionError) else InternalError("no caption was made")
-            for outcome in decoded
-        ]
-        if not good:
-            return outcomes
-        decoding_done = time.perf_counter()
-        memory = self._encode([video.video for video in decoded if isinstance(video, _Decoded)])
-        encoding_done = time.perf_counter()
-        beams = self._search(memory, [options[number] for number in good])
+        decoded = self._decoded(bodies)
+        good = [number for number, outcome in enumerate(decoded) if isinstance(outcome, SampledVideo)]
+        videos = [outcome for outcome in decoded if isinstance(outcome, SampledVideo)]
+        watch = _Stopwatch()
+        beams = iter(self._described(videos, [options[number] for number in good], watch))
         finished = time.perf_counter()
-        for number, hypotheses in zip(good, beams, strict=True):
-            outcome = decoded[number]
-            assert isinstance(outcome, _Decoded)
-            if not hypotheses:
-                outcomes[number] = InternalError("the network gave no finite probabilities for this clip")
-                continue
-            outcomes[number] = Caption(
-                sentences=self._sentences(hypotheses, options[number]),
-                video=outcome.video,
-                timing_ms=Timing(
-                    decode=outcome.milliseconds,
-                    encode=(encoding_done - decoding_done) * 1000,
-                    search=(finished - encoding_done) * 1000,
+        outcomes: list[Caption | CaptionError] = []
+        for outcome, wish in zip(decoded, options, strict=True):
+            if isinstance(outcome, CaptionError):
+                outcomes.append(outcome)
+            elif hypotheses := next(beams):
+                timing = Timing(
+                    decode=outcome.decode_ms,
+                    encode=watch.encode,
+                    search=watch.search,
                     total=(finished - started) * 1000,
-                ),
-            )
+                )
+                outcomes.append(Caption(sentences=self._sentences(hypotheses, wish), video=outcome, timing_ms=timing))
+            else:
+                outcomes.append(InternalError("the network gave no caption for this clip; the log says why"))
         return outcomes
 
     def caption_features(self, features: torch.Tensor, options: CaptionOptions) -> list[tuple[Sentence, ...]]:
@@ -181,16 +190,53 @@ class Captioner:
         beams = self._search(memory, [options] * len(features))
         return [self._sentences(hypotheses, options) for hypotheses in beams]
 
-    def _decode(self, body: bytes) -> _Decoded | CaptionError:
-        started = time.perf_counter()
+    def _decoded(self, bodies: Sequence[bytes]) -> list[SampledVideo | CaptionError]:
+        decoded: list[SampledVideo | CaptionError] = []
+        for future in [self._clips.submit(body) for body in bodies]:
+            try:
+                decoded.append(future.result())
+            except CaptionError as error:
+                decoded.append(error)
+            except Exception:
+                _log.exception("decoding failed in a way that is our own bug")
+                decoded.append(InternalError("the video could not be decoded because of a bug in the server"))
+        return decoded
+
+    def _described(
+        self, videos: Sequence[SampledVideo], options: Sequence[CaptionOptions], watch: _Stopwatch
+    ) -> list[list[Hypothesis]]:
+        """The hypotheses for each clip. One that has none, be it that the whole batch failed, is tried again alone."""
+        beams = self._model_step(videos, options, watch) if videos else []
+        for number in [number for number, hypotheses in enumerate(beams) if not hypotheses]:
+            (beams[number],) = self._model_step([videos[number]], [options[number]], watch)
+        return beams
+
+    def _model_step(
+        self, videos: Sequence[SampledVideo], options: Sequence[CaptionOptions], watch: _Stopwatch
+    ) -> list[list[Hypothesis]]:
+        """The hypotheses for each clip; none for a clip without finite probabilities, for all where it fails."""
         try:
-            video = sample_frames(body, resize_px=self.checkpoint.preprocessing.resize_px, limits=self.limits)
-        except CaptionError as error:
-            return error
+            started = time.perf_counter()
+            memory = self._encode(videos)
+            encoded = time.perf_counter()
+            beams = self._search(memory, options)
+            watch.encode += (encoded - started) * 1000
+            watch.search += (time.perf_counter() - encoded) * 1000
         except Exception:
-            _log.exception("decoding failed in a way that is our own bug")
-            return InternalError("the video could not be decoded because of a bug in the server")
-        return _Decoded(video, (time.perf_counter() - started) * 1000)
+            _log.exception("the network failed on %d clips", len(videos))
+            self._check_device()
+            return [[] for _ in videos]
+        return beams
+
+    def _check_device(self) -> None:
+        """After an error on a GPU: free what memory can be freed, and see whether it still computes."""
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.empty_cache()
+            torch.ones(1, device=self.device).add_(1).item()
+        except Exception as error:
+            raise DeviceFailed(f"{self.device} computes nothing any more: {error}") from error
 
     @torch.inference_mode()
     def _encode(self, videos: Sequence[SampledVideo]) -> Memory:
@@ -239,8 +285,15 @@ class Captioner:
         )
 
 
-def load(path: Path | str, *, device: str = "cpu", limits: DecodeLimits | None = None) -> Captioner:
+def load(
+    path: Path | str, *, device: str = "cpu", limits: DecodeLimits | None = None, sandboxed: bool = SANDBOX_EXISTS
+) -> Captioner:
     """Load a checkpoint for captioning. `device` is a torch device name; raises `CheckpointError`."""
     path = Path(path)
-    checkpoint = checkpoints.load(path)
-    return Captioner(checkpoint, checkpoint_id=f"sha256:{checkpoints.sha256(path)}", device=device, limits=limits)
+    return Captioner(
+        checkpoints.load(path),
+        checkpoint_id=f"sha256:{checkpoints.sha256(path)}",
+        device=device,
+        limits=limits,
+        sandboxed=sandboxed,
+    )

@@ -42,6 +42,7 @@ def examine(checkpoint: Path, config: Path) -> Iterator[Finding]:
         _torch_and_torchvision,
         _torchserve,
         _ffmpeg,
+        _sandbox,
         lambda: _checkpoint(checkpoint),
         lambda: _ports(config),
     )
@@ -108,12 +109,34 @@ def _torchserve() -> Finding:
 
 
 def _ffmpeg() -> Finding:
-    from etenet.video import DECODERS, missing_decoders
+    from etenet.video import CONTAINERS, DECODERS, missing_decoders, require_supported_ffmpeg
 
-    missing = missing_decoders()
-    if missing:
-        return Finding(False, f"this PyAV cannot decode {', '.join(missing)}", "pip install -c constraints.txt av")
-    return Finding(True, f"PyAV {importlib.metadata.version('av')} decodes {', '.join(DECODERS)}")
+    mend = "pip install -c constraints.txt av"
+    try:
+        require_supported_ffmpeg()
+    except EtenetError as error:
+        return Finding(False, str(error), mend)
+    if missing := missing_decoders():
+        return Finding(False, f"this PyAV cannot decode {', '.join(missing)}", mend)
+    return Finding(
+        True,
+        f"PyAV {importlib.metadata.version('av')}; containers allowed: {', '.join(CONTAINERS)}; "
+        f"decoders allowed: {', '.join(DECODERS)}; protocols allowed: none",
+    )
+
+
+def _sandbox() -> Finding:
+    from etenet.sandbox import Sandbox
+
+    mend = "run on Linux with a kernel and a container profile that allow seccomp filters"
+    try:
+        sandbox = Sandbox(resize_px=16, processes=1)
+    except (EtenetError, OSError) as error:
+        return Finding(False, str(error), mend)
+    sandbox.close()
+    if sandbox.filter_fault:
+        return Finding(False, f"decoder processes have no system-call filter ({sandbox.filter_fault})", mend)
+    return Finding(True, "decoder processes: no files, no sockets, no programs (system-call filter), limited resources")
 
 
 def _checkpoint(path: Path) -> Finding:

@@ -4,6 +4,7 @@
       UsageError               wrong use of a command or function: exit status 2, one line, no traceback
         CheckpointError        missing, damaged or of another version
       JavaError                a Java program that we asked died, hung or answered nonsense: exit status 1
+      DeviceFailed             the GPU computes nothing any more: only a new process can
       CaptionError             this clip has no caption; its neighbours do
         BadOption              400 bad_option
         EmptyBody              400 empty_body
@@ -49,6 +50,10 @@ class CheckpointError(UsageError):
 
 class JavaError(EtenetError):
     """A Java program that was asked for something gave no answer that can be used."""
+
+
+class DeviceFailed(EtenetError):
+    """The accelerator computes nothing any more in this process; a new one may have more luck."""
 
 
 class CaptionError(EtenetError):

@@ -35,6 +35,7 @@ from etenet.errors import (
     TooLarge,
     TooManyPixels,
     UndecodableVideo,
+    UsageError,
 )
 
 CONTAINERS = ("mov", "mp4", "3gp", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "gif")
@@ -44,6 +45,8 @@ DECODERS = (
 )
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
+
+OLDEST_FFMPEG = {"libavformat": (62, 0), "libavcodec": (62, 11), "libswscale": (9, 1)}  # FFmpeg 8.0
 
 _OPEN_OPTIONS = {"protocol_whitelist": "none", "format_whitelist": ",".join(CONTAINERS)}
 _SIGNATURES = (
@@ -64,6 +67,7 @@ class SampledVideo:
     width_px: int
     height_px: int
     duration_s: float
+    decode_ms: float  # how long it took to get them
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,9 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
         raise EmptyBody("the body is empty; send the video itself, for example with curl -T clip.mp4")
     if len(body) > limits.max_body_bytes:
         raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
-    deadline = time.monotonic() + limits.decode_deadline_s
+    started = time.monotonic()
     with closing(_open(body)) as container:
-        return _Clip(container, resize_px=resize_px, limits=limits, deadline=deadline).sample()
+        return _Clip(container, resize_px=resize_px, limits=limits, started=started).sample()
 
 
 def _open(body: bytes) -> InputContainer:
@@ -120,8 +124,8 @@ def _open(body: bytes) -> InputContainer:
 
 
 class _Clip:
-    def __init__(self, container: InputContainer, *, resize_px: int, limits: DecodeLimits, deadline: float) -> None:
-        self.container, self.limits, self.resize_px, self.deadline = container, limits, resize_px, deadline
+    def __init__(self, container: InputContainer, *, resize_px: int, limits: DecodeLimits, started: float) -> None:
+        self.container, self.limits, self.resize_px, self.started = container, limits, resize_px, started
         self.reformatter = VideoReformatter()
         covers = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & covers]
@@ -153,6 +157,7 @@ class _Clip:
             width_px=self.size_px[0],
             height_px=self.size_px[1],
             duration_s=(end_pts - first_pts) * seconds,
+            decode_ms=(time.monotonic() - self.started) * 1000,
         )
 
     def _demux(self) -> list[VideoPacket]:
@@ -163,6 +168,10 @@ class _Clip:
                 self._check_time()
                 if packet.size:
                     packets.append(packet)
+                if len(packets) > self.limits.max_packets:
+                    raise UndecodableVideo(
+                        f"the video has more than {self.limits.max_packets} packets; send a shorter clip"
+                    )
         if not packets:
             raise UndecodableVideo("the video stream holds no data; the file is damaged or cut short")
         return packets
@@ -237,7 +246,7 @@ class _Clip:
         return min(shown)[0], last + duration
 
     def _check_time(self) -> None:
-        if time.monotonic() > self.deadline:
+        if time.monotonic() - self.started > self.limits.decode_deadline_s:
             raise DecodeTimeout(f"decoding took longer than {self.limits.decode_deadline_s} s; send a shorter clip")
 
     def _check_pixels(self, width: int, height: int) -> None:
@@ -290,6 +299,16 @@ def _upright(pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint
     else:
         across, down = a, d
     return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+
+
+def require_supported_ffmpeg() -> None:
+    """Raises `UsageError` where FFmpeg is older than what its defects are mended in and these rules were tried on."""
+    for library, oldest in OLDEST_FFMPEG.items():
+        found = av.library_versions[library]
+        if found[:2] < oldest:
+            raise UsageError(
+                f"{library} {'.'.join(map(str, found))} is older than FFmpeg 8.0: pip install -c constraints.txt av"
+            )
 
 
 def missing_decoders() -> list[str]:

@@ -1,0 +1,98 @@
+"""What runs inside a decoder process: bytes come in, frames go out, and nothing else can.
+
+A request is one message with the body's length and a memory file that holds the body; the frames are written over the
+body, and one message says what they are, or what is wrong with the clip. `sandbox.py` is the other side, and
+believes nothing that this side says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etenet.config import DecodeLimits
+from etenet.errors import CaptionError, UndecodableVideo
+from etenet.seccomp import allow_only_decoding
+from etenet.video import sample_frames
+
+WARM_UP_CLIP = Path(__file__).with_name("canary.mp4")
+MESSAGE_BYTES = 32 * 1024
+
+_OPEN_FILES = 16
+_STDOUT, _STDERR = 1, 2
+_PR_SET_PDEATHSIG = 1
+
+
+def main(settings: Mapping[str, Any]) -> None:
+    """Serve requests until the other side closes the channel.
+
+    Settings: `channel` and `parent`, a file descriptor and a process id; `resize_px`; `limits`, of `DecodeLimits`.
+    """
+    _end_with(settings["parent"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group
+    channel, resize_px = socket.socket(fileno=settings["channel"]), settings["resize_px"]
+    limits = DecodeLimits(**settings["limits"])
+    # Whatever decoding imports, opens or starts for good happens now: later it could not.
+    unhurried = replace(limits, decode_deadline_s=60.0)
+    sample_frames(WARM_UP_CLIP.read_bytes(), resize_px=resize_px, limits=unhurried)
+    _limit_resources(limits)
+    os.dup2(_STDOUT, _STDERR)  # which is /dev/null: the log is not open to what a clip makes FFmpeg say
+    try:
+        allow_only_decoding()
+        fault = None
+    except OSError as error:
+        fault = str(error)
+    channel.send(json.dumps({"filter_fault": fault}).encode())
+    while True:
+        message, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
+        if not message:
+            return
+        answer = _answer(files[0], json.loads(message)["body_bytes"], resize_px, limits)
+        os.close(files[0])
+        channel.send(json.dumps(answer).encode())
+
+
+def _answer(file: int, body_bytes: int, resize_px: int, limits: DecodeLimits) -> dict[str, Any]:
+    try:
+        video = sample_frames(os.pread(file, body_bytes, 0), resize_px=resize_px, limits=limits)
+        os.pwrite(file, video.frames.data, 0)
+    except CaptionError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    except MemoryError:
+        needed = f"decoding it takes more than {limits.max_memory_bytes // 2**20} MiB of memory; scale the video down"
+        return {"error": UndecodableVideo.__name__, "message": needed}
+    except Exception:
+        return {"bug": traceback.format_exc()[-MESSAGE_BYTES // 2 :]}
+    return {"video": asdict(replace(video, frames=np.empty(0, np.uint8))) | {"frames": None}}
+
+
+def _end_with(parent: int) -> None:
+    """Be killed when the parent's thread that started this process ends, however it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(f"decoder process: the parent {parent} ended meanwhile")
+
+
+def _limit_resources(limits: DecodeLimits) -> None:
+    """No core dumps, few open files, and as much memory as the limit says. The CPU's limit comes with each clip."""
+    pages = Path("/proc/self/statm").read_text().split()
+    reserved, resident = (int(count) * resource.getpagesize() for count in pages[:2])
+    memory = reserved - resident + limits.max_memory_bytes
+    for kind, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES),
+        (resource.RLIMIT_AS, memory),
+    ):
+        resource.setrlimit(kind, (most, most))

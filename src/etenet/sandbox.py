@@ -1,0 +1,322 @@
+"""Decoder processes: bytes -> frames behind a wall, so that a clip harms nothing but itself.
+
+Each process has limits on memory, CPU and wall-clock time, sees no files and can make no system call but those that
+decoding needs (`decoder_process.py`). A clip that makes its process crash is tried once more in a fresh one, since
+the process may have died of something else; one that does it again, or burns its time without an answer, is refused
+at once for the next hour (`poison.py`). Body and frames travel in a memory file that lives as long as the request.
+
+Why not a library: pebble and concurrent.futures share one pipe among their processes, so that one that is stopped
+while it holds the pipe's lock stops all, and they pickle every body and every frame.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etenet.config import FRAMES_PER_CLIP, DecodeLimits
+from etenet.decoder_process import MESSAGE_BYTES
+from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError
+from etenet.poison import Poison
+from etenet.video import DECODERS, SampledVideo, sample_frames
+
+_log = logging.getLogger(__name__)
+
+START_DEADLINE_S = 60.0
+GRACE_S = 0.25  # for a decoder that looks at the clock itself, to say so
+CLIPS_PER_PROCESS = 1000
+_ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__()}
+_MESSAGE_LETTERS = 1000
+_NEEDED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_START = """
+import json, sys
+from importlib import import_module
+settings = json.loads(sys.argv[1])
+sys.path[:] = settings["path"]
+module, _, name = settings["entry"].partition(":")
+getattr(import_module(module), name)(settings)
+"""
+
+_Job = tuple[bytes, "Future[SampledVideo]"]
+
+
+class Sandbox:
+    """A pool of decoder processes.
+
+    `filter_fault` says why they run without a system-call filter; None where they have one. `entry` is what runs in
+    them, module:function. They end with `close`, with this object, and with this process, however it ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        resize_px: int,
+        limits: DecodeLimits | None = None,
+        processes: int | None = None,
+        entry: str = "etenet.decoder_process:main",
+    ) -> None:
+        self._poison = Poison()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._keepers = [
+            _Keeper(resize_px, limits or DecodeLimits(), entry, self._jobs, self._poison)
+            for _ in range(processes or os.cpu_count() or 1)
+        ]
+        begun = [keeper.begin() for keeper in self._keepers]
+        self.close = weakref.finalize(self, _end, self._jobs, len(begun))
+        try:
+            self.filter_fault = next(iter({first.result() for first in begun}))
+        except (OSError, _Died) as error:
+            raise EtenetError(f"the decoder processes do not start: {error}") from error
+        if self.filter_fault:
+            _log.warning("decoder processes run without a system-call filter: %s", self.filter_fault)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that run now."""
+        return [keeper.process.pid for keeper in self._keepers if keeper.process.alive]
+
+    def submit(self, body: bytes) -> Future[SampledVideo]:
+        """The clip's frames, or a `CaptionError` about it."""
+        if not self.close.alive:
+            raise ValueError("the sandbox is closed")
+        future: Future[SampledVideo] = Future()
+        if verdict := self._poison.verdict(body):
+            future.set_exception(verdict)
+        else:
+            self._jobs.put((body, future))
+        return future
+
+
+class InProcess:
+    """The same without a wall: for clips that are trusted, and where there is no Linux."""
+
+    def __init__(self, *, resize_px: int, limits: DecodeLimits | None = None) -> None:
+        self._sample = partial(sample_frames, resize_px=resize_px, limits=limits)
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decoder")
+
+    def submit(self, body: bytes) -> Future[SampledVideo]:
+        return self._threads.submit(self._sample, body)
+
+
+def _end(jobs: SimpleQueue[_Job | None], keepers: int) -> None:
+    for _ in range(keepers):
+        jobs.put(None)
+
+
+class _Keeper:
+    """A thread that hands clips to a decoder process, and has a new one whenever that is needed.
+
+    The process dies with the thread that started it (PR_SET_PDEATHSIG), so both live as long as the sandbox.
+    """
+
+    def __init__(
+        self, resize_px: int, limits: DecodeLimits, entry: str, jobs: SimpleQueue[_Job | None], poison: Poison
+    ) -> None:
+        self._start = partial(_Process, resize_px, limits, entry)
+        self._seconds = limits.decode_deadline_s
+        self._jobs, self._poison = jobs, poison
+
+    def begin(self) -> Future[str | None]:
+        """Start; the result is the first process's `filter_fault`."""
+        first: Future[str | None] = Future()
+        threading.Thread(target=self._run, args=(first,), name="decoder", daemon=True).start()
+        return first
+
+    def _run(self, first: Future[str | None]) -> None:
+        try:
+            self.process = self._start()
+        except BaseException as error:
+            first.set_exception(error)
+            return
+        first.set_result(self.process.filter_fault)
+        while (job := self._jobs.get()) is not None:
+            body, future = job
+            try:
+                future.set_result(self._sampled(body))
+            except CaptionError as error:
+                future.set_exception(error)
+            except Exception:
+                _log.exception("decoding failed in a way that is our own bug")
+                future.set_exception(InternalError("the video could not be decoded because of a bug in the server"))
+            del job, body, future
+            self._renew()
+        self.process.end()
+
+    def _sampled(self, body: bytes) -> SampledVideo:
+        end_at = time.monotonic() + self._seconds + GRACE_S
+        for _ in range(2):
+            if not self.process.alive:
+                self._replace()
+            try:
+                return self.process.sample(body, end_at)
+            except _Died:
+                continue
+            except _Hung as hung:
+                late = DecodeTimeout(f"decoding took longer than {self._seconds:g} s; send a shorter clip")
+                if hung.cpu_s > self._seconds / 2:  # or else the process was held up by something else
+                    self._poison.remember(body, late)
+                raise late from hung
+        crashed = DecoderCrashed("the decoder crashed on this video; encode it again, for example with ffmpeg")
+        self._poison.remember(body, crashed)
+        raise crashed
+
+    def _renew(self) -> None:
+        if self.process.alive and self.process.clips < CLIPS_PER_PROCESS:
+            return
+        try:
+            self._replace()
+        except (OSError, _Died):
+            _log.exception("a decoder process could not be started; the next clip tries again")
+
+    def _replace(self) -> None:
+        self.process.end()
+        self.process = self._start()
+
+
+class _Died(Exception):
+    """The process ended, or said what a decoder process does not say."""
+
+
+class _Hung(Exception):
+    """No answer in time; the process is killed."""
+
+    def __init__(self, cpu_s: float) -> None:
+        super().__init__(f"no answer after {cpu_s:.1f} s of CPU time")
+        self.cpu_s = cpu_s
+
+
+class _Process:
+    """A decoder process and the channel to it."""
+
+    def __init__(self, resize_px: int, limits: DecodeLimits, entry: str) -> None:
+        self.clips = 0
+        self._frames_shape = (FRAMES_PER_CLIP, resize_px, resize_px, 3)
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        settings = {
+            "entry": entry,
+            "path": [os.path.abspath(folder) for folder in sys.path],
+            "channel": theirs.fileno(),
+            "parent": os.getpid(),
+            "resize_px": resize_px,
+            "limits": asdict(limits),
+        }
+        # Its working directory is gone once it runs: as empty as can be, and nothing to clean up.
+        with theirs, tempfile.TemporaryDirectory(prefix="decoder-") as nowhere:
+            self._program = subprocess.Popen(
+                [sys.executable, "-I", "-c", _START, json.dumps(settings)],
+                cwd=nowhere,
+                env={name: os.environ[name] for name in _NEEDED_ENVIRONMENT if name in os.environ} | _ONE_THREAD,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+            )
+            theirs.close()
+            self._channel.settimeout(START_DEADLINE_S)
+            try:
+                self.filter_fault: str | None = json.loads(self._channel.recv(MESSAGE_BYTES))["filter_fault"]
+            except (OSError, ValueError) as error:
+                self.end()
+                raise _Died("a decoder process ended before it was ready; the log has its last words") from error
+
+    @property
+    def pid(self) -> int:
+        return self._program.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._program.poll() is None
+
+    def end(self) -> None:
+        self._program.kill()
+        self._program.wait()
+        self._channel.close()
+
+    def sample(self, body: bytes, end_at: float) -> SampledVideo:
+        """Raises what the process says of the clip; `_Died` or `_Hung`, and then the process is gone."""
+        frames = np.empty(self._frames_shape, np.uint8)
+        memory = os.memfd_create("clip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(memory, max(len(body), frames.nbytes))
+            os.pwrite(memory, body, 0)
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            answer = self._ask({"body_bytes": len(body)}, memory, end_at)
+            if "video" in answer:
+                os.preadv(memory, [frames.data], 0)
+        finally:
+            os.close(memory)
+        self.clips += 1
+        try:
+            return _believed(answer, frames)
+        except (KeyError, TypeError, ValueError) as error:
+            self.end()
+            raise _Died("a decoder process answered nonsense") from error
+
+    def _ask(self, question: Mapping[str, Any], memory: int, end_at: float) -> Mapping[str, Any]:
+        cpu_before_s, seconds = self._cpu_s(), max(0.0, end_at - time.monotonic())
+        try:
+            most = math.ceil(cpu_before_s + seconds) + 1
+            unlimited = resource.prlimit(self.pid, resource.RLIMIT_CPU)[1]
+            resource.prlimit(self.pid, resource.RLIMIT_CPU, (most, unlimited))
+            self._channel.settimeout(seconds)
+            socket.send_fds(self._channel, [json.dumps(question).encode()], [memory])
+            answer = json.loads(self._channel.recv(MESSAGE_BYTES))
+            if not isinstance(answer, dict):
+                raise ValueError(f"a {type(answer).__name__}")
+        except TimeoutError as error:
+            spent_s = self._cpu_s() - cpu_before_s
+            self.end()
+            raise _Hung(spent_s) from error
+        except (OSError, ValueError) as error:
+            self.end()
+            raise _Died(f"a decoder process gave no answer: {error}") from error
+        return answer
+
+    def _cpu_s(self) -> float:
+        """User and system time; source: proc_pid_stat(5), fields 14 and 15."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _believed(answer: Mapping[str, Any], frames: NDArray[np.uint8]) -> SampledVideo:
+    """What a process may truly say; raises `CaptionError` if that is what it says."""
+    if "bug" in answer:
+        _log.error("a decoder process found a bug of ours:\n%s", answer["bug"])
+        raise InternalError("the video could not be decoded because of a bug in the server")
+    if "error" in answer:
+        raise _ERRORS[answer["error"]](str(answer["message"])[:_MESSAGE_LETTERS])
+    video = SampledVideo(**answer["video"] | {"frames": frames, "times_s": tuple(answer["video"]["times_s"])})
+    numbers = (*video.times_s, video.duration_s, video.decode_ms)
+    sizes = (video.distinct_frames, video.width_px, video.height_px)
+    if not (
+        len(video.times_s) == FRAMES_PER_CLIP
+        and all(isinstance(number, float | int) and math.isfinite(number) for number in numbers)
+        and all(isinstance(size, int) and size > 0 for size in sizes)
+        and video.codec in DECODERS
+    ):
+        raise ValueError("a video that cannot be")
+    return video

@@ -1,0 +1,72 @@
+"""Runs in a decoder process in place of the real thing: does what the body says, with every wall in its place.
+
+`unfiltered_main` runs the same without the system-call filter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etenet import decoder_process
+from etenet.errors import NotAVideo
+from etenet.video import SampledVideo, sample_frames
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+def _eat() -> None:
+    hoard = []
+    while True:
+        hoard.append(bytearray(b"x" * 2**22))
+
+
+DEEDS: dict[bytes, Callable[[], object]] = {
+    b"open": lambda: open("/etc/passwd").close(),
+    b"write a file": lambda: open("/tmp/never", "w").close(),
+    b"make a socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close(),
+    b"run a program": lambda: subprocess.run(["/bin/true"], check=True),
+    b"fork": lambda: os.fork() or os._exit(0),
+    b"kill": lambda: os.kill(os.getppid(), 0),
+    b"raise a limit": lambda: os.nice(-1),
+    b"crash": lambda: ctypes.string_at(0),
+    b"spin": _spin,
+    b"sleep": lambda: time.sleep(1000),
+    b"eat": _eat,
+    b"bug": lambda: 1 // 0,
+}
+
+
+def _obey(body: bytes, **settings: Any) -> SampledVideo:
+    if body not in DEEDS:
+        return sample_frames(body, **settings)
+    try:
+        DEEDS[body]()
+    except OSError as error:
+        raise NotAVideo(f"denied: {error.strerror}") from error
+    raise NotAVideo("done")
+
+
+def main(settings: Mapping[str, Any]) -> None:
+    decoder_process.sample_frames = _obey
+    decoder_process.main(settings)
+
+
+def unfiltered_main(settings: Mapping[str, Any]) -> None:
+    decoder_process.allow_only_decoding = lambda: None
+    main(settings)
+
+
+def lying_main(settings: Mapping[str, Any]) -> None:
+    """Answers with what the body holds, instead of decoding it."""
+    decoder_process._answer = lambda file, length, *_: json.loads(os.pread(file, length, 0))
+    decoder_process.main(settings)
