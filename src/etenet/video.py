@@ -150,7 +150,7 @@ class _Clip:
         first_pts, end_pts = self._span(packets, stills)
         seconds = float(self.stream.time_base or 0)
         return SampledVideo(
-            frames=np.stack([still.pixels for still in stills]),
+            frames=np.ascontiguousarray([still.pixels for still in stills]),
             times_s=tuple((still.pts - first_pts) * seconds for still in stills),
             distinct_frames=len({still.pts for still in stills}),
             codec=self.codec,
