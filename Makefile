@@ -3,7 +3,8 @@
 #   make serve                      serve the demo checkpoint: set up, package, start, wait until a caption works
 #   make serve CHECKPOINT=best.pt   serve your own
 #   make test                       set up, check, run all tests
-#   make check                      format, lint, types
+#   make test-hostile               the attacks at full length: about half an hour
+#   make check                      format, lint, types, known vulnerabilities of what is installed
 #   make demo-model                 render the demo world, train on it, evaluate: model_store/demo.pt and examples/; goes on after a kill
 #   make clean                      remove what these jobs made, but for the environment
 
@@ -17,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: serve test check demo-model clean
+.PHONY: serve test test-hostile check demo-model clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -34,9 +35,13 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	-$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 test: check
 	$(BIN)/pytest
+
+test-hostile: $(READY)
+	$(BIN)/pytest --hostile tests/test_hostile.py tests/test_reliability.py tests/test_sandbox.py
 
 demo-model: $(READY)
 	$(BIN)/python -m training.prepare demo --out $(DEMO_DATA)

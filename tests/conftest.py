@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import etenet
@@ -31,6 +32,16 @@ REPOSITORY = Path(__file__).parent.parent
 DEMO = REPOSITORY / "model_store" / "demo.pt"
 EXAMPLES: dict[str, str] = json.loads((REPOSITORY / "examples" / "captions.json").read_text())
 START_DEADLINE_S = 120.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--hostile", action="store_true", help="attack long instead of briefly (make test-hostile)")
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether attacks shall be long."""
+    return bool(request.config.getoption("--hostile"))
 
 
 @pytest.fixture(scope="session")
@@ -82,12 +93,21 @@ class Server:
 
     process: subprocess.Popen[bytes]
     inference: str
+    management: str
     exporter: str
     log: Path
 
     @property
     def predictions(self) -> str:
         return f"{self.inference}/predictions/etenet"
+
+    def worker(self) -> psutil.Process | None:
+        """The process that captions, if it is ready."""
+        (model,) = ask(f"{self.management}/models/etenet").json()
+        for worker in model["workers"]:
+            if worker["status"] == "READY":
+                return psutil.Process(worker["pid"])
+        return None
 
     def caption(self, body: bytes, **headers: str) -> Answer:
         return ask(self.predictions, body, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -146,7 +166,7 @@ def running_server(*arguments: str, config: Path | None = None) -> Iterator[Serv
                 stderr=output,
                 start_new_session=True,
             )
-        server = Server(process, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}", log)
+        server = Server(process, *(f"http://127.0.0.1:{ports[number]}" for number in (0, 1, 3)), log)
         try:
             wait_until(lambda: b"ready. Try it" in log.read_bytes() or process.poll() is not None, START_DEADLINE_S)
             assert process.poll() is None, log.read_text()

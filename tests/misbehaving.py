@@ -1,6 +1,6 @@
 """Runs in a decoder process in place of the real thing: does what the body says, with every wall in its place.
 
-`unfiltered_main` runs the same without the system-call filter.
+`unfiltered_main` runs the same without the system-call filter, `credulous_main` without the allow-lists.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from etenet import decoder_process
+import av
+
+from etenet import decoder_process, video
 from etenet.errors import NotAVideo
 from etenet.video import SampledVideo, sample_frames
 
@@ -70,3 +72,19 @@ def lying_main(settings: Mapping[str, Any]) -> None:
     """Answers with what the body holds, instead of decoding it."""
     decoder_process._answer = lambda file, length, *_: json.loads(os.pread(file, length, 0))
     decoder_process.main(settings)
+
+
+def credulous_main(settings: Mapping[str, Any]) -> None:
+    """Decodes for real, but opens whatever a file asks for."""
+    believe_everything()
+    decoder_process.main(settings)
+
+
+def credulous_unfiltered_main(settings: Mapping[str, Any]) -> None:
+    decoder_process.allow_only_decoding = lambda: None
+    credulous_main(settings)
+
+
+def believe_everything() -> None:
+    video._OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
+    video.DECODERS = tuple(av.codecs_available)

@@ -1,0 +1,184 @@
+"""Hostile files: each gets a caption or a reason, none harms a decoder, and nothing outside is touched.
+
+`--hostile` runs the long form.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from etenet import sandbox
+from etenet.config import DecodeLimits
+from etenet.errors import CaptionError
+from etenet.sandbox import InProcess
+from etenet.video import SampledVideo
+from tests import clips
+from tests.hostile import HostileFile, Trap, hostile_files, playlists
+from tests.hostile.damage import containers, flipped
+from tests.test_sandbox import decoding
+
+IN_OPEN = 0x20
+LIMITS = DecodeLimits()
+RESERVED_AT_START_BYTES = 64 * 2**20
+
+
+class Alarm:
+    """Tells whether the trap was touched: its file opened, its port connected to."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.trap = Trap(folder / "secret.mp4", self._listener.getsockname()[1])
+        self.trap.clip.write_bytes(clips.video(5))
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._watch = libc.inotify_init1(os.O_NONBLOCK)
+        assert libc.inotify_add_watch(self._watch, str(self.trap.clip).encode(), IN_OPEN) > 0
+
+    def rung(self) -> bool:
+        """Whether something touched the trap since the last call."""
+        touched, _, _ = select.select([self._watch, self._listener], [], [], 0)
+        if self._watch in touched:
+            os.read(self._watch, 65536)
+        if self._listener in touched:
+            self._listener.accept()[0].close()
+        return bool(touched)
+
+    def close(self) -> None:
+        os.close(self._watch)
+        self._listener.close()
+
+
+@pytest.fixture
+def alarm(tmp_path: Path) -> Iterator[Alarm]:
+    alarm = Alarm(tmp_path / "trap")
+    yield alarm
+    alarm.close()
+
+
+def outcome(file: HostileFile, future: Future[SampledVideo]) -> str:
+    """What became of it: "accept", "reject", or what is wrong with that."""
+    error = future.exception(timeout=60)
+    if error is None:
+        return "accept"
+    return "reject" if isinstance(error, CaptionError) and error.status < 500 else f"{file.name}: {error!r}"
+
+
+def test_every_file_gets_what_it_must_and_no_decoder_dies(alarm: Alarm) -> None:
+    files = list(hostile_files(alarm.trap))
+    assert len({file.name for file in files}) == len(files) >= 250
+    with decoding("etenet.decoder_process:main", LIMITS, processes=2) as walled:
+        decoders = walled.pids
+        futures = [walled.submit(file.body) for file in files]
+        found = {file.name: outcome(file, future) for file, future in zip(files, futures, strict=True)}
+        assert walled.pids == decoders
+        for pid in decoders:
+            assert peak_bytes(pid) < LIMITS.max_memory_bytes + RESERVED_AT_START_BYTES
+    wrong = {file.name: found[file.name] for file in files if found[file.name] not in may_become(file)}
+    assert not wrong
+    assert not alarm.rung()
+
+
+def may_become(file: HostileFile) -> set[str]:
+    return {"accept", "reject"} if file.expected == "either" else {file.expected}
+
+
+def peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+WALLS = {
+    "both": "etenet.decoder_process:main",
+    "only the allow-lists": "tests.misbehaving:unfiltered_main",
+    "only the sandbox": "tests.misbehaving:credulous_main",
+}
+
+
+@pytest.mark.parametrize("wall", WALLS)
+def test_each_wall_alone_keeps_what_a_file_asks_for_closed(alarm: Alarm, wall: str) -> None:
+    with decoding(WALLS[wall], DecodeLimits(decode_deadline_s=2.0)) as walled:
+        for file in playlists.files(alarm.trap):
+            walled.submit(file.body).exception()
+            assert not alarm.rung(), file.name
+
+
+def test_without_any_wall_the_trap_is_touched(alarm: Alarm) -> None:
+    touched = []
+    with decoding("tests.misbehaving:credulous_unfiltered_main", DecodeLimits(decode_deadline_s=2.0)) as open_wide:
+        for file in playlists.files(alarm.trap):
+            open_wide.submit(file.body).exception()
+            if alarm.rung():
+                touched.append(file.name)
+    assert "ffconcat of a file" in touched
+    assert any("address" in name for name in touched)
+
+
+def test_allow_lists_hold_without_a_process_of_their_own(alarm: Alarm) -> None:
+    plain = InProcess(resize_px=64)
+    for file in playlists.files(alarm.trap):
+        assert outcome(file, plain.submit(file.body)) in may_become(file)
+        assert not alarm.rung(), file.name
+
+
+def test_mutants_kill_no_decoder(thorough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "CLIPS_PER_PROCESS", 1_000_000)
+    count, rng = 20_000 if thorough else 1_000, np.random.default_rng(1)
+    seeds = list(containers().values())
+    with decoding("etenet.decoder_process:main", LIMITS, processes=2) as walled:
+        decoders = walled.pids
+        for number in range(0, count, 100):
+            mutants = [mutant(seeds[rng.integers(len(seeds))], rng) for _ in range(number, number + 100)]
+            futures = [walled.submit(body) for body in mutants]
+            errors = [future.exception() for future in futures]
+            assert all(error is None or isinstance(error, CaptionError) for error in errors)
+            assert all(error.status < 500 for error in errors if isinstance(error, CaptionError))
+        assert walled.pids == decoders
+
+
+def mutant(whole: bytes, rng: np.random.Generator) -> bytes:
+    """The file with bits flipped, a piece cut out, doubled, blanked or replaced by a piece of itself."""
+    start, other = sorted(int(place) for place in rng.integers(len(whole), size=2))
+    end = min(other, start + 4096)
+    piece = whole[start:end]
+    match int(rng.integers(6)):
+        case 0:
+            return whole[:start] + whole[end:]
+        case 1:
+            return whole[:end] + piece * int(rng.integers(1, 50)) + whole[end:]
+        case 2:
+            return whole[:start] + bytes([int(rng.choice([0, 255]))]) * len(piece) + whole[end:]
+        case 3:
+            place = int(rng.integers(len(whole)))
+            return whole[:place] + piece + whole[place + len(piece) :]
+        case _:
+            return flipped(whole, rng, 2 ** int(rng.integers(8)))
+
+
+def test_processes_of_many_clips_grow_no_larger(thorough: bool, alarm: Alarm) -> None:
+    rounds = 5 if thorough else 1
+    files = [file.body for file in hostile_files(alarm.trap)]
+    here = psutil.Process()
+    with decoding("etenet.decoder_process:main", LIMITS, processes=1) as walled:
+
+        def through() -> tuple[int, int, int, int]:
+            for future in [walled.submit(body) for body in files]:
+                future.exception()
+            (decoder,) = walled.pids
+            return here.num_fds(), here.num_threads(), psutil.Process(decoder).num_fds(), here.memory_info().rss
+
+        through()
+        before = through()
+        for _ in range(rounds):
+            after = through()
+    assert after[:3] == before[:3]
+    assert after[3] - before[3] < 32 * 2**20

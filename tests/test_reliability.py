@@ -1,0 +1,275 @@
+"""A real server under attack: hostile clips, killed processes, overload, nonsense instead of HTTP.
+
+`--hostile` runs the long form. Attacks run in this file's own server, one after another.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, decoders_of, running_server, wait_until
+from tests.hostile import hostile_files
+from tests.test_hostile import Alarm, may_become
+
+DEADLINE_S = 5.0
+GOOD = {caption: (REPOSITORY / "examples" / name).read_bytes() for name, caption in EXAMPLES.items()}
+
+
+@pytest.fixture(scope="module")
+def besieged() -> Iterator[Server]:
+    with running_server("--checkpoint", str(DEMO)) as running:
+        yield running
+
+
+@pytest.fixture
+def alarm(tmp_path: Path) -> Iterator[Alarm]:
+    alarm = Alarm(tmp_path / "trap")
+    yield alarm
+    alarm.close()
+
+
+def said(answer: Answer) -> object:
+    """All of a 200 answer but the time it took."""
+    return {name: value for name, value in answer.json().items() if name != "timing_ms"}
+
+
+def worker_of(server: Server) -> psutil.Process:
+    worker = server.worker()
+    assert worker is not None
+    return worker
+
+
+def test_hostile_files_share_batches_with_good_ones(besieged: Server, alarm: Alarm, thorough: bool) -> None:
+    files = list(hostile_files(alarm.trap))
+    random.Random(0).shuffle(files)
+    files = files if thorough else files[::6]
+    alone = {caption: said(besieged.caption(body)) for caption, body in GOOD.items()}
+    worker, wrong = worker_of(besieged), {}
+    with ThreadPoolExecutor(8) as clients:
+        for start in range(0, len(files), 6):
+            caption, body = list(GOOD.items())[start // 6 % len(GOOD)]
+            good = clients.submit(besieged.caption, body)
+            answers = {file: clients.submit(_timed, besieged, file.body) for file in files[start : start + 6]}
+            for file, future in answers.items():
+                answer, seconds = future.result()
+                became = "accept" if answer.status == 200 else "reject" if 400 <= answer.status < 500 else "neither"
+                reason = answer.json().get("caption") or answer.json()["error"]["message"]
+                if became not in may_become(file) or not reason or seconds > DEADLINE_S + 0.5:
+                    wrong[file.name] = (answer.status, seconds, answer.body[:200])
+            assert said(good.result()) == alone[caption]
+    assert not wrong
+    assert worker_of(besieged).pid == worker.pid
+    assert not alarm.rung()
+
+
+def _timed(server: Server, body: bytes) -> tuple[Answer, float]:
+    started = time.monotonic()
+    return server.caption(body), time.monotonic() - started
+
+
+@dataclass
+class Load:
+    """Clients that send good clips without a pause, and what they got."""
+
+    server: Server
+    statuses: Counter[int] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    last_good: float = field(default_factory=time.monotonic)
+
+    def send(self, number: int, done: threading.Event) -> None:
+        clips = list(GOOD.items())[number:] + list(GOOD.items())[:number]
+        while not done.is_set():
+            for caption, body in clips:
+                try:
+                    answer = self.server.caption(body)
+                except OSError:
+                    self.statuses[0] += 1
+                    continue
+                self.statuses[answer.status] += 1
+                if answer.status == 200:
+                    self.last_good = time.monotonic()
+                    if answer.json()["caption"] != caption:
+                        self.wrong.append(f"{caption} became {answer.json()['caption']}")
+
+
+@contextmanager
+def load(server: Server, clients: int = 4) -> Iterator[Load]:
+    running, done = Load(server), threading.Event()
+    with ThreadPoolExecutor(clients) as threads:
+        sent = [threads.submit(running.send, number, done) for number in range(clients)]
+        try:
+            yield running
+        finally:
+            done.set()
+            for future in sent:
+                future.result()
+
+
+def test_decoders_that_are_killed_cost_no_clip_and_stopped_ones_only_their_own(
+    besieged: Server, thorough: bool
+) -> None:
+    worker, rounds = worker_of(besieged), 50 if thorough else 6
+    stops = 0
+    with load(besieged) as traffic:
+        for number in range(rounds):
+            victim = decoders_of(worker.pid)[number % 2]
+            attack = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)[number % 3]
+            stops += attack == signal.SIGSTOP
+            struck = time.monotonic()
+            psutil.Process(victim).send_signal(attack)
+            wait_until(lambda: len(decoders_of(worker.pid)) == 2 and victim not in decoders_of(worker.pid), 10)  # noqa: B023
+            wait_until(lambda: traffic.last_good > struck, 10)  # noqa: B023
+    assert traffic.wrong == []
+    assert set(traffic.statuses) <= {200, 422}
+    assert traffic.statuses[422] <= stops
+    assert worker_of(besieged).pid == worker.pid
+
+
+def test_a_killed_worker_costs_what_it_held(besieged: Server, thorough: bool) -> None:
+    clients = 4
+    for _ in range(20 if thorough else 2):
+        with load(besieged, clients) as traffic:
+            wait_until(lambda: traffic.statuses[200] > 0, 60)
+            worker = worker_of(besieged)
+            orphans = decoders_of(worker.pid)
+            worker.kill()
+            struck = time.monotonic()
+            wait_until(lambda: not any(psutil.pid_exists(pid) for pid in orphans), 5)  # noqa: B023
+            wait_until(lambda: traffic.last_good > struck + 0.5, 60)  # noqa: B023
+        assert traffic.wrong == []
+        assert sum(count for status, count in traffic.statuses.items() if status != 200) <= clients
+
+
+def test_a_thousand_hostile_requests_leave_nothing_behind(besieged: Server, alarm: Alarm, thorough: bool) -> None:
+    rejected = [file.body for file in hostile_files(alarm.trap) if file.expected == "reject" and len(file.body) < 2**20]
+    count = 1000 if thorough else 130
+
+    def attack() -> None:
+        with ThreadPoolExecutor(4) as clients:
+            list(clients.map(besieged.caption, (rejected * 10)[:count]))
+
+    attack()
+    worker = worker_of(besieged)
+    before = footprint(worker)
+    attack()
+    after = footprint(worker)
+    assert after.descriptors <= before.descriptors + 2
+    assert after.threads <= before.threads
+    assert after.processes == before.processes
+    assert after.memory_bytes < before.memory_bytes + 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Footprint:
+    descriptors: int
+    threads: int
+    processes: int
+    memory_bytes: int
+
+
+def footprint(process: psutil.Process) -> Footprint:
+    children = process.children()
+    return Footprint(process.num_fds(), process.num_threads(), len(children), process.memory_info().rss)
+
+
+def test_nonsense_instead_of_http_is_answered_or_hung_up_on(besieged: Server, thorough: bool) -> None:
+    rng = random.Random(0)
+    statuses: Counter[str] = Counter()
+    for _ in range(10_000 if thorough else 500):
+        request = malformed(rng)
+        status = _raw(besieged, request)
+        assert not status.startswith("5") or breaks_torchserve(request), (status, request[:300])
+        statuses[status] += 1
+    assert statuses["400"] > statuses["500"]
+    for caption, body in GOOD.items():
+        assert besieged.caption(body).json()["caption"] == caption
+
+
+def _raw(server: Server, request: bytes) -> str:
+    """The status of the answer, or "none" where the connection is closed without one."""
+    host, port = server.inference.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        try:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(4096)
+        except OSError:
+            return "none"
+    return answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.") else "none"
+
+
+def breaks_torchserve(request: bytes) -> bool:
+    """Whether it is of the two kinds that TorchServe's front end answers with 500; SECURITY.md names them."""
+    line, *headers = request.split(b"\r\n")
+    target = line.split(b" ")[1:2]
+    return not b"".join(target).startswith(b"/") or any(b"multipart/form-data" in header for header in headers)
+
+
+_METHODS = [
+    "GET",
+    "PUT",
+    "POST",
+    "HEAD",
+    "OPTIONS",
+    "DELETE",
+    "PATCH",
+    "TRACE",
+    "CONNECT",
+    "get",
+    "P\0ST",
+    "",
+    "A" * 5000,
+]
+_PATHS = [
+    *("/predictions/etenet", "/predictions/none", "/predictions/", "/", "//", "/../../etc/passwd", "/ping", "*"),
+    *("/predictions/etenet/9", "/predictions/etenet?a=%ff%00", "/" + "a" * 9000, "/%zz", "\x00", "http://x/", ""),
+    *("/models", "/v1/models/etenet:predict", "/explanations/none", "/api-description", "/metrics"),
+]
+_VERSIONS = ["HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/9.9", "HTTP/1.1 extra", "ICY", "", "HTTP/-1"]
+_HEADERS = [
+    *("Content-Length: 5", "Content-Length: -1", "Content-Length: 99999999999999999999", "Content-Length: abc"),
+    *("Content-Length: 5\r\nContent-Length: 6", "Transfer-Encoding: chunked", "Transfer-Encoding: nonsense"),
+    *("Transfer-Encoding: chunked\r\nContent-Length: 3", "Content-Type: application/json", "Content-Type: text/plain"),
+    *("Content-Type: multipart/form-data", "Content-Type: multipart/form-data; boundary=", "Content-Type: \xff"),
+    *("Content-Type: application/x-www-form-urlencoded", "Expect: 100-continue", "Connection: Upgrade\r\nUpgrade: h2c"),
+    *("X: " + "x" * 9000, ": no name", "No colon", " folded: yes", "X-Etenet-Beam-Size: 999", "Host: a\r\nHost: b"),
+    *("Accept: \r\n", "Authorization: Bearer x", "Cookie: " + "a=b; " * 500, "Range: bytes=9-1", "\0: \0"),
+]
+_BODIES = [
+    b"",
+    b"hello",
+    b"{",
+    b'{"data": 1}',
+    b"5\r\nhello\r\n0\r\n\r\n",
+    b"FFFFFFFF\r\nx",
+    b"-5\r\n",
+    b"\0" * 100,
+    b"--\r\n",
+]
+
+
+def malformed(rng: random.Random) -> bytes:
+    """An HTTP request with something wrong, or no HTTP at all."""
+    if rng.random() < 0.1:
+        return rng.randbytes(rng.randrange(1, 300))
+    lines = [" ".join((rng.choice(_METHODS), rng.choice(_PATHS), rng.choice(_VERSIONS)))]
+    lines += rng.sample(_HEADERS, rng.randrange(4))
+    request = "\r\n".join([*lines, "", ""]).encode("latin-1") + rng.choice(_BODIES)
+    if rng.random() < 0.2:
+        request = request[: rng.randrange(1, len(request) + 1)]
+    if rng.random() < 0.2:
+        request = bytes(byte ^ (rng.random() < 0.02) << rng.randrange(8) for byte in request)
+    return request
