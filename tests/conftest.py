@@ -153,15 +153,15 @@ def decoders_of(parent: int) -> list[int]:
 
 
 @contextmanager
-def running_server(*arguments: str, config: Path | None = None) -> Iterator[Server]:
-    """Start `etenet serve` on free ports and wait until it says it is ready."""
+def running_server(*arguments: str, config: Path | None = None, folder: Path = REPOSITORY) -> Iterator[Server]:
+    """Start `etenet serve` in a folder, on free ports, and wait until it says it is ready."""
     with tempfile.TemporaryDirectory() as scratch:
         path, ports = other_ports_config(Path(scratch)) if config is None else (config, ports_of(config))
         log = Path(scratch) / "serve.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "etenet", "serve", "--config", str(path), *arguments],
-                cwd=REPOSITORY,
+                cwd=folder,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

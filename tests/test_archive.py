@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from etenet import archive
-from etenet.errors import CheckpointError
+from etenet.errors import CheckpointError, UsageError
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 
@@ -41,6 +41,14 @@ said = [answer.get("caption") or answer["error"]["code"] for answer in answers]
 print(json.dumps({"from": etenet.__file__, "said": said, "statuses": context.statuses}))
 """
 
+BREAK = """
+import torch
+
+handler.captioner.device = torch.device("cuda:63")
+handler.handle([{"body": bytearray(open(sys.argv[3], "rb").read())}], context)
+print("went on")
+"""
+
 
 @pytest.fixture(scope="module")
 def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -53,23 +61,58 @@ def test_it_is_the_same_bytes_every_time(demo_archive: Path, tmp_path: Path) -> 
     assert [path.name for path in again.parent.iterdir()] == ["other.mar"]
 
 
-def test_it_captions_in_a_fresh_interpreter_that_cannot_see_the_repository(demo_archive: Path, tmp_path: Path) -> None:
-    unpacked = tmp_path / "unpacked"
+@pytest.fixture
+def unpacked(demo_archive: Path, tmp_path: Path) -> Path:
     with zipfile.ZipFile(demo_archive) as contents:
-        contents.extractall(unpacked)
+        contents.extractall(tmp_path / "unpacked")
+    return tmp_path / "unpacked"
+
+
+def in_a_fresh_interpreter(code: str, unpacked: Path, *clips: Path) -> subprocess.CompletedProcess[str]:
+    """-I and -S keep out the working directory, the environment and the link to the repository that pip made."""
+    command = [sys.executable, "-I", "-S", "-c", code, str(unpacked), sysconfig.get_path("purelib"), *map(str, clips)]
+    return subprocess.run(command, cwd=unpacked.parent, capture_output=True, text=True, check=False)
+
+
+def test_it_captions_in_a_fresh_interpreter_that_cannot_see_the_repository(unpacked: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"not a video")
     (tmp_path / "cut").write_bytes(clips.video(40)[:1500])
-    first, *others = (str(REPOSITORY / "examples" / name) for name in EXAMPLES)
-    paths = [first, str(tmp_path / "text"), *others, str(tmp_path / "cut")]
-    # -I and -S keep out the working directory, the environment and the link to the repository that pip made.
-    command = [sys.executable, "-I", "-S", "-c", RUN, str(unpacked), sysconfig.get_path("purelib"), *paths]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    first, *others = (REPOSITORY / "examples" / name for name in EXAMPLES)
+    finished = in_a_fresh_interpreter(RUN, unpacked, first, tmp_path / "text", *others, tmp_path / "cut")
     assert finished.returncode == 0, finished.stderr
     said = json.loads(finished.stdout.splitlines()[-1])
     assert said["from"] == str(unpacked / "etenet" / "__init__.py")
     first_caption, *other_captions = EXAMPLES.values()
     assert said["said"] == [first_caption, "not_a_video", *other_captions, "undecodable_video"]
     assert said["statuses"] == {"1": 415, "7": 422}
+
+
+@pytest.mark.parametrize("name", [archive.CHECKPOINT_FILE, "etenet/config.py", "etenet/canary.mp4"])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_the_handler_loads_nothing_of_a_damaged_archive(unpacked: Path, name: str, damage: str) -> None:
+    file = unpacked / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes() + b"\n")
+    with pytest.raises(UsageError, match=f"{name} of the archive is damaged"):
+        archive.verify(unpacked)
+
+
+def test_the_handler_verifies_its_archive_before_it_loads_it(unpacked: Path) -> None:
+    checkpoint = unpacked / archive.CHECKPOINT_FILE
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"?")
+    finished = in_a_fresh_interpreter(RUN, unpacked)
+    assert finished.returncode == 1
+    assert f"{archive.CHECKPOINT_FILE} of the archive is damaged" in finished.stderr
+
+
+def test_a_worker_ends_when_its_device_computes_nothing_any_more(unpacked: Path) -> None:
+    code = RUN.partition("bodies =")[0] + BREAK
+    finished = in_a_fresh_interpreter(code, unpacked, REPOSITORY / "examples" / next(iter(EXAMPLES)))
+    assert finished.returncode == 1
+    assert "computes nothing any more" in finished.stderr
+    assert "went on" not in finished.stdout
 
 
 def test_a_bad_checkpoint_is_not_packaged(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
+from etenet.config import DecodeLimits
 from etenet.errors import CaptionError
 from etenet.video import CONTAINERS, DECODERS
 from tests.conftest import REPOSITORY, Server
@@ -100,3 +103,22 @@ def test_its_errors_are_those_of_the_code() -> None:
     named = dict.fromkeys(re.findall(r"`(\w+)`", table))
     not_yet = {"overloaded"}
     assert set(named) == {kind.code for kind in CaptionError.__subclasses__()} - not_yet
+
+
+def test_the_security_page_names_the_lists_and_limits_in_force() -> None:
+    page = (REPOSITORY / "SECURITY.md").read_text()
+    assert f"| containers | {', '.join(CONTAINERS)} |" in page
+    assert f"| decoders | {', '.join(DECODERS)} |" in page
+    limits = DecodeLimits()
+    shown = {
+        "max_body_bytes": f"{limits.max_body_bytes // 2**20} MiB",
+        "max_pixels": f"{limits.max_pixels:,}",
+        "max_packets": f"{limits.max_packets:,}",
+        "max_memory_bytes": f"{limits.max_memory_bytes // 2**30} GiB",
+        "decode_deadline_s": f"{limits.decode_deadline_s:g} s",
+    }
+    assert shown.keys() == {field.name for field in fields(DecodeLimits)}
+    for name, value in shown.items():
+        assert f"| {value} | `{name}` |" in page
+    settings = yaml.safe_load((REPOSITORY / "handler" / "model-config.yaml").read_text())["etenet"]
+    assert DecodeLimits(**settings) == limits
