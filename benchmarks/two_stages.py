@@ -22,7 +22,7 @@ from training.datasets import Dataset
 from training.evaluate import caption_split, demo_accuracy
 from training.memory import keep_freed_memory
 from training.processes import joined
-from training.recipes import demo
+from training.recipes import Recipe, demo
 from training.stage import Run, train_stage
 from training.train import first_checkpoint
 
@@ -37,12 +37,19 @@ def outcome(checkpoint: Path, dataset: Dataset, scorer: Scorer) -> dict[str, flo
     }
 
 
+def short(recipe: Recipe, seed: int, epochs: int | None) -> Recipe:
+    second = recipe.stages[2]
+    second = replace(second, epochs=epochs or second.epochs)
+    return replace(recipe, seed=seed, stages={**recipe.stages, 2: second})
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.two_stages", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="made by training.prepare demo")
     parser.add_argument("--encoder-weights", type=Path, required=True, metavar="F.pt", help="by training.stills")
     parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="seed S trains in DIR/seedS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--stage-2-epochs", type=int, metavar="N", help="fewer than the recipe's, to save time")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     keep_freed_memory()
@@ -50,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scorer = Scorer({clip.video: clip.captions for clip in dataset.clips["test"]})
     found: dict[int, dict[int, dict[str, float]]] = {}
     for seed in options.seeds:
-        recipe, folder = replace(demo(), seed=seed), options.runs / f"seed{seed}"
+        recipe, folder = short(demo(), seed, options.stage_2_epochs), options.runs / f"seed{seed}"
         for stage in (1, 2):
             start = (
                 first_checkpoint(recipe, dataset, options.encoder_weights)
@@ -74,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "two_stages",
         {
             "test_clips": len(dataset.clips["test"]),
+            "epochs": {number: stage.epochs for number, stage in recipe.stages.items()},
             "scores_by_seed_and_stage": found,
             "cider_gain_mean": statistics.mean(gains),
             "cider_gain_spread": max(gains) - min(gains),

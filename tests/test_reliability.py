@@ -164,7 +164,7 @@ _kept, _handle = [], EtenetHandler.handle
 
 
 def _leaking(self, data, context):
-    _kept.append((open(__file__), b"x" * 2**19))
+    _kept.append((open(__file__), b"x" * 2**21))
     return _handle(self, data, context)
 
 

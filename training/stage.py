@@ -205,8 +205,9 @@ class _Training:
         sentences = Sentences.encode(captions, self.checkpoint.vocabulary, self.checkpoint.max_words)
         seen = self._seen([example.clip for example in examples])
         if self.features is None:
-            mirrored = [number for number, example in enumerate(examples) if example.mirrored]
-            seen[mirrored] = seen[mirrored].flip(-2)
+            for number, example in enumerate(examples):
+                if example.mirrored:
+                    seen[number] = seen[number].flip(-2)
         return seen, sentences.to(self.run.processes.device)
 
     def _seen(self, clips: Sequence[Clip]) -> Tensor:
