@@ -41,7 +41,7 @@ test: check
 	$(BIN)/pytest
 
 test-hostile: $(READY)
-	$(BIN)/pytest --hostile tests/test_hostile.py tests/test_reliability.py tests/test_sandbox.py
+	$(BIN)/pytest --hostile tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py
 
 demo-model: $(READY)
 	$(BIN)/python -m training.prepare demo --out $(DEMO_DATA)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from etenet.errors import UsageError
+from tests.conftest import REPOSITORY
 from training import snapshots
 
 
@@ -78,3 +81,41 @@ def test_what_a_crash_left_unfinished_is_removed(tmp_path: Path) -> None:
     snapshots.save(contents(1), tmp_path, 1)
     snapshots.load_newest(tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
+
+
+KILLED_SAVES = """
+import os, signal, sys
+from pathlib import Path
+from training import snapshots
+from tests.test_snapshots import contents
+
+
+def killed_at(call, after):
+    def kill(*arguments, **options):
+        if after:
+            real(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+    real = getattr(os, call)
+    setattr(os, call, kill)
+
+
+for call in ("fdopen", "fsync", "chmod", "replace"):
+    for after in (False, True):
+        folder = Path(sys.argv[1]) / f"{call} {after}"
+        snapshots.save(contents(1), folder, 1)
+        if not os.fork():
+            killed_at(call, after)
+            snapshots.save(contents(2), folder, 2)
+        assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
+"""
+
+
+def test_a_kill_in_the_midst_of_a_save_leaves_the_snapshot_before_it_or_the_whole_new_one(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_SAVES, str(tmp_path)], cwd=REPOSITORY, check=True)
+    loaded = {folder.name: snapshots.load_newest(folder) for folder in tmp_path.iterdir()}
+    steps = {name: contents["progress"]["step"] for name, contents in loaded.items() if contents is not None}
+    assert len(steps) == 8
+    assert {name for name, step in steps.items() if step == 2} == {"replace True"}
+    for name, contents in loaded.items():
+        assert contents is not None
+        assert torch.equal(contents["weights"], torch.full((1000,), float(steps[name])))
