@@ -19,7 +19,7 @@ import torch
 import etenet
 from etenet.archive import verify
 from etenet.decoder_process import WARM_UP_CLIP
-from etenet.errors import DeviceFailed, EmptyBody, InternalError
+from etenet.errors import DeviceFailed, EmptyBody, InternalError, NotAVideo
 
 _log = logging.getLogger("etenet.handler")
 
@@ -134,7 +134,10 @@ def _bytes(value: Any) -> bytes:
         return bytes(value)
     if isinstance(value, str):
         return value.encode(errors="replace")
-    return _json(value)
+    try:
+        return json.dumps(value).encode()
+    except (RecursionError, ValueError) as error:
+        raise NotAVideo("the body is JSON; send the video itself, for example with curl -T clip.mp4") from error
 
 
 def _json(value: Any) -> bytes:

@@ -17,13 +17,20 @@ from typing import Any
 import av
 
 from etenet import decoder_process, video
-from etenet.errors import NotAVideo
+from etenet.errors import DecodeTimeout, NotAVideo
 from etenet.video import SampledVideo, sample_frames
 
 
 def _spin() -> None:
     while True:
         pass
+
+
+def _take_its_time() -> None:
+    """As a clip does whose decoder looks at the clock itself."""
+    while time.process_time() % 100 < 0.8:
+        pass
+    raise DecodeTimeout("too slow")
 
 
 def _eat() -> None:
@@ -34,14 +41,15 @@ def _eat() -> None:
 
 DEEDS: dict[bytes, Callable[[], object]] = {
     b"open": lambda: open("/etc/passwd").close(),
-    b"write a file": lambda: open("/tmp/never", "w").close(),
+    b"write a file": lambda: open("/dev/null", "w").close(),
     b"make a socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close(),
     b"run a program": lambda: subprocess.run(["/bin/true"], check=True),
     b"fork": lambda: os.fork() or os._exit(0),
     b"kill": lambda: os.kill(os.getppid(), 0),
-    b"raise a limit": lambda: os.nice(-1),
+    b"choose its cores": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
     b"crash": lambda: ctypes.string_at(0),
     b"spin": _spin,
+    b"slow": _take_its_time,
     b"sleep": lambda: time.sleep(1000),
     b"eat": _eat,
     b"bug": lambda: 1 // 0,

@@ -87,7 +87,7 @@ def test_it_captions_in_a_fresh_interpreter_that_cannot_see_the_repository(unpac
     assert said["statuses"] == {"1": 415, "7": 422}
 
 
-@pytest.mark.parametrize("name", [archive.CHECKPOINT_FILE, "etenet/config.py", "etenet/canary.mp4"])
+@pytest.mark.parametrize("name", [archive.MANIFEST_FILE, archive.CHECKPOINT_FILE, "etenet/config.py"])
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_the_handler_loads_nothing_of_a_damaged_archive(unpacked: Path, name: str, damage: str) -> None:
     file = unpacked / name
@@ -96,6 +96,14 @@ def test_the_handler_loads_nothing_of_a_damaged_archive(unpacked: Path, name: st
     else:
         file.write_bytes(file.read_bytes() + b"\n")
     with pytest.raises(UsageError, match=f"{name} of the archive is damaged"):
+        archive.verify(unpacked)
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_sums_that_are_cut_short_are_damage(unpacked: Path, lines: int) -> None:
+    sums = unpacked / archive.SUMS_FILE
+    sums.write_text("".join(sums.read_text().splitlines(keepends=True)[:lines]))
+    with pytest.raises(UsageError, match="of the archive is damaged or missing"):
         archive.verify(unpacked)
 
 

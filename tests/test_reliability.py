@@ -25,6 +25,7 @@ from etenet import archive
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, decoders_of, running_server, wait_until
 from tests.hostile import Trap, hostile_files
 from tests.test_hostile import Alarm, may_become
+from tests.test_sandbox import runs
 
 DEADLINE_S = 5.0
 GOOD = {caption: (REPOSITORY / "examples" / name).read_bytes() for name, caption in EXAMPLES.items()}
@@ -89,12 +90,17 @@ class Load:
     server: Server
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    last_good: float = field(default_factory=time.monotonic)
+    begun_s: float = 0.0  # when the request began that was answered last
+
+    def await_answer_to_a_new_request(self, deadline_s: float) -> None:
+        now = time.monotonic()
+        wait_until(lambda: self.begun_s > now, deadline_s)
 
     def send(self, number: int, done: threading.Event) -> None:
         clips = list(GOOD.items())[number:] + list(GOOD.items())[:number]
         while not done.is_set():
             for caption, body in clips:
+                began = time.monotonic()
                 try:
                     answer = self.server.caption(body)
                 except OSError:
@@ -102,7 +108,7 @@ class Load:
                     continue
                 self.statuses[answer.status] += 1
                 if answer.status == 200:
-                    self.last_good = time.monotonic()
+                    self.begun_s = max(self.begun_s, began)
                     if answer.json()["caption"] != caption:
                         self.wrong.append(f"{caption} became {answer.json()['caption']}")
 
@@ -123,34 +129,37 @@ def load(server: Server, clients: int = 4) -> Iterator[Load]:
 def test_decoders_that_are_killed_cost_no_clip_and_stopped_ones_only_their_own(
     besieged: Server, thorough: bool
 ) -> None:
-    worker, rounds = worker_of(besieged), 50 if thorough else 6
-    stops = 0
+    worker, stops = worker_of(besieged), 0
+    count = len(decoders_of(worker.pid))
     with load(besieged) as traffic:
-        for number in range(rounds):
-            victim = decoders_of(worker.pid)[number % 2]
+        for number in range(50 if thorough else 6):
+            victim = decoders_of(worker.pid)[number % count]
             attack = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)[number % 3]
             stops += attack == signal.SIGSTOP
-            struck = time.monotonic()
             psutil.Process(victim).send_signal(attack)
-            wait_until(lambda: len(decoders_of(worker.pid)) == 2 and victim not in decoders_of(worker.pid), 10)  # noqa: B023
-            wait_until(lambda: traffic.last_good > struck, 10)  # noqa: B023
+            wait_until(lambda: is_replaced(victim, worker.pid, count), DEADLINE_S + 5)  # noqa: B023
+            traffic.await_answer_to_a_new_request(1.0)
     assert traffic.wrong == []
     assert set(traffic.statuses) <= {200, 422}
     assert traffic.statuses[422] <= stops
     assert worker_of(besieged).pid == worker.pid
 
 
+def is_replaced(victim: int, worker: int, count: int) -> bool:
+    now = decoders_of(worker)
+    return len(now) == count and victim not in now
+
+
 def test_a_killed_worker_costs_what_it_held(besieged: Server, thorough: bool) -> None:
     clients = 4
     for _ in range(20 if thorough else 2):
         with load(besieged, clients) as traffic:
-            wait_until(lambda: traffic.statuses[200] > 0, 60)
+            traffic.await_answer_to_a_new_request(60)
             worker = worker_of(besieged)
             orphans = decoders_of(worker.pid)
             worker.kill()
-            struck = time.monotonic()
-            wait_until(lambda: not any(psutil.pid_exists(pid) for pid in orphans), 5)  # noqa: B023
-            wait_until(lambda: traffic.last_good > struck + 0.5, 60)  # noqa: B023
+            wait_until(lambda: not any(map(runs, orphans)), 5)  # noqa: B023
+            traffic.await_answer_to_a_new_request(60)
         assert traffic.wrong == []
         assert sum(count for status, count in traffic.statuses.items() if status != 200) <= clients
 
@@ -185,13 +194,14 @@ def test_a_handler_that_leaks_is_caught(alarm: Alarm, tmp_path: Path, monkeypatc
 
 def growth(server: Server, trap: Trap, count: int) -> set[str]:
     """Of what a server's worker has more after `count` hostile requests, when it was warm before."""
-    rejected = [file.body for file in hostile_files(trap) if file.expected == "reject" and len(file.body) < 2**20]
+    files = [file.body for file in hostile_files(trap) if len(file.body) < 2**20]
+    random.Random(0).shuffle(files)
 
     def attack(count: int) -> None:
         with ThreadPoolExecutor(4) as clients:
-            list(clients.map(server.caption, (rejected * 10)[:count]))
+            list(clients.map(server.caption, (files * 3)[:count]))
 
-    attack(len(rejected))
+    attack(count // 2)
     worker = worker_of(server)
     descriptors, threads, memory = worker.num_fds(), worker.num_threads(), worker.memory_info().rss
     processes = len(worker.children())
@@ -199,7 +209,7 @@ def growth(server: Server, trap: Trap, count: int) -> set[str]:
     grown = {
         "descriptors": worker.num_fds() > descriptors + 2,
         "threads": worker.num_threads() > threads,
-        "processes": len(worker.children()) != processes,
+        "processes": len(worker.children()) > processes,
         "memory": worker.memory_info().rss > memory + 32 * 2**20,
     }
     return {name for name, more in grown.items() if more}
@@ -207,15 +217,17 @@ def growth(server: Server, trap: Trap, count: int) -> set[str]:
 
 def test_nonsense_instead_of_http_is_answered_or_hung_up_on(besieged: Server, thorough: bool) -> None:
     rng = random.Random(0)
-    statuses: Counter[str] = Counter()
+    statuses, worker = Counter[str](), worker_of(besieged)
     for _ in range(10_000 if thorough else 500):
         request = malformed(rng)
         status = _raw(besieged, request)
-        assert not status.startswith("5") or breaks_torchserve(request), (status, request[:300])
+        known = status == "500" and breaks_torchserve(request)
+        assert known or not status.startswith("5"), (status, request[:300])
         statuses[status] += 1
     assert statuses["400"] > statuses["500"]
     for caption, body in GOOD.items():
         assert besieged.caption(body).json()["caption"] == caption
+    assert worker_of(besieged).pid == worker.pid
 
 
 def _raw(server: Server, request: bytes) -> str:
@@ -226,6 +238,8 @@ def _raw(server: Server, request: bytes) -> str:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             answer = connection.recv(4096)
+        except TimeoutError:
+            pytest.fail(f"no answer to {request[:300]!r}")
         except OSError:
             return "none"
     return answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.") else "none"

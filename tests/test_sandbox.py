@@ -71,7 +71,7 @@ def test_a_clip_fares_as_it_does_without_the_wall(walled: Sandbox, make: Callabl
     assert replace(seen, frames=plain.frames, decode_ms=0) == replace(plain, decode_ms=0)
 
 
-FORBIDDEN = [b"open", b"write a file", b"make a socket", b"run a program", b"fork", b"kill", b"raise a limit"]
+FORBIDDEN = [b"open", b"write a file", b"make a socket", b"run a program", b"fork", b"kill", b"choose its cores"]
 
 
 @pytest.mark.parametrize("deed", FORBIDDEN)
@@ -82,7 +82,7 @@ def test_no_system_call_but_those_that_decoding_needs(walled: Sandbox, deed: byt
 
 def test_without_the_filter_they_succeed() -> None:
     with decoding("tests.misbehaving:unfiltered_main") as unfiltered:
-        for deed in (b"open", b"make a socket", b"run a program", b"kill"):
+        for deed in FORBIDDEN:
             assert str(error_of(unfiltered, deed)) == "done", deed
 
 
@@ -115,6 +115,29 @@ def test_a_clip_that_spins_is_ended_and_remembered() -> None:
         pid = only(walled)
         assert isinstance(error_of(walled, b"spin"), DecodeTimeout)
         assert only(walled) == pid
+
+
+def test_a_clip_that_takes_its_time_and_says_so_is_remembered_too() -> None:
+    with decoding() as walled:
+        assert isinstance(error_of(walled, b"slow"), DecodeTimeout)
+        assert "refused for an hour" in str(error_of(walled, b"slow"))
+
+
+def test_a_clip_whose_decoders_were_killed_from_outside_may_come_again() -> None:
+    with decoding(limits=replace(LIMITS, decode_deadline_s=10.0)) as walled:
+        future = walled.submit(b"sleep")
+        first = only(walled)
+        wait_until(lambda: _at_work(first), 10)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: walled.pids not in ([], [first]) and _at_work(only(walled)), 10)
+        os.kill(only(walled), signal.SIGKILL)
+        assert isinstance(future.exception(), DecoderCrashed)
+        assert not walled.submit(b"sleep").done()
+
+
+def _at_work(pid: int) -> bool:
+    """Whether it holds a clip: /dev/null three times, the channel, and the clip's memory file."""
+    return len(os.listdir(f"/proc/{pid}/fd")) == 5
 
 
 def test_a_clip_whose_decoder_was_stopped_may_come_again() -> None:
@@ -159,10 +182,14 @@ VIDEO = {
         [],
         {},
         {"error": "SystemExit", "message": "?"},
+        {"error": "InternalError", "message": "?"},
+        {"error": "Overloaded", "message": "?"},
         {"video": {**VIDEO, "times_s": [0.0]}},
         {"video": {**VIDEO, "times_s": ["soon"] * 16}},
         {"video": {**VIDEO, "duration_s": float("inf")}},
+        {"video": {**VIDEO, "duration_s": 10**400}},
         {"video": {**VIDEO, "width_px": -1}},
+        {"video": {**VIDEO, "width_px": True}},
         {"video": {**VIDEO, "codec": "../../etc/passwd"}},
         {"video": {**VIDEO, "more": 1}},
     ],
@@ -201,7 +228,7 @@ def test_processes_end_with_the_sandbox_closed_or_forgotten() -> None:
     forgotten = Sandbox(resize_px=64, limits=LIMITS, processes=2).pids
     assert len(closed) == len(forgotten) == 2
     gc.collect()
-    wait_until(lambda: not any(_runs(pid) for pid in closed + forgotten), 10)
+    wait_until(lambda: not any(runs(pid) for pid in closed + forgotten), 10)
 
 
 HOST = """
@@ -221,11 +248,11 @@ def test_a_spinning_process_ends_with_its_host_and_by_its_cpu_limit_if_the_host_
         assert host.stdout.readline() == b"spinning\n"
         (decoder,) = decoders_of(host.pid)
         host.send_signal(end)
-        wait_until(lambda: not _runs(decoder), 15)
+        wait_until(lambda: not runs(decoder), 15)
         host.kill()
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

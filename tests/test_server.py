@@ -144,6 +144,8 @@ def test_explanations_add_sixteen_weights_per_word(server: Server) -> None:
         (b"hello\n" * 100, {}, 415, "not_a_video"),
         (b"hello", {"Content-Type": "text/plain"}, 415, "not_a_video"),
         (b'{"video": 1}', {"Content-Type": "application/json"}, 415, "not_a_video"),
+        (b"NaN", {"Content-Type": "application/json"}, 415, "not_a_video"),
+        (b"[" * 900 + b"]" * 900, {"Content-Type": "application/json"}, 415, "not_a_video"),
         ("\ud83d".encode("utf-16", "surrogatepass"), {"Content-Type": "text/plain"}, 415, "not_a_video"),
         (clips.png(), {"Content-Type": "image/png"}, 415, "not_a_video"),
         (clips.audio_only(), {}, 415, "not_a_video"),

@@ -22,6 +22,7 @@ MODEL_VERSION = "1.0"
 HANDLER_FILE = "etenet_handler.py"
 CONFIG_FILE = "model-config.yaml"
 CHECKPOINT_FILE = "checkpoint.pt"
+MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 SUMS_FILE = "SHA256SUMS"
 
 _PACKAGE = Path(__file__).parent
@@ -46,10 +47,10 @@ def package(checkpoint: Path, out: Path) -> Path:
         CONFIG_FILE: handler / CONFIG_FILE,
         **dict(_package_files()),
     }
-    contents = {name: path.read_bytes() for name, path in sorted(entries.items())}
+    contents = {MANIFEST_FILE: json.dumps(_manifest(), indent=2).encode()}
+    contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
     with replacing(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        _write(archive, "MAR-INF/MANIFEST.json", json.dumps(_manifest(), indent=2).encode())
         for name, content in contents.items():
             _write(archive, name, content)
         _write(archive, SUMS_FILE, sums.encode())
@@ -58,14 +59,19 @@ def package(checkpoint: Path, out: Path) -> Path:
 
 def verify(unpacked: Path) -> None:
     """Raises `UsageError` where an unpacked archive does not hold what was packaged."""
-    for line in (unpacked / SUMS_FILE).read_text().splitlines():
-        promised, _, name = line.partition("  ")
+    try:
+        lines = (unpacked / SUMS_FILE).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{SUMS_FILE} of the archive cannot be read; package it again") from error
+    sums = {name: promised for promised, _, name in (line.partition("  ") for line in lines)}
+    for name in (MANIFEST_FILE, CHECKPOINT_FILE, HANDLER_FILE, CONFIG_FILE, *sums):
         try:
-            found = hashlib.sha256((unpacked / name).read_bytes()).hexdigest()
+            with (unpacked / name).open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == sums.get(name)
         except OSError:
-            found = "missing"
-        if found != promised:
-            raise UsageError(f"{name} of the archive is damaged (SHA-256 {found}, not {promised}); package it again")
+            whole = False
+        if not whole:
+            raise UsageError(f"{name} of the archive is damaged or missing; package it again")
 
 
 def _package_files() -> Iterator[tuple[str, Path]]:

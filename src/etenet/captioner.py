@@ -216,16 +216,22 @@ class Captioner:
     ) -> list[list[Hypothesis]]:
         """The hypotheses for each clip; none for a clip without finite probabilities, for all where it fails."""
         try:
-            started = time.perf_counter()
-            memory = self._encode(videos)
-            encoded = time.perf_counter()
-            beams = self._search(memory, options)
-            watch.encode += (encoded - started) * 1000
-            watch.search += (time.perf_counter() - encoded) * 1000
+            return self._timed_step(videos, options, watch)
         except Exception:
             _log.exception("the network failed on %d clips", len(videos))
-            self._check_device()
-            return [[] for _ in videos]
+        # Not in the block above: there, the exception still holds what the batch took of the device's memory.
+        self._check_device()
+        return [[] for _ in videos]
+
+    def _timed_step(
+        self, videos: Sequence[SampledVideo], options: Sequence[CaptionOptions], watch: _Stopwatch
+    ) -> list[list[Hypothesis]]:
+        started = time.perf_counter()
+        memory = self._encode(videos)
+        encoded = time.perf_counter()
+        beams = self._search(memory, options)
+        watch.encode += (encoded - started) * 1000
+        watch.search += (time.perf_counter() - encoded) * 1000
         return beams
 
     def _check_device(self) -> None:
@@ -235,6 +241,8 @@ class Captioner:
         try:
             torch.cuda.empty_cache()
             torch.ones(1, device=self.device).add_(1).item()
+        except torch.OutOfMemoryError:
+            return
         except Exception as error:
             raise DeviceFailed(f"{self.device} computes nothing any more: {error}") from error
 

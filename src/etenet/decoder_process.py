@@ -87,12 +87,10 @@ def _end_with(parent: int) -> None:
 
 def _limit_resources(limits: DecodeLimits) -> None:
     """No core dumps, few open files, and as much memory as the limit says. The CPU's limit comes with each clip."""
-    pages = Path("/proc/self/statm").read_text().split()
-    reserved, resident = (int(count) * resource.getpagesize() for count in pages[:2])
-    memory = reserved - resident + limits.max_memory_bytes
+    reserved = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, _OPEN_FILES),
-        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_AS, reserved + limits.max_memory_bytes),
     ):
         resource.setrlimit(kind, (most, most))

@@ -30,8 +30,10 @@ class Poison:
         self._verdicts: OrderedDict[tuple[int, bytes], _Verdict] = OrderedDict()
 
     def remember(self, body: bytes, error: CaptionError) -> None:
+        name = _name(body)
         with self._lock:
-            self._verdicts[_name(body)] = _Verdict(self._clock(), error)
+            self._verdicts[name] = _Verdict(self._clock(), error)
+            self._verdicts.move_to_end(name)
             while len(self._verdicts) > REMEMBERED:
                 self._verdicts.popitem(last=False)
 
@@ -40,9 +42,8 @@ class Poison:
         with self._lock:
             while self._verdicts and next(iter(self._verdicts.values())).at_s < self._clock() - REFUSED_S:
                 self._verdicts.popitem(last=False)
-            if not any(length == len(body) for length, _ in self._verdicts):
-                return None
-            known = self._verdicts.get(_name(body))
+            suspect = any(length == len(body) for length, _ in self._verdicts)
+        known = self._verdicts.get(_name(body)) if suspect else None
         if known is None:
             return None
         return type(known.error)(f"{known.error}; this very file is refused for an hour after that")

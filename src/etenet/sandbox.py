@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -46,7 +48,7 @@ _log = logging.getLogger(__name__)
 START_DEADLINE_S = 60.0
 GRACE_S = 0.25  # for a decoder that looks at the clock itself, to say so
 CLIPS_PER_PROCESS = 1000
-_ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__()}
+_ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
 _MESSAGE_LETTERS = 1000
 _NEEDED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -81,12 +83,12 @@ class Sandbox:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._keepers = [
             _Keeper(resize_px, limits or DecodeLimits(), entry, self._jobs, self._poison)
-            for _ in range(processes or os.cpu_count() or 1)
+            for _ in range(processes or len(os.sched_getaffinity(0)))
         ]
         begun = [keeper.begin() for keeper in self._keepers]
         self.close = weakref.finalize(self, _end, self._jobs, len(begun))
         try:
-            self.filter_fault = next(iter({first.result() for first in begun}))
+            self.filter_fault = next(filter(None, [first.result() for first in begun]), None)
         except (OSError, _Died) as error:
             raise EtenetError(f"the decoder processes do not start: {error}") from error
         if self.filter_fault:
@@ -153,65 +155,74 @@ class _Keeper:
         first.set_result(self.process.filter_fault)
         while (job := self._jobs.get()) is not None:
             body, future = job
-            try:
-                future.set_result(self._sampled(body))
-            except CaptionError as error:
-                future.set_exception(error)
-            except Exception:
-                _log.exception("decoding failed in a way that is our own bug")
-                future.set_exception(InternalError("the video could not be decoded because of a bug in the server"))
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self._sampled(body))
+                except CaptionError as error:
+                    future.set_exception(error)
+                except Exception:
+                    _log.exception("decoding failed in a way that is our own bug")
+                    future.set_exception(InternalError("the video could not be decoded because of a bug in the server"))
             del job, body, future
-            self._renew()
+            try:
+                self._renew()
+            except Exception:
+                _log.exception("a decoder process could not be started; the next clip tries again")
         self.process.end()
 
     def _sampled(self, body: bytes) -> SampledVideo:
-        end_at = time.monotonic() + self._seconds + GRACE_S
-        for _ in range(2):
-            if not self.process.alive:
-                self._replace()
-            try:
-                return self.process.sample(body, end_at)
-            except _Died:
-                continue
-            except _Hung as hung:
-                late = DecodeTimeout(f"decoding took longer than {self._seconds:g} s; send a shorter clip")
-                if hung.cpu_s > self._seconds / 2:  # or else the process was held up by something else
-                    self._poison.remember(body, late)
-                raise late from hung
-        crashed = DecoderCrashed("the decoder crashed on this video; encode it again, for example with ffmpeg")
-        self._poison.remember(body, crashed)
-        raise crashed
+        self._renew()
+        seconds, started = self._seconds + GRACE_S, time.monotonic()
+        try:
+            return self._tried(body, seconds)
+        except _Died as died:
+            _log.warning("a decoder process died (%s); its clip is tried again", died)
+            seconds -= time.monotonic() - started
+        self._renew()
+        try:
+            return self._tried(body, seconds)
+        except _Died as died:
+            crashed = DecoderCrashed("the decoder crashed on this video; encode it again, for example with ffmpeg")
+            if not died.killed_from_outside:
+                self._poison.remember(body, crashed)
+            raise crashed from died
+
+    def _tried(self, body: bytes, seconds: float) -> SampledVideo:
+        try:
+            return self.process.sample(body, seconds)
+        except (DecodeTimeout, _Hung) as late:
+            timeout = DecodeTimeout(f"decoding took longer than {self._seconds:g} s; send a shorter clip")
+            if self.process.clip_cpu_s > self._seconds / 2:  # or else the process was held up by something else
+                self._poison.remember(body, timeout)
+            raise timeout from late
 
     def _renew(self) -> None:
-        if self.process.alive and self.process.clips < CLIPS_PER_PROCESS:
-            return
-        try:
-            self._replace()
-        except (OSError, _Died):
-            _log.exception("a decoder process could not be started; the next clip tries again")
-
-    def _replace(self) -> None:
-        self.process.end()
-        self.process = self._start()
+        """Have a process that is fit for another clip."""
+        if not self.process.alive or self.process.clips >= CLIPS_PER_PROCESS:
+            self.process.end()
+            self.process = self._start()
 
 
 class _Died(Exception):
-    """The process ended, or said what a decoder process does not say."""
+    """The process ended, or said what a decoder process does not say, and was ended.
+
+    It cannot have sent itself SIGKILL, which the filter forbids: that was a person, or the kernel, short of memory.
+    """
+
+    def __init__(self, how: str, *, killed_from_outside: bool = False) -> None:
+        super().__init__(how)
+        self.killed_from_outside = killed_from_outside
 
 
 class _Hung(Exception):
-    """No answer in time; the process is killed."""
-
-    def __init__(self, cpu_s: float) -> None:
-        super().__init__(f"no answer after {cpu_s:.1f} s of CPU time")
-        self.cpu_s = cpu_s
+    """No answer in time; the process was ended."""
 
 
 class _Process:
-    """A decoder process and the channel to it."""
+    """A decoder process and the channel to it. `clip_cpu_s` is what its last clip took."""
 
     def __init__(self, resize_px: int, limits: DecodeLimits, entry: str) -> None:
-        self.clips = 0
+        self.clips, self.clip_cpu_s = 0, 0.0
         self._frames_shape = (FRAMES_PER_CLIP, resize_px, resize_px, 3)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = {
@@ -253,7 +264,7 @@ class _Process:
         self._program.wait()
         self._channel.close()
 
-    def sample(self, body: bytes, end_at: float) -> SampledVideo:
+    def sample(self, body: bytes, seconds: float) -> SampledVideo:
         """Raises what the process says of the clip; `_Died` or `_Hung`, and then the process is gone."""
         frames = np.empty(self._frames_shape, np.uint8)
         memory = os.memfd_create("clip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -261,7 +272,7 @@ class _Process:
             os.ftruncate(memory, max(len(body), frames.nbytes))
             os.pwrite(memory, body, 0)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            answer = self._ask({"body_bytes": len(body)}, memory, end_at)
+            answer = self._ask({"body_bytes": len(body)}, memory, seconds)
             if "video" in answer:
                 os.preadv(memory, [frames.data], 0)
         finally:
@@ -269,28 +280,42 @@ class _Process:
         self.clips += 1
         try:
             return _believed(answer, frames)
-        except (KeyError, TypeError, ValueError) as error:
+        except CaptionError:
+            raise
+        except Exception as error:
             self.end()
-            raise _Died("a decoder process answered nonsense") from error
+            raise _Died("it answered nonsense") from error
 
-    def _ask(self, question: Mapping[str, Any], memory: int, end_at: float) -> Mapping[str, Any]:
-        cpu_before_s, seconds = self._cpu_s(), max(0.0, end_at - time.monotonic())
+    def _ask(self, question: Mapping[str, Any], memory: int, seconds: float) -> Mapping[str, Any]:
+        cpu_before_s = self._cpu_s()
         try:
+            if seconds <= 0:
+                raise TimeoutError
             most = math.ceil(cpu_before_s + seconds) + 1
             unlimited = resource.prlimit(self.pid, resource.RLIMIT_CPU)[1]
             resource.prlimit(self.pid, resource.RLIMIT_CPU, (most, unlimited))
             self._channel.settimeout(seconds)
             socket.send_fds(self._channel, [json.dumps(question).encode()], [memory])
-            answer = json.loads(self._channel.recv(MESSAGE_BYTES))
+            said = self._channel.recv(MESSAGE_BYTES)
+            if not said:
+                raise ConnectionResetError("it ended")
+            answer = json.loads(said)
             if not isinstance(answer, dict):
-                raise ValueError(f"a {type(answer).__name__}")
+                raise ValueError(f"it answered a {type(answer).__name__}")
         except TimeoutError as error:
-            spent_s = self._cpu_s() - cpu_before_s
+            self.clip_cpu_s = self._cpu_s() - cpu_before_s
             self.end()
-            raise _Hung(spent_s) from error
-        except (OSError, ValueError) as error:
+            raise _Hung(f"no answer after {self.clip_cpu_s:.1f} s of CPU time") from error
+        except OSError as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._program.wait(1.0)
+            killed = self._program.returncode == -signal.SIGKILL
             self.end()
-            raise _Died(f"a decoder process gave no answer: {error}") from error
+            raise _Died(f"{error}", killed_from_outside=killed) from error
+        except (ValueError, RecursionError) as error:
+            self.end()
+            raise _Died(f"{error}") from error
+        self.clip_cpu_s = self._cpu_s() - cpu_before_s
         return answer
 
     def _cpu_s(self) -> float:
@@ -303,9 +328,9 @@ class _Process:
 
 
 def _believed(answer: Mapping[str, Any], frames: NDArray[np.uint8]) -> SampledVideo:
-    """What a process may truly say; raises `CaptionError` if that is what it says."""
+    """What a process may truly say; raises `CaptionError` if that is what it says, anything else if it cannot be."""
     if "bug" in answer:
-        _log.error("a decoder process found a bug of ours:\n%s", answer["bug"])
+        _log.error("a decoder process found a bug of ours: %.2000r", answer["bug"])
         raise InternalError("the video could not be decoded because of a bug in the server")
     if "error" in answer:
         raise _ERRORS[answer["error"]](str(answer["message"])[:_MESSAGE_LETTERS])
@@ -314,8 +339,8 @@ def _believed(answer: Mapping[str, Any], frames: NDArray[np.uint8]) -> SampledVi
     sizes = (video.distinct_frames, video.width_px, video.height_px)
     if not (
         len(video.times_s) == FRAMES_PER_CLIP
-        and all(isinstance(number, float | int) and math.isfinite(number) for number in numbers)
-        and all(isinstance(size, int) and size > 0 for size in sizes)
+        and all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+        and all(type(size) is int and 0 < size < 2**31 for size in sizes)
         and video.codec in DECODERS
     ):
         raise ValueError("a video that cannot be")

@@ -48,7 +48,19 @@ VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 OLDEST_FFMPEG = {"libavformat": (62, 0), "libavcodec": (62, 11), "libswscale": (9, 1)}  # FFmpeg 8.0
 
-_OPEN_OPTIONS = {"protocol_whitelist": "none", "format_whitelist": ",".join(CONTAINERS)}
+_DECODER_NAMES = {"av1": "libdav1d", "flv1": "flv"}  # where FFmpeg's decoder is not called as its codec
+_CODEC_WHITELIST = ",".join(_DECODER_NAMES.get(codec, codec) for codec in DECODERS)
+# The decoders that are tried while the container is probed are bound by these; those that are used, by `_Clip`.
+_OPEN_OPTIONS = {
+    "protocol_whitelist": "none",
+    "format_whitelist": ",".join(CONTAINERS),
+    "codec_whitelist": _CODEC_WHITELIST,
+    "max_streams": "100",
+    "probesize": "5000000",  # bytes
+    "analyzeduration": "5000000",  # microseconds
+}
+_COLOUR_SPACE_UNKNOWN = 2
+_COLOUR_SPACES_THAT_SWSCALE_KNOWS = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
 _SIGNATURES = (
     *((4, box) for box in (b"ftyp", b"moov", b"mdat")),
     *((0, mark) for mark in (b"\x1aE\xdf\xa3", b"\x00\x00\x01\xba", b"FLV", b"\x30\x26\xb2\x75", b"GIF8")),
@@ -140,7 +152,7 @@ class _Clip:
         self.context = self.stream.codec_context
         self.size_px = self.context.width, self.context.height
         self._check_pixels(*self.size_px)
-        self.context.options = {"max_pixels": str(limits.max_pixels)}
+        self.context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": _CODEC_WHITELIST}
         # What a decoder makes of damage depends on its number of threads, and a clip must always look the same.
         self.context.thread_count = 1
 
@@ -196,6 +208,8 @@ class _Clip:
                     stills[frame.pts] = self._still(frame, frame.pts)
             if delivered != promised:
                 return None
+        if stills.keys() < set(wanted):
+            return None
         return [stills[pts] for pts in wanted]
 
     def _by_counting(self, packets: Sequence[VideoPacket]) -> list[_Still]:
@@ -209,6 +223,8 @@ class _Clip:
             for number, frame in enumerate(self._decode(packets))
             if number in wanted
         }
+        if stills.keys() < set(wanted):
+            raise UndecodableVideo(f"the {self.codec} video gives other frames each time it is decoded; it is damaged")
         return [stills[number] for number in wanted]
 
     def _decode(self, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
@@ -227,14 +243,19 @@ class _Clip:
             self.context.flush_buffers()
 
     def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
-        small = self.reformatter.reformat(
-            frame,
-            width=self.resize_px,
-            height=self.resize_px,
-            format="rgb24",
-            interpolation=Interpolation.BILINEAR,
-            threads=1,
-        )
+        if frame.colorspace not in _COLOUR_SPACES_THAT_SWSCALE_KNOWS:
+            frame.colorspace = _COLOUR_SPACE_UNKNOWN
+        try:
+            small = self.reformatter.reformat(
+                frame,
+                width=self.resize_px,
+                height=self.resize_px,
+                format="rgb24",
+                interpolation=Interpolation.BILINEAR,
+                threads=1,
+            )
+        except av.FFmpegError as error:
+            raise UndecodableVideo(f"pictures of the kind {frame.format.name} cannot be read; use yuv420p") from error
         return _Still(pts, _upright(small.to_ndarray().astype(np.uint8, copy=False), frame))
 
     def _span(self, packets: Sequence[VideoPacket], stills: Sequence[_Still]) -> tuple[int, int]:
@@ -318,6 +339,6 @@ def missing_decoders() -> list[str]:
 
 def _can_decode(name: str) -> bool:
     try:
-        return bool(av.Codec(name, "r").is_decoder)
+        return bool(av.Codec(_DECODER_NAMES.get(name, name), "r").is_decoder)
     except ValueError:
         return False

@@ -82,6 +82,8 @@ def _shapes() -> Iterator[tuple[str, bytes]]:
     yield "interlaced", clips.video(20, flags="+ildct+ilme", x264__params="tff=1")
     yield "interlaced mpeg2", clips.video(20, codec="mpeg2video", container="mpegts", flags="+ildct+ilme")
     yield "sizes that change midway", containers()["ts"] + clips.video(container="mpegts", size=(160, 120))
+    for matrix in ("YCgCo", "ICtCp", "bt2020c", "chroma-derived-nc", "smpte2085", "GBR", "fcc", "undef"):
+        yield f"the colour matrix {matrix}", clips.video(5, **{"x264-params": f"colormatrix={matrix}"})
     yield "pixels that are not square", clips.video(5, aspect="16:3")
 
 
