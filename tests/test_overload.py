@@ -49,15 +49,16 @@ class Arrival:
 
 
 async def _send(host: str, port: int, body: bytes) -> Arrival:
-    started, head = time.monotonic(), b""
+    started = time.monotonic()
     try:
         reader, writer = await asyncio.open_connection(host, port)
-        length = f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        writer.write(f"PUT /predictions/etenet HTTP/1.1\r\nHost: x\r\n{length}".encode() + body)
-        head = await reader.read()
+        head = f"PUT /predictions/etenet HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        writer.write(head + body)
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
         writer.close()
-    except OSError:
-        pass
+    except (OSError, asyncio.IncompleteReadError):
+        head = b""
     return Arrival(int(head[9:12] or 0), started, time.monotonic())
 
 

@@ -39,6 +39,8 @@ STOP_DEADLINE_S = 20.0
 READINESS_CACHE_S = 2.0
 CANARY_DEADLINE_S = 30.0
 
+_BATCH = 8  # batchSize in handler/model-config.yaml
+
 _libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -63,6 +65,8 @@ class ServerConfig:
     management: Address
     exporter: Address
     others: tuple[Address, ...]  # ports TorchServe takes besides
+    queue: int  # requests waiting at most
+    max_body_bytes: int
 
     @classmethod
     def read(cls, path: Path) -> ServerConfig:
@@ -91,7 +95,18 @@ class ServerConfig:
                 Address("127.0.0.1", int(properties.get("grpc_inference_port", "7070"))),
                 Address("127.0.0.1", int(properties.get("grpc_management_port", "7071"))),
             ),
+            queue=int(properties.get("job_queue_size", "100")),
+            max_body_bytes=int(properties.get("max_request_size", "6553500")),
         )
+
+    @property
+    def java_memory_bytes(self) -> int:
+        """What TorchServe's Java may take of the heap, and the same again outside it.
+
+        Enough for the queue, a batch that is captioned, one that is waited for and some requests that come in, all of
+        the largest size: where Java runs out of memory, TorchServe answers nobody any more.
+        """
+        return max(2**29, 5 * (self.queue + 3 * _BATCH) * self.max_body_bytes // 4)
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -123,6 +138,8 @@ class TorchServe:
             f"-Djava.io.tmpdir={scratch}",
             f"-Dlog4j.configurationFile={(archive.handler_folder() / 'log4j2.xml').as_uri()}",
             "-XX:-UsePerfData",
+            f"-Xmx{config.java_memory_bytes}",
+            f"-XX:MaxDirectMemorySize={config.java_memory_bytes}",
             *("-cp", str(packages / "ts" / "frontend" / "*")),
             "org.pytorch.serve.ModelServer",
             *("--python", sys.executable),
