@@ -176,12 +176,8 @@ def running_server(*arguments: str, config: Path | None = None, folder: Path = R
                 server.stop()
 
 
-def properties(config: Path) -> dict[str, str]:
-    return dict(line.split("=", 1) for line in config.read_text().splitlines() if "=" in line)
-
-
 def ports_of(config: Path) -> list[int]:
-    values = properties(config)
+    values = dict(line.split("=", 1) for line in config.read_text().splitlines() if "=" in line)
     names = ("inference_address", "management_address", "metrics_address", "exporter_address")
     return [int(values[name].rsplit(":", 1)[1]) for name in names]
 

@@ -6,9 +6,11 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from etenet.java import find_java
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_JAVA = 17
+_CLIENTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,26 @@ def examine_server(url: str) -> Iterator[Finding]:
         with urllib.request.urlopen(request, timeout=server.CANARY_DEADLINE_S) as response:
             answer = json.load(response)
         yield Finding(True, f"{where} captions: {answer['caption']!r} ({answer['model']['checkpoint'][:19]}...)")
+        yield _throughput(request)
     except urllib.error.HTTPError as error:
         yield Finding(False, f"{where} answers {error.code}", "read the server's own log; is its model loaded?")
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield Finding(False, f"{where} does not answer ({error})", "start it with: etenet serve")
+
+
+def _throughput(request: urllib.request.Request) -> Finding:
+    """How many small clips are captioned per second when there are always more to take."""
+
+    def ask(_: int) -> None:
+        with urllib.request.urlopen(request, timeout=server.CANARY_DEADLINE_S) as response:
+            response.read()
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(_CLIENTS) as clients:
+        list(clients.map(ask, range(4 * _CLIENTS)))
+    rate = 4 * _CLIENTS / (time.monotonic() - started)
+    queue = max(1, round(5 * rate))
+    return Finding(True, f"{rate:.1f} small clips per second; for waits of at most 5 s, job_queue_size={queue}")
 
 
 def _python() -> Finding:
