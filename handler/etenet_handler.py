@@ -18,7 +18,7 @@ import torch
 
 import etenet
 from etenet.archive import verify
-from etenet.decoder_process import WARM_UP_CLIP
+from etenet.config import CANARY_CLIP
 from etenet.errors import DeviceFailed, EmptyBody, InternalError, NotAVideo
 
 _log = logging.getLogger("etenet.handler")
@@ -47,7 +47,7 @@ class EtenetHandler:
             device=device,
             limits=etenet.DecodeLimits(**settings),
         )
-        self.captioner.caption(WARM_UP_CLIP.read_bytes())
+        self.captioner.caption(CANARY_CLIP.read_bytes())
         self.model = {
             "name": context.model_name,
             "version": model["modelVersion"],

@@ -25,7 +25,7 @@ LAYERS = (
     {"encoder", "decoder", "preprocess"},
     {"config", "search", "vocabulary", "scores", "caption_json"},
     {"java", "poison", "seccomp"},
-    {"errors", "atomic"},
+    {"errors", "atomic", "prctl"},
 )
 
 AT_HOME = {

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from etenet.errors import BadOption
 
 FRAMES_PER_CLIP = 16
+CANARY_CLIP = Path(__file__).with_name("canary.mp4")  # small, and always decodes
 
 
 def _require(condition: bool, message: str) -> None:

@@ -7,7 +7,6 @@ believes nothing that this side says.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
@@ -22,17 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from etenet.config import DecodeLimits
+from etenet.config import CANARY_CLIP, DecodeLimits
 from etenet.errors import CaptionError, UndecodableVideo
+from etenet.prctl import PR_SET_PDEATHSIG, prctl
 from etenet.seccomp import allow_only_decoding
 from etenet.video import sample_frames
 
-WARM_UP_CLIP = Path(__file__).with_name("canary.mp4")
 MESSAGE_BYTES = 32 * 1024
 
 _OPEN_FILES = 16
 _STDOUT, _STDERR = 1, 2
-_PR_SET_PDEATHSIG = 1
 
 
 def main(settings: Mapping[str, Any]) -> None:
@@ -46,7 +44,7 @@ def main(settings: Mapping[str, Any]) -> None:
     limits = DecodeLimits(**settings["limits"])
     # Whatever decoding imports, opens or starts for good happens now: later it could not.
     unhurried = replace(limits, decode_deadline_s=60.0)
-    sample_frames(WARM_UP_CLIP.read_bytes(), resize_px=resize_px, limits=unhurried)
+    sample_frames(CANARY_CLIP.read_bytes(), resize_px=resize_px, limits=unhurried)
     _limit_resources(limits)
     os.dup2(_STDOUT, _STDERR)  # which is /dev/null: the log is not open to what a clip makes FFmpeg say
     try:
@@ -80,7 +78,7 @@ def _answer(file: int, body_bytes: int, resize_px: int, limits: DecodeLimits) ->
 
 def _end_with(parent: int) -> None:
     """Be killed when the parent's thread that started this process ends, however it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(f"decoder process: the parent {parent} ended meanwhile")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from etenet import checkpoint as checkpoints
 from etenet import server
 from etenet.archive import MODEL_NAME
+from etenet.config import CANARY_CLIP
 from etenet.errors import EtenetError
 from etenet.java import find_java
 
@@ -56,7 +57,7 @@ def examine(checkpoint: Path, config: Path) -> Iterator[Finding]:
 def examine_server(url: str) -> Iterator[Finding]:
     """Look at a running server from outside: does a clip get a caption there?"""
     where = f"{url.rstrip('/')}/predictions/{MODEL_NAME}"
-    request = urllib.request.Request(where, server.CANARY_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
+    request = urllib.request.Request(where, CANARY_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
     try:
         with urllib.request.urlopen(request, timeout=server.CANARY_DEADLINE_S) as response:
             answer = json.load(response)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import platform
 import sys
 from dataclasses import dataclass
+
+from etenet.prctl import PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, prctl
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ _ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 _LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000 | errno.EPERM
 _SYSCALL_NUMBER_AT, _ARCHITECTURE_AT = 0, 4  # in struct seccomp_data
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_SECCOMP_MODE_FILTER = 2
 
 
 class _Instruction(ctypes.Structure):
@@ -78,13 +79,5 @@ def allow_only_decoding() -> None:
         lines += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     lines.append((_RETURN, 0, 0, _FAIL))
     program = _Program(len(lines), (_Instruction * len(lines))(*(_Instruction(*line) for line in lines)))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
-
-
-def _prctl(option: int, *arguments: object) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    words = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments]
-    if libc.prctl(option, *words):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)

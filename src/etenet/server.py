@@ -7,7 +7,6 @@ server came back captioned a moment ago. This file and the handler are the only 
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import os
@@ -30,19 +29,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from etenet import archive
+from etenet.config import CANARY_CLIP
 from etenet.errors import EtenetError, UsageError
 from etenet.java import find_java
+from etenet.prctl import PR_SET_PDEATHSIG, prctl
 
-CANARY_CLIP = Path(__file__).with_name("canary.mp4")
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 20.0
 READINESS_CACHE_S = 2.0
 CANARY_DEADLINE_S = 30.0
 
 _BATCH = 8  # batchSize in handler/model-config.yaml
-
-_libc = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +176,7 @@ class TorchServe:
 
 def _end_with_parent() -> None:
     """In the child, before it becomes TorchServe: be sent SIGTERM when the launcher dies, however it dies."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _environment(scratch: Path) -> Mapping[str, str]:
