@@ -6,7 +6,7 @@ the process may have died of something else; one that does it again, or burns it
 at once for the next hour (`poison.py`). Body and frames travel in a memory file that lives as long as the request.
 
 Why not a library: pebble and concurrent.futures share one pipe among their processes, so that one that is stopped
-while it holds the pipe's lock stops all, and they pickle every body and every frame.
+while it holds the pipe's lock holds up all, and they pickle every body and every frame.
 """
 
 from __future__ import annotations
