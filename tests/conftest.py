@@ -138,6 +138,14 @@ def other_ports_config(folder: Path) -> tuple[Path, list[int]]:
     return path, ports
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is there and has not ended; one that nobody has waited for yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def decoders_of(parent: int) -> list[int]:
     """The decoder processes that a process has now."""
     found = []

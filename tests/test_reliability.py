@@ -22,10 +22,9 @@ import psutil
 import pytest
 
 from etenet import archive
-from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, decoders_of, running_server, wait_until
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, decoders_of, running_server, runs, wait_until
 from tests.hostile import Trap, hostile_files
 from tests.test_hostile import Alarm, may_become
-from tests.test_sandbox import runs
 
 DEADLINE_S = 5.0
 GOOD = {caption: (REPOSITORY / "examples" / name).read_bytes() for name, caption in EXAMPLES.items()}

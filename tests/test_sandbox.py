@@ -24,7 +24,7 @@ from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetErr
 from etenet.poison import Poison
 from etenet.sandbox import InProcess, Sandbox
 from tests import clips
-from tests.conftest import REPOSITORY, decoders_of, wait_until
+from tests.conftest import REPOSITORY, decoders_of, runs, wait_until
 
 LIMITS = DecodeLimits(decode_deadline_s=1.0, max_memory_bytes=256 * 2**20)
 
@@ -250,13 +250,6 @@ def test_a_spinning_process_ends_with_its_host_and_by_its_cpu_limit_if_the_host_
         host.send_signal(end)
         wait_until(lambda: not runs(decoder), 15)
         host.kill()
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_poison_is_forgotten_after_an_hour_and_when_there_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from etenet import checkpoint as checkpoints
 from etenet.cli import main
 from etenet.vocabulary import Vocabulary
 from tests import clips
-from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, other_ports_config, running_server, wait_until
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, other_ports_config, running_server, runs, wait_until
 
 BODIES = {name: (REPOSITORY / "examples" / name).read_bytes() for name in EXAMPLES}
 FIRST = next(iter(EXAMPLES))
@@ -212,7 +212,7 @@ def test_a_server_ends_cleanly_and_leaves_nothing(
         assert len(family) >= 2  # TorchServe and its worker
         assert running.stop(number) == 0
         assert b"stopped" in running.log.read_bytes()
-        assert not [process for process in family if process.is_running()]
+        assert not [process for process in family if runs(process.pid)]
     assert list(scratch.iterdir()) == []
     assert repository_files() == before
 
@@ -225,7 +225,7 @@ def test_a_killed_server_takes_torchserve_along_and_starts_again(small_checkpoin
             family = psutil.Process(running.process.pid).children(recursive=True)
             running.process.kill()
             running.process.wait()
-            wait_until(lambda: not [process for process in family if process.is_running()], 30)  # noqa: B023
+            wait_until(lambda: not [process for process in family if runs(process.pid)], 30)  # noqa: B023
 
 
 def test_two_servers_share_a_machine(server: Server, small_checkpoint: Path) -> None:
