@@ -25,7 +25,7 @@ from etenet.config import CANARY_CLIP, DecodeLimits
 from etenet.errors import CaptionError, UndecodableVideo
 from etenet.prctl import PR_SET_PDEATHSIG, prctl
 from etenet.seccomp import allow_only_decoding
-from etenet.video import sample_frames
+from etenet.video import import_all_of_pyav, sample_frames
 
 MESSAGE_BYTES = 32 * 1024
 
@@ -43,6 +43,7 @@ def main(settings: Mapping[str, Any]) -> None:
     channel, resize_px = socket.socket(fileno=settings["channel"]), settings["resize_px"]
     limits = DecodeLimits(**settings["limits"])
     # Whatever decoding imports, opens or starts for good happens now: later it could not.
+    import_all_of_pyav()
     unhurried = replace(limits, decode_deadline_s=60.0)
     sample_frames(CANARY_CLIP.read_bytes(), resize_px=resize_px, limits=unhurried)
     _limit_resources(limits)

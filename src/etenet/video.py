@@ -13,10 +13,12 @@ Knows nothing of networks, batches or servers.
 from __future__ import annotations
 
 import io
+import pkgutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -174,8 +176,9 @@ class _Clip:
 
     def _demux(self) -> list[VideoPacket]:
         packets = []
-        # Where the rest of the file is damaged, what came before is captioned.
-        with suppress(av.FFmpegError, MemoryError):
+        # Where the rest of the file is damaged, what came before is captioned. An IndexError comes of streams that
+        # are not where the file said.
+        with suppress(av.FFmpegError, MemoryError, IndexError):
             for packet in self.container.demux(self.stream):
                 self._check_time()
                 if packet.size:
@@ -330,6 +333,13 @@ def require_supported_ffmpeg() -> None:
             raise UsageError(
                 f"{library} {'.'.join(map(str, found))} is older than FFmpeg 8.0: pip install -c constraints.txt av"
             )
+
+
+def import_all_of_pyav() -> None:
+    """PyAV imports some of its parts when a file first needs them; for where nothing can be imported later."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
 
 
 def missing_decoders() -> list[str]:

@@ -106,6 +106,8 @@ def _times() -> Iterator[tuple[str, bytes]]:
 def _streams() -> Iterator[tuple[str, bytes]]:
     yield "40 streams", _of_streams(videos=40)
     yield "sound first", _of_streams(videos=1, sounds=3)
+    heard = _of_streams(videos=1, sounds=1)  # Matroska: TrackType 2 is sound, 17 is subtitles
+    yield "subtitles", heard.replace(b"\x83\x81\x02", b"\x83\x81\x11").replace(b"A_AAC", b"S_SSA")
     for name, text in _HOSTILE_TEXTS.items():
         yield f"a title with {name}", _titled(text)
     clip = _titled("a title that is no text")
