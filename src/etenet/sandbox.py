@@ -158,11 +158,8 @@ class _Keeper:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(self._sampled(body))
-                except CaptionError as error:
+                except Exception as error:
                     future.set_exception(error)
-                except Exception:
-                    _log.exception("decoding failed in a way that is our own bug")
-                    future.set_exception(InternalError("the video could not be decoded because of a bug in the server"))
             del job, body, future
             try:
                 self._renew()
