@@ -26,6 +26,7 @@ import etenet
 from etenet import checkpoint as checkpoints
 from etenet import java
 from etenet.vocabulary import Vocabulary
+from tests.hostile.alarm import Alarm
 from training import prepare
 
 REPOSITORY = Path(__file__).parent.parent
@@ -225,6 +226,13 @@ def features_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = ["--features", str(folder / "given.npy"), "--captions", str(folder / "captions.jsonl")]
     prepare.main(["features", *given, "--out", str(folder / "data")])
     return folder / "data"
+
+
+@pytest.fixture
+def alarm(tmp_path: Path) -> Iterator[Alarm]:
+    alarm = Alarm(tmp_path / "trap")
+    yield alarm
+    alarm.close()
 
 
 @pytest.fixture

@@ -5,11 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import select
-import socket
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -22,47 +17,13 @@ from etenet.config import DecodeLimits
 from etenet.errors import CaptionError
 from etenet.sandbox import InProcess
 from etenet.video import SampledVideo
-from tests import clips
-from tests.hostile import HostileFile, Trap, hostile_files, playlists
+from tests.hostile import HostileFile, hostile_files, playlists
+from tests.hostile.alarm import Alarm
 from tests.hostile.damage import containers, flipped
 from tests.test_sandbox import decoding
 
-IN_OPEN = 0x20
 LIMITS = DecodeLimits()
 RESERVED_AT_START_BYTES = 64 * 2**20
-
-
-class Alarm:
-    """Tells whether the trap was touched: its file opened, its port connected to."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.trap = Trap(folder / "secret.mp4", self._listener.getsockname()[1])
-        self.trap.clip.write_bytes(clips.video(5))
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._watch = libc.inotify_init1(os.O_NONBLOCK)
-        assert libc.inotify_add_watch(self._watch, str(self.trap.clip).encode(), IN_OPEN) > 0
-
-    def rung(self) -> bool:
-        """Whether something touched the trap since the last call."""
-        touched, _, _ = select.select([self._watch, self._listener], [], [], 0)
-        if self._watch in touched:
-            os.read(self._watch, 65536)
-        if self._listener in touched:
-            self._listener.accept()[0].close()
-        return bool(touched)
-
-    def close(self) -> None:
-        os.close(self._watch)
-        self._listener.close()
-
-
-@pytest.fixture
-def alarm(tmp_path: Path) -> Iterator[Alarm]:
-    alarm = Alarm(tmp_path / "trap")
-    yield alarm
-    alarm.close()
 
 
 def outcome(file: HostileFile, future: Future[SampledVideo]) -> str:

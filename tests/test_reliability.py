@@ -24,7 +24,8 @@ import pytest
 from etenet import archive
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, decoders_of, running_server, runs, wait_until
 from tests.hostile import Trap, hostile_files
-from tests.test_hostile import Alarm, may_become
+from tests.hostile.alarm import Alarm
+from tests.test_hostile import may_become
 
 DEADLINE_S = 5.0
 GOOD = {caption: (REPOSITORY / "examples" / name).read_bytes() for name, caption in EXAMPLES.items()}
@@ -34,13 +35,6 @@ GOOD = {caption: (REPOSITORY / "examples" / name).read_bytes() for name, caption
 def besieged() -> Iterator[Server]:
     with running_server("--checkpoint", str(DEMO)) as running:
         yield running
-
-
-@pytest.fixture
-def alarm(tmp_path: Path) -> Iterator[Alarm]:
-    alarm = Alarm(tmp_path / "trap")
-    yield alarm
-    alarm.close()
 
 
 def said(answer: Answer) -> object:
