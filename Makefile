@@ -17,6 +17,9 @@ DEMO_RUN ?= runs/demo
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What the tests start beside TorchServe.
+PROGRAMS := nginx
+PROGRAMS_READY := $(VENV)/debian/.ready
 
 .PHONY: serve test test-hostile check demo-model clean
 .DELETE_ON_ERROR:
@@ -25,6 +28,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(PROGRAMS_READY): Makefile tests/bring_programs.sh $(READY)
+	tests/bring_programs.sh $(@D) $(PROGRAMS)
 	touch $@
 
 serve: $(READY)
@@ -37,10 +44,10 @@ check: $(READY)
 	$(BIN)/mypy
 	-$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
-test: check
+test: check $(PROGRAMS_READY)
 	$(BIN)/pytest
 
-test-hostile: $(READY)
+test-hostile: $(READY) $(PROGRAMS_READY)
 	$(BIN)/pytest --hostile tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py
 
 demo-model: $(READY)

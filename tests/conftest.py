@@ -126,6 +126,12 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in sockets]
 
 
+def is_open(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def other_ports_config(folder: Path) -> tuple[Path, list[int]]:
     """The repository's config.properties with every port replaced by a free one."""
     lines = (REPOSITORY / "config.properties").read_text().splitlines()

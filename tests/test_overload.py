@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ import pytest
 from etenet.config import DecodeLimits
 from etenet.server import ServerConfig
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, running_server
+from tests.front import behind_nginx
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 CONFIG = ServerConfig.read(REPOSITORY / "config.properties")
@@ -34,6 +35,13 @@ CEILING_BYTES = 2 * CONFIG.java_memory_bytes + 4 * 2**30
 def busy() -> Iterator[Server]:
     with running_server("--checkpoint", str(DEMO)) as running:
         yield running
+
+
+@pytest.fixture(scope="module", params=["TorchServe itself", "through nginx"])
+def door(busy: Server, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The server by its own port and through the front of deploy/."""
+    with behind_nginx(busy) if request.param == "through nginx" else nullcontext(busy) as reached:
+        yield reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +98,11 @@ def peak_rate_per_s(server: Server, seconds: float) -> float:
     return counted / seconds
 
 
-def test_ten_times_overload_is_answered_with_captions_and_refusals_only(busy: Server, thorough: bool) -> None:
+def test_ten_times_overload_is_answered_with_captions_and_refusals_only(door: Server, thorough: bool) -> None:
     seconds = 60.0 if thorough else 8.0
-    peak_rate_per_s(busy, 5.0)
-    peak = peak_rate_per_s(busy, seconds / 2)
-    arrivals = asyncio.run(_open_loop(busy, 10 * peak, seconds))
+    peak_rate_per_s(door, 5.0)
+    peak = peak_rate_per_s(door, seconds / 2)
+    arrivals = asyncio.run(_open_loop(door, 10 * peak, seconds))
     statuses = Counter(arrival.status for arrival in arrivals)
     assert set(statuses) == {200, 503}
     if thorough:
@@ -105,11 +113,14 @@ def test_ten_times_overload_is_answered_with_captions_and_refusals_only(busy: Se
             for status in (503, 200)
         )
         bound_s = 1.2 * (CONFIG.queue + 2 * BATCH) / peak + 1
-        print(f"peak {peak:.1f}/s, goodput {goodput:.1f}/s, 503 in {1000 * refused:.0f} ms, 200 in {accepted:.1f} s")
+        rates = f"peak {peak:.1f}/s, goodput {goodput:.1f}/s"
+        print(
+            f"{door.inference}: {rates}, p99 of 503 {1000 * refused:.0f} ms, of 200 {accepted:.1f} of {bound_s:.1f} s"
+        )
         assert goodput >= 0.9 * peak
         assert refused <= 0.05
         assert accepted <= bound_s
-    assert busy.caption(CLIP).status == 200
+    assert door.caption(CLIP).status == 200
 
 
 def large(clip: bytes) -> bytes:
@@ -121,8 +132,10 @@ def large(clip: bytes) -> bytes:
     )
 
 
-def test_bodies_of_the_largest_size_take_no_more_memory_than_is_said(busy: Server, thorough: bool) -> None:
-    launcher, body, done, peaks = psutil.Process(busy.process.pid), large(CLIP), threading.Event(), [0]
+def test_bodies_of_the_largest_size_take_no_more_memory_than_is_said(
+    busy: Server, door: Server, thorough: bool
+) -> None:
+    launcher, body, done, peaks = psutil.Process(door.process.pid), large(CLIP), threading.Event(), [0]
     shared = psutil.virtual_memory().shared
 
     def watch() -> None:
@@ -136,12 +149,15 @@ def test_bodies_of_the_largest_size_take_no_more_memory_than_is_said(busy: Serve
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    count = CONFIG.queue + BATCH if thorough else 12
+    places = CONFIG.queue + BATCH
+    # TorchServe itself keeps what it has no place for until the whole body came, and dies of too much.
+    count = (places if door is busy else 2 * places) if thorough else 12
     with ThreadPoolExecutor(count) as clients:
-        answers = list(clients.map(busy.caption, [body] * count))
+        answers = list(clients.map(door.caption, [body] * count))
     done.set()
     watcher.join()
     assert {answer.status for answer in answers} <= {200, 503}
     assert answers[0].json()["caption"]
-    assert peaks[0] < CEILING_BYTES, f"{peaks[0] / 2**30:.1f} GiB"
-    assert busy.caption(CLIP).status == 200
+    print(f"{door.inference}: {count} bodies of the largest size: {peaks[0] / 2**30:.1f} GiB")
+    assert peaks[0] < CEILING_BYTES
+    assert door.caption(CLIP).status == 200

@@ -101,8 +101,7 @@ def test_its_lists_are_those_of_the_code() -> None:
 def test_its_errors_are_those_of_the_code() -> None:
     table = README[README.index("| status | code |") :].split("\n\n")[0]
     named = dict.fromkeys(re.findall(r"`(\w+)`", table))
-    not_yet = {"overloaded"}
-    assert set(named) == {kind.code for kind in CaptionError.__subclasses__()} - not_yet
+    assert set(named) == {kind.code for kind in CaptionError.__subclasses__()}
 
 
 def test_the_security_page_names_the_lists_and_limits_in_force() -> None:

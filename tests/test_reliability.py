@@ -23,6 +23,7 @@ import pytest
 
 from etenet import archive
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, decoders_of, running_server, runs, wait_until
+from tests.front import behind_nginx
 from tests.hostile import Trap, hostile_files
 from tests.hostile.alarm import Alarm
 from tests.test_hostile import may_become
@@ -209,18 +210,33 @@ def growth(server: Server, trap: Trap, count: int) -> set[str]:
 
 
 def test_nonsense_instead_of_http_is_answered_or_hung_up_on(besieged: Server, thorough: bool) -> None:
-    rng = random.Random(0)
-    statuses, worker = Counter[str](), worker_of(besieged)
-    for _ in range(10_000 if thorough else 500):
+    rng, worker, statuses = random.Random(0), worker_of(besieged), Counter[str]()
+    for _ in range(10_000 if thorough else 300):
         request = malformed(rng)
         status = _raw(besieged, request)
         known = status == "500" and breaks_torchserve(request)
         assert known or not status.startswith("5"), (status, request[:300])
         statuses[status] += 1
     assert statuses["400"] > statuses["500"]
+    assert_unharmed(besieged, worker)
+
+
+def test_behind_nginx_no_nonsense_is_answered_with_5xx(besieged: Server, thorough: bool) -> None:
+    rng, worker, statuses = random.Random(1), worker_of(besieged), Counter[str]()
+    with behind_nginx(besieged) as front:
+        for _ in range(10_000 if thorough else 600):
+            request = malformed(rng)
+            status = _raw(front, request)
+            assert not status.startswith("5"), (status, request[:300])
+            statuses[status] += 1
+        assert statuses["400"] > 0
+        assert_unharmed(front, worker)
+
+
+def assert_unharmed(server: Server, worker: psutil.Process) -> None:
     for caption, body in GOOD.items():
-        assert besieged.caption(body).json()["caption"] == caption
-    assert worker_of(besieged).pid == worker.pid
+        assert server.caption(body).json()["caption"] == caption
+    assert worker_of(server).pid == worker.pid
 
 
 def _raw(server: Server, request: bytes) -> str:

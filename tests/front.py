@@ -1,0 +1,71 @@
+"""A real nginx with the repository's configuration in front of a server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, Server, free_ports, is_open, wait_until
+
+CONFIGURATION = REPOSITORY / "deploy" / "nginx"
+_BROUGHT = REPOSITORY / ".venv" / "debian"
+
+
+def program(name: str) -> str:
+    """A program from PATH, or from where `make test` puts what is not there."""
+    places = [os.environ["PATH"], *(str(_BROUGHT / folder) for folder in ("usr/sbin", "usr/bin"))]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        pytest.fail(f"{name} is not here; `make test` brings it")
+    return found
+
+
+@contextmanager
+def nginx(upstream: int, change: Callable[[Path], None] | None = None) -> Iterator[int]:
+    """nginx before the upstream's port, by the files of deploy/ but for ports and the change; gives its own port."""
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        folder.chmod(0o755)  # nginx's workers are not root even where it was started by root
+        for file in CONFIGURATION.iterdir():
+            shutil.copy(file, folder)
+        edit(folder / "listen.conf", "listen 80;", f"listen 127.0.0.1:{port};")
+        edit(folder / "upstream.conf", "127.0.0.1:8080", f"127.0.0.1:{upstream}")
+        if change:
+            change(folder)
+        with (folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [program("nginx"), "-p", scratch, "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            wait_until(lambda: is_open(port) or process.poll() is not None, 10)
+            assert process.poll() is None, (folder / "log").read_text()
+            yield port
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """Replace a text that the file must have."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@contextmanager
+def behind_nginx(server: Server) -> Iterator[Server]:
+    """The same server, asked through nginx."""
+    with nginx(int(server.inference.rpartition(":")[2])) as port:
+        yield replace(server, inference=f"http://127.0.0.1:{port}")
