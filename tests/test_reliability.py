@@ -292,6 +292,7 @@ _HEADERS = [
     *("Content-Length: 5\r\nContent-Length: 6", "Transfer-Encoding: chunked", "Transfer-Encoding: nonsense"),
     *("Transfer-Encoding: chunked\r\nContent-Length: 3", "Content-Type: application/json", "Content-Type: text/plain"),
     *("Content-Type: multipart/form-data", "Content-Type: multipart/form-data; boundary=", "Content-Type: \xff"),
+    *("Content-Type: multipart/form-data; boundary=ab", 'Content-Type: multipart/form-data; boundary=""'),
     *("Content-Type: application/x-www-form-urlencoded", "Expect: 100-continue", "Connection: Upgrade\r\nUpgrade: h2c"),
     *("X: " + "x" * 9000, ": no name", "No colon", " folded: yes", "X-Etenet-Beam-Size: 999", "Host: a\r\nHost: b"),
     *("Accept: \r\n", "Authorization: Bearer x", "Cookie: " + "a=b; " * 500, "Range: bytes=9-1", "\0: \0"),
@@ -306,6 +307,11 @@ _BODIES = [
     b"-5\r\n",
     b"\0" * 100,
     b"--\r\n",
+    b"--ab",
+    b"--ab\r\n\r\nx\r\n--ab--\r\n",
+    b"--ab\r\nContent-Disposition: form-data\r\n\r\nx\r\n--ab--\r\n",
+    b'--ab\r\nContent-Disposition: form-data; name="data"\r\nContent-Transfer-Encoding: x\r\n\r\nx\r\n--ab--\r\n',
+    b'--ab\r\nContent-Disposition: form-data; name=""; filename="\r\n\r\n--ab\r\n--ab--',
 ]
 
 

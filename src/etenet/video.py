@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import pkgutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -61,6 +61,7 @@ _OPEN_OPTIONS = {
     "probesize": "5000000",  # bytes
     "analyzeduration": "5000000",  # microseconds
 }
+_CODECS_THAT_SKIP = ("h264", "hevc")  # leave out frames that no other leans on, and give the others bit by bit the same
 _COLOUR_SPACE_UNKNOWN = 2
 _COLOUR_SPACES_THAT_SWSCALE_KNOWS = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
 _SIGNATURES = (
@@ -202,13 +203,18 @@ class _Clip:
         for run, first_shown in _runs(timed, frozenset(wanted)):
             promised = sorted(packet.pts for packet in run if packet.shown and packet.pts >= first_shown)
             delivered = []
-            for frame in self._decode([packet.data for packet in run]):
-                if frame.pts is None:
-                    return None
-                if frame.pts >= first_shown:
-                    delivered.append(frame.pts)
-                if frame.pts in wanted:
-                    stills[frame.pts] = self._still(frame, frame.pts)
+            try:
+                for frame in self._decode_what_is_needed(run, wanted):
+                    if frame.pts is None:
+                        return None
+                    if frame.pts >= first_shown:
+                        delivered.append(frame.pts)
+                    if frame.pts in wanted:
+                        stills[frame.pts] = self._still(frame, frame.pts)
+            except (av.FFmpegError, MemoryError):
+                return None
+            if self.codec in _CODECS_THAT_SKIP:
+                promised = [pts for pts in promised if pts in set(delivered)]
             if delivered != promised:
                 return None
         if stills.keys() < set(wanted):
@@ -230,6 +236,19 @@ class _Clip:
             raise UndecodableVideo(f"the {self.codec} video gives other frames each time it is decoded; it is damaged")
         return [stills[number] for number in wanted]
 
+    def _decode_what_is_needed(self, run: Sequence[_Packet], wanted: Collection[int]) -> Iterator[av.VideoFrame]:
+        """Frames in presentation order, without those that are neither wanted nor leant on by another."""
+        try:
+            for packet in run:
+                self._check_time()
+                if self.codec in _CODECS_THAT_SKIP:
+                    self.context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                yield from self._checked(self.context.decode(packet.data))
+            yield from self._checked(self.context.decode(None))
+        finally:
+            self.context.skip_frame = "DEFAULT"
+            self.context.flush_buffers()
+
     def _decode(self, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
         """Frames in presentation order; a packet that cannot be decoded is left out."""
         try:
@@ -239,11 +258,14 @@ class _Clip:
                     frames = self.context.decode(packet)
                 except (av.FFmpegError, MemoryError):
                     continue
-                for frame in frames:
-                    self._check_pixels(frame.width, frame.height)
-                    yield frame
+                yield from self._checked(frames)
         finally:
             self.context.flush_buffers()
+
+    def _checked(self, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in frames:
+            self._check_pixels(frame.width, frame.height)
+            yield frame
 
     def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
         if frame.colorspace not in _COLOUR_SPACES_THAT_SWSCALE_KNOWS:
