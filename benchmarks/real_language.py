@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--features", type=Path, required=True, metavar="F.npy", help="row i is video{i}")
     parser.add_argument("--annotations", type=Path, required=True, nargs="+", metavar="F", help="official JSON or zip")
     parser.add_argument("--run", type=Path, metavar="DIR", help="keep data set and run here; default: thrown away")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
