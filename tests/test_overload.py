@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 
 import numpy as np
 import psutil
 import pytest
 
+from benchmarks.load import closed_loop, open_loop, throughput_per_s
 from etenet.config import DecodeLimits
 from etenet.server import ServerConfig
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, running_server
@@ -44,70 +44,23 @@ def door(busy: Server, request: pytest.FixtureRequest) -> Iterator[Server]:
         yield reached
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What became of one request, and when (`time.monotonic`). `status` 0 is no answer."""
-
-    status: int
-    began_s: float
-    ended_s: float
-
-    @property
-    def seconds(self) -> float:
-        return self.ended_s - self.began_s
-
-
-async def _send(host: str, port: int, body: bytes) -> Arrival:
-    started = time.monotonic()
-    try:
-        reader, writer = await asyncio.open_connection(host, port)
-        head = f"PUT /predictions/etenet HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        writer.write(head + body)
-        head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
-        writer.close()
-    except (OSError, asyncio.IncompleteReadError):
-        head = b""
-    return Arrival(int(head[9:12] or 0), started, time.monotonic())
-
-
-async def _open_loop(server: Server, rate_per_s: float, seconds: float) -> list[Arrival]:
-    """Requests at a steady rate, whether or not those before are answered."""
-    host, port = server.inference.removeprefix("http://").split(":")
-    sent, began = [], time.monotonic()
-    for number in range(int(rate_per_s * seconds)):
-        await asyncio.sleep(max(0.0, began + number / rate_per_s - time.monotonic()))
-        sent.append(asyncio.create_task(_send(host, int(port), CLIP)))
-    return await asyncio.gather(*sent)
-
-
 def peak_rate_per_s(server: Server, seconds: float) -> float:
     """Captions per second when there is always one more clip to take, and no more."""
-    done, captions = threading.Event(), Counter[int]()
-
-    def client() -> None:
-        while not done.is_set():
-            captions[server.caption(CLIP).status] += 1
-
-    with ThreadPoolExecutor(2 * BATCH) as clients:
-        for _ in range(2 * BATCH):
-            clients.submit(client)
-        done.wait(seconds)
-        counted = captions[200]
-        done.set()
-    return counted / seconds
+    began = time.monotonic()
+    arrivals = asyncio.run(closed_loop(server.inference, [CLIP], clients=2 * BATCH, seconds=seconds))
+    return throughput_per_s(arrivals, after_s=began, before_s=began + seconds)
 
 
 def test_ten_times_overload_is_answered_with_captions_and_refusals_only(door: Server, thorough: bool) -> None:
     seconds = 60.0 if thorough else 8.0
     peak_rate_per_s(door, 5.0)
     peak = peak_rate_per_s(door, seconds / 2)
-    arrivals = asyncio.run(_open_loop(door, 10 * peak, seconds))
+    arrivals = asyncio.run(open_loop(door.inference, [CLIP], rate_per_s=10 * peak, seconds=seconds, steady=True))
     statuses = Counter(arrival.status for arrival in arrivals)
     assert set(statuses) == {200, 503}
     if thorough:
-        first, last = arrivals[len(arrivals) // 4].began_s, arrivals[-1].began_s
-        goodput = sum(a.status == 200 and first < a.ended_s < last for a in arrivals) / (last - first)
+        first, last = arrivals[len(arrivals) // 4].meant_s, arrivals[-1].meant_s
+        goodput = throughput_per_s(arrivals, after_s=first, before_s=last)
         refused, accepted = (
             np.percentile([arrival.seconds for arrival in arrivals if arrival.status == status], 99)
             for status in (503, 200)

@@ -1,0 +1,84 @@
+"""Load on a captioning server: a fixed number of clients, or arrivals that do not wait for answers.
+
+Open-loop latency counts from the moment a request was meant to be sent, so a server that stalls cannot hide the
+requests that would have come meanwhile ("coordinated omission", G. Tene).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+PREDICTIONS = "/predictions/etenet"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What became of one request, and when (`time.monotonic`). `status` 0 is no answer."""
+
+    status: int
+    meant_s: float
+    answered_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.answered_s - self.meant_s
+
+
+async def send(url: str, body: bytes, meant_s: float | None = None) -> Arrival:
+    """One PUT on a connection of its own."""
+    where = urlsplit(url)
+    meant_s = time.monotonic() if meant_s is None else meant_s
+    try:
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(f"PUT {PREDICTIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+        writer.close()
+    except (OSError, asyncio.IncompleteReadError):
+        head = b""
+    return Arrival(int(head[9:12] or 0), meant_s, time.monotonic())
+
+
+async def closed_loop(url: str, bodies: Sequence[bytes], *, clients: int, seconds: float) -> list[Arrival]:
+    """`clients` that each send their next clip when the last is answered; the last ones are waited for."""
+    end, turns = time.monotonic() + seconds, itertools.cycle(bodies)
+
+    async def client() -> list[Arrival]:
+        found = []
+        while time.monotonic() < end:
+            found.append(await send(url, next(turns)))
+        return found
+
+    return [arrival for found in await asyncio.gather(*(client() for _ in range(clients))) for arrival in found]
+
+
+async def open_loop(
+    url: str, bodies: Sequence[bytes], *, rate_per_s: float, seconds: float, steady: bool = False, seed: int = 0
+) -> list[Arrival]:
+    """Poisson arrivals (evenly spaced where `steady`), whether or not those before are answered."""
+    turns, began = itertools.cycle(bodies), time.monotonic()
+    sent = []
+    async for meant_s in _moments(began, rate_per_s, seconds, None if steady else random.Random(seed)):
+        sent.append(asyncio.create_task(send(url, next(turns), meant_s)))
+    return await asyncio.gather(*sent)
+
+
+async def _moments(
+    began: float, rate_per_s: float, seconds: float, chance: random.Random | None
+) -> AsyncIterator[float]:
+    moment = 0.0
+    while (moment := moment + (chance.expovariate(rate_per_s) if chance else 1 / rate_per_s)) < seconds:
+        await asyncio.sleep(max(0.0, began + moment - time.monotonic()))
+        yield began + moment
+
+
+def throughput_per_s(arrivals: Sequence[Arrival], *, after_s: float, before_s: float) -> float:
+    """Captions answered between two moments, per second."""
+    answered = sum(arrival.status == 200 and after_s <= arrival.answered_s < before_s for arrival in arrivals)
+    return answered / (before_s - after_s)
