@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -68,6 +69,22 @@ def test_frames_are_those_of_a_full_decode(name: str) -> None:
     expected = every_frame(body)
     np.testing.assert_array_equal(sampled.frames, sixteen_of(expected))
     assert sampled.distinct_frames == min(16, len(expected))
+
+
+@pytest.mark.parametrize(("name", "share"), [("B-frames", 0.8), ("plain", 1.0)])
+def test_frames_that_nobody_wants_or_leans_on_are_not_decoded(
+    monkeypatch: pytest.MonkeyPatch, name: str, share: float
+) -> None:
+    def counted(clip: video._Clip, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in checked(clip, frames):
+            decoded.append(frame.pts)
+            yield frame
+
+    decoded: list[int] = []
+    checked = video._Clip._checked
+    monkeypatch.setattr(video._Clip, "_checked", counted)
+    video.sample_frames(RENDERED[name], resize_px=SIZE_PX)
+    assert 16 <= len(decoded) <= share * len(every_frame(RENDERED[name]))
 
 
 def with_damaged_picture(number: int) -> bytes:
