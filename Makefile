@@ -48,7 +48,7 @@ test: check $(PROGRAMS_READY)
 	$(BIN)/pytest
 
 test-hostile: $(READY) $(PROGRAMS_READY)
-	$(BIN)/pytest --hostile tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py
+	$(BIN)/pytest --hostile -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py
 
 demo-model: $(READY)
 	$(BIN)/python -m training.prepare demo --out $(DEMO_DATA)

@@ -95,8 +95,8 @@ def test_bodies_of_the_largest_size_take_no_more_memory_than_is_said(
         while not done.wait(0.05):
             # The bodies that decoders work on are in memory files, which no process shows as its own.
             taken = psutil.virtual_memory().shared - shared
-            for process in (launcher, *launcher.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess):
+                for process in (launcher, *launcher.children(recursive=True)):
                     taken += process.memory_info().rss
             peaks[0] = max(peaks[0], taken)
 

@@ -135,6 +135,8 @@ class TorchServe:
             f"-Djava.io.tmpdir={scratch}",
             f"-Dlog4j.configurationFile={(archive.handler_folder() / 'log4j2.xml').as_uri()}",
             "-XX:-UsePerfData",
+            # Bodies are large arrays: G1, the default, would scatter them until none finds room any more.
+            "-XX:+UseParallelGC",
             f"-Xmx{config.java_memory_bytes}",
             f"-XX:MaxDirectMemorySize={config.java_memory_bytes}",
             *("-cp", str(packages / "ts" / "frontend" / "*")),
