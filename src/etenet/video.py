@@ -205,7 +205,8 @@ class _Clip:
             delivered = []
             try:
                 for frame in self._decode_what_is_needed(run, wanted):
-                    if frame.pts is None:
+                    # How a damaged frame is patched up depends on what was decoded before it.
+                    if frame.pts is None or frame.is_corrupt:
                         return None
                     if frame.pts >= first_shown:
                         delivered.append(frame.pts)
@@ -242,7 +243,8 @@ class _Clip:
             for packet in run:
                 self._check_time()
                 if self.codec in _CODECS_THAT_SKIP:
-                    self.context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                    may_be_cut_short = packet is run[-1]
+                    self.context.skip_frame = "DEFAULT" if packet.pts in wanted or may_be_cut_short else "NONREF"
                 yield from self._checked(self.context.decode(packet.data))
             yield from self._checked(self.context.decode(None))
         finally:
