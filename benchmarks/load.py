@@ -30,32 +30,51 @@ class Arrival:
         return self.answered_s - self.meant_s
 
 
-async def send(url: str, body: bytes, meant_s: float | None = None) -> Arrival:
-    """One PUT on a connection of its own."""
-    where = urlsplit(url)
-    meant_s = time.monotonic() if meant_s is None else meant_s
-    try:
-        reader, writer = await asyncio.open_connection(where.hostname, where.port)
-        writer.write(f"PUT {PREDICTIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-        head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
-        writer.close()
-    except (OSError, asyncio.IncompleteReadError):
-        head = b""
-    return Arrival(int(head[9:12] or 0), meant_s, time.monotonic())
+class Client:
+    """Sends clips to one server, over connections that are kept open and used again."""
+
+    def __init__(self, url: str) -> None:
+        where = urlsplit(url)
+        self._host, self._port = where.hostname, where.port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def send(self, body: bytes, meant_s: float | None = None) -> Arrival:
+        meant_s = time.monotonic() if meant_s is None else meant_s
+        try:
+            reader, writer = (
+                self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+            )
+            writer.write(f"PUT {PREDICTIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+            if head[9:12] == b"200":  # after anything else TorchServe hangs up without saying so
+                self._idle.append((reader, writer))
+            else:
+                writer.close()
+        except (OSError, asyncio.IncompleteReadError):
+            head = b""
+        return Arrival(int(head[9:12] or 0), meant_s, time.monotonic())
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for _, writer in self._idle:
+            writer.close()
 
 
 async def closed_loop(url: str, bodies: Sequence[bytes], *, clients: int, seconds: float) -> list[Arrival]:
     """`clients` that each send their next clip when the last is answered; the last ones are waited for."""
     end, turns = time.monotonic() + seconds, itertools.cycle(bodies)
 
-    async def client() -> list[Arrival]:
+    async def answers(client: Client) -> list[Arrival]:
         found = []
         while time.monotonic() < end:
-            found.append(await send(url, next(turns)))
+            found.append(await client.send(next(turns)))
         return found
 
-    return [arrival for found in await asyncio.gather(*(client() for _ in range(clients))) for arrival in found]
+    async with Client(url) as client:
+        return list(itertools.chain(*await asyncio.gather(*(answers(client) for _ in range(clients)))))
 
 
 async def open_loop(
@@ -64,9 +83,10 @@ async def open_loop(
     """Poisson arrivals (evenly spaced where `steady`), whether or not those before are answered."""
     turns, began = itertools.cycle(bodies), time.monotonic()
     sent = []
-    async for meant_s in _moments(began, rate_per_s, seconds, None if steady else random.Random(seed)):
-        sent.append(asyncio.create_task(send(url, next(turns), meant_s)))
-    return await asyncio.gather(*sent)
+    async with Client(url) as client:
+        async for meant_s in _moments(began, rate_per_s, seconds, None if steady else random.Random(seed)):
+            sent.append(asyncio.create_task(client.send(next(turns), meant_s)))
+        return await asyncio.gather(*sent)
 
 
 async def _moments(
