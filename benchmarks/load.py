@@ -41,10 +41,10 @@ class Client:
     async def send(self, body: bytes, meant_s: float | None = None) -> Arrival:
         meant_s = time.monotonic() if meant_s is None else meant_s
         try:
-            reader, writer = (
-                self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+            writer.write(
+                f"PUT {PREDICTIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
             )
-            writer.write(f"PUT {PREDICTIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
             if head[9:12] == b"200":  # after anything else TorchServe hangs up without saying so

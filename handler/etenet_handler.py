@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import etenet
-from etenet.archive import verify
+from etenet.archive import ENCODER_FILE, verify
 from etenet.config import CANARY_CLIP
 from etenet.errors import DeviceFailed, EmptyBody, InternalError, NotAVideo
 
@@ -36,16 +36,19 @@ class EtenetHandler:
 
     def initialize(self, context: Any) -> None:
         properties = context.system_properties
-        verify(Path(properties["model_dir"]))
+        folder = Path(properties["model_dir"])
+        verify(folder)
         settings = (context.model_yaml_config or {}).get("etenet", {})
         device = "cpu"
         if torch.cuda.is_available() and properties.get("gpu_id") is not None:
             device = f"cuda:{properties['gpu_id']}"
         model = context.manifest["model"]
+        graph = folder / ENCODER_FILE
         self.captioner = etenet.load(
-            Path(properties["model_dir"]) / model["serializedFile"],
+            folder / model["serializedFile"],
             device=device,
             limits=etenet.DecodeLimits(**settings),
+            compiled_encoder=graph if graph.exists() else None,
         )
         self.captioner.caption(CANARY_CLIP.read_bytes())
         self.model = {

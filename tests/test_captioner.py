@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ALL_COMPLETED
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import etenet
 from etenet import checkpoint as checkpoints
 from etenet import errors
 from etenet.captioner import Captioner
-from etenet.config import CaptionOptions
-from etenet.model import EtENet
+from etenet.compiled_encoder import compile_encoder
+from etenet.config import FRAMES_PER_CLIP, CaptionOptions
+from etenet.encoder import Encoder
 from etenet.preprocess import preprocess
 from etenet.video import SampledVideo, sample_frames
+from etenet.vocabulary import Vocabulary
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 
@@ -108,40 +111,39 @@ def test_a_network_that_gives_no_numbers_is_our_bug(small_checkpoint: Path) -> N
         Captioner(checkpoint, sandboxed=False).caption(clips.video(3))
 
 
-def test_a_batch_that_does_not_fit_is_captioned_one_by_one(
-    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def encode(model: EtENet, frames: torch.Tensor) -> torch.Tensor:
-        if len(frames) > 1:
+def test_a_batch_that_does_not_fit_is_captioned_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(frames))
+        if len(frames) > FRAMES_PER_CLIP:
             raise torch.OutOfMemoryError("out of memory")
-        return whole(model, frames)
+        return whole(encoder, frames)
 
-    whole = EtENet.encode
-    monkeypatch.setattr(EtENet, "encode", encode)
-    outcomes = captioner.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
+    sizes: list[int] = []
+    whole = Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", encode)
+    monkeypatch.setattr("etenet.captioner.FIRST_COMPLETED", ALL_COMPLETED)
+    outcomes = etenet.load(DEMO, sandboxed=False).caption_batch(list(BODIES.values()), [DEFAULT] * 6)
+    assert sizes[0] > 5 * FRAMES_PER_CLIP
     assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == list(EXAMPLES.values())
 
 
 @pytest.mark.parametrize("fault", ["exception", "nan"])
-def test_of_a_batch_that_fails_only_the_guilty_clip_has_no_caption(
-    captioner: Captioner, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    culprit = 2
+def test_of_a_batch_that_fails_only_the_guilty_clip_has_no_caption(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    captioner, culprit = etenet.load(DEMO, sandboxed=False), 2
 
-    def encode(model: EtENet, frames: torch.Tensor) -> torch.Tensor:
-        guilty = (frames == shown[culprit]).flatten(1).all(1)
+    def encode(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
+        guilty = (frames == bad_frame).flatten(1).all(1)
         if guilty.any() and fault == "exception":
             raise RuntimeError("a kernel failed")
-        features = whole(model, frames)
+        features = whole(encoder, frames)
         features[guilty] = torch.nan
         return features
 
-    whole, preprocessing = EtENet.encode, captioner.checkpoint.preprocessing
-    shown = [
-        preprocess(torch.from_numpy(sample_frames(body, resize_px=preprocessing.resize_px).frames), preprocessing)
-        for body in BODIES.values()
-    ]
-    monkeypatch.setattr(EtENet, "encode", encode)
+    whole, preprocessing = Encoder.forward, captioner.checkpoint.preprocessing
+    shown = sample_frames(list(BODIES.values())[culprit], resize_px=preprocessing.resize_px).frames
+    bad_frame = preprocess(torch.from_numpy(shown), preprocessing)[5]
+    monkeypatch.setattr(Encoder, "forward", encode)
+    monkeypatch.setattr("etenet.captioner.FIRST_COMPLETED", ALL_COMPLETED)
     outcomes = captioner.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
     assert isinstance(outcomes.pop(culprit), errors.InternalError)
     others = [text for number, text in enumerate(EXAMPLES.values()) if number != culprit]
@@ -176,3 +178,59 @@ def test_an_option_out_of_bounds_is_refused_with_the_bounds(texts: dict[str, str
 def test_options_are_read_from_text() -> None:
     texts = {"beam_size": " 3 ", "captions": "2", "max_words": "7", "length_penalty": "0.5", "other": "x"}
     assert CaptionOptions.parse(texts) == CaptionOptions(beam_size=3, captions=2, max_words=7, length_penalty=0.5)
+
+
+def test_equal_frames_in_a_row_are_encoded_once(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(frames))
+        return whole(encoder, frames)
+
+    encoded: list[int] = []
+    whole = Encoder.forward
+    size_px = captioner.checkpoint.preprocessing.resize_px
+    a, b = np.random.default_rng(0).integers(0, 256, (2, size_px, size_px, 3), dtype=np.uint8)
+    clips_of_two_frames = np.stack([[a, a], [a, b], [b, a]])
+    alone = {id(one): captioner.features(one[None, None])[0, 0] for one in (a, b)}
+    monkeypatch.setattr(Encoder, "forward", encode)
+    found = captioner.features(clips_of_two_frames)
+    assert encoded == [3]
+    for of_clip, frames in zip(found, ((a, a), (a, b), (b, a)), strict=True):
+        for feature, one in zip(of_clip, frames, strict=True):
+            torch.testing.assert_close(feature, alone[id(one)])
+
+
+def test_the_compiled_encoder_is_the_network(captioner: Captioner, tmp_path: Path) -> None:
+    compile_encoder(captioner.checkpoint, tmp_path / "encoder.xml")
+    compiled = etenet.load(DEMO, compiled_encoder=tmp_path / "encoder.xml", sandboxed=False)
+    size_px = captioner.checkpoint.preprocessing.resize_px
+    frames = np.stack([sample_frames(body, resize_px=size_px).frames for body in BODIES.values()])
+    plain, found = captioner.features(frames), compiled.features(frames)
+    assert (found - plain).abs().max() <= 1e-4 * plain.abs().max()
+    for number, alone in enumerate(frames):
+        assert torch.equal(compiled.features(alone[None])[0], found[number])
+    outcomes = compiled.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
+    assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == list(EXAMPLES.values())
+
+
+@pytest.mark.parametrize("name", ["bninception", "inceptionresnetv2"])
+def test_any_preprocessing_is_compiled_along(name: str, tmp_path: Path) -> None:
+    """Channels from blue to red, values to 255; an odd difference between resizing and cropping."""
+    checkpoint = checkpoints.initialise(name, Vocabulary(["dog"]), crop_px=97)
+    compile_encoder(checkpoint, tmp_path / "encoder.xml")  # compares
+
+
+def test_a_compiled_encoder_that_is_another_network_is_not_written(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etenet.compiled_encoder, "crop_start", lambda _: 0)
+    with pytest.raises(RuntimeError, match="features of squeezenet1_1 are off by"):
+        compile_encoder(checkpoints.load(small_checkpoint), tmp_path / "encoder.xml")
+
+
+def test_a_compiled_encoder_that_cannot_be_read_leaves_the_plain_network(
+    small_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "encoder.xml").write_text("<net/>")
+    captioner = etenet.load(small_checkpoint, compiled_encoder=tmp_path / "encoder.xml", sandboxed=False)
+    assert captioner.caption(clips.video(3)).text
+    assert "the plain network encodes" in caplog.text

@@ -19,6 +19,7 @@ LAYERS = (
     {"server", "__init__"},
     {"archive"},
     {"captioner"},
+    {"compiled_encoder"},
     {"checkpoint", "sandbox"},
     {"decoder_process"},
     {"model", "video", "encoder_weights"},
@@ -30,6 +31,7 @@ LAYERS = (
 
 AT_HOME = {
     "av": {"src/etenet/video.py", "training/demo_world.py"},
+    "openvino": {"src/etenet/compiled_encoder.py"},
     "pretrainedmodels": {"src/etenet/encoder.py"},
     "torchvision": {"src/etenet/doctor.py"},
     "matplotlib": {"training/curves.py"},

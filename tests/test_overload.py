@@ -19,8 +19,10 @@ import psutil
 import pytest
 
 from benchmarks.load import closed_loop, open_loop, throughput_per_s
+from etenet import checkpoint as checkpoints
 from etenet.config import DecodeLimits
 from etenet.server import ServerConfig
+from etenet.vocabulary import Vocabulary
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, running_server
 from tests.front import behind_nginx
 
@@ -32,8 +34,14 @@ CEILING_BYTES = 2 * CONFIG.java_memory_bytes + 4 * 2**30
 
 
 @pytest.fixture(scope="module")
-def busy() -> Iterator[Server]:
-    with running_server("--checkpoint", str(DEMO)) as running:
+def busy(thorough: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """In the long form with a network that takes its time: to the demo's, ten refusals are a seventh of the work."""
+    checkpoint = DEMO
+    if thorough:
+        checkpoint = tmp_path_factory.mktemp("overload") / "untrained.pt"
+        words = Vocabulary(f"word{number}" for number in range(1000))
+        checkpoints.save(checkpoints.initialise("resnet18", words), checkpoint)
+    with running_server("--checkpoint", str(checkpoint)) as running:
         yield running
 
 

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from etenet import checkpoint as checkpoints
 from etenet.atomic import replacing
+from etenet.checkpoint import Checkpoint
 from etenet.errors import UsageError
+
+_log = logging.getLogger(__name__)
 
 MODEL_NAME = "etenet"
 MODEL_VERSION = "1.0"
 HANDLER_FILE = "etenet_handler.py"
 CONFIG_FILE = "model-config.yaml"
 CHECKPOINT_FILE = "checkpoint.pt"
+ENCODER_FILE = "encoder.xml"
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 SUMS_FILE = "SHA256SUMS"
 
@@ -39,7 +45,7 @@ def handler_folder() -> Path:
 
 def package(checkpoint: Path, out: Path) -> Path:
     """Write the archive atomically and return its path. The checkpoint is loaded once, so a bad one is not packaged."""
-    checkpoints.load(checkpoint)
+    loaded = checkpoints.load(checkpoint)
     handler = handler_folder()
     entries: dict[str, Path] = {
         CHECKPOINT_FILE: checkpoint,
@@ -49,12 +55,26 @@ def package(checkpoint: Path, out: Path) -> Path:
     }
     contents = {MANIFEST_FILE: json.dumps(_manifest(), indent=2).encode()}
     contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
+    contents |= _compiled_encoder(loaded)
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
     with replacing(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in contents.items():
             _write(archive, name, content)
         _write(archive, SUMS_FILE, sums.encode())
     return out
+
+
+def _compiled_encoder(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """What a worker on a CPU encodes with; nothing where OpenVINO is not to be had or cannot do it exactly."""
+    try:
+        from etenet.compiled_encoder import compile_encoder
+
+        with tempfile.TemporaryDirectory() as folder:
+            compile_encoder(checkpoint, Path(folder) / ENCODER_FILE)
+            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    except (ImportError, RuntimeError) as error:
+        _log.warning("the encoder is packaged as it is, and slower on a CPU: %s", error)
+        return {}
 
 
 def verify(unpacked: Path) -> None:

@@ -10,14 +10,18 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from etenet import checkpoint as checkpoints
 from etenet.checkpoint import Checkpoint
@@ -30,8 +34,13 @@ from etenet.search import Hypothesis, Words, beam_search, greedy_search
 from etenet.video import SampledVideo, require_supported_ffmpeg
 from etenet.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID, sentence
 
+if TYPE_CHECKING:
+    from etenet.compiled_encoder import CompiledEncoder
+
 _log = logging.getLogger(__name__)
 SANDBOX_EXISTS = sys.platform == "linux"
+_X = TypeVar("_X")
+_Y = TypeVar("_Y")
 _WORDS = Words(sos=SOS_ID, eos=EOS_ID, never=(UNKNOWN_ID,))
 
 
@@ -109,10 +118,16 @@ class Caption:
 
 @dataclass(kw_only=True, slots=True)
 class _Stopwatch:
-    """Milliseconds spent in the parts of the model step."""
+    """Milliseconds spent in the two parts of the network."""
 
     encode: float = 0.0
     search: float = 0.0
+
+    @contextmanager
+    def measuring(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        setattr(self, part, getattr(self, part) + (time.perf_counter() - started) * 1000)
 
 
 class Captioner:
@@ -129,6 +144,7 @@ class Captioner:
         device: str = "cpu",
         limits: DecodeLimits | None = None,
         sandboxed: bool = SANDBOX_EXISTS,
+        compiled_encoder: CompiledEncoder | None = None,
     ) -> None:
         require_supported_ffmpeg()
         self.checkpoint = checkpoint
@@ -137,6 +153,7 @@ class Captioner:
         self.limits = limits or DecodeLimits()
         self._model = checkpoint.model.to(self.device).to(memory_format=torch.channels_last).eval()
         self._sandboxed = sandboxed
+        self._compiled_encoder = compiled_encoder
 
     @cached_property
     def _clips(self) -> Sandbox | InProcess:
@@ -160,79 +177,78 @@ class Captioner:
 
         Raises `DeviceFailed` where the device computes nothing any more.
         """
-        started = time.perf_counter()
-        decoded = self._decoded(bodies)
-        good = [number for number, outcome in enumerate(decoded) if isinstance(outcome, SampledVideo)]
-        videos = [outcome for outcome in decoded if isinstance(outcome, SampledVideo)]
-        watch = _Stopwatch()
-        beams = iter(self._described(videos, [options[number] for number in good], watch))
-        finished = time.perf_counter()
+        started, watch = time.perf_counter(), _Stopwatch()
+        decoded, features = self._seen(bodies, watch)
+        beams = self._described(features, options, watch)
+        total_ms = (time.perf_counter() - started) * 1000
         outcomes: list[Caption | CaptionError] = []
-        for outcome, wish in zip(decoded, options, strict=True):
-            if isinstance(outcome, CaptionError):
-                outcomes.append(outcome)
-            elif hypotheses := next(beams):
-                timing = Timing(
-                    decode=outcome.decode_ms,
-                    encode=watch.encode,
-                    search=watch.search,
-                    total=(finished - started) * 1000,
-                )
-                outcomes.append(Caption(sentences=self._sentences(hypotheses, wish), video=outcome, timing_ms=timing))
+        for number, (video, wish) in enumerate(zip(decoded, options, strict=True)):
+            if isinstance(video, CaptionError):
+                outcomes.append(video)
+            elif number in beams:
+                timing = Timing(decode=video.decode_ms, encode=watch.encode, search=watch.search, total=total_ms)
+                outcomes.append(Caption(sentences=self._sentences(beams[number], wish), video=video, timing_ms=timing))
             else:
                 outcomes.append(InternalError("the network gave no caption for this clip; the log says why"))
         return outcomes
 
     def caption_features(self, features: torch.Tensor, options: CaptionOptions) -> list[tuple[Sentence, ...]]:
         """The sentences for clips whose features (B, L, D) are known; none where the network gives no finite number."""
-        with torch.inference_mode():
-            memory = self._model.decoder.remember(features)
-        beams = self._search(memory, [options] * len(features))
+        beams = self._search(features, [options] * len(features))
         return [self._sentences(hypotheses, options) for hypotheses in beams]
 
-    def _decoded(self, bodies: Sequence[bytes]) -> list[SampledVideo | CaptionError]:
-        decoded: list[SampledVideo | CaptionError] = []
-        for future in [self._clips.submit(body) for body in bodies]:
-            try:
-                decoded.append(future.result())
-            except CaptionError as error:
-                decoded.append(error)
-            except Exception:
-                _log.exception("decoding failed in a way that is our own bug")
-                decoded.append(InternalError("the video could not be decoded because of a bug in the server"))
-        return decoded
+    def _seen(
+        self, bodies: Sequence[bytes], watch: _Stopwatch
+    ) -> tuple[list[SampledVideo | CaptionError], dict[int, torch.Tensor]]:
+        """What each body is, and the features of each that is a video: some are encoded while others are decoded."""
+        decoded: dict[int, SampledVideo | CaptionError] = {}
+        features: dict[int, torch.Tensor] = {}
+        pending = {self._clips.submit(body): number for number, body in enumerate(bodies)}
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            ready = {pending.pop(future): _outcome(future) for future in done}
+            decoded |= ready
+            videos = {number: video for number, video in ready.items() if isinstance(video, SampledVideo)}
+            features |= self._retried(lambda of_clips: self._encoded(of_clips, watch), videos)
+        return [decoded[number] for number in range(len(bodies))], features
+
+    def _encoded(self, videos: Sequence[SampledVideo], watch: _Stopwatch) -> list[torch.Tensor | None]:
+        """The features (L, D) of each clip; None where they are no finite numbers."""
+        with watch.measuring("encode"):
+            features = self.features(np.stack([video.frames for video in videos]))
+            return [of_clip if bool(of_clip.isfinite().all()) else None for of_clip in features]
 
     def _described(
-        self, videos: Sequence[SampledVideo], options: Sequence[CaptionOptions], watch: _Stopwatch
-    ) -> list[list[Hypothesis]]:
-        """The hypotheses for each clip. One that has none, be it that the whole batch failed, is tried again alone."""
-        beams = self._model_step(videos, options, watch) if videos else []
-        for number in [number for number, hypotheses in enumerate(beams) if not hypotheses]:
-            (beams[number],) = self._model_step([videos[number]], [options[number]], watch)
-        return beams
+        self, features: Mapping[int, torch.Tensor], options: Sequence[CaptionOptions], watch: _Stopwatch
+    ) -> dict[int, list[Hypothesis]]:
+        """The hypotheses for each clip; none for a clip without finite probabilities."""
 
-    def _model_step(
-        self, videos: Sequence[SampledVideo], options: Sequence[CaptionOptions], watch: _Stopwatch
-    ) -> list[list[Hypothesis]]:
-        """The hypotheses for each clip; none for a clip without finite probabilities, for all where it fails."""
+        def search(clips: Sequence[tuple[torch.Tensor, CaptionOptions]]) -> list[list[Hypothesis] | None]:
+            with watch.measuring("search"):
+                beams = self._search(torch.stack([of_clip for of_clip, _ in clips]), [wish for _, wish in clips])
+            return [beam or None for beam in beams]
+
+        return self._retried(search, {number: (of_clip, options[number]) for number, of_clip in features.items()})
+
+    def _retried(self, step: Callable[[Sequence[_X]], Sequence[_Y | None]], clips: Mapping[int, _X]) -> dict[int, _Y]:
+        """What a step of the network gives for each clip. One that has nothing beside others is tried again alone."""
+        found = self._tried(step, clips)
+        if len(clips) > 1:
+            for number in clips.keys() - found.keys():
+                found |= self._tried(step, {number: clips[number]})
+        return found
+
+    def _tried(self, step: Callable[[Sequence[_X]], Sequence[_Y | None]], clips: Mapping[int, _X]) -> dict[int, _Y]:
+        if not clips:
+            return {}
         try:
-            return self._timed_step(videos, options, watch)
+            results = step(list(clips.values()))
+            return {number: result for number, result in zip(clips, results, strict=True) if result is not None}
         except Exception:
-            _log.exception("the network failed on %d clips", len(videos))
-        # Not in the block above: there, the exception still holds what the batch took of the device's memory.
+            _log.exception("the network failed on %d clips", len(clips))
+        # Not in the block above: there, the exception still holds what the step took of the device's memory.
         self._check_device()
-        return [[] for _ in videos]
-
-    def _timed_step(
-        self, videos: Sequence[SampledVideo], options: Sequence[CaptionOptions], watch: _Stopwatch
-    ) -> list[list[Hypothesis]]:
-        started = time.perf_counter()
-        memory = self._encode(videos)
-        encoded = time.perf_counter()
-        beams = self._search(memory, options)
-        watch.encode += (encoded - started) * 1000
-        watch.search += (time.perf_counter() - encoded) * 1000
-        return beams
+        return {}
 
     def _check_device(self) -> None:
         """After an error on a GPU: free what memory can be freed, and see whether it still computes."""
@@ -246,14 +262,26 @@ class Captioner:
         except Exception as error:
             raise DeviceFailed(f"{self.device} computes nothing any more: {error}") from error
 
-    @torch.inference_mode()
-    def _encode(self, videos: Sequence[SampledVideo]) -> Memory:
-        frames = torch.from_numpy(np.stack([video.frames for video in videos])).to(self.device)
-        return self._model.decoder.remember(self._model.encode(preprocess(frames, self.checkpoint.preprocessing)))
+    def features(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        """frames (B, L, resize_px, resize_px, 3) of B clips -> their features (B, L, D)."""
+        clips, length = frames.shape[:2]
+        one_by_one = frames.reshape(-1, *frames.shape[2:])
+        fresh = [True, *(not np.array_equal(one, before) for before, one in pairwise(one_by_one))]
+        return self._encode(one_by_one[fresh])[np.cumsum(fresh) - 1].view(clips, length, -1)
+
+    def _encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        """frames (N, resize_px, resize_px, 3) -> features (N, D)."""
+        if self._compiled_encoder:
+            return self._compiled_encoder(frames)
+        with torch.inference_mode():
+            pixels = preprocess(torch.from_numpy(frames).to(self.device), self.checkpoint.preprocessing)
+            features: torch.Tensor = self._model.encoder(pixels)
+            return features
 
     @torch.inference_mode()
-    def _search(self, memory: Memory, options: Sequence[CaptionOptions]) -> list[list[Hypothesis]]:
-        """Clips that ask for the same beam and length are searched together."""
+    def _search(self, features: torch.Tensor, options: Sequence[CaptionOptions]) -> list[list[Hypothesis]]:
+        """Clips that ask for the same beam and length are searched together. features (B, L, D)."""
+        memory = self._model.decoder.remember(features)
         beams: list[list[Hypothesis]] = [[] for _ in options]
         limits = [(wish.beam_size, wish.max_words or self.checkpoint.max_words) for wish in options]
         for beam_size, max_words in sorted(set(limits)):
@@ -293,10 +321,28 @@ class Captioner:
         )
 
 
+def _outcome(future: Future[SampledVideo]) -> SampledVideo | CaptionError:
+    try:
+        return future.result()
+    except CaptionError as error:
+        return error
+    except Exception:
+        _log.exception("decoding failed in a way that is our own bug")
+        return InternalError("the video could not be decoded because of a bug in the server")
+
+
 def load(
-    path: Path | str, *, device: str = "cpu", limits: DecodeLimits | None = None, sandboxed: bool = SANDBOX_EXISTS
+    path: Path | str,
+    *,
+    device: str = "cpu",
+    limits: DecodeLimits | None = None,
+    sandboxed: bool = SANDBOX_EXISTS,
+    compiled_encoder: Path | None = None,
 ) -> Captioner:
-    """Load a checkpoint for captioning. `device` is a torch device name; raises `CheckpointError`."""
+    """Load a checkpoint for captioning. `device` is a torch device name; raises `CheckpointError`.
+
+    `compiled_encoder` is what `compile_encoder` made of this checkpoint; only a CPU uses it.
+    """
     path = Path(path)
     return Captioner(
         checkpoints.load(path),
@@ -304,4 +350,15 @@ def load(
         device=device,
         limits=limits,
         sandboxed=sandboxed,
+        compiled_encoder=_read_compiled(compiled_encoder) if compiled_encoder and device == "cpu" else None,
     )
+
+
+def _read_compiled(graph: Path) -> CompiledEncoder | None:
+    try:
+        from etenet.compiled_encoder import CompiledEncoder
+
+        return CompiledEncoder(graph, threads=torch.get_num_threads())
+    except (ImportError, RuntimeError) as error:
+        _log.warning("the plain network encodes, more slowly, as its compiled form cannot be used: %s", error)
+        return None

@@ -12,12 +12,11 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
     """Centre crop and normalise.
 
     frames: (..., resize_px, resize_px, 3) uint8 RGB -> (..., 3, crop_px, crop_px) float32.
-    The crop starts at (resize_px - crop_px) / 2, rounded half to even as torchvision's CenterCrop does.
     """
     if frames.dtype != torch.uint8 or frames.shape[-3:] != (how.resize_px, how.resize_px, 3):
         wanted = f"(..., {how.resize_px}, {how.resize_px}, 3)"
         raise ValueError(f"expected uint8 frames {wanted}, got {frames.dtype} {tuple(frames.shape)}")
-    start = round((how.resize_px - how.crop_px) / 2)
+    start = crop_start(how)
     inside = slice(start, start + how.crop_px)
     pixels = frames[..., inside, inside, :].movedim(-1, -3).float()
     if how.channels == "BGR":
@@ -25,3 +24,8 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
     mean = torch.tensor(how.mean, device=frames.device)[:, None, None]
     std = torch.tensor(how.std, device=frames.device)[:, None, None]
     return (pixels * (how.input_max / 255) - mean) / std
+
+
+def crop_start(how: Preprocessing) -> int:
+    """First row and column of the centre crop; halves are rounded to even, as torchvision's CenterCrop does."""
+    return round((how.resize_px - how.crop_px) / 2)

@@ -135,6 +135,8 @@ class TorchServe:
             f"-Djava.io.tmpdir={scratch}",
             f"-Dlog4j.configurationFile={(archive.handler_folder() / 'log4j2.xml').as_uri()}",
             "-XX:-UsePerfData",
+            # Java passes bytes on: the optimising compiler would only take cores from the network.
+            "-XX:TieredStopAtLevel=1",
             # Bodies are large arrays: G1, the default, would scatter them until none finds room any more.
             "-XX:+UseParallelGC",
             f"-Xmx{config.java_memory_bytes}",
