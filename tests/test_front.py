@@ -13,14 +13,14 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from etenet.config import DecodeLimits
 from etenet.server import ServerConfig
-from tests.conftest import EXAMPLES, REPOSITORY, Server, ask
+from tests.conftest import EXAMPLES, REPOSITORY, Server, ask, wait_until
 from tests.front import CONFIGURATION, behind_nginx, edit, nginx
 
 CAPTIONS = [(REPOSITORY / "examples" / name, caption) for name, caption in EXAMPLES.items()]
@@ -148,6 +148,33 @@ def test_it_lets_in_as_many_and_as_much_as_the_server_takes() -> None:
     assert places() == config.queue + int(batch)
     (largest,) = re.findall(r"client_max_body_size (\d+)m;", (CONFIGURATION / "nginx.conf").read_text())
     assert DecodeLimits().max_body_bytes < int(largest) * 2**20 <= config.max_body_bytes
+
+
+def test_a_body_that_calls_itself_a_form_is_captioned_all_the_same(front: Server) -> None:
+    """So do curl --data-binary and urllib."""
+    form = urllib.request.Request(front.predictions, data=CLIP, method="POST")
+    with urllib.request.urlopen(form, timeout=30) as answer:
+        assert form.get_header("Content-type") == "application/x-www-form-urlencoded"
+        assert json.load(answer)["caption"] == CAPTIONS[0][1]
+
+
+def test_one_address_has_no_more_connections_than_it_may(front: Server) -> None:
+    """A connection counts from when nginx has read its header, so a few of those that come first may be refused."""
+
+    def refused() -> bool:
+        with socket.create_connection(front_address, timeout=10, source_address=("127.0.2.1", 0)) as one_more:
+            one_more.sendall(request())
+            answer = one_more.recv(65536)
+        return answer.startswith(b"HTTP/1.1 503") and b'"overloaded"' in answer
+
+    front_address = "127.0.0.1", port_of(front)
+    with ExitStack() as stuck:
+        for _ in range(70):
+            one = socket.create_connection(front_address, source_address=("127.0.2.1", 0))
+            stuck.enter_context(one).sendall(request(length=len(CLIP)) + CLIP[:100])
+        wait_until(refused, 5)
+        assert front.caption(CLIP).status == 200
+    wait_until(lambda: not refused(), 5)
 
 
 def test_half_sent_bodies_are_hung_up_on_while_good_clips_go_on(front: Server) -> None:
