@@ -21,7 +21,7 @@ READY := $(VENV)/.ready
 PROGRAMS := nginx
 PROGRAMS_READY := $(VENV)/debian/.ready
 
-.PHONY: serve test test-hostile check demo-model clean
+.PHONY: serve test test-hostile check bench demo-model clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -49,6 +49,9 @@ test: check $(PROGRAMS_READY)
 
 test-hostile: $(READY) $(PROGRAMS_READY)
 	$(BIN)/pytest --hostile -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py
+
+bench: $(READY)
+	for name in decode encoder search server; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 demo-model: $(READY)
 	$(BIN)/python -m training.prepare demo --out $(DEMO_DATA)

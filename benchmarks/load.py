@@ -43,7 +43,7 @@ class Client:
         try:
             reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
             writer.write(
-                f"PUT {PREDICTIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+                f"POST {PREDICTIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
             )
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
@@ -96,6 +96,12 @@ async def _moments(
     while (moment := moment + (chance.expovariate(rate_per_s) if chance else 1 / rate_per_s)) < seconds:
         await asyncio.sleep(max(0.0, began + moment - time.monotonic()))
         yield began + moment
+
+
+def steady_throughput_per_s(arrivals: Sequence[Arrival]) -> float:
+    """Captions per second between the first and the last, so that a batch cut in two by the clock counts whole."""
+    moments = sorted(arrival.answered_s for arrival in arrivals if arrival.status == 200)
+    return (len(moments) - 1) / (moments[-1] - moments[0])
 
 
 def throughput_per_s(arrivals: Sequence[Arrival], *, after_s: float, before_s: float) -> float:

@@ -17,7 +17,10 @@ import torch
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchvision", "torchserve", "av", "numpy", "nltk", "pycocoevalcap")
+PACKAGES = (
+    *("torch", "torchvision", "torchserve", "av", "numpy", "nltk", "pycocoevalcap"),
+    *("openvino", "onnxruntime", "torchcodec", "litserve"),
+)
 
 
 def conclude(name: str, figures: Mapping[str, Any], *, folder: Path = RESULTS) -> Path:

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ import psutil
 import pytest
 
 import etenet
+from benchmarks.servers import config_on_free_ports
 from etenet import checkpoint as checkpoints
 from etenet import java
+from etenet.server import ServerConfig
 from etenet.vocabulary import Vocabulary
 from tests.hostile.alarm import Alarm
 from training import prepare
@@ -118,31 +120,10 @@ class Server:
         return self.process.wait(60)
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
-
-
 def is_open(port: int) -> bool:
     """Whether somebody listens there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def other_ports_config(folder: Path) -> tuple[Path, list[int]]:
-    """The repository's config.properties with every port replaced by a free one."""
-    lines = (REPOSITORY / "config.properties").read_text().splitlines()
-    names = ("inference_address", "management_address", "metrics_address", "exporter_address")
-    ports = free_ports(6)
-    values = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, ports[:4], strict=True)}
-    values |= {"grpc_inference_port": str(ports[4]), "grpc_management_port": str(ports[5])}
-    changed = [f"{key}={values.get(key, value)}" for key, _, value in (line.partition("=") for line in lines) if value]
-    path = folder / "config.properties"
-    path.write_text("\n".join(changed) + "\n")
-    return path, ports
 
 
 def runs(pid: int) -> bool:
@@ -171,17 +152,17 @@ def decoders_of(parent: int) -> list[int]:
 def running_server(*arguments: str, config: Path | None = None, folder: Path = REPOSITORY) -> Iterator[Server]:
     """Start `etenet serve` in a folder, on free ports, and wait until it says it is ready."""
     with tempfile.TemporaryDirectory() as scratch:
-        path, ports = other_ports_config(Path(scratch)) if config is None else (config, ports_of(config))
+        where = ServerConfig.read(config or config_on_free_ports(Path(scratch)))
         log = Path(scratch) / "serve.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "etenet", "serve", "--config", str(path), *arguments],
+                [sys.executable, "-m", "etenet", "serve", "--config", str(where.path), *arguments],
                 cwd=folder,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
-        server = Server(process, *(f"http://127.0.0.1:{ports[number]}" for number in (0, 1, 3)), log)
+        server = Server(process, where.inference.url, where.management.url, where.exporter.url, log)
         try:
             wait_until(lambda: b"ready. Try it" in log.read_bytes() or process.poll() is not None, START_DEADLINE_S)
             assert process.poll() is None, log.read_text()
@@ -189,12 +170,6 @@ def running_server(*arguments: str, config: Path | None = None, folder: Path = R
         finally:
             if process.poll() is None:
                 server.stop()
-
-
-def ports_of(config: Path) -> list[int]:
-    values = dict(line.split("=", 1) for line in config.read_text().splitlines() if "=" in line)
-    names = ("inference_address", "management_address", "metrics_address", "exporter_address")
-    return [int(values[name].rsplit(":", 1)[1]) for name in names]
 
 
 def wait_until(condition: Callable[[], bool], deadline_s: float) -> None:

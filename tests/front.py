@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Server, free_ports, is_open, wait_until
+from benchmarks.servers import free_ports
+from tests.conftest import REPOSITORY, Server, is_open, wait_until
 
 CONFIGURATION = REPOSITORY / "deploy" / "nginx"
 _BROUGHT = REPOSITORY / ".venv" / "debian"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import real_language, training
+from benchmarks import decode, encoder, real_language, search, server, training
+from tests import clips
 
 
 def test_the_training_benchmark_runs_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +24,48 @@ def test_the_training_benchmark_runs_dry(tmp_path: Path, capsys: pytest.CaptureF
     for step in record["steps"]:
         assert step["clips_per_s"] == pytest.approx(record["clips"] / step["seconds"])
         assert step["peak_memory_bytes"] > 0
+
+
+SMALL = ["--encoder", "squeezenet1_1", "--rounds", "2"]
+
+
+@pytest.fixture
+def last_line(capfd: pytest.CaptureFixture[str]) -> Callable[[], Any]:
+    return lambda: json.loads(capfd.readouterr().out.splitlines()[-1])
+
+
+def test_the_decode_benchmark_finds_equal_frames(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.mp4").write_bytes(clips.video(40 + number, bf="2"))
+    (tmp_path / "not a clip.txt").write_bytes(b"text")
+    decode.main(["--clips", str(tmp_path), "--long", str(tmp_path / "0.mp4"), "--out", str(tmp_path / "results")])
+    record = last_line()
+    assert record["clips"] == 2
+    assert record["frames_equal"] is True
+    assert record["ratio_to_torchcodec"] > 0
+    assert record["ratio_to_decode_all"] > 0
+
+
+def test_the_encoder_benchmark_compares_engines_that_agree(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+    encoder.main([*SMALL, "--crop-px", "64", "--out", str(tmp_path)])
+    record = last_line()
+    assert record["max_relative_error"] <= 1e-4
+    assert record.keys() >= {"ratio_to_best_peer", "ratio_to_eager", "ratio_to_sgemm"}
+
+
+def test_the_search_benchmark_finds_what_a_loop_finds(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+    search.main([*SMALL, "--words", "50", "--max-words", "4", "--out", str(tmp_path)])
+    record = last_line()
+    assert record["equal"] is True
+    assert record.keys() >= {"share_of_encoder", "speedup_over_loop"}
+
+
+def test_the_server_benchmark_asks_three_servers(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+    server.main([*SMALL, "--crop-px", "64", "--words", "50", "--seconds", "2", "--out", str(tmp_path)])
+    record = last_line()
+    assert len(record["throughput_per_s"]) == 3
+    assert min(record["throughput_per_s"].values()) > 0
+    assert record.keys() >= {"overhead_p50_ms", "throughput_share", "throughput_vs_plain", "p50_vs_plain", "ready_s"}
 
 
 def test_videos_of_one_source_share_a_split() -> None:

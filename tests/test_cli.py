@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import etenet
+from benchmarks.servers import config_on_free_ports
 from etenet.cli import main
+from etenet.server import ServerConfig
 from tests import clips
-from tests.conftest import DEMO, EXAMPLES, REPOSITORY, other_ports_config
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 
 Capture = pytest.CaptureFixture[str]
 
@@ -84,7 +86,7 @@ def test_init_makes_a_checkpoint_of_any_encoder_that_captions(tmp_path: Path, ca
 
 
 def test_doctor_finds_nothing_wrong_here(tmp_path: Path, capsys: Capture) -> None:
-    config, _ = other_ports_config(tmp_path)
+    config = config_on_free_ports(tmp_path)
     assert main(["doctor", "--config", str(config)]) == 0
     said = capsys.readouterr().out
     for expected in (
@@ -101,13 +103,14 @@ def test_doctor_finds_nothing_wrong_here(tmp_path: Path, capsys: Capture) -> Non
 
 
 def test_doctor_names_what_is_wrong_with_its_mend(tmp_path: Path, capsys: Capture) -> None:
-    config, ports = other_ports_config(tmp_path)
+    config = config_on_free_ports(tmp_path)
+    port = ServerConfig.read(config).inference.port
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", ports[0]))
+        taken.bind(("127.0.0.1", port))
         taken.listen()
         assert main(["doctor", "--config", str(config), "--checkpoint", "missing.pt"]) == 1
     said = capsys.readouterr().out
-    assert f"WRONG port {ports[0]} is taken" in said
+    assert f"WRONG port {port} is taken" in said
     assert "WRONG no checkpoint at missing.pt" in said
     assert said.count("mend:") == 2
 

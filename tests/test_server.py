@@ -15,11 +15,12 @@ import psutil
 import pytest
 
 import etenet
+from benchmarks.servers import config_on_free_ports
 from etenet import checkpoint as checkpoints
 from etenet.cli import main
 from etenet.vocabulary import Vocabulary
 from tests import clips
-from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, other_ports_config, running_server, runs, wait_until
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, running_server, runs, wait_until
 
 BODIES = {name: (REPOSITORY / "examples" / name).read_bytes() for name in EXAMPLES}
 FIRST = next(iter(EXAMPLES))
@@ -205,7 +206,7 @@ def test_a_server_ends_cleanly_and_leaves_nothing(
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
-    config, _ = other_ports_config(tmp_path)
+    config = config_on_free_ports(tmp_path)
     with running_server("--checkpoint", str(small_checkpoint), config=config) as running:
         assert running.caption(clips.video(20)).status == 200
         family = psutil.Process(running.process.pid).children(recursive=True)
@@ -218,7 +219,7 @@ def test_a_server_ends_cleanly_and_leaves_nothing(
 
 
 def test_a_killed_server_takes_torchserve_along_and_starts_again(small_checkpoint: Path, tmp_path: Path) -> None:
-    config, _ = other_ports_config(tmp_path)
+    config = config_on_free_ports(tmp_path)
     for _ in range(2):
         with running_server("--checkpoint", str(small_checkpoint), config=config) as running:
             assert running.caption(clips.video(20)).status == 200
@@ -238,7 +239,7 @@ def test_two_servers_share_a_machine(server: Server, small_checkpoint: Path) -> 
 def test_a_taken_port_is_named_before_anything_starts(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, _ = other_ports_config(tmp_path)
+    config = config_on_free_ports(tmp_path)
     port = server.inference.rsplit(":", 1)[1]
     lines = [
         f"inference_address={server.inference}" if line.startswith("inference_address") else line

@@ -1,0 +1,187 @@
+"""`python -m benchmarks.decode`: bytes -> 16 frames of 314 x 314, one thread, beside what others would do.
+
+torchcodec seeks exactly or by its index of key frames; the third contender decodes everything and resizes with Pillow.
+All read the same clips in turn, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.record import RESULTS, conclude
+from etenet.config import DecodeLimits
+from etenet.errors import CaptionError, EtenetError, UsageError
+from etenet.video import middle_of_slices, sample_frames
+
+SIZE_PX = 314
+NO_DEADLINE = DecodeLimits(decode_deadline_s=3600)
+
+Frames = NDArray[np.uint8]
+Contender = Callable[[bytes], Frames]
+
+
+def ours(body: bytes) -> Frames:
+    return sample_frames(body, resize_px=SIZE_PX, limits=NO_DEADLINE).frames
+
+
+def torchcodec(seek_mode: str, *, resized_by_it: bool) -> Contender:
+    """torchcodec's frames, made 314 x 314 by torch after it or by FFmpeg's filter inside it."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+        from torchcodec.transforms import Resize
+    except RuntimeError as error:
+        raise UsageError(
+            "torchcodec finds no FFmpeg on this machine; install it, for example: apt install ffmpeg"
+        ) from error
+
+    def read(body: bytes) -> Frames:
+        transforms = [Resize((SIZE_PX, SIZE_PX))] if resized_by_it else None
+        decoder = VideoDecoder(body, seek_mode=seek_mode, num_ffmpeg_threads=1, transforms=transforms)
+        frames = decoder.get_frames_at(middle_of_slices(len(decoder))).data
+        if not resized_by_it:
+            shape = (SIZE_PX, SIZE_PX)
+            frames = torch.nn.functional.interpolate(frames.float(), shape, mode="bilinear", antialias=True).byte()
+        return frames.permute(0, 2, 3, 1).numpy()
+
+    return read
+
+
+def everything_then_pillow(body: bytes) -> Frames:
+    with av.open(io.BytesIO(body), metadata_errors="replace") as container:
+        container.streams.video[0].thread_count = 1
+        frames = [frame.to_image() for frame in container.decode(video=0)]
+    chosen = [frames[number] for number in middle_of_slices(len(frames))]
+    return np.stack([np.asarray(frame.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR)) for frame in chosen])
+
+
+def contenders() -> dict[str, Contender]:
+    return {
+        "ours": ours,
+        "torchcodec exact": torchcodec("exact", resized_by_it=False),
+        "torchcodec approximate": torchcodec("approximate", resized_by_it=False),
+        "torchcodec exact, its own resize": torchcodec("exact", resized_by_it=True),
+        "torchcodec approximate, its own resize": torchcodec("approximate", resized_by_it=True),
+        "everything, then Pillow": everything_then_pillow,
+    }
+
+
+def full_decode(body: bytes) -> Frames:
+    """The 16 frames of the definition: every frame decoded, the middles of 16 equal slices taken, resized as we do."""
+    with av.open(io.BytesIO(body), metadata_errors="replace") as container:
+        container.streams.video[0].thread_count = 1
+        count = sum(1 for _ in container.decode(video=0))
+        container.seek(0)
+        chosen, frames = middle_of_slices(count), {}
+        for number, frame in enumerate(container.decode(video=0)):
+            if number in chosen:
+                small = frame.reformat(SIZE_PX, SIZE_PX, "rgb24", interpolation=Interpolation.BILINEAR)
+                frames[number] = small.to_ndarray()
+    return np.stack([frames[number] for number in chosen])
+
+
+def seconds(contender: Contender, body: bytes) -> float:
+    started = time.perf_counter()
+    contender(body)
+    return time.perf_counter() - started
+
+
+def readable(paths: Sequence[Path], readers: Mapping[str, Contender]) -> list[Path]:
+    """The clips that every contender reads; who cannot read one says so on stderr."""
+    good = []
+    for path in paths:
+        body, failed = path.read_bytes(), {}
+        for name, read in readers.items():
+            try:
+                read(body)
+            except (CaptionError, av.FFmpegError, RuntimeError, IndexError, ValueError) as error:
+                failed[name] = str(error).splitlines()[0]
+        good += [] if failed else [path]
+        for name, reason in failed.items():
+            print(f"decode: {path.name} left out: {name}: {reason}", file=sys.stderr)
+    return good
+
+
+def measured(paths: Sequence[Path], readers: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """Seconds per contender and clip: the median of `rounds`, in each of which all take turns in a shuffled order."""
+    order, found = random.Random(0), {name: [] for name in readers}
+    for path in paths:
+        body, times = path.read_bytes(), {name: [] for name in readers}
+        for _ in range(rounds):
+            for name in order.sample(list(readers), len(readers)):
+                times[name].append(seconds(readers[name], body))
+        for name, of_rounds in times.items():
+            found[name].append(statistics.median(of_rounds))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__.splitlines()[0])
+    reference = os.environ.get("ETENET_REFERENCE_DATA")
+    default = [Path(reference) / name for name in ("msvd/clips", "msrvtt/clips")] if reference else None
+    parser.add_argument("--clips", type=Path, nargs="+", default=default, metavar="DIR")
+    parser.add_argument("--long", type=Path, metavar="F", help="a clip of minutes, to compare with decoding it all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args(arguments)
+    if not options.clips:
+        raise UsageError("name folders of clips with --clips, or set ETENET_REFERENCE_DATA")
+    long = options.long or (Path(reference) / "odd_clips" / "long_1080p_lowbitrate.mp4" if reference else None)
+    torch.set_num_threads(1)
+    readers = contenders()
+    paths = readable(sorted(path for folder in options.clips for path in folder.iterdir()), readers)
+    equal = all(np.array_equal(ours(path.read_bytes()), full_decode(path.read_bytes())) for path in paths)
+    times = measured(paths, readers, options.rounds)
+    medians = {name: statistics.median(of_clips) for name, of_clips in times.items()}
+    for name, median in medians.items():
+        print(f"{name:40} {1000 * median:7.1f} ms")
+    figures = {
+        "clips": len(paths),
+        "median_ms": {name: round(1000 * median, 2) for name, median in medians.items()},
+        "ratio_to_torchcodec": medians["ours"] / min(m for name, m in medians.items() if name.startswith("torchcodec")),
+        "ratio_to_decode_all": medians["ours"] / medians["everything, then Pillow"],
+        "frames_equal": equal,
+    }
+    if long:
+        body = long.read_bytes()
+        taken = {
+            name: statistics.median(seconds(read, body) for _ in range(3))
+            for name, read in (("ours", ours), ("full decode", full_decode_once))
+        }
+        print(f"{long.name}: {taken['ours']:.2f} s, all of it {taken['full decode']:.2f} s")
+        figures["long_ratio_to_decode_all"] = taken["ours"] / taken["full decode"]
+    conclude("decode", figures, folder=options.out)
+
+
+def full_decode_once(body: bytes) -> Frames:
+    """Every frame decoded, the wanted ones resized; what they are is known from the number of packets."""
+    with av.open(io.BytesIO(body), metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        chosen, frames = set(middle_of_slices(stream.frames)), []
+        for number, frame in enumerate(container.decode(stream)):
+            if number in chosen:
+                frames.append(frame.reformat(SIZE_PX, SIZE_PX, "rgb24", interpolation=Interpolation.BILINEAR))
+    return np.stack([frame.to_ndarray() for frame in frames])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EtenetError as error:
+        print(f"decode: {error}", file=sys.stderr)
+        sys.exit(2)

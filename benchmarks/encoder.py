@@ -1,0 +1,167 @@
+"""`python -m benchmarks.encoder`: 16 frames -> 16 features on a CPU, beside what else computes the same network.
+
+Ours gets frames as decoders give them (uint8, before crop and normalisation), the others get them made ready. The
+ceiling is the time the same machine's matrix product (torch.mm, 2048 x 2048, float32) would take for the network's
+multiplications: less than it is possible, where an engine multiplies faster or avoids multiplications.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.record import RESULTS, conclude
+from etenet import checkpoint as checkpoints
+from etenet.checkpoint import Checkpoint
+from etenet.compiled_encoder import CompiledEncoder, compile_encoder
+from etenet.errors import EtenetError
+from etenet.preprocess import preprocess
+from etenet.vocabulary import Vocabulary
+
+FRAMES = 16
+MATRIX = 2048
+PEERS = ("ONNX Runtime", "OpenVINO, its hint for latency", "OpenVINO, its hint for throughput")
+
+Features = NDArray[np.float32]
+
+
+def untrained(encoder: str, crop_px: int | None, frames: torch.Tensor) -> Checkpoint:
+    """A random network whose BatchNorm fits what passes through it, as a trained one's does."""
+    torch.manual_seed(0)
+    checkpoint = checkpoints.initialise(encoder, Vocabulary(["a"]), crop_px=crop_px)
+    norms = [module for module in checkpoint.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train().reset_running_stats()
+        norm.momentum = None
+    with torch.no_grad():
+        checkpoint.model.encoder(preprocess(frames, checkpoint.preprocessing))
+    checkpoint.model.eval().requires_grad_(False)
+    return checkpoint
+
+
+def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) -> dict[str, Callable[[], Features]]:
+    encoder, threads = checkpoint.model.encoder, torch.get_num_threads()
+    pixels = preprocess(torch.from_numpy(frames), checkpoint.preprocessing).contiguous()
+    values = pixels.numpy()
+
+    compile_encoder(checkpoint, folder / "ours.xml")
+    ours = CompiledEncoder(folder / "ours.xml", threads=threads)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # exporters warn of what they find in torch
+        torch.onnx.export(encoder, (pixels,), folder / "network.onnx", dynamo=True, verbose=False)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(folder / "network.onnx", settings, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def by_openvino(hint: str) -> Callable[[], Features]:
+        """As its documentation shows: the whole batch at once for latency, a queue of frames for throughput."""
+        core = openvino.Core()
+        model = core.read_model(folder / "network.onnx")
+        whole = hint == "LATENCY"
+        model.reshape([len(values) if whole else 1, *values.shape[1:]])
+        exact = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": hint}
+        compiled = core.compile_model(model, "CPU", exact)
+        if whole:
+            return lambda: compiled(values)[0]
+        queue, found = openvino.AsyncInferQueue(compiled), np.empty((len(values), compiled.output().shape[1]), "f4")
+        queue.set_callback(lambda request, row: np.copyto(found[row], request.get_output_tensor().data[0]))
+
+        def run() -> Features:
+            for row in range(len(values)):
+                queue.start_async({0: values[row : row + 1]}, row)
+            queue.wait_all()
+            return found
+
+        return run
+
+    @torch.inference_mode()
+    def eager() -> Features:
+        found: Features = encoder(pixels).numpy()
+        return found
+
+    return {
+        "ours": lambda: ours(frames).numpy(),
+        "eager torch": eager,
+        PEERS[0]: lambda: session.run(None, {name: values})[0],
+        PEERS[1]: by_openvino("LATENCY"),
+        PEERS[2]: by_openvino("THROUGHPUT"),
+    }
+
+
+def ceiling(checkpoint: Checkpoint) -> Callable[[], float]:
+    """Seconds the network's multiplications take as one large matrix product, as measured when it is called."""
+    crop_px = checkpoint.preprocessing.crop_px
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        checkpoint.model.encoder(torch.zeros(1, 3, crop_px, crop_px))
+    a, b = torch.randn(2, MATRIX, MATRIX)
+
+    def measure() -> float:
+        started = time.perf_counter()
+        torch.mm(a, b)
+        return (time.perf_counter() - started) * FRAMES * counter.get_total_flops() / (2 * MATRIX**3)
+
+    return measure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder", description=__doc__.splitlines()[0])
+    parser.add_argument("--encoder", default="inceptionresnetv2")
+    parser.add_argument("--crop-px", type=int)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args(arguments)
+    size_px = checkpoints.default_preprocessing(options.encoder, crop_px=options.crop_px).resize_px
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, size_px, size_px, 3), dtype=np.uint8)
+    checkpoint = untrained(options.encoder, options.crop_px, torch.from_numpy(frames))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = contenders(checkpoint, frames, Path(folder))
+        expected = runs["eager torch"]().copy()
+        error = float(np.abs(runs["ours"]() - expected).max() / np.abs(expected).max())
+        for name in PEERS:
+            np.testing.assert_allclose(runs[name](), expected, atol=1e-3 * np.abs(expected).max(), err_msg=name)
+        limit, times = ceiling(checkpoint), {name: [] for name in [*runs, "ceiling"]}
+        for _ in range(options.rounds):
+            times["ceiling"].append(limit())
+            for name, run in runs.items():
+                started = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(of_rounds) for name, of_rounds in times.items()}
+    for name, median in medians.items():
+        print(f"{name:36} {1000 * median:8.1f} ms")
+    conclude(
+        "encoder",
+        {
+            "encoder": options.encoder,
+            "threads": torch.get_num_threads(),
+            "median_ms": {name: round(1000 * median, 2) for name, median in medians.items()},
+            "ratio_to_best_peer": medians["ours"] / min(medians[name] for name in PEERS),
+            "ratio_to_eager": medians["ours"] / medians["eager torch"],
+            "ratio_to_sgemm": medians["ours"] / medians["ceiling"],
+            "max_relative_error": error,
+        },
+        folder=options.out,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EtenetError as error:
+        print(f"encoder: {error}", file=sys.stderr)
+        sys.exit(2)
