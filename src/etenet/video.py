@@ -307,24 +307,23 @@ class _Clip:
 def _runs(packets: Sequence[_Packet], wanted: frozenset[int]) -> Iterator[tuple[Sequence[_Packet], int]]:
     """Runs of packets that hold every wanted frame and all it depends on, each with the first moment it can show.
 
-    A run starts at a key frame. Frames shown before that key frame but sent after it lean on the group before, so
-    a wanted one of those brings that group along. A run ends with its last wanted packet, except at the end of the
-    clip, where files are most often damaged and the promised frames are therefore checked.
+    A run is a group of pictures up to its last wanted packet; at the end of the clip, where files are most often
+    damaged, it is whole, so that the promised frames are checked. Frames shown before the key frame of their group but
+    sent after it lean on the group before, so a wanted one of those makes one run of both.
     """
     starts = [0, *(number for number, packet in enumerate(packets) if packet.starts_group and number)]
     groups = [packets[a:b] for a, b in pairwise([*starts, len(packets)])]
-    needed = set()
+    needed, leaning = set(), set()
     for number, group in enumerate(groups):
         for packet in group:
             if packet.pts in wanted and packet.shown:
                 needed.add(number)
                 if packet.pts < group[0].pts and number:
                     needed.add(number - 1)
-    for number in sorted(needed):
-        if number - 1 in needed:
-            continue
-        end = number
-        while end in needed:
+                    leaning.add(number)
+    for number in sorted(needed - leaning):
+        end = number + 1
+        while end in leaning:
             end += 1
         run = [packet for group in groups[number:end] for packet in group]
         if end < len(groups):
