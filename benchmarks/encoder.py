@@ -1,8 +1,9 @@
 """`python -m benchmarks.encoder`: 16 frames -> 16 features on a CPU, beside what else computes the same network.
 
-Ours gets frames as decoders give them (uint8, before crop and normalisation), the others get them made ready. The
-ceiling is the time the same machine's matrix product (torch.mm, 2048 x 2048, float32) would take for the network's
-multiplications: less than it is possible, where an engine multiplies faster or avoids multiplications.
+All start from frames as decoders give them, uint8 before crop and normalisation, which ours does inside the compiled
+network and the others with torch (`preprocess.py`; its time is told besides). The ceiling is the time the same
+machine's matrix product (torch.mm, 2048 x 2048, float32) would take for the network's multiplications: less than it is
+possible, where an engine multiplies faster or avoids multiplications.
 """
 
 from __future__ import annotations
@@ -54,8 +55,11 @@ def untrained(encoder: str, crop_px: int | None, frames: torch.Tensor) -> Checkp
 
 def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) -> dict[str, Callable[[], Features]]:
     encoder, threads = checkpoint.model.encoder, torch.get_num_threads()
-    pixels = preprocess(torch.from_numpy(frames), checkpoint.preprocessing).contiguous()
-    values = pixels.numpy()
+
+    def ready() -> torch.Tensor:
+        return preprocess(torch.from_numpy(frames), checkpoint.preprocessing).contiguous()
+
+    pixels = ready()
 
     compile_encoder(checkpoint, folder / "ours.xml")
     ours = CompiledEncoder(folder / "ours.xml", threads=threads)
@@ -73,15 +77,16 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
         core = openvino.Core()
         model = core.read_model(folder / "network.onnx")
         whole = hint == "LATENCY"
-        model.reshape([len(values) if whole else 1, *values.shape[1:]])
+        model.reshape([len(frames) if whole else 1, *pixels.shape[1:]])
         exact = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": hint}
         compiled = core.compile_model(model, "CPU", exact)
         if whole:
-            return lambda: compiled(values)[0]
-        queue, found = openvino.AsyncInferQueue(compiled), np.empty((len(values), compiled.output().shape[1]), "f4")
+            return lambda: compiled(ready().numpy())[0]
+        queue, found = openvino.AsyncInferQueue(compiled), np.empty((len(frames), compiled.output().shape[1]), "f4")
         queue.set_callback(lambda request, row: np.copyto(found[row], request.get_output_tensor().data[0]))
 
         def run() -> Features:
+            values = ready().numpy()
             for row in range(len(values)):
                 queue.start_async({0: values[row : row + 1]}, row)
             queue.wait_all()
@@ -91,15 +96,16 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
 
     @torch.inference_mode()
     def eager() -> Features:
-        found: Features = encoder(pixels).numpy()
+        found: Features = encoder(ready()).numpy()
         return found
 
     return {
         "ours": lambda: ours(frames).numpy(),
         "eager torch": eager,
-        PEERS[0]: lambda: session.run(None, {name: values})[0],
+        PEERS[0]: lambda: session.run(None, {name: ready().numpy()})[0],
         PEERS[1]: by_openvino("LATENCY"),
         PEERS[2]: by_openvino("THROUGHPUT"),
+        "crop and normalisation by torch": lambda: ready().numpy(),
     }
 
 

@@ -9,6 +9,7 @@ import argparse
 import math
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from benchmarks.plain import Beam, search_by_loop
 from benchmarks.record import RESULTS, conclude
 from etenet import checkpoint as checkpoints
 from etenet.captioner import Captioner
+from etenet.compiled_encoder import CompiledEncoder, compile_encoder
 from etenet.config import CaptionOptions
 from etenet.errors import EtenetError
 from etenet.vocabulary import EOS_ID, Vocabulary
@@ -28,7 +30,7 @@ CLIPS = 16
 FRAMES = 16
 
 
-def captioner(encoder: str, words: int, max_words: int) -> Captioner:
+def captioner(encoder: str, words: int, max_words: int, folder: Path) -> Captioner:
     """A random network whose sentences end at the last word and no sooner, so that every search is of full length."""
     torch.manual_seed(0)
     vocabulary = Vocabulary([f"word{number}" for number in range(words)])
@@ -36,7 +38,9 @@ def captioner(encoder: str, words: int, max_words: int) -> Captioner:
     with torch.no_grad():
         checkpoint.model.decoder.to_words.bias[EOS_ID] = -30.0
         checkpoint.model.decoder.to_words.weight.mul_(4.0)  # or nearly all words would be equally probable
-    return Captioner(checkpoint, sandboxed=False)
+    compile_encoder(checkpoint, folder / "encoder.xml")
+    compiled = CompiledEncoder(folder / "encoder.xml", threads=torch.get_num_threads())
+    return Captioner(checkpoint, sandboxed=False, compiled_encoder=compiled)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -65,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
-    ours = captioner(options.encoder, options.words, options.max_words)
+    with tempfile.TemporaryDirectory() as folder:
+        ours = captioner(options.encoder, options.words, options.max_words, Path(folder))
     decoder = ours.checkpoint.model.decoder
     features = torch.randn(CLIPS, FRAMES, decoder.config.feature_size)
     wish = CaptionOptions(beam_size=options.beam_size, captions=options.beam_size)

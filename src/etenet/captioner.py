@@ -286,7 +286,7 @@ class Captioner:
         limits = [(wish.beam_size, wish.max_words or self.checkpoint.max_words) for wish in options]
         for beam_size, max_words in sorted(set(limits)):
             chosen = [number for number, limit in enumerate(limits) if limit == (beam_size, max_words)]
-            part = Memory(memory.features[chosen], memory.keys[chosen])
+            part = memory.pick(chosen)
 
             def step(words: torch.Tensor, state: State, part: Memory = part) -> Step:
                 return self._model.decoder.step(words, state, part)

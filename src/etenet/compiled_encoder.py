@@ -53,19 +53,19 @@ def compile_encoder(checkpoint: Checkpoint, graph: Path) -> None:
 
     `RuntimeError` where the outcome does not compute what the plain network does.
     """
-    how = checkpoint.preprocessing
+    how, encoder = checkpoint.preprocessing, checkpoint.model.encoder.eval()
     example = np.random.default_rng(0).integers(0, 256, (2, how.resize_px, how.resize_px, 3), dtype=np.uint8)
     pixels = preprocess(torch.from_numpy(example), how)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing is deprecated, and OpenVINO's own way
-        traced = TorchScriptPythonDecoder(checkpoint.model.encoder, example_input=pixels[:1])
+        traced = TorchScriptPythonDecoder(encoder, example_input=pixels[:1])
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = _on_frames(frontend.convert(frontend.load(traced)), how)
         ov.save_model(model, graph, compress_to_fp16=False)
-        expected = checkpoint.model.encoder(pixels)
+        expected = encoder(pixels)
     error = float((CompiledEncoder(graph, threads=1)(example) - expected).abs().max() / expected.abs().max())
     if not error <= TOLERANCE:
-        raise RuntimeError(f"OpenVINO's features of {checkpoint.model.encoder.name} are off by {error:.1e}")
+        raise RuntimeError(f"OpenVINO's features of {encoder.name} are off by {error:.1e}")
 
 
 def _on_frames(model: ov.Model, how: Preprocessing) -> ov.Model:

@@ -3,16 +3,22 @@
 `Decoder.step` is the only place where a word is predicted: teacher forcing, greedy and beam search all call it.
 Knows nothing of frames, of text, or of how words are chosen.
 
+The context vector phi_t of equation (6) is only ever multiplied by matrices, those of the LSTM's gates and W_u. A
+weighted sum may be taken after a multiplication as well as before, so the frames are multiplied once per clip, not
+the context once per word and sentence: phi_t itself is never formed.
+
 Shapes: B clips, L frames per clip, D feature size, K sentences per clip (references in training, beams in search),
 H hidden, E embedding, A attention, V words.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from etenet.config import DecoderConfig
 
@@ -22,7 +28,12 @@ class Memory:
     """What the decoder looks at: made once per clip, shared by its K sentences."""
 
     features: Tensor  # (B, L, D)
-    keys: Tensor  # (B, L, A), W_ev v_i + b_e: does not depend on the word
+    keys: Tensor  # (B, L, A), W_ev v_i + b_e
+    seen: Tensor  # (B, L, 4 H + E), v_i as the LSTM's gates (7 to 12) and W_u (14) see it
+
+    def pick(self, clips: Sequence[int]) -> Memory:
+        """That of these clips alone."""
+        return Memory(self.features[clips], self.keys[clips], self.seen[clips])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,9 @@ class Decoder(nn.Module):
 
     def remember(self, features: Tensor) -> Memory:
         """features (B, L, D) -> Memory."""
-        return Memory(features, self.attend_feature(features))
+        size = self.config.feature_size
+        seen_by = torch.cat([self.lstm.weight_ih[:, :size], self.to_embedding.weight[:, :size]])
+        return Memory(features, self.attend_feature(features), functional.linear(features, seen_by))
 
     def first_state(self, memory: Memory, sentences: int = 1) -> State:
         """Equations (16) and (17), the same for each of the K sentences of a clip."""
@@ -77,21 +90,30 @@ class Decoder(nn.Module):
         return State(hidden[:, None].repeat(1, sentences, 1), cell[:, None].repeat(1, sentences, 1))
 
     def attend(self, hidden: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Equations (3) to (6): hidden (B, K, H) -> context (B, K, D), weights (B, K, L)."""
+        """Equations (3) to (6): hidden (B, K, H) -> the context as `Memory.seen` (B, K, 4 H + E), weights (B, K, L)."""
         keys = memory.keys[:, None] + self.attend_hidden(hidden)[:, :, None]  # (B, K, L, A)
         weights = self.attend_score(torch.tanh(keys)).squeeze(-1).softmax(dim=-1)
-        return torch.sigmoid(self.gate(hidden)) * (weights @ memory.features), weights
+        return torch.sigmoid(self.gate(hidden)) * (weights @ memory.seen), weights
 
     def step(self, previous_words: Tensor, state: State, memory: Memory) -> Step:
         """Equations (3) to (15): previous_words (B, K) ids -> the next word's log probabilities."""
-        clips, sentences = previous_words.shape
+        size, hidden_size = self.config.feature_size, self.config.hidden_size
         embedded = self.embedding(previous_words)
-        context, weights = self.attend(state.hidden, memory)
-        hidden, cell = self.lstm(
-            torch.cat([context, embedded], dim=-1).flatten(0, 1),
-            (state.hidden.flatten(0, 1), state.cell.flatten(0, 1)),
+        seen, weights = self.attend(state.hidden, memory)
+        seen_by_gates, seen_by_words = seen[..., : 4 * hidden_size], seen[..., 4 * hidden_size :]
+        gates = (
+            seen_by_gates
+            + functional.linear(embedded, self.lstm.weight_ih[:, size:], self.lstm.bias_ih)
+            + functional.linear(state.hidden, self.lstm.weight_hh, self.lstm.bias_hh)
         )
-        state = State(hidden.view(clips, sentences, -1), cell.view(clips, sentences, -1))
-        said = self.to_embedding(torch.cat([context, self.dropout(state.hidden)], dim=-1)) + embedded
-        log_probs = self.to_words(self.dropout(torch.tanh(said))).log_softmax(dim=-1)
-        return Step(log_probs, state, weights)
+        admit, keep, new, show = gates.chunk(4, dim=-1)
+        cell = torch.sigmoid(keep) * state.cell + torch.sigmoid(admit) * torch.tanh(new)
+        hidden = torch.sigmoid(show) * torch.tanh(cell)
+        heard = functional.linear(self.dropout(hidden), self.to_embedding.weight[:, size:], self.to_embedding.bias)
+        said = torch.tanh(seen_by_words + heard + embedded)
+        return Step(self._words(self.dropout(said)).log_softmax(dim=-1), State(hidden, cell), weights)
+
+    def _words(self, said: Tensor) -> Tensor:
+        """W_p u + b_p: (B, K, E) -> (B, K, V). With W on the left it takes a CPU half the time if V is large."""
+        by_word = torch.addmm(self.to_words.bias[:, None], self.to_words.weight, said.flatten(0, 1).t())
+        return by_word.t().reshape(*said.shape[:2], -1)
