@@ -23,7 +23,7 @@ from benchmarks.record import REPOSITORY
 from etenet.server import ServerConfig, TorchServe
 
 START_DEADLINE_S = 180.0
-_PLAIN = ("plain.py", "plain_handler.py")
+_HANDLER = Path(__file__).with_name("plain_handler.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ def plain_litserve(checkpoint: Path, clip: bytes) -> Iterator[Served]:
 @contextmanager
 def plain_torchserve(checkpoint: Path, clip: bytes) -> Iterator[Served]:
     """TorchServe, started as we start it, with the plain code in a handler."""
-    model = {"modelName": "etenet", "modelVersion": "1.0", "handler": _PLAIN[-1], "serializedFile": "checkpoint.pt"}
+    model = {"modelName": "etenet", "modelVersion": "1.0", "handler": _HANDLER.name, "serializedFile": "checkpoint.pt"}
     with tempfile.TemporaryDirectory() as scratch:
         config, archive = ServerConfig.read(config_on_free_ports(Path(scratch))), Path(scratch) / "etenet.mar"
         with zipfile.ZipFile(archive, "w") as file:
             file.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": model}))
             file.write(checkpoint, "checkpoint.pt")
-            for name in _PLAIN:
-                file.write(Path(__file__).with_name(name), name)
+            file.write(_HANDLER, _HANDLER.name)
+            file.write(_HANDLER.with_name("plain.py"), "benchmarks/plain.py")
         started = time.monotonic()
         torchserve = TorchServe(archive, config, Path(scratch))
         try:
