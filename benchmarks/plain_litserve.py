@@ -1,12 +1,13 @@
 """`python -m benchmarks.plain_litserve CHECKPOINT PORT`: LitServe with the plain code."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: LitServe looks at the annotations themselves.
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import litserve
-from fastapi import Request
+from fastapi import Body
 
 from benchmarks.plain import PlainCaptioner
 
@@ -19,8 +20,8 @@ class PlainAPI(litserve.LitAPI):
     def setup(self, device: str) -> None:  # noqa: ARG002
         self.captioner = PlainCaptioner(self.checkpoint)
 
-    async def decode_request(self, request: Request) -> bytes:
-        return await request.body()
+    def decode_request(self, request: Annotated[bytes, Body()]) -> bytes:
+        return request
 
     def predict(self, body: bytes) -> str:
         return self.captioner.caption(body)

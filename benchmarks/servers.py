@@ -82,7 +82,7 @@ def _started(url: str, clip: bytes, folder: Path, *module: str) -> Iterator[Serv
     finally:
         family = process.children(recursive=True)
         process.terminate()
-        _, left = psutil.wait_procs([process, *family], timeout=30)
+        _, left = psutil.wait_procs([process, *family], timeout=10)
         for one in left:
             one.kill()
 
