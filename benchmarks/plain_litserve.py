@@ -32,4 +32,6 @@ class PlainAPI(litserve.LitAPI):
 
 if __name__ == "__main__":
     checkpoint, port = sys.argv[1:]
-    litserve.LitServer(PlainAPI(Path(checkpoint)), accelerator="cpu").run(port=int(port), generate_client_file=False)
+    litserve.LitServer(PlainAPI(Path(checkpoint)), accelerator="cpu", timeout=600).run(
+        port=int(port), generate_client_file=False
+    )
