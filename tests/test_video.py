@@ -127,7 +127,7 @@ def test_a_clip_cut_short_is_captioned_as_far_as_it_goes(options: dict[str, str]
         cut = body[: int(share * len(body))]
         try:
             expected = sixteen_of(every_frame(cut))
-        except av.EOFError:  # cut in the middle of an index
+        except av.FFmpegError:  # cut in the middle of an index
             continue
         sampled = video.sample_frames(cut, resize_px=SIZE_PX)
         np.testing.assert_array_equal(sampled.frames, expected, f"cut at {share:.3f}")
