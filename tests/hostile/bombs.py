@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -38,6 +39,7 @@ def files() -> Iterator[HostileFile]:
     yield HostileFile("zeros", "reject", bytes(8 << 20))
     yield HostileFile("zeros that gzip hides", "reject", zlib.compress(bytes(64 << 20), 9))
     yield HostileFile("one small picture, 100,000 times", "either", clips.video(2, container="mpegts") * 400)
+    yield HostileFile("twenty seconds of decoding", "reject", still_that_must_be_decoded(4096, 2304, frames=4000))
 
 
 def gif(width: int, height: int, frames: int = 3) -> bytes:
@@ -45,6 +47,27 @@ def gif(width: int, height: int, frames: int = 3) -> bytes:
     screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff" * 3
     picture = b"\x21\xf9\x04\x00\x0a\x00\x00\x00" + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0)
     return screen + (picture + b"\x02\x02\x44\x01\x00") * frames + b";"
+
+
+def still_that_must_be_decoded(width: int, height: int, frames: int) -> bytes:
+    """MPEG-4 in AVI: a black picture, then "no change" over and over, each of which needs the one before."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height = width, height
+        black = av.VideoFrame.from_ndarray(np.zeros((height, width), np.uint8), format="gray").reformat(
+            format="yuv420p"
+        )
+        black.pts = 0
+        (picture,) = stream.encode(black)
+        black.pts = 1
+        (unchanged,) = stream.encode(black)
+        out.mux(picture)
+        for number in range(1, frames):
+            again = av.Packet(bytes(unchanged))
+            again.stream, again.time_base, again.pts, again.dts = stream, unchanged.time_base, number, number
+            out.mux(again)
+    return file.getvalue()
 
 
 def png(width: int, height: int) -> bytes:
