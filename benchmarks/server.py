@@ -19,7 +19,7 @@ import psutil
 
 import etenet
 from benchmarks import servers
-from benchmarks.load import Arrival, Client, closed_loop, steady_throughput_per_s
+from benchmarks.load import Arrival, Client, closed_loop, throughput_per_s
 from benchmarks.record import REPOSITORY, RESULTS, conclude
 from etenet import checkpoint as checkpoints
 from etenet.compiled_encoder import compile_encoder
@@ -59,7 +59,7 @@ def alone(url: str, clip: bytes, rounds: int) -> float:
 def together(url: str, clip: bytes, seconds: float) -> float:
     """Captions per second with 8 clients that always have one more."""
     arrivals = asyncio.run(closed_loop(url, [clip], clients=CLIENTS, seconds=seconds))
-    return steady_throughput_per_s([_answered(arrival) for arrival in arrivals])
+    return throughput_per_s([_answered(arrival) for arrival in arrivals])
 
 
 def _answered(arrival: Arrival) -> Arrival:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -54,23 +52,25 @@ def door(busy: Server, request: pytest.FixtureRequest) -> Iterator[Server]:
 
 def peak_rate_per_s(server: Server, seconds: float) -> float:
     """Captions per second when there is always one more clip to take, and no more."""
-    began = time.monotonic()
-    arrivals = asyncio.run(closed_loop(server.inference, [CLIP], clients=2 * BATCH, seconds=seconds))
-    return throughput_per_s(arrivals, after_s=began, before_s=began + seconds)
+    return throughput_per_s(asyncio.run(closed_loop(server.inference, [CLIP], clients=2 * BATCH, seconds=seconds)))
 
 
 def test_ten_times_overload_is_answered_with_captions_and_refusals_only(door: Server, thorough: bool) -> None:
-    seconds = 60.0 if thorough else 8.0
-    peak_rate_per_s(door, 5.0)
-    peak = peak_rate_per_s(door, seconds / 2)
-    arrivals = asyncio.run(open_loop(door.inference, [CLIP], rate_per_s=10 * peak, seconds=seconds, steady=True))
-    statuses = Counter(arrival.status for arrival in arrivals)
-    assert set(statuses) == {200, 503}
-    if thorough:
+    rounds, seconds = (3, 20.0) if thorough else (1, 8.0)
+    peaks, goodputs, answered = [peak_rate_per_s(door, 5.0)], [], []
+    for _ in range(rounds):  # in turns, as no machine is equally fast for minutes
+        peaks.append(peak_rate_per_s(door, seconds))
+        arrivals = asyncio.run(
+            open_loop(door.inference, [CLIP], rate_per_s=10 * peaks[-1], seconds=seconds, steady=True)
+        )
         first, last = arrivals[len(arrivals) // 4].meant_s, arrivals[-1].meant_s
-        goodput = throughput_per_s(arrivals, after_s=first, before_s=last)
+        goodputs.append(throughput_per_s([arrival for arrival in arrivals if first <= arrival.answered_s < last]))
+        answered += arrivals
+    assert {arrival.status for arrival in answered} == {200, 503}
+    if thorough:
+        peak, goodput = np.mean(peaks[1:]), np.mean(goodputs)
         refused, accepted = (
-            np.percentile([arrival.seconds for arrival in arrivals if arrival.status == status], 99)
+            np.percentile([arrival.seconds for arrival in answered if arrival.status == status], 99)
             for status in (503, 200)
         )
         bound_s = 1.2 * (CONFIG.queue + 2 * BATCH) / peak + 1
