@@ -33,6 +33,18 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert not read.model.training
 
 
+def test_without_the_encoder_only_its_name_and_the_rest_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    checkpoints.save(fresh(), path)
+    read, whole = checkpoints.load(path, with_encoder=False), checkpoints.load(path)
+    path.write_bytes(b"no longer needed")
+    assert read.model.encoder.name == "squeezenet1_1"
+    expected = {name: value for name, value in whole.model.state_dict().items() if name.startswith("decoder.")}
+    assert read.model.state_dict().keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(read.model.state_dict()[name], value), name
+
+
 def test_half_precision_halves_the_file_and_reads_as_float32(tmp_path: Path) -> None:
     whole, half = tmp_path / "whole.pt", tmp_path / "half.pt"
     checkpoints.save(fresh(), whole)
@@ -101,11 +113,12 @@ def test_a_wrong_checkpoint_is_named_with_its_mend(tmp_path: Path, changes: dict
 
 
 @pytest.mark.parametrize("contents", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, contents: bytes) -> None:
+@pytest.mark.parametrize("with_encoder", [True, False])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, contents: bytes, with_encoder: bool) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(contents)
     with pytest.raises(CheckpointError, match=r"model\.pt"):
-        checkpoints.load(path)
+        checkpoints.load(path, with_encoder=with_encoder)
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:

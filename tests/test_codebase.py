@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import etenet
 from tests.conftest import REPOSITORY
@@ -77,6 +80,12 @@ def test_foreign_libraries_are_imported_where_they_belong() -> None:
     for path in python_files("src", "handler", "training"):
         for library in {name.partition(".")[0] for name in imports(path)} & set(AT_HOME):
             assert path.relative_to(REPOSITORY).as_posix() in AT_HOME[library], f"{path} imports {library}"
+
+
+@pytest.mark.parametrize("module", ["etenet.server", "etenet.decoder_process"])
+def test_what_starts_first_does_not_wait_for_torch(module: str) -> None:
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
 def test_no_file_is_a_drawer_and_none_is_too_long_to_read() -> None:

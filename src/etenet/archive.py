@@ -3,6 +3,7 @@
 A .mar is a zip with a manifest. It is written here rather than by torch-model-archiver, which stamps the time of day
 into it. The files of `handler/` are data to this module; it never imports them. `SHA256SUMS`, in the format of
 sha256sum(1), lets whoever unpacks an archive see that it is whole: the handler does, before it loads anything.
+Only packaging needs torch, which takes seconds to import; a server starts without.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import logging
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from etenet import checkpoint as checkpoints
 from etenet.atomic import replacing
-from etenet.checkpoint import Checkpoint
 from etenet.errors import UsageError
+
+if TYPE_CHECKING:
+    from etenet.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +49,8 @@ def handler_folder() -> Path:
 
 def package(checkpoint: Path, out: Path) -> Path:
     """Write the archive atomically and return its path. The checkpoint is loaded once, so a bad one is not packaged."""
+    from etenet import checkpoint as checkpoints
+
     loaded = checkpoints.load(checkpoint)
     handler = handler_folder()
     entries: dict[str, Path] = {
@@ -77,6 +83,19 @@ def _compiled_encoder(checkpoint: Checkpoint) -> dict[str, bytes]:
         return {}
 
 
+def unpack(archive: Path, folder: Path) -> None:
+    """Raises `UsageError` where the archive is missing or no archive."""
+    try:
+        with zipfile.ZipFile(archive) as contents:
+            contents.extractall(folder)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"no archive at {archive}; make it with: etenet package CHECKPOINT, or give --checkpoint"
+        ) from error
+    except zipfile.BadZipFile as error:
+        raise UsageError(f"{archive} is damaged or no archive ({error}); package it again") from error
+
+
 def verify(unpacked: Path) -> None:
     """Raises `UsageError` where an unpacked archive does not hold what was packaged."""
     try:
@@ -84,14 +103,20 @@ def verify(unpacked: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{SUMS_FILE} of the archive cannot be read; package it again") from error
     sums = {name: promised for promised, _, name in (line.partition("  ") for line in lines)}
-    for name in (MANIFEST_FILE, CHECKPOINT_FILE, HANDLER_FILE, CONFIG_FILE, *sums):
-        try:
-            with (unpacked / name).open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == sums.get(name)
-        except OSError:
-            whole = False
-        if not whole:
-            raise UsageError(f"{name} of the archive is damaged or missing; package it again")
+    names = dict.fromkeys((MANIFEST_FILE, CHECKPOINT_FILE, HANDLER_FILE, CONFIG_FILE, *sums))
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(_sha256, (unpacked / name for name in names))
+        for name, actual in zip(names, found, strict=True):
+            if actual is None or actual != sums.get(name):
+                raise UsageError(f"{name} of the archive is damaged or missing; package it again")
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _package_files() -> Iterator[tuple[str, Path]]:

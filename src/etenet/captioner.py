@@ -344,13 +344,14 @@ def load(
     `compiled_encoder` is what `compile_encoder` made of this checkpoint; only a CPU uses it.
     """
     path = Path(path)
+    compiled = _read_compiled(compiled_encoder) if compiled_encoder and device == "cpu" else None
     return Captioner(
-        checkpoints.load(path),
+        checkpoints.load(path, with_encoder=compiled is None),
         checkpoint_id=f"sha256:{checkpoints.sha256(path)}",
         device=device,
         limits=limits,
         sandboxed=sandboxed,
-        compiled_encoder=_read_compiled(compiled_encoder) if compiled_encoder and device == "cpu" else None,
+        compiled_encoder=compiled,
     )
 
 

@@ -71,9 +71,12 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         torch.save(contents, file)
 
 
-def load(path: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint for inference: float32, eval mode, gradients off; on any fault `CheckpointError`."""
-    contents = _read(path)
+def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool = True) -> Checkpoint:
+    """Read a checkpoint for inference: float32, eval mode, gradients off; on any fault `CheckpointError`.
+
+    Without its encoder, which then is `Encoder.absent`, no more of the file is read than the rest.
+    """
+    contents = _read(path, mmap=not with_encoder)
     try:
         vocabulary = Vocabulary(contents["vocabulary"])
         decoder = DecoderConfig(**contents["decoder"])
@@ -81,9 +84,12 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
         if decoder.vocabulary_size != len(vocabulary):
             raise ValueError(f"{len(vocabulary)} words for a decoder of {decoder.vocabulary_size}")
         with torch.device("meta"):
-            model = EtENet(Encoder(contents["encoder"]), Decoder(decoder))
+            encoder = Encoder(contents["encoder"]) if with_encoder else Encoder.absent(contents["encoder"])
+            model = EtENet(encoder, Decoder(decoder))
         weights = {
-            name: value.float() if value.is_floating_point() else value for name, value in contents["weights"].items()
+            name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=not with_encoder)
+            for name, value in contents["weights"].items()
+            if with_encoder or not name.startswith("encoder.")
         }
         model.load_state_dict(weights, assign=True)
         checkpoint = Checkpoint(model, vocabulary, preprocessing, int(contents["max_words"]))
@@ -101,11 +107,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, mmap: bool) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give the path of a .pt file made by training.train")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({_first_line(error)}); give a .pt file made by training.train"

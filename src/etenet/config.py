@@ -14,7 +14,7 @@ from typing import Literal
 from etenet.errors import BadOption
 
 FRAMES_PER_CLIP = 16
-CANARY_CLIP = Path(__file__).with_name("canary.mp4")  # small, and always decodes
+CANARY_CLIP = Path(__file__).with_name("canary.mp4")  # small, always decodes, and one picture: encoded once
 
 
 def _require(condition: bool, message: str) -> None:

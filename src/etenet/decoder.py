@@ -65,7 +65,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         features, hidden = config.feature_size, config.hidden_size
-        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)  # E
+        vectors = torch.empty(config.vocabulary_size, config.embedding_size)
+        if not vectors.is_meta:  # there, `normal_` would take two seconds to import torch's compiler
+            vectors.normal_()
+        self.embedding = nn.Embedding.from_pretrained(vectors, freeze=False)  # type: ignore[no-untyped-call]  # E
         self.attend_hidden = nn.Linear(hidden, config.attention_size, bias=False)  # W_eh
         self.attend_feature = nn.Linear(features, config.attention_size)  # W_ev, b_e
         self.attend_score = nn.Linear(config.attention_size, 1)  # w_a, b_a

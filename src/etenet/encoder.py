@@ -1,6 +1,7 @@
 """phi: frames -> one vector each, by a convolutional network out of `pretrainedmodels`.
 
-The only file that imports pretrainedmodels. Knows nothing of clips, captions or files.
+The only file that imports pretrainedmodels, and only when it is needed: that takes seconds, which a worker with a
+compiled encoder need not wait. Knows nothing of clips, captions or files.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-import pretrainedmodels
 import torch
 from torch import Tensor, nn
 from torch.utils import model_zoo
@@ -28,8 +29,8 @@ def encoder_names() -> list[str]:
     """The networks of `pretrainedmodels` that can be an encoder: ImageNet weights, and a feature map at the end."""
     return sorted(
         name
-        for name in pretrainedmodels.model_names
-        if "imagenet" in pretrainedmodels.pretrained_settings.get(name, ()) and not name.startswith(_UNFIT)
+        for name in _networks().model_names
+        if "imagenet" in _networks().pretrained_settings.get(name, ()) and not name.startswith(_UNFIT)
     )
 
 
@@ -70,13 +71,21 @@ class Encoder(nn.Module):
         with warnings.catch_warnings(), _given(imagenet):
             # pretrainedmodels calls torchvision by argument names that torchvision now warns about.
             warnings.filterwarnings("ignore", module="torchvision")
-            self.network: Any = getattr(pretrainedmodels, name)(
+            self.network: Any = getattr(_networks(), name)(
                 num_classes=1000, pretrained=None if imagenet is None else "imagenet"
             )
         for classifier in ("last_linear", "last_conv"):
             if hasattr(self.network, classifier):
                 setattr(self.network, classifier, nn.Identity())
         self.requires_grad_().train()
+
+    @classmethod
+    def absent(cls, name: str) -> Encoder:
+        """Only the name of one, for who has its features already."""
+        encoder = cls.__new__(cls)
+        nn.Module.__init__(encoder)
+        encoder.name = name
+        return encoder
 
     def _batch_norms(self) -> Iterable[nn.Module]:
         return (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
@@ -107,10 +116,17 @@ def feature_size(name: str) -> int:
         return int(Encoder(name)(pixels).shape[-1])
 
 
+@cache
+def _networks() -> Any:
+    import pretrainedmodels
+
+    return pretrainedmodels
+
+
 def _settings(name: str) -> dict[str, Any]:
     if name not in encoder_names():
         raise UsageError(f"unknown encoder {name!r}; choose one of {', '.join(encoder_names())}")
-    settings: dict[str, Any] = pretrainedmodels.pretrained_settings[name]["imagenet"]
+    settings: dict[str, Any] = _networks().pretrained_settings[name]["imagenet"]
     return settings
 
 

@@ -121,9 +121,12 @@ def is_free(address: Address) -> bool:
 
 
 class TorchServe:
-    """The TorchServe process. `scratch` is a short path (its sockets must stay under 108 bytes)."""
+    """The TorchServe process, with one archive or the folder that one was unpacked to.
 
-    def __init__(self, mar: Path, config: ServerConfig, scratch: Path) -> None:
+    `scratch` is a short path (its sockets must stay under 108 bytes).
+    """
+
+    def __init__(self, model: Path, config: ServerConfig, scratch: Path) -> None:
         spec = importlib.util.find_spec("ts")
         if spec is None or spec.origin is None:
             raise UsageError("TorchServe is not installed; install it with: pip install torchserve pyyaml")
@@ -145,9 +148,9 @@ class TorchServe:
             "org.pytorch.serve.ModelServer",
             *("--python", sys.executable),
             *("-f", str(config.path)),
-            *("-s", str(mar.parent)),
+            *("-s", str(model.parent)),
             "-ncs",
-            *("-m", f"{archive.MODEL_NAME}={mar.name}"),
+            *("-m", f"{archive.MODEL_NAME}={model.name}"),
         ]
         # Its own session: Ctrl-C in a terminal must reach the launcher only, which then ends TorchServe in order.
         self._process = subprocess.Popen(
@@ -276,8 +279,6 @@ def _exporter(health: Health, address: Address) -> Iterator[None]:
 
 def serve(mar: Path, config: ServerConfig) -> int:
     """Run until SIGTERM or Ctrl-C and return the exit status; `UsageError` where it cannot even start."""
-    if not mar.is_file():
-        raise UsageError(f"no archive at {mar}; make it with: etenet package CHECKPOINT, or give --checkpoint")
     taken = [str(address.port) for address in config.addresses if not is_free(address)]
     if taken:
         raise UsageError(
@@ -289,7 +290,9 @@ def serve(mar: Path, config: ServerConfig) -> int:
         signal.signal(number, lambda *_: leave.set())
     with tempfile.TemporaryDirectory(prefix="etenet-") as scratch:
         _say("starting TorchServe ...")
-        torchserve = TorchServe(mar.resolve(), config, Path(scratch))
+        model = Path(scratch) / "model_store" / archive.MODEL_NAME
+        archive.unpack(mar, model)  # TorchServe would take ten times as long
+        torchserve = TorchServe(model, config, Path(scratch))
         try:
             health = Health(torchserve, config.inference)
             with _exporter(health, config.exporter):
