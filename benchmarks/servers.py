@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import psutil
 
 from benchmarks.load import PREDICTIONS
 from benchmarks.record import REPOSITORY
+from etenet import archive as archives
 from etenet.server import ServerConfig, TorchServe
 
 START_DEADLINE_S = 180.0
@@ -44,6 +47,25 @@ def ours(checkpoint: Path, clip: bytes) -> Iterator[Served]:
 
 
 @contextmanager
+def ours_with(archive: Path, clip: bytes, **settings: int) -> Iterator[Served]:
+    """TorchServe as `etenet serve` starts it, with other values of model-config.yaml than those in the archive."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "model_store" / "etenet"
+        archives.unpack(archive, model)
+        config = model / archives.CONFIG_FILE
+        before = config.read_bytes()
+        for name, value in settings.items():
+            config.write_text(re.sub(rf"(?m)^{name}: \d+", f"{name}: {value}", config.read_text()))
+        sums, (old, new) = (
+            model / archives.SUMS_FILE,
+            (sha256(text).hexdigest() for text in (before, config.read_bytes())),
+        )
+        sums.write_text(sums.read_text().replace(old, new))
+        with _torchserve(model, clip, Path(scratch)) as it:
+            yield it
+
+
+@contextmanager
 def plain_litserve(checkpoint: Path, clip: bytes) -> Iterator[Served]:
     """LitServe with the plain code."""
     (port,) = free_ports(1)
@@ -57,19 +79,25 @@ def plain_torchserve(checkpoint: Path, clip: bytes) -> Iterator[Served]:
     """TorchServe, started as we start it, with the plain code in a handler."""
     model = {"modelName": "etenet", "modelVersion": "1.0", "handler": _HANDLER.name, "serializedFile": "checkpoint.pt"}
     with tempfile.TemporaryDirectory() as scratch:
-        config, archive = ServerConfig.read(config_on_free_ports(Path(scratch))), Path(scratch) / "etenet.mar"
+        archive = Path(scratch) / "etenet.mar"
         with zipfile.ZipFile(archive, "w") as file:
             file.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": model}))
             file.write(checkpoint, "checkpoint.pt")
             file.write(_HANDLER, _HANDLER.name)
             file.write(_HANDLER.with_name("plain.py"), "benchmarks/plain.py")
-        started = time.monotonic()
-        torchserve = TorchServe(archive, config, Path(scratch))
-        try:
-            await_caption(config.inference.url, clip, lambda: torchserve.alive)
-            yield Served(config.inference.url, time.monotonic() - started)
-        finally:
-            torchserve.stop()
+        with _torchserve(archive, clip, Path(scratch)) as it:
+            yield it
+
+
+@contextmanager
+def _torchserve(model: Path, clip: bytes, scratch: Path) -> Iterator[Served]:
+    config, started = ServerConfig.read(config_on_free_ports(scratch)), time.monotonic()
+    torchserve = TorchServe(model, config, scratch)
+    try:
+        await_caption(config.inference.url, clip, lambda: torchserve.alive)
+        yield Served(config.inference.url, time.monotonic() - started)
+    finally:
+        torchserve.stop()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import decode, encoder, real_language, search, server, training
+from benchmarks import decode, encoder, real_language, saturation, scale, search, server, training
 from tests import clips
 
 
@@ -66,6 +66,27 @@ def test_the_server_benchmark_asks_three_servers(tmp_path: Path, last_line: Call
     assert len(record["throughput_per_s"]) == 3
     assert min(record["throughput_per_s"].values()) > 0
     assert record.keys() >= {"overhead_p50_ms", "throughput_share", "throughput_vs_plain", "p50_vs_plain", "ready_s"}
+
+
+def test_the_saturation_benchmark_draws_a_curve(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+    short = ["--seconds", "2", "--shares", "0.5", "3", "--batch-sizes", "2"]
+    saturation.main([*short, "--out", str(tmp_path)])
+    record = last_line()
+    calm, crowded = record["curve"]
+    assert calm["refused_share"] == 0
+    assert calm["p50"] <= calm["p99.9"] < crowded["p99.9"]
+    assert record["batch_sizes"].keys() == {"2"}
+    assert (tmp_path / "saturation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_scale_benchmark_counts_workers_and_memory(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+    small = ["--words", "50", "--vocabularies", "50", "--lengths-s", "4", "--sizes", "240p", "--seconds", "3"]
+    scale.main([*SMALL, "--crop-px", "64", *small, "--out", str(tmp_path)])
+    record = last_line()
+    assert record.keys() >= {"decode_ms_by_length_s", "decode_ms_by_size", "search_ms_by_words"}
+    for workers in ("1", "2"):
+        assert record["workers"][workers]["clips_per_s"] > 0
+        assert min(record["workers"][workers]["peak_mib"].values()) > 0
 
 
 def test_videos_of_one_source_share_a_split() -> None:

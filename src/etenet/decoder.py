@@ -30,10 +30,11 @@ class Memory:
     features: Tensor  # (B, L, D)
     keys: Tensor  # (B, L, A), W_ev v_i + b_e
     seen: Tensor  # (B, L, 4 H + E), v_i as the LSTM's gates (7 to 12) and W_u (14) see it
+    gates_of_words: Tensor  # (4 H, E), of the decoder: the gates' matrix for the last word, in one piece of memory
 
     def pick(self, clips: Sequence[int]) -> Memory:
         """That of these clips alone."""
-        return Memory(self.features[clips], self.keys[clips], self.seen[clips])
+        return Memory(self.features[clips], self.keys[clips], self.seen[clips], self.gates_of_words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ class Decoder(nn.Module):
         """features (B, L, D) -> Memory."""
         size = self.config.feature_size
         seen_by = torch.cat([self.lstm.weight_ih[:, :size], self.to_embedding.weight[:, :size]])
-        return Memory(features, self.attend_feature(features), functional.linear(features, seen_by))
+        gates_of_words = self.lstm.weight_ih[:, size:].contiguous()
+        return Memory(features, self.attend_feature(features), functional.linear(features, seen_by), gates_of_words)
 
     def first_state(self, memory: Memory, sentences: int = 1) -> State:
         """Equations (16) and (17), the same for each of the K sentences of a clip."""
@@ -104,19 +106,18 @@ class Decoder(nn.Module):
         embedded = self.embedding(previous_words)
         seen, weights = self.attend(state.hidden, memory)
         seen_by_gates, seen_by_words = seen[..., : 4 * hidden_size], seen[..., 4 * hidden_size :]
-        gates = (
-            seen_by_gates
-            + functional.linear(embedded, self.lstm.weight_ih[:, size:], self.lstm.bias_ih)
-            + functional.linear(state.hidden, self.lstm.weight_hh, self.lstm.bias_hh)
-        )
+        heard_by_gates = _product(memory.gates_of_words, embedded, self.lstm.bias_ih)
+        gates = seen_by_gates + heard_by_gates + _product(self.lstm.weight_hh, state.hidden, self.lstm.bias_hh)
         admit, keep, new, show = gates.chunk(4, dim=-1)
         cell = torch.sigmoid(keep) * state.cell + torch.sigmoid(admit) * torch.tanh(new)
         hidden = torch.sigmoid(show) * torch.tanh(cell)
         heard = functional.linear(self.dropout(hidden), self.to_embedding.weight[:, size:], self.to_embedding.bias)
         said = torch.tanh(seen_by_words + heard + embedded)
-        return Step(self._words(self.dropout(said)).log_softmax(dim=-1), State(hidden, cell), weights)
+        log_probs = _product(self.to_words.weight, self.dropout(said), self.to_words.bias).log_softmax(dim=-1)
+        return Step(log_probs, State(hidden, cell), weights)
 
-    def _words(self, said: Tensor) -> Tensor:
-        """W_p u + b_p: (B, K, E) -> (B, K, V). With W on the left it takes a CPU half the time if V is large."""
-        by_word = torch.addmm(self.to_words.bias[:, None], self.to_words.weight, said.flatten(0, 1).t())
-        return by_word.t().reshape(*said.shape[:2], -1)
+
+def _product(matrix: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
+    """functional.linear of vectors (B, K, X), with a large matrix (Y, X): left of them it takes a CPU half the time."""
+    products = torch.addmm(bias[:, None], matrix, vectors.flatten(0, 1).t())
+    return products.t().reshape(*vectors.shape[:2], -1)

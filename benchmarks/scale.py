@@ -1,0 +1,150 @@
+"""`python -m benchmarks.scale`: how time and memory grow with workers, clip length, frame size and vocabulary.
+
+Clips are made on the spot. Workers and memory are those of a server under 8 clients, whose clips have the largest
+frames that are asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import torch
+
+from benchmarks import servers
+from benchmarks.clips import drifting
+from benchmarks.load import closed_loop, throughput_per_s
+from benchmarks.record import RESULTS, conclude
+from benchmarks.search import captioner
+from etenet import archive, video
+from etenet import checkpoint as checkpoints
+from etenet.config import FRAMES_PER_CLIP, CaptionOptions
+from etenet.errors import EtenetError
+from etenet.vocabulary import Vocabulary
+
+LENGTHS_S = (10, 30, 60, 180, 360)
+LENGTHS_AT = (640, 360)
+SIZES = {"240p": (426, 240), "480p": (854, 480), "720p": (1280, 720), "1080p": (1920, 1080), "4K": (3840, 2160)}
+SIZES_AT_S = 10
+VOCABULARIES = (1_000, 12_000, 50_000, 200_000)
+MAX_WORDS = 20
+CLIENTS = 8
+MIB = 2**20
+
+
+def median_ms(run: Callable[[], object], rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return round(1000 * statistics.median(times), 1)
+
+
+def decode_ms(clip: bytes, size_px: int, rounds: int) -> float:
+    return median_ms(lambda: video.sample_frames(clip, resize_px=size_px), rounds)
+
+
+def search_ms(encoder: str, words: int, rounds: int) -> dict[str, float]:
+    """One clip and eight, a beam of 5, every sentence of full length."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours = captioner(encoder, words, MAX_WORDS, Path(folder))
+    features = torch.randn(8, FRAMES_PER_CLIP, ours.checkpoint.model.decoder.config.feature_size)
+    return {
+        str(clips): median_ms(lambda n=clips: ours.caption_features(features[:n], CaptionOptions()), rounds)
+        for clips in (1, 8)
+    }
+
+
+@contextmanager
+def peaks_mib(every_s: float = 0.05) -> Iterator[dict[str, float]]:
+    """The most that a worker, and a decoder process, of the servers that run here had in memory."""
+    found, done = {"worker": 0.0, "decoder": 0.0}, threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_s):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    command = " ".join(process.cmdline())
+                    kind = (
+                        "worker" if "model_service_worker" in command else "decoder" if "decoder" in command else None
+                    )
+                    if kind:
+                        found[kind] = max(found[kind], round(process.memory_info().rss / MIB, 1))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.splitlines()[0])
+    parser.add_argument("--encoder", default="inceptionresnetv2")
+    parser.add_argument("--crop-px", type=int)
+    parser.add_argument("--words", type=int, default=12_000)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
+    parser.add_argument("--lengths-s", type=int, nargs="+", default=LENGTHS_S)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=tuple(SIZES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=90.0, help="of load with 8 clients, per number of workers")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args(arguments)
+    start = checkpoints.initialise(
+        options.encoder, Vocabulary(f"word{n}" for n in range(options.words)), crop_px=options.crop_px
+    )
+    resize_px = start.preprocessing.resize_px
+    by_length, by_size, by_words, by_workers = {}, {}, {}, {}
+    for length_s in options.lengths_s:
+        by_length[length_s] = decode_ms(drifting(length_s, *LENGTHS_AT), resize_px, options.rounds)
+        print(f"{length_s:5} s of {LENGTHS_AT[0]} x {LENGTHS_AT[1]}: decoded in {by_length[length_s]} ms", flush=True)
+    for size in options.sizes:
+        largest = drifting(SIZES_AT_S, *SIZES[size])
+        by_size[size] = decode_ms(largest, resize_px, options.rounds)
+        print(f"{SIZES_AT_S:5} s of {size}: decoded in {by_size[size]} ms", flush=True)
+    for words in options.vocabularies:
+        by_words[words] = search_ms(options.encoder, words, options.rounds)
+        print(f"{words:7} words: searched in {by_words[words]} ms", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints.save(start, Path(folder) / "untrained.pt")
+        mar = archive.package(Path(folder) / "untrained.pt", Path(folder) / "etenet.mar")
+        for workers in (1, 2):
+            with (
+                servers.ours_with(mar, largest, minWorkers=workers, maxWorkers=workers) as ours,
+                peaks_mib() as peaks,
+            ):
+                arrivals = asyncio.run(closed_loop(ours.url, [largest], clients=CLIENTS, seconds=options.seconds))
+            by_workers[workers] = {"clips_per_s": round(throughput_per_s(arrivals), 3), "peak_mib": peaks}
+            print(f"{workers} workers, {CLIENTS} clients: {by_workers[workers]}", flush=True)
+    conclude(
+        "scale",
+        {
+            "encoder": options.encoder,
+            "decode_ms_by_length_s": by_length,
+            "decode_ms_by_size": by_size,
+            "search_ms_by_words": by_words,
+            "workers": by_workers,
+            "workers_clip": f"{SIZES_AT_S} s of {size}",
+        },
+        folder=options.out,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EtenetError as error:
+        print(f"scale: {error}", file=sys.stderr)
+        sys.exit(2)
