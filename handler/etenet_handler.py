@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 
 import etenet
+from etenet import metrics
 from etenet.archive import ENCODER_FILE, verify
-from etenet.config import CANARY_CLIP
+from etenet.config import CANARY_CLIP, FAILURE_FILE_VARIABLE
 from etenet.errors import DeviceFailed, EmptyBody, InternalError, NotAVideo
+from etenet.request_log import Answered, record
 
 _log = logging.getLogger("etenet.handler")
 
@@ -30,11 +33,21 @@ OPTION_HEADERS = {
     "x-etenet-length-penalty": "length_penalty",
 }
 
+CANARY = CANARY_CLIP.read_bytes()
+
 
 class EtenetHandler:
     """Captions batches of HTTP requests with the checkpoint of its own archive."""
 
     def initialize(self, context: Any) -> None:
+        try:
+            self._load(context)
+        except Exception as error:
+            if path := os.environ.get(FAILURE_FILE_VARIABLE):
+                Path(path).write_text(f"{type(error).__name__}: {error}")
+            raise
+
+    def _load(self, context: Any) -> None:
         properties = context.system_properties
         folder = Path(properties["model_dir"])
         verify(folder)
@@ -50,18 +63,39 @@ class EtenetHandler:
             limits=etenet.DecodeLimits(**settings),
             compiled_encoder=graph if graph.exists() else None,
         )
-        self.captioner.caption(CANARY_CLIP.read_bytes())
+        self.captioner.caption(CANARY)
+        checkpoint = self.captioner.checkpoint_id
+        metrics.WORKER_START.set_to_current_time()
+        metrics.MODEL_INFO.labels(model["modelVersion"], self.captioner.encoder, checkpoint, device).set(1)
         self.model = {
             "name": context.model_name,
             "version": model["modelVersion"],
             "encoder": self.captioner.encoder,
-            "checkpoint": self.captioner.checkpoint_id,
+            "checkpoint": checkpoint,
         }
 
     def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:
-        headers = [_text_headers(context.get_all_request_header(number)) for number in range(len(data))]
-        outcomes = self._outcomes(data, headers)
-        return [self._answer(number, outcomes[number], headers[number], context) for number in range(len(data))]
+        started, count = time.perf_counter(), len(data)
+        headers = [_text_headers(context.get_all_request_header(number)) for number in range(count)]
+        waited_s = [metrics.seconds_since(of_request.get("x-request-start", "")) for of_request in headers]
+        with metrics.in_progress(count):
+            outcomes = self._outcomes(data, headers)
+            answers = [self._answer(number, outcomes[number], headers[number], context) for number in range(count)]
+        seconds = time.perf_counter() - started
+        record(
+            [
+                Answered(
+                    id=str(context.get_request_id(number)),
+                    body_bytes=_size(data[number]),
+                    waited_s=waited_s[number],
+                    seconds=seconds,
+                    outcome=outcomes[number],
+                )
+                for number in range(count)
+                if data[number].get("body") != CANARY
+            ]
+        )
+        return answers
 
     def _outcomes(
         self, data: list[Mapping[str, Any]], headers: list[dict[str, str]]
@@ -129,6 +163,11 @@ def _body(row: Mapping[str, Any]) -> bytes:
     raise EmptyBody(
         "there is no video in the request; send it as the body (curl -T clip.mp4) or as the form field 'data'"
     )
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    sent = row.get("body", row.get("data"))
+    return len(sent) if isinstance(sent, bytes | bytearray | str) else 0
 
 
 def _bytes(value: Any) -> bytes:

@@ -73,6 +73,7 @@ class Answer:
     status: int
     content_type: str
     body: bytes
+    request_id: str
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -85,9 +86,14 @@ def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = No
         request.add_header("Content-type", "application/octet-stream")
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
-            return Answer(response.status, response.headers.get("Content-Type", ""), response.read())
+            return _answer(response.status, response)
     except urllib.error.HTTPError as error:
-        return Answer(error.code, error.headers.get("Content-Type", ""), error.read())
+        return _answer(error.code, error)
+
+
+def _answer(status: int, response: Any) -> Answer:
+    headers = response.headers
+    return Answer(status, headers.get("Content-Type", ""), response.read(), headers.get("X-Request-Id", ""))
 
 
 @dataclass(slots=True)

@@ -27,6 +27,8 @@ class Context:
     statuses = {}
     def get_all_request_header(self, number):
         return {}
+    def get_request_id(self, number):
+        return str(number)
     def set_response_status(self, code, phrase, number):
         self.statuses[number] = code
     def set_response_content_type(self, number, value):

@@ -218,15 +218,23 @@ def test_a_server_ends_cleanly_and_leaves_nothing(
     assert repository_files() == before
 
 
-def test_a_killed_server_takes_torchserve_along_and_starts_again(small_checkpoint: Path, tmp_path: Path) -> None:
-    config = config_on_free_ports(tmp_path)
-    for _ in range(2):
-        with running_server("--checkpoint", str(small_checkpoint), config=config) as running:
-            assert running.caption(clips.video(20)).status == 200
-            family = psutil.Process(running.process.pid).children(recursive=True)
-            running.process.kill()
-            running.process.wait()
-            wait_until(lambda: not [process for process in family if runs(process.pid)], 30)  # noqa: B023
+def test_a_killed_server_takes_torchserve_along_and_the_next_one_tidies_up(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, scratch = config_on_free_ports(tmp_path), tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    with running_server("--checkpoint", str(small_checkpoint), config=config) as running:
+        assert running.caption(clips.video(20)).status == 200
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        running.process.kill()
+        running.process.wait()
+        wait_until(lambda: not [process for process in family if runs(process.pid)], 30)
+    (left,) = scratch.glob("etenet-*")
+    with running_server("--checkpoint", str(small_checkpoint), config=config) as running:
+        assert running.caption(clips.video(20)).status == 200
+        assert not left.exists()
+        assert len(list(scratch.glob("etenet-*"))) == 1
 
 
 def test_two_servers_share_a_machine(server: Server, small_checkpoint: Path) -> None:

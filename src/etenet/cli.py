@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -34,13 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(options: argparse.Namespace) -> int:
-    from etenet import archive, server
+    from etenet import server
 
     config = server.ServerConfig.read(options.config)
-    if options.checkpoint is None:
-        return server.serve(DEFAULT_ARCHIVE, config)
-    with tempfile.TemporaryDirectory(prefix="etenet-") as folder:
-        return server.serve(archive.package(options.checkpoint, Path(folder) / DEFAULT_ARCHIVE.name), config)
+    return server.serve(config, mar=DEFAULT_ARCHIVE, checkpoint=options.checkpoint)
 
 
 def caption(options: argparse.Namespace) -> int:

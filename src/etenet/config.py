@@ -15,6 +15,10 @@ from etenet.errors import BadOption
 
 FRAMES_PER_CLIP = 16
 CANARY_CLIP = Path(__file__).with_name("canary.mp4")  # small, always decodes, and one picture: encoded once
+MOVING_CLIP = Path(__file__).with_name("moving.mp4")  # 16 pictures that all differ: what a caption truly takes
+
+FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # where a worker says why it cannot start
+REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"  # json, plain or off
 
 
 def _require(condition: bool, message: str) -> None:

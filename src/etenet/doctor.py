@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etenet import checkpoint as checkpoints
-from etenet import server
+from etenet import health, server
 from etenet.archive import MODEL_NAME
-from etenet.config import CANARY_CLIP
+from etenet.config import CANARY_CLIP, MOVING_CLIP
 from etenet.errors import EtenetError
 from etenet.java import find_java
 
@@ -59,21 +59,22 @@ def examine_server(url: str) -> Iterator[Finding]:
     where = f"{url.rstrip('/')}/predictions/{MODEL_NAME}"
     request = urllib.request.Request(where, CANARY_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
     try:
-        with urllib.request.urlopen(request, timeout=server.CANARY_DEADLINE_S) as response:
+        with urllib.request.urlopen(request, timeout=health.CANARY_DEADLINE_S) as response:
             answer = json.load(response)
         yield Finding(True, f"{where} captions: {answer['caption']!r} ({answer['model']['checkpoint'][:19]}...)")
-        yield _throughput(request)
+        yield _throughput(where)
     except urllib.error.HTTPError as error:
         yield Finding(False, f"{where} answers {error.code}", "read the server's own log; is its model loaded?")
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield Finding(False, f"{where} does not answer ({error})", "start it with: etenet serve")
 
 
-def _throughput(request: urllib.request.Request) -> Finding:
+def _throughput(where: str) -> Finding:
     """How many small clips are captioned per second when there are always more to take."""
+    request = urllib.request.Request(where, MOVING_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
 
     def ask(_: int) -> None:
-        with urllib.request.urlopen(request, timeout=server.CANARY_DEADLINE_S) as response:
+        with urllib.request.urlopen(request, timeout=health.CANARY_DEADLINE_S) as response:
             response.read()
 
     started = time.monotonic()

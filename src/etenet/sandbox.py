@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from etenet import metrics
 from etenet.config import FRAMES_PER_CLIP, DecodeLimits
 from etenet.decoder_process import MESSAGE_BYTES
 from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError
@@ -188,6 +189,7 @@ class _Keeper:
         try:
             return self.process.sample(body, seconds)
         except (DecodeTimeout, _Hung) as late:
+            metrics.DECODERS_TIMED_OUT.inc()
             timeout = DecodeTimeout(f"decoding took longer than {self._seconds:g} s; send a shorter clip")
             if self.process.clip_cpu_s > self._seconds / 2:  # or else the process was held up by something else
                 self._poison.remember(body, timeout)
@@ -198,6 +200,7 @@ class _Keeper:
         if not self.process.alive or self.process.clips >= CLIPS_PER_PROCESS:
             self.process.end()
             self.process = self._start()
+            metrics.DECODERS_REPLACED.inc()
 
 
 class _Died(Exception):
@@ -219,7 +222,7 @@ class _Process:
     """A decoder process and the channel to it. `clip_cpu_s` is what its last clip took."""
 
     def __init__(self, resize_px: int, limits: DecodeLimits, entry: str) -> None:
-        self.clips, self.clip_cpu_s = 0, 0.0
+        self.clips, self.clip_cpu_s, self._ready = 0, 0.0, False
         self._frames_shape = (FRAMES_PER_CLIP, resize_px, resize_px, 3)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = {
@@ -247,6 +250,8 @@ class _Process:
             except (OSError, ValueError) as error:
                 self.end()
                 raise _Died("a decoder process ended before it was ready; the log has its last words") from error
+        self._ready = True
+        metrics.DECODERS.inc()
 
     @property
     def pid(self) -> int:
@@ -257,6 +262,9 @@ class _Process:
         return self._program.poll() is None
 
     def end(self) -> None:
+        if self._ready:
+            self._ready = False
+            metrics.DECODERS.dec()
         self._program.kill()
         self._program.wait()
         self._channel.close()

@@ -1,15 +1,16 @@
 """`etenet serve`: starts TorchServe, says when it is truly ready, and ends it.
 
 TorchServe runs in a scratch folder of its own that is deleted in the end, so nothing is written elsewhere and no
-state survives a restart. Readiness is a caption: /ready answers 200 only if a small clip sent through the whole
-server came back captioned a moment ago. This file and the handler are the only ones that know TorchServe.
+state survives a restart. On SIGTERM or Ctrl-C what was taken in is answered first; a second one leaves at once. This
+file, `health.py` and the handler are the only ones that know TorchServe.
 """
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
-import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,40 +18,24 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from etenet import archive
-from etenet.config import CANARY_CLIP
+from etenet import archive, metrics
+from etenet.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE
 from etenet.errors import EtenetError, UsageError
+from etenet.health import Address, Health, exporter
 from etenet.java import find_java
 from etenet.prctl import PR_SET_PDEATHSIG, prctl
 
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 20.0
-READINESS_CACHE_S = 2.0
-CANARY_DEADLINE_S = 30.0
+IDLE_S = 1.0  # this long must nothing be pending: a batch on its way to its worker is nowhere counted
 
 _BATCH = 8  # batchSize in handler/model-config.yaml
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    host: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        """Where this machine reaches the address."""
-        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +49,8 @@ class ServerConfig:
     others: tuple[Address, ...]  # ports TorchServe takes besides
     queue: int  # requests waiting at most
     max_body_bytes: int
+    request_log: str  # json, plain or off
+    drain_deadline_s: float  # how long a shutdown waits for what was taken in
 
     @classmethod
     def read(cls, path: Path) -> ServerConfig:
@@ -94,6 +81,8 @@ class ServerConfig:
             ),
             queue=int(properties.get("job_queue_size", "100")),
             max_body_bytes=int(properties.get("max_request_size", "6553500")),
+            request_log=properties.get("request_log", "plain"),
+            drain_deadline_s=float(properties.get("drain_deadline_s", "60")),
         )
 
     @property
@@ -131,7 +120,12 @@ class TorchServe:
         if spec is None or spec.origin is None:
             raise UsageError("TorchServe is not installed; install it with: pip install torchserve pyyaml")
         packages = Path(spec.origin).parent.parent
-        self.log = scratch / "logs" / "worker.log"
+        self.log, self.figures, self._failure = (
+            scratch / "logs" / "worker.log",
+            scratch / "metrics",
+            scratch / "failure",
+        )
+        self.figures.mkdir()
         command = [
             str(find_java()),
             f"-Dmodel_server_home={packages}",
@@ -156,7 +150,12 @@ class TorchServe:
         self._process = subprocess.Popen(
             command,
             cwd=scratch,
-            env=_environment(scratch),
+            env={
+                **_environment(scratch),
+                metrics.FOLDER_VARIABLE: str(self.figures),
+                FAILURE_FILE_VARIABLE: str(self._failure),
+                REQUEST_LOG_VARIABLE: config.request_log,
+            },
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             stderr=sys.stderr.fileno(),
@@ -167,6 +166,11 @@ class TorchServe:
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def failure(self) -> str:
+        """Why the model does not load, or an empty string."""
+        return self._failure.read_text() if self._failure.exists() else ""
 
     def stop(self) -> None:
         """End TorchServe and its workers; returns when they are gone."""
@@ -195,116 +199,61 @@ def _environment(scratch: Path) -> Mapping[str, str]:
     }
 
 
-class Health:
-    """Whether a caption works (asked for, then remembered for a moment) and whether TorchServe runs at all."""
-
-    def __init__(self, server: TorchServe, inference: Address) -> None:
-        self._server = server
-        self._url = f"{inference.url}/predictions/{archive.MODEL_NAME}"
-        self._lock = threading.Lock()
-        self._checked_at = float("-inf")
-        self._fault = "not yet checked"
-        self.leaving = False
-
-    @cached_property
-    def _canary(self) -> bytes:
-        return CANARY_CLIP.read_bytes()
-
-    @property
-    def alive(self) -> bool:
-        return self._server.alive
-
-    def fault(self) -> str:
-        """What is wrong, or an empty string when the server is ready."""
-        if self.leaving:
-            return "the server is shutting down"
-        if not self.alive:
-            return "TorchServe has ended"
-        with self._lock:
-            if time.monotonic() - self._checked_at > READINESS_CACHE_S:
-                self._fault = self._ask()
-                self._checked_at = time.monotonic()
-            return self._fault
-
-    def _ask(self) -> str:
-        request = urllib.request.Request(self._url, data=self._canary, headers={"Content-Type": "video/mp4"})
-        try:
-            with urllib.request.urlopen(request, timeout=CANARY_DEADLINE_S) as response:
-                caption = json.load(response)["caption"]
-        except urllib.error.HTTPError as error:
-            return f"the test clip was answered with status {error.code}"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"the test clip got no caption: {error}"
-        return "" if isinstance(caption, str) else "the test clip got no caption"
-
-
 @contextmanager
-def _exporter(health: Health, address: Address) -> Iterator[None]:
-    """Serves GET /ready and /live."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            match self.path:
-                case "/ready":
-                    fault = health.fault()
-                    self._answer(not fault, {"ready": not fault, **({"reason": fault} if fault else {})})
-                case "/live":
-                    self._answer(health.alive, {"live": health.alive})
-                case _:
-                    self._send(HTTPStatus.NOT_FOUND, {"error": {"code": "not_found", "message": "try /ready or /live"}})
-
-        def _answer(self, good: bool, body: Mapping[str, object]) -> None:
-            self._send(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, body)
-
-        def _send(self, status: HTTPStatus, body: Mapping[str, object]) -> None:
-            payload = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Probes come every few seconds and say nothing worth a line."""
-
-    server = ThreadingHTTPServer((address.host, address.port), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="exporter", daemon=True).start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
+def _scratch() -> Iterator[Path]:
+    """A folder that is deleted in the end; what launchers left that were killed is deleted first."""
+    for lock in Path(tempfile.gettempdir()).glob("etenet-*/lock"):
+        with suppress(OSError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="etenet-") as folder, (Path(folder) / "to be locked").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.rename(file.name, Path(folder) / "lock")
+        yield Path(folder)
 
 
-def serve(mar: Path, config: ServerConfig) -> int:
-    """Run until SIGTERM or Ctrl-C and return the exit status; `UsageError` where it cannot even start."""
+def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) -> int:
+    """Serve an archive, or rather a checkpoint, which is packaged first, until SIGTERM or Ctrl-C.
+
+    Returns the exit status; `UsageError` where it cannot even start.
+    """
     taken = [str(address.port) for address in config.addresses if not is_free(address)]
     if taken:
         raise UsageError(
             f"port {', '.join(taken)} is taken; stop what uses it, or copy {config.path.name}, change its ports and "
             "give the copy with --config"
         )
-    leave = threading.Event()
+    leave, at_once = threading.Event(), threading.Event()
+
+    def ask_to_leave(*_: object) -> None:
+        (at_once if leave.is_set() else leave).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: leave.set())
-    with tempfile.TemporaryDirectory(prefix="etenet-") as scratch:
+        signal.signal(number, ask_to_leave)
+    with _scratch() as scratch:
+        if checkpoint:
+            mar = archive.package(checkpoint, scratch / "etenet.mar")
         _say("starting TorchServe ...")
-        model = Path(scratch) / "model_store" / archive.MODEL_NAME
+        model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # TorchServe would take ten times as long
-        torchserve = TorchServe(model, config, Path(scratch))
+        torchserve = TorchServe(model, config, scratch)
+        health = Health(
+            alive=lambda: torchserve.alive,
+            inference=config.inference,
+            management=config.management,
+            figures=torchserve.figures,
+        )
         try:
-            health = Health(torchserve, config.inference)
-            with _exporter(health, config.exporter):
-                _await_ready(health, leave)
+            with exporter(health, config.exporter, torchserve.figures):
+                _await_ready(torchserve, health, leave)
                 if not leave.is_set():
                     _say_ready(config)
                 while torchserve.alive and not leave.wait(0.2):
                     pass
-                health.leaving = True
                 if not leave.is_set():
                     raise EtenetError("TorchServe ended by itself; its last words are above")
-                _say("stopping ...")
+                health.leaving = True
+                _drain(health, at_once, config.drain_deadline_s)
         except EtenetError as error:
             _say(f"error: {error}")
             _show_tail(torchserve.log)
@@ -315,13 +264,33 @@ def serve(mar: Path, config: ServerConfig) -> int:
     return 0
 
 
-def _await_ready(health: Health, leave: threading.Event) -> None:
+def _await_ready(torchserve: TorchServe, health: Health, leave: threading.Event) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
     while (fault := health.fault()) and not leave.wait(0.2):
-        if not health.alive:
+        if torchserve.failure:
+            raise EtenetError(f"the model does not load: {torchserve.failure}")
+        if not torchserve.alive:
             raise EtenetError("TorchServe ended while starting; its last words are above")
         if time.monotonic() > deadline:
             raise EtenetError(f"not ready after {START_DEADLINE_S:.0f} s: {fault}")
+
+
+def _drain(health: Health, at_once: threading.Event, deadline_s: float) -> None:
+    """Wait until all that was taken in is answered."""
+    _say("stopping: what was taken in is answered first; once more, and it is dropped ...")
+    end = time.monotonic() + deadline_s
+    idle_since = time.monotonic()
+    while time.monotonic() - idle_since < IDLE_S and not at_once.wait(0.05):
+        try:
+            pending = health.pending()
+        except (OSError, ValueError, KeyError, IndexError):
+            _say("TorchServe does not say what is pending; it is not waited for")
+            return
+        if pending:
+            idle_since = time.monotonic()
+        if time.monotonic() > end:
+            _say(f"{pending} requests are dropped: they were not answered within {deadline_s:g} s")
+            return
 
 
 def _say_ready(config: ServerConfig) -> None:

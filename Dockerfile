@@ -1,0 +1,44 @@
+# The caption server as an image: two stages, no root, nothing written outside /tmp.
+#
+#   docker build -t etenet .
+#   docker run --rm --read-only --tmpfs /tmp:size=4g -p 8080:8080 -p 8083:8083 etenet
+#
+# Captions on a GPU where there is one (docker run --gpus all). For a CPU alone, TORCH_INDEX names an index of CPU wheels
+# of torch and torchvision, which saves 4 GB; README.md says which. CHECKPOINT is what is served.
+ARG PYTHON=3.11
+
+FROM python:${PYTHON}-slim-bookworm AS build
+ARG TORCH_INDEX=""
+ARG CHECKPOINT=model_store/demo.pt
+WORKDIR /app
+RUN python -m venv /opt/etenet
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY src src
+COPY handler handler
+RUN if [ -n "$TORCH_INDEX" ]; then \
+        grep -E '^(torch|torchvision)==' constraints.txt > torch.txt && \
+        PIP_INDEX_URL="$TORCH_INDEX" /opt/etenet/bin/pip install --no-cache-dir --requirement torch.txt && \
+        grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)==' constraints.txt > rest.txt; \
+    else \
+        cp constraints.txt rest.txt; \
+    fi && \
+    /opt/etenet/bin/pip install --no-cache-dir --constraint rest.txt .
+COPY ${CHECKPOINT} checkpoint.pt
+RUN /opt/etenet/bin/etenet package checkpoint.pt --out model_store/etenet.mar
+
+FROM python:${PYTHON}-slim-bookworm
+RUN apt-get update && \
+    apt-get install --yes --no-install-recommends tini && \
+    rm -rf /var/lib/apt/lists/* && \
+    useradd --uid 10001 --no-create-home --home-dir /tmp etenet
+COPY --from=build /opt/etenet /opt/etenet
+COPY --from=build /app/model_store /app/model_store
+COPY deploy/container.properties /app/config.properties
+ENV PATH=/opt/etenet/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
+USER 10001
+EXPOSE 8080 8082 8083
+STOPSIGNAL SIGTERM
+HEALTHCHECK --start-period=60s --interval=10s --timeout=5s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8083/ready', timeout=4)"]
+ENTRYPOINT ["tini", "--", "etenet", "serve"]

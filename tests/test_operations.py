@@ -1,0 +1,207 @@
+"""What an operator relies on: true figures, true health, endings that lose nothing and leave nothing."""
+
+from __future__ import annotations
+
+import re
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.servers import config_on_free_ports
+from etenet import archive
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, ask, running_server, runs, wait_until
+
+CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
+IN_FLIGHT = 64
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Server]:
+    """A server with places for all that the tests send at once."""
+    config = config_on_free_ports(tmp_path)
+    config.write_text(config.read_text().replace("job_queue_size=32", f"job_queue_size={2 * IN_FLIGHT}"))
+    with running_server("--checkpoint", str(DEMO), config=config) as running:
+        yield running
+
+
+@pytest.fixture
+def many_clients() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(IN_FLIGHT) as clients:
+        yield clients
+
+
+def figures(server: Server) -> dict[str, float]:
+    """Every sample of /metrics by its name, with its labels in braces."""
+    found = {}
+    for family in text_string_to_metric_families(ask(f"{server.exporter}/metrics").body.decode()):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+    return found
+
+
+def test_figures_are_what_clients_counted_through_errors_refusals_and_a_killed_worker(
+    many_clients: ThreadPoolExecutor,
+) -> None:
+    with running_server("--checkpoint", str(DEMO)) as server:
+        assert figures(server)["etenet_captions_total"] == 0  # the clip that readiness is asked with does not count
+        answers = [server.caption(body) for body in (CLIP, b"text", CLIP, CLIP[:1500])]
+        answers += [server.caption(CLIP, X_Etenet_Beam_Size="99")]
+        answers += many_clients.map(server.caption, [CLIP] * 3 * IN_FLIGHT)
+        before = figures(server)
+        agree(before, answers)
+        assert Counter(answer.status for answer in answers)[503] > 0
+        worker = server.worker()
+        assert worker is not None
+        worker.kill()
+        wait_until(lambda: server.caption(CLIP).status == 200, 60)
+        after = figures(server)
+        assert after["etenet_captions_total"] == before["etenet_captions_total"] + 1
+        assert after["etenet_worker_start_time_seconds"] > before["etenet_worker_start_time_seconds"]
+        assert after["etenet_decoder_processes"] == before["etenet_decoder_processes"] > 0
+        assert after["etenet_requests_in_progress"] == 0
+
+
+def agree(counted: dict[str, float], answers: list[Answer]) -> None:
+    good = [answer for answer in answers if answer.status == 200]
+    codes = Counter(answer.json()["error"]["code"] for answer in answers if 400 <= answer.status < 500)
+    assert counted["etenet_captions_total"] == len(good)
+    assert {
+        name.partition("code=")[2].rstrip("}"): value
+        for name, value in counted.items()
+        if name.startswith("etenet_errors_total{") and value
+    } == codes
+    seen_by_worker = len(good) + codes.total()
+    assert counted["etenet_request_duration_seconds_count"] == seen_by_worker
+    assert counted["etenet_clip_size_bytes_count"] == seen_by_worker
+    assert counted["etenet_batch_size_clips_sum"] == seen_by_worker
+    assert counted["etenet_stage_duration_seconds_count{stage=decode}"] == len(good)
+    assert counted["etenet_frames_decoded_total"] == sum(answer.json()["frames"]["decoded"] for answer in good)
+
+
+def test_what_waited_before_a_front_is_counted(server: Server) -> None:
+    def waits() -> tuple[float, float]:
+        now = figures(server)
+        stage = "{stage=wait}"
+        return now.get(f"etenet_stage_duration_seconds_count{stage}", 0.0), now.get(
+            f"etenet_stage_duration_seconds_sum{stage}", 0.0
+        )
+
+    count, total_s = waits()
+    for start in (f"t={time.time() - 3:.3f}", "t=yesterday", f"t={time.time() + 999:.3f}", "nan", ""):
+        assert server.caption(CLIP, X_Request_Start=start).status == 200
+    more, total_more_s = waits()
+    assert more == count + 1
+    assert 3 <= total_more_s - total_s < 10
+
+
+def test_every_request_has_a_line_and_the_line_has_the_id_of_the_answer(server: Server) -> None:
+    answer = server.caption(b"text")
+    assert answer.status == 415
+    assert answer.request_id
+    wait_until(lambda: answer.request_id in server.log.read_text(), 5)
+    (line,) = [line for line in server.log.read_text().splitlines() if answer.request_id in line]
+    assert "status=415" in line
+    assert "bytes=4" in line
+    assert "error=not_a_video" in line
+
+
+def test_sixty_four_requests_in_flight_are_answered_before_it_ends(
+    roomy: Server, many_clients: ThreadPoolExecutor
+) -> None:
+    answers = all_in_flight(roomy, many_clients)
+    roomy.process.terminate()
+    wait_until(lambda: ask(f"{roomy.exporter}/ready").status == 503, 1)
+    assert [future.result().status for future in answers] == [200] * IN_FLIGHT
+    assert roomy.process.wait(30) == 0
+
+
+def all_in_flight(server: Server, clients: ThreadPoolExecutor) -> list[Future[Answer]]:
+    """Requests that the server has all taken in, and not yet answered."""
+    sent = [clients.submit(server.caption, CLIP) for _ in range(IN_FLIGHT)]
+    wait_until(lambda: waiting(server) > IN_FLIGHT / 2, 10)
+    return sent
+
+
+def waiting(server: Server) -> int:
+    (model,) = ask(f"{server.management}/models/etenet").json()
+    return int(model["jobQueueStatus"]["pendingRequests"])
+
+
+def test_a_second_signal_drops_what_is_left(roomy: Server, many_clients: ThreadPoolExecutor) -> None:
+    worker = roomy.worker()
+    assert worker is not None
+    worker.suspend()  # so that nothing is ever answered
+    answers = [many_clients.submit(outcome_of, roomy) for _ in range(8)]
+    wait_until(lambda: roomy_is_busy(roomy), 10)
+    roomy.process.terminate()
+    wait_until(lambda: b"stopping" in roomy.log.read_bytes(), 5)
+    roomy.process.terminate()
+    assert roomy.process.wait(30) == 0
+    assert not runs(worker.pid)
+    assert {future.result() for future in answers} == {"lost"}
+
+
+def roomy_is_busy(server: Server) -> bool:
+    return waiting(server) > 0
+
+
+def outcome_of(server: Server) -> str:
+    try:
+        return str(server.caption(CLIP).status)
+    except OSError:
+        return "lost"
+
+
+def test_when_java_is_killed_all_ends_and_says_so(small_checkpoint: Path) -> None:
+    with running_server("--checkpoint", str(small_checkpoint)) as server:
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(family) >= 3
+        (java,) = [process for process in family if "java" in process.name()]
+        java.kill()
+        assert server.process.wait(30) == 1
+        assert "TorchServe ended by itself" in server.log.read_text()
+        wait_until(lambda: not any(runs(process.pid) for process in family), 30)
+
+
+def test_it_is_not_ready_within_two_seconds_of_a_dead_worker(server: Server) -> None:
+    assert ask(f"{server.exporter}/ready").status == 200
+    worker = server.worker()
+    assert worker is not None
+    worker.kill()
+    wait_until(lambda: ask(f"{server.exporter}/ready").status == 503, 2)
+    assert ask(f"{server.exporter}/live").status == 200
+    wait_until(lambda: ask(f"{server.exporter}/ready").status == 200, 60)
+
+
+def without_end(mar: Path) -> None:
+    mar.write_bytes(mar.read_bytes()[:-1000])
+
+
+def with_a_foreign_checkpoint(mar: Path) -> None:
+    with zipfile.ZipFile(mar) as whole:
+        contents = {name: whole.read(name) for name in whole.namelist()}
+    contents[archive.CHECKPOINT_FILE] = b"no checkpoint"
+    with zipfile.ZipFile(mar, "w") as changed:
+        for name, content in contents.items():
+            changed.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(without_end, "no archive"), (with_a_foreign_checkpoint, "checkpoint.pt of the archive is damaged")],
+)
+def test_an_archive_that_does_not_load_ends_the_start_with_its_reason(
+    damage: Callable[[Path], None], said: str, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    mar = archive.package(small_checkpoint, tmp_path / "model_store" / "etenet.mar")
+    damage(mar)
+    with pytest.raises(AssertionError, match=re.escape(said)), running_server(folder=tmp_path):
+        pass
