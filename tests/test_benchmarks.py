@@ -20,10 +20,12 @@ def test_the_training_benchmark_runs_dry(tmp_path: Path, capsys: pytest.CaptureF
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads((tmp_path / "training.json").read_text()) == record
     assert record.keys() >= {"date", "commit", "machine", "versions"}
+    assert min(record["stage_1"].values()) > 0
     assert [step["activation_checkpointing"] for step in record["steps"]] == [False, True]
     for step in record["steps"]:
         assert step["clips_per_s"] == pytest.approx(record["clips"] / step["seconds"])
         assert step["peak_memory_bytes"] > 0
+        assert step["share_of_encoder"] > 0
 
 
 SMALL = ["--encoder", "squeezenet1_1", "--rounds", "2"]
