@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 
 import av
@@ -42,8 +44,8 @@ def video(
     **options: str,
 ) -> bytes:
     """`count` frames at 25 per second, or at the given `moments` (in units of 1/25 s)."""
-    file = io.BytesIO()
-    with av.open(file, "w", format=container, options={"movflags": movflags} if movflags else {}) as out:
+    file, muxing = io.BytesIO(), {"movflags": movflags} if movflags else {}
+    with _same_scheduling(), av.open(file, "w", format=container, options=muxing) as out:
         stream = out.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = Fraction(1, 25)
@@ -53,6 +55,19 @@ def video(
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return file.getvalue()
+
+
+@contextmanager
+def _same_scheduling() -> Iterator[None]:
+    """SVT-AV1 makes the thread that calls it a real-time one (SCHED_FIFO, 99), and for good.
+
+    A server started from that thread would be one too, and leave nothing of its cores to the rest of the machine.
+    """
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, param)
 
 
 def audio_only() -> bytes:
