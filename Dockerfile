@@ -4,7 +4,7 @@
 #   docker run --rm --read-only --tmpfs /tmp:size=4g -p 8080:8080 -p 8083:8083 etenet
 #
 # Captions on a GPU where there is one (docker run --gpus all). For a CPU alone, TORCH_INDEX names an index of CPU wheels
-# of torch and torchvision, which saves 4 GB; README.md says which. CHECKPOINT is what is served.
+# of torch and torchvision (pytorch.org names it), which saves 4 GB. CHECKPOINT is what is served.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
@@ -27,6 +27,8 @@ COPY ${CHECKPOINT} checkpoint.pt
 RUN /opt/etenet/bin/etenet package checkpoint.pt --out model_store/etenet.mar
 
 FROM python:${PYTHON}-slim-bookworm
+# Debian keeps no older versions to pin to.
+# hadolint ignore=DL3008
 RUN apt-get update && \
     apt-get install --yes --no-install-recommends tini && \
     rm -rf /var/lib/apt/lists/* && \

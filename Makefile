@@ -19,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # What the tests start beside TorchServe.
-PROGRAMS := nginx
+PROGRAMS := nginx prometheus
 PROGRAMS_READY := $(VENV)/debian/.ready
 
 .PHONY: serve test test-hostile check bench demo-model clean

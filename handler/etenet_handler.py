@@ -33,6 +33,7 @@ OPTION_HEADERS = {
     "x-etenet-length-penalty": "length_penalty",
 }
 
+ERROR_HEADER = "X-Etenet-Error"  # the code of the body; what TorchServe itself answers has none
 CANARY = CANARY_CLIP.read_bytes()
 
 
@@ -130,6 +131,7 @@ class EtenetHandler:
         content_type = "application/json"
         if isinstance(outcome, etenet.CaptionError):
             context.set_response_status(outcome.status.value, outcome.status.phrase, number)
+            context.set_response_header(number, ERROR_HEADER, outcome.code)
             body = _json(outcome.as_dict())
         elif headers.get("accept", "").startswith("text/plain"):
             content_type, body = "text/plain; charset=utf-8", f"{outcome.text}\n".encode()

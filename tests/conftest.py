@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import etenet
 from benchmarks.servers import config_on_free_ports
@@ -103,6 +104,7 @@ class Server:
     process: subprocess.Popen[bytes]
     inference: str
     management: str
+    torchserve: str  # its own figures
     exporter: str
     log: Path
 
@@ -120,6 +122,15 @@ class Server:
 
     def caption(self, body: bytes, **headers: str) -> Answer:
         return ask(self.predictions, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+    def figures(self) -> dict[str, float]:
+        """Every sample of /metrics by its name, with its labels in braces."""
+        found = {}
+        for family in text_string_to_metric_families(ask(f"{self.exporter}/metrics").body.decode()):
+            for sample in family.samples:
+                labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+                found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+        return found
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -168,7 +179,7 @@ def running_server(*arguments: str, config: Path | None = None, folder: Path = R
                 stderr=output,
                 start_new_session=True,
             )
-        server = Server(process, where.inference.url, where.management.url, where.exporter.url, log)
+        server = Server(process, *(each.url for each in where.addresses[:4]), log)
         try:
             wait_until(lambda: b"ready. Try it" in log.read_bytes() or process.poll() is not None, START_DEADLINE_S)
             assert process.poll() is None, log.read_text()

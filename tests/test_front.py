@@ -13,6 +13,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -121,6 +122,31 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
         status, headers, body = answer_to(port, request(length=5), b"hello")
     assert (status, json.loads(body)["error"]["code"]) == (504, "gateway_timeout")
     assert int(headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "status", "code"),
+    [
+        ("video/mp4", "X-Etenet-Error: internal_error\r\n", 500, "internal_error"),
+        ("multipart/form-data; boundary=x", "X-Etenet-Error: internal_error\r\n", 500, "internal_error"),
+        ("multipart/form-data; boundary=x", "", 400, "bad_request"),
+        ("video/mp4", "", 502, "bad_gateway"),
+    ],
+)
+def test_whose_failure_it_was_is_told_apart(asked: str, answered: str, status: int, code: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as upstream, nginx(upstream.getsockname()[1]) as port:
+        upstream.settimeout(10)
+        with ThreadPoolExecutor(1) as client:
+            asking = client.submit(
+                answer_to, port, request("/predictions/etenet", f"Content-Type: {asked}", length=5), b"hello"
+            )
+            connection = upstream.accept()[0]
+            head = f"HTTP/1.1 500 x\r\n{answered}X-Request-Id: theirs\r\nContent-Length: 2\r\n\r\n{{}}"
+            connection.sendall(head.encode())
+            found, headers, body = asking.result()
+            connection.close()
+    assert (found, json.loads(body)["error"]["code"]) == (status, code)
+    assert headers["x-request-id"] == "theirs"
 
 
 def test_who_finds_no_place_hears_so_at_once() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.servers import config_on_free_ports
 from etenet import archive
@@ -37,32 +36,22 @@ def many_clients() -> Iterator[ThreadPoolExecutor]:
         yield clients
 
 
-def figures(server: Server) -> dict[str, float]:
-    """Every sample of /metrics by its name, with its labels in braces."""
-    found = {}
-    for family in text_string_to_metric_families(ask(f"{server.exporter}/metrics").body.decode()):
-        for sample in family.samples:
-            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
-            found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
-    return found
-
-
 def test_figures_are_what_clients_counted_through_errors_refusals_and_a_killed_worker(
     many_clients: ThreadPoolExecutor,
 ) -> None:
     with running_server("--checkpoint", str(DEMO)) as server:
-        assert figures(server)["etenet_captions_total"] == 0  # the clip that readiness is asked with does not count
+        assert server.figures()["etenet_captions_total"] == 0  # the clip that readiness is asked with does not count
         answers = [server.caption(body) for body in (CLIP, b"text", CLIP, CLIP[:1500])]
         answers += [server.caption(CLIP, X_Etenet_Beam_Size="99")]
         answers += many_clients.map(server.caption, [CLIP] * 3 * IN_FLIGHT)
-        before = figures(server)
+        before = server.figures()
         agree(before, answers)
         assert Counter(answer.status for answer in answers)[503] > 0
         worker = server.worker()
         assert worker is not None
         worker.kill()
         wait_until(lambda: server.caption(CLIP).status == 200, 60)
-        after = figures(server)
+        after = server.figures()
         assert after["etenet_captions_total"] == before["etenet_captions_total"] + 1
         assert after["etenet_worker_start_time_seconds"] > before["etenet_worker_start_time_seconds"]
         assert after["etenet_decoder_processes"] == before["etenet_decoder_processes"] > 0
@@ -88,7 +77,7 @@ def agree(counted: dict[str, float], answers: list[Answer]) -> None:
 
 def test_what_waited_before_a_front_is_counted(server: Server) -> None:
     def waits() -> tuple[float, float]:
-        now = figures(server)
+        now = server.figures()
         stage = "{stage=wait}"
         return now.get(f"etenet_stage_duration_seconds_count{stage}", 0.0), now.get(
             f"etenet_stage_duration_seconds_sum{stage}", 0.0

@@ -71,6 +71,10 @@ def test_hostile_files_share_batches_with_good_ones(besieged: Server, alarm: Ala
                     wrong[file.name] = (answer.status, seconds, answer.body[:200])
             assert said(good.result()) == alone[caption]
     assert not wrong
+    taken = besieged.figures()
+    assert taken["etenet_batch_size_clips_sum"] > 1.5 * taken["etenet_batch_size_clips_count"], (
+        "few batches were shared"
+    )
     assert worker_of(besieged).pid == worker.pid
     assert not alarm.rung()
 

@@ -147,6 +147,13 @@ def exporter(health: Health, address: Address, figures: Path) -> Iterator[None]:
                     error = {"code": "not_found", "message": "try /ready, /live or /metrics"}
                     self._send(HTTPStatus.NOT_FOUND, json.dumps({"error": error}).encode())
 
+        def send_error(self, code: int, *_: object, **__: object) -> None:
+            """What is no request for us is told so in our words; http.server's are HTML."""
+            unknown = code == HTTPStatus.NOT_IMPLEMENTED
+            status = HTTPStatus.METHOD_NOT_ALLOWED if unknown else HTTPStatus(code)
+            error = {"code": status.name.lower(), "message": "ask with GET" if unknown else status.phrase}
+            self._send(status, json.dumps({"error": error}).encode())
+
         def _answer(self, good: bool, body: Mapping[str, object]) -> None:
             self._send(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, json.dumps(body).encode())
 
@@ -154,6 +161,8 @@ def exporter(health: Health, address: Address, figures: Path) -> Iterator[None]:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
+            if status == HTTPStatus.METHOD_NOT_ALLOWED:
+                self.send_header("Allow", "GET")
             self.end_headers()
             self.wfile.write(body)
 

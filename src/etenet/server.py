@@ -45,8 +45,9 @@ class ServerConfig:
     path: Path
     inference: Address
     management: Address
+    metrics: Address  # TorchServe's own
     exporter: Address
-    others: tuple[Address, ...]  # ports TorchServe takes besides
+    grpc: tuple[Address, Address]
     queue: int  # requests waiting at most
     max_body_bytes: int
     request_log: str  # json, plain or off
@@ -73,9 +74,9 @@ class ServerConfig:
             path=path.resolve(),
             inference=address("inference_address", "http://127.0.0.1:8080"),
             management=address("management_address", "http://127.0.0.1:8081"),
+            metrics=address("metrics_address", "http://127.0.0.1:8082"),
             exporter=address("exporter_address", "http://127.0.0.1:8083"),
-            others=(
-                address("metrics_address", "http://127.0.0.1:8082"),
+            grpc=(
                 Address("127.0.0.1", int(properties.get("grpc_inference_port", "7070"))),
                 Address("127.0.0.1", int(properties.get("grpc_management_port", "7071"))),
             ),
@@ -96,7 +97,7 @@ class ServerConfig:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        return (self.inference, self.management, self.exporter, *self.others)
+        return (self.inference, self.management, self.metrics, self.exporter, *self.grpc)
 
 
 def is_free(address: Address) -> bool:

@@ -1,0 +1,228 @@
+"""What stands in deploy/, tried with the real programs and against the published schemas."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from benchmarks.servers import free_ports
+from etenet.server import ServerConfig
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, is_open, running_server, wait_until
+from tests.front import program
+
+DEPLOY = REPOSITORY / "deploy"
+ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+DASHBOARD = json.loads((DEPLOY / "grafana" / "etenet.json").read_text())
+CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
+KUBERNETES = "1.34"
+QUERIES = {
+    f"{panel['title']}, {target['legendFormat']}": target["expr"]
+    for panel in DASHBOARD["panels"]
+    for target in panel["targets"]
+}
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Debian's Prometheus with our rules, which has looked every second at a server that had much to do."""
+    folder, (port,) = tmp_path_factory.mktemp("prometheus"), free_ports(1)
+    with running_server("--checkpoint", str(DEMO)) as server:
+        config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(ALERTS)]
+        where = {"etenet": server.exporter, "torchserve": server.torchserve}
+        for job in config["scrape_configs"]:
+            job["static_configs"] = [{"targets": [where[job["job_name"]].removeprefix("http://")]}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        process = subprocess.Popen(
+            [
+                *(program("prometheus"), f"--config.file={folder / 'prometheus.yml'}"),
+                *(f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"),
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            wait_until(lambda: is_open(port) and ask(f"{url}/-/ready").status == 200, 30)
+            wait_until(lambda: values(url, "up") == [1.0] * len(where), 30)
+            work(server)
+            captions = "etenet_captions_total"
+            wait_until(lambda: values(url, captions) == values(url, f"{captions} offset 2s") != [], 30)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def values(url: str, query: str) -> list[float]:
+    answer = ask(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}")
+    assert answer.status == 200, answer.body
+    return [float(sample["value"][1]) for sample in answer.json()["data"]["result"]]
+
+
+def work(server: Server) -> None:
+    """Captions, errors and refusals, twice, so that rates are seen between two looks."""
+    refused = "Requests5XX"
+    for _ in range(2):
+        with ThreadPoolExecutor(64) as clients:
+            statuses = {answer.status for answer in clients.map(server.caption, [CLIP] * 96 + [b"text"] * 4)}
+        assert {200, 503} <= statuses
+        assert server.caption(CLIP, X_Request_Start=f"t={time.time() - 1}").status == 200
+        wait_until(lambda: refused in ask(f"{server.torchserve}/metrics").body.decode(), 10)
+
+
+@pytest.mark.parametrize("expression", QUERIES.values(), ids=QUERIES.keys())
+def test_every_panel_shows_something(prometheus: str, expression: str) -> None:
+    filled = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
+    assert "$" not in filled
+    found = values(prometheus, filled)
+    assert found
+    assert all(value == value for value in found), f"not a number: {filled}"
+
+
+def test_every_alert_is_understood_and_every_series_in_it_exists(prometheus: str) -> None:
+    groups = ask(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
+    loaded = {rule["name"]: rule for group in groups for rule in group["rules"]}
+    assert {rule["alert"] for rule in alerts()} == set(loaded)
+    assert {rule["health"] for rule in loaded.values()} == {"ok"}
+    for rule in alerts():
+        for series in re.findall(r"\b(?:etenet_\w+|Requests5XX|up)\b", rule["expr"]):
+            assert values(prometheus, series), series
+
+
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    promtool = program("promtool")
+    for tried in (
+        ["check", "config", str(DEPLOY / "prometheus" / "prometheus.yml")],
+        ["test", "rules", str(REPOSITORY / "tests" / "alerts.yml")],
+    ):
+        subprocess.run([promtool, *tried], check=True)
+    trials = yaml.safe_load((REPOSITORY / "tests" / "alerts.yml").read_text())["tests"]
+    fired = {trial["alertname"] for test in trials for trial in test["alert_rule_test"] if trial["exp_alerts"]}
+    assert fired == {rule["alert"] for rule in alerts()}
+
+
+def test_the_manual_says_what_each_alert_means() -> None:
+    sections = re.findall(r"^### (\w+)$", (REPOSITORY / "docs" / "operating.md").read_text(), re.MULTILINE)
+    assert sections == [rule["alert"] for rule in alerts()]
+
+
+def test_the_dashboard_is_one_that_grafana_knows_every_key_of() -> None:
+    read = json.loads(json.dumps(Dashboard.from_json(DASHBOARD), cls=JSONEncoder))
+    assert within(DASHBOARD, read) == []
+
+
+def within(part: Any, whole: Any, path: str = "") -> list[str]:
+    """The paths of what `part` has and `whole` has not."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return [
+            missing
+            for key, value in part.items()
+            for missing in (within(value, whole[key], f"{path}.{key}") if key in whole else [f"{path}.{key}"])
+        ]
+    if isinstance(part, list) and isinstance(whole, list) and len(part) == len(whole):
+        return [
+            missing
+            for number, (one, other) in enumerate(zip(part, whole, strict=True))
+            for missing in within(one, other, f"{path}[{number}]")
+        ]
+    return [] if part == whole else [f"{path}: {part!r} became {whole!r}"]
+
+
+def test_the_dockerfile_follows_the_rules() -> None:
+    subprocess.run([Path(sys.executable).with_name("hadolint"), str(REPOSITORY / "Dockerfile")], check=True)
+
+
+def test_the_composition_is_what_compose_reads_and_all_it_mounts_is_there() -> None:
+    composition = DEPLOY / "compose.yaml"
+    checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    subprocess.run([*checker, str(composition)], check=True)
+    services = yaml.safe_load(composition.read_text())["services"]
+    mounts = [mount for service in services.values() for mount in service.get("volumes", [])]
+    for mount in mounts:
+        if mount.startswith("."):
+            assert (DEPLOY / mount.partition(":")[0]).exists(), mount
+
+
+def manifests() -> list[dict[str, Any]]:
+    files = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+    return [document for file in files for document in yaml.safe_load_all(file.read_text())]
+
+
+def manifest(kind: str) -> Any:
+    (found,) = [one for one in manifests() if one.get("kind") == kind]
+    return found
+
+
+def patched(whole: Any, patch: Any) -> Any:
+    """As `kubectl patch` does, for what our patch has: lists of things with names are merged by name."""
+    if isinstance(whole, dict):
+        return {**whole, **{key: patched(whole[key], value) if key in whole else value for key, value in patch.items()}}
+    if isinstance(whole, list):
+        return [patched(one, next(other for other in patch if other["name"] == one["name"])) for one in whole]
+    return patch
+
+
+@pytest.mark.parametrize(
+    "kind", ["Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment on a GPU"]
+)
+def test_the_manifests_are_what_kubernetes_reads(kind: str) -> None:
+    name, _, on_gpu = kind.partition(" on a ")
+    document = manifest(name)
+    if on_gpu:
+        document = patched(document, yaml.safe_load((DEPLOY / "kubernetes" / "gpu.yaml").read_text()))
+        (container,) = document["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"]
+        assert container["image"]
+    kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_orchestrators_wait_longer_than_a_shutdown_takes() -> None:
+    drain_s = ServerConfig.read(DEPLOY / "container.properties").drain_deadline_s
+    pod = manifest("Deployment")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] >= drain_s + 30
+    composition = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert int(composition["services"]["etenet"]["stop_grace_period"].rstrip("s")) >= drain_s + 30
+
+
+def test_what_is_named_in_several_files_is_the_same_in_all() -> None:
+    def settings(path: Path) -> dict[str, str]:
+        lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+        found = dict(line.split("=", 1) for line in lines)
+        return {key: value for key, value in found.items() if key != "metrics_address"}
+
+    assert settings(DEPLOY / "container.properties") == settings(REPOSITORY / "config.properties")
+    container, local = (
+        path.read_text() for path in (DEPLOY / "container-upstream.conf", DEPLOY / "nginx/upstream.conf")
+    )
+    assert container.replace("etenet:8080", "127.0.0.1:8080") == local
+    (container,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    config = ServerConfig.read(DEPLOY / "container.properties")
+    assert ports == {"http": config.inference.port, "torchserve": config.metrics.port, "exporter": config.exporter.port}
+    query = manifest("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+    assert "rate(ts_queue_latency_microseconds" in query
+
+
+def test_the_scaling_query_gives_a_figure(prometheus: str) -> None:
+    query = manifest("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+    (seconds_per_second,) = values(prometheus, query)
+    assert seconds_per_second > 0
