@@ -11,12 +11,12 @@ store="--root $scratch/store --runroot $scratch/run --storage-driver overlay"
 podman="podman --cgroup-manager cgroupfs --runtime runc $store"
 trap '$podman rm --force --all > /dev/null || true; buildah $store rmi --all --force > /dev/null || true; rm -rf "$scratch"' EXIT
 
-debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$scratch/root" > "$scratch/log"
-ln -s python3 "$scratch/root/usr/bin/python"
+debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$scratch/base" > "$scratch/log"
+ln -s python3 "$scratch/base/usr/bin/python"
 # What this machine needs to reach packages, the image does too.
-cp /etc/ssl/certs/ca-certificates.crt "$scratch/root/etc/ssl/certs/"
-[ ! -f /etc/pip.conf ] || cp /etc/pip.conf "$scratch/root/etc/"
-tar -C "$scratch/root" -c . | $podman import - "$base" > /dev/null
+cp /etc/ssl/certs/ca-certificates.crt "$scratch/base/etc/ssl/certs/"
+[ ! -f /etc/pip.conf ] || cp /etc/pip.conf "$scratch/base/etc/"
+tar -C "$scratch/base" -c . | $podman import - "$base" > /dev/null
 
 buildah $store build --format docker --pull=never --isolation chroot --network host -t etenet .
 $podman run --detach --name etenet --network host --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 \

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from benchmarks.servers import config_on_free_ports
 from etenet import archive
@@ -56,6 +57,8 @@ def test_figures_are_what_clients_counted_through_errors_refusals_and_a_killed_w
         assert after["etenet_worker_start_time_seconds"] > before["etenet_worker_start_time_seconds"]
         assert after["etenet_decoder_processes"] == before["etenet_decoder_processes"] > 0
         assert after["etenet_requests_in_progress"] == 0
+        (info,) = [name for name in after if name.startswith("etenet_build_info{")]
+        assert f"torch={torch.__version__.partition('+')[0]}" in info
 
 
 def agree(counted: dict[str, float], answers: list[Answer]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -82,6 +83,8 @@ def exposition(folder: Path, *, ready: bool) -> bytes:
     """What Prometheus reads: the figures of all workers that kept theirs in `folder`, and whether captions come out."""
     registry = _registry(folder)
     Gauge("etenet_ready", "1 while captions come out.", registry=registry).set(ready)
+    parts = {name: version(name) for name in ("etenet", "torch", "torchserve", "av")}
+    Gauge("etenet_build_info", "1, with what the server is made of.", parts, registry=registry).labels(**parts).set(1)
     return generate_latest(registry)
 
 
