@@ -20,20 +20,12 @@ import torch
 import etenet
 from etenet import metrics
 from etenet.archive import ENCODER_FILE, verify
-from etenet.config import CANARY_CLIP, FAILURE_FILE_VARIABLE
+from etenet.config import CANARY_CLIP, ERROR_HEADER, FAILURE_FILE_VARIABLE, OPTION_HEADERS
 from etenet.errors import DeviceFailed, EmptyBody, InternalError, NotAVideo
 from etenet.request_log import Answered, record
 
 _log = logging.getLogger("etenet.handler")
 
-OPTION_HEADERS = {
-    "x-etenet-beam-size": "beam_size",
-    "x-etenet-captions": "captions",
-    "x-etenet-max-words": "max_words",
-    "x-etenet-length-penalty": "length_penalty",
-}
-
-ERROR_HEADER = "X-Etenet-Error"  # the code of the body; what TorchServe itself answers has none
 CANARY = CANARY_CLIP.read_bytes()
 
 

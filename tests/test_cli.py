@@ -36,7 +36,7 @@ def test_caption_lists_what_failed_and_does_the_rest(tmp_path: Path, capsys: Cap
         (tmp_path / name).write_bytes(body)
     first, *others = (f"examples/{name}" for name in EXAMPLES)
     paths = [first, str(tmp_path / "text.mp4"), *others, str(tmp_path / "cut.mp4")]
-    assert main(["caption", *paths, "--out", str(out), "--captions", "2"]) == 1
+    assert main(["caption", *paths, "--out", str(out), "--captions", "2", "--in-order"]) == 1
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["video"] for line in lines] == paths
     good = [line for line in lines if "error" not in line]

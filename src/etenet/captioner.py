@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 SANDBOX_EXISTS = sys.platform == "linux"
+_K = TypeVar("_K")
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
 _WORDS = Words(sos=SOS_ID, eos=EOS_ID, never=(UNKNOWN_ID,))
@@ -179,7 +180,16 @@ class Captioner:
         """
         started, watch = time.perf_counter(), _Stopwatch()
         decoded, features = self._seen(bodies, watch)
-        beams = self._described(features, options, watch)
+        return self._outcomes(decoded, self._described(features, options, watch), options, watch, started)
+
+    def _outcomes(
+        self,
+        decoded: Sequence[SampledVideo | CaptionError],
+        beams: Mapping[int, list[Hypothesis]],
+        options: Sequence[CaptionOptions],
+        watch: _Stopwatch,
+        started: float,
+    ) -> list[Caption | CaptionError]:
         total_ms = (time.perf_counter() - started) * 1000
         outcomes: list[Caption | CaptionError] = []
         for number, (video, wish) in enumerate(zip(decoded, options, strict=True)):
@@ -191,6 +201,41 @@ class Captioner:
             else:
                 outcomes.append(InternalError("the network gave no caption for this clip; the log says why"))
         return outcomes
+
+    def caption_stream(
+        self, bodies: Iterable[tuple[_K, bytes]], options: CaptionOptions, *, batch_clips: int = 8
+    ) -> Iterator[tuple[_K, Caption | CaptionError]]:
+        """One outcome per body, by its key, as they come; full batches are encoded while the next are decoded.
+
+        Asks for bodies as it has room: those of two batches are in memory at most.
+        """
+        rest, more = iter(bodies), True
+        decoding: dict[Future[SampledVideo], _K] = {}
+        decoded: list[tuple[_K, SampledVideo]] = []
+        while True:
+            while more and len(decoding) + len(decoded) < 2 * batch_clips:
+                if more := (given := next(rest, None)) is not None:
+                    decoding[self._clips.submit(given[1])] = given[0]
+            if len(decoded) >= batch_clips or (decoded and not decoding):
+                batch, decoded = decoded[:batch_clips], decoded[batch_clips:]
+                outcomes = self._captions([video for _, video in batch], options)
+                yield from zip((key for key, _ in batch), outcomes, strict=True)
+            elif decoding:
+                done, _ = wait(decoding, return_when=FIRST_COMPLETED)
+                for future in done:
+                    key, outcome = decoding.pop(future), _outcome(future)
+                    if isinstance(outcome, CaptionError):
+                        yield key, outcome
+                    else:
+                        decoded.append((key, outcome))
+            else:
+                return
+
+    def _captions(self, videos: Sequence[SampledVideo], options: CaptionOptions) -> list[Caption | CaptionError]:
+        started, watch = time.perf_counter(), _Stopwatch()
+        features = self._retried(lambda of_clips: self._encoded(of_clips, watch), dict(enumerate(videos)))
+        beams = self._described(features, [options] * len(videos), watch)
+        return self._outcomes(videos, beams, [options] * len(videos), watch, started)
 
     def caption_features(self, features: torch.Tensor, options: CaptionOptions) -> list[tuple[Sentence, ...]]:
         """The sentences for clips whose features (B, L, D) are known; none where the network gives no finite number."""

@@ -8,18 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from etenet.errors import CaptionError, EtenetError, JavaError, UsageError
+from etenet.errors import EtenetError, JavaError, Stopped, UsageError
 
 DEFAULT_CHECKPOINT = Path("model_store/demo.pt")
 DEFAULT_ARCHIVE = Path("model_store/etenet.mar")
 DEFAULT_CONFIG = Path("config.properties")
 BATCH_CLIPS = 8
+FORMATS = ("jsonl", "csv", "coco")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except EtenetError as error:
         print(f"etenet {options.command}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, JavaError) else 2
+        return 1 if isinstance(error, JavaError | Stopped) else 2
     return status
 
 
@@ -40,30 +38,35 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def caption(options: argparse.Namespace) -> int:
-    import etenet
+    from etenet import job_inputs, job_records, jobs
+    from etenet.config import CaptionOptions, DecodeLimits
 
     names = ("beam_size", "captions", "max_words", "length_penalty")
-    wish = etenet.CaptionOptions.parse({n: getattr(options, n) for n in names if getattr(options, n) is not None})
-    for path in options.paths:
-        if not path.is_file():
-            raise UsageError(f"no file at {path}")
-    captioner = etenet.load(options.checkpoint)
-    failed = 0
-    with open(options.out, "w", encoding="utf-8") if options.out else nullcontext(sys.stdout) as out:
-        for paths in _batches(options.paths):
-            outcomes = captioner.caption_batch([path.read_bytes() for path in paths], [wish] * len(paths))
-            for path, outcome in zip(paths, outcomes, strict=True):
-                line: dict[str, Any] = {"video": str(path)}
-                if isinstance(outcome, CaptionError):
-                    failed += 1
-                    line |= outcome.as_dict()
-                    print(f"etenet caption: {path}: {outcome}", file=sys.stderr)
-                else:
-                    line["caption"] = outcome.text
-                    if wish.captions > 1:
-                        line["captions"] = outcome.as_dict()["captions"]
-                print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
-    return 1 if failed else 0
+    wish = CaptionOptions.parse({n: getattr(options, n) for n in names if getattr(options, n) is not None})
+    clips = job_inputs.clips(options.paths, shard=options.shard)
+    details = options.probabilities or wish.captions > 1
+    limits = DecodeLimits()
+    if options.server:
+        from etenet import job_server
+
+        engine = job_server.engine(options.server, wish, details=details, in_flight=options.workers or BATCH_CLIPS)
+    else:
+        import etenet
+        from etenet import job_local
+
+        captioner = etenet.load(options.checkpoint, limits=limits)
+        engine = job_local.engine(captioner, wish, details=details, batch_clips=BATCH_CLIPS)
+    summary = jobs.run(
+        clips,
+        engine,
+        out=options.out,
+        form=options.format or job_records.format_of(options.out),
+        in_order=options.in_order,
+        retry_failed=options.retry_failed,
+        max_body_bytes=limits.max_body_bytes,
+    )
+    print(f"etenet caption: {summary}", file=sys.stderr)
+    return 1 if summary.failed or summary.failed_before else 0
 
 
 def package(options: argparse.Namespace) -> int:
@@ -125,10 +128,11 @@ def doctor(options: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def _batches(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    rest = iter(paths)
-    while batch := list(islice(rest, BATCH_CLIPS)):
-        yield batch
+def _shard(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"a shard looks like 1/4, the first of four; got {text!r}")
+    return int(number), int(of)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,11 +146,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", type=Path, metavar="F.pt", help=f"default: the archive {DEFAULT_ARCHIVE}")
     command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="F")
 
-    command = commands.add_parser("caption", help="caption files here, without a server; one JSON object per line")
+    command = commands.add_parser("caption", help="caption files, folders and lists of clips; goes on after a kill")
     command.set_defaults(run=caption)
-    command.add_argument("paths", nargs="+", type=Path, metavar="FILE")
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="files, folders, globs; lists of clips as .jsonl, .csv or .txt, or - for one on standard input",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="F", help="default: standard output. What it holds is not done again"
+    )
+    command.add_argument("--format", choices=FORMATS, help="default: by the name of --out (.jsonl, .csv, .json)")
+    command.add_argument("--in-order", action="store_true", help="the output in the order of the input")
+    command.add_argument("--retry-failed", action="store_true", help="try again what failed in an earlier run")
+    command.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th clip from the I-th"
+    )
     command.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="F.pt")
-    command.add_argument("--out", type=Path, metavar="F.jsonl", help="default: standard output")
+    command.add_argument("--server", metavar="URL", help="let a server do it, instead of a checkpoint here")
+    command.add_argument("--workers", type=int, metavar="N", help=f"requests in flight, default {BATCH_CLIPS}")
+    command.add_argument("--probabilities", action="store_true", help="also the probabilities of sentences and words")
     command.add_argument("--beam-size", metavar="N", help="1 to 10, default 5")
     command.add_argument("--captions", metavar="N", help="how many of the beam to give, default 1")
     command.add_argument("--max-words", metavar="N", help="1 to 50, default: the checkpoint's own")

@@ -17,6 +17,14 @@ FRAMES_PER_CLIP = 16
 CANARY_CLIP = Path(__file__).with_name("canary.mp4")  # small, always decodes, and one picture: encoded once
 MOVING_CLIP = Path(__file__).with_name("moving.mp4")  # 16 pictures that all differ: what a caption truly takes
 
+OPTION_HEADERS = {  # of a request, in lower case, and the option of `CaptionOptions` that each stands for
+    "x-etenet-beam-size": "beam_size",
+    "x-etenet-captions": "captions",
+    "x-etenet-max-words": "max_words",
+    "x-etenet-length-penalty": "length_penalty",
+}
+ERROR_HEADER = "x-etenet-error"  # of an answer: the code in its body; what TorchServe itself answers has none
+
 FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # where a worker says why it cannot start
 REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"  # json, plain or off
 

@@ -3,6 +3,7 @@
     EtenetError
       UsageError               wrong use of a command or function: exit status 2, one line, no traceback
         CheckpointError        missing, damaged or of another version
+      Stopped                  a batch job cannot go on now: exit status 1
       JavaError                a Java program that we asked died, hung or answered nonsense: exit status 1
       DeviceFailed             the GPU computes nothing any more: only a new process can
       CaptionError             this clip has no caption; its neighbours do
@@ -46,6 +47,10 @@ class UsageError(EtenetError):
 
 class CheckpointError(UsageError):
     """A checkpoint is missing, damaged or of another version."""
+
+
+class Stopped(EtenetError):
+    """A batch job cannot go on now; started again, it goes on where it was."""
 
 
 class JavaError(EtenetError):

@@ -1,0 +1,121 @@
+"""What a batch job is asked to caption: files, folders, globs and manifests -> clips, each once, in a fixed order.
+
+A manifest is a path that ends in .jsonl, .csv or .txt, or `-` for standard input:
+
+    {"video": "id", "path": "clips/a.mp4"}         one per line; without "path", the id is the path
+    video,path                                     a table with a header, of the same columns
+    clips/a.mp4                                    one path per line
+
+Its paths are relative to the manifest's folder (on standard input: to the current one).
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etenet.errors import UsageError, named
+
+VIDEO_SUFFIXES = frozenset(
+    (
+        *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"),
+        *(".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"),
+    )
+)
+MANIFEST_SUFFIXES = frozenset((".csv", ".jsonl", ".txt"))
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip of a job. `video` names it in the output."""
+
+    video: str
+    path: Path
+
+
+def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[Clip]:
+    """All clips that are named, in order; of shard (i, n) every n-th from the i-th.
+
+    Raises `UsageError` for what is not there, and for an id that stands for two files.
+    """
+    found: dict[str, Clip] = {}
+    for name in names:
+        for clip in _named_by(name):
+            if found.setdefault(clip.video, clip) != clip:
+                paths = f"{found[clip.video].path} and {clip.path}"
+                raise UsageError(f"the id {clip.video!r} stands for {paths}; give each clip an id of its own")
+    number, of = shard
+    return list(found.values())[number - 1 :: of]
+
+
+def _named_by(name: str) -> Iterator[Clip]:
+    path = Path(name)
+    if name == STANDARD_INPUT:
+        yield from _manifest(sys.stdin.read(), "standard input", Path())
+    elif path.is_dir():
+        yield from _of_paths(_videos_below(path))
+    elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+        yield from _manifest(_text(path), name, path.parent)
+    elif path.is_file():
+        yield Clip(name, path)
+    elif glob.has_magic(name):
+        matches = sorted(match for match in map(Path, glob.glob(name, recursive=True)) if match.is_file())
+        if not matches:
+            raise UsageError(f"no file is like {name}")
+        yield from _of_paths(matches)
+    else:
+        raise UsageError(f"no file at {name}")
+
+
+def _of_paths(paths: Iterable[Path]) -> Iterator[Clip]:
+    return (Clip(str(path), path) for path in paths)
+
+
+def _videos_below(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    if not found:
+        raise UsageError(f"no video in {folder}; looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
+    return found
+
+
+def _text(manifest: Path) -> str:
+    try:
+        return manifest.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {manifest}: {error}; a manifest is text in UTF-8") from error
+
+
+def _manifest(text: str, where: str, folder: Path) -> Iterator[Clip]:
+    """The contents decide which kind it is."""
+    lines = text.splitlines()
+    first = next((line.strip() for line in lines if line.strip()), "")
+    try:
+        if first.startswith("{"):
+            rows: Iterable[Mapping[str, Any]] = (json.loads(line) for line in lines if line.strip())
+        elif "video" in (columns := next(csv.reader([first]), [])) or "path" in columns:
+            rows = csv.DictReader(io.StringIO(text))
+        else:
+            rows = ({"path": line.strip()} for line in lines if line.strip())
+        found = [_clip(row, folder) for row in rows]
+    except (ValueError, csv.Error) as error:
+        raise UsageError(f"{where}: {error}; a line of a manifest is a path, or has video and path") from error
+    if not found:
+        raise UsageError(f"{where} names no clip")
+    yield from found
+
+
+def _clip(row: Mapping[str, Any], folder: Path) -> Clip:
+    match row:
+        case {"video": str(video) | int(video), "path": str(path)} if path and video != "":
+            return Clip(str(video), folder / path)
+        case {"video": str(name)} | {"path": str(name)} if name:
+            return Clip(name, folder / name)
+    raise ValueError(f"no clip is named in {named([json.dumps(row)])}")

@@ -1,0 +1,151 @@
+"""What a batch job has found out, on disk: one JSON object per clip in a journal, from which other formats are made.
+
+The journal is only ever added to, a whole line at a time, so a job that is killed at any moment goes on after its last
+line; half a line, which only a crash of the machine can leave, is cut off. A journal of JSON lines is the output
+itself; beside any other output it is called OUT.jsonl.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from etenet.atomic import replacing
+from etenet.errors import UsageError
+
+Record = dict[str, Any]  # "video" and either "caption" or "error"
+_BEGINNING = b'{"video": '
+FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco"}
+
+
+def format_of(out: Path | None) -> str:
+    """The format that a file's name stands for."""
+    return FORMATS.get(out.suffix.lower(), "jsonl") if out else "jsonl"
+
+
+class Journal:
+    """Records in a file that is there already or not yet; `done` are the clips that it holds.
+
+    Raises `UsageError` for a file that is no journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.done = path, dict[str, bool]()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _to_add_to(path)
+            try:
+                self.done = {record["video"]: "error" in record for record in read(path)}
+                self._cut_off_half_a_line()
+            except BaseException:
+                self._file.close()
+                raise
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    def add(self, record: Record) -> None:
+        self._file.write(line(record))
+        self.done[record["video"]] = "error" in record
+
+    def forget_failures(self) -> None:
+        """Take out the clips that failed, so that they are tried again."""
+        self._rewrite(record for record in read(self.path) if "error" not in record)
+        self.done = dict.fromkeys((video for video, failed in self.done.items() if not failed), False)
+
+    def put_in_order(self, videos: Iterable[str]) -> None:
+        """Have the records of these clips in this order, and then any others."""
+        place = {video: number for number, video in enumerate(videos)}
+        places = [place.get(video, len(place)) for video in self.done]
+        if places != sorted(places):
+            self._rewrite(sorted(read(self.path), key=lambda record: place.get(record["video"], len(place))))
+
+    def _rewrite(self, records: Iterable[Record]) -> None:
+        with replacing(self.path) as file:
+            file.writelines(map(line, records))
+        self._file.close()
+        self._file = _to_add_to(self.path)
+
+    def _cut_off_half_a_line(self) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            self._file.seek(start)
+            if (at := self._file.read(end - start).rfind(b"\n")) >= 0:
+                self._file.truncate(start + at + 1)
+                return
+            end = start
+        self._file.truncate(0)
+
+
+def _to_add_to(path: Path) -> FileIO:
+    """Unbuffered, so that what was written is in the kernel's hands when the process is killed."""
+    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), "r+")
+
+
+def record_of(answer: Mapping[str, Any], *, details: bool) -> Record:
+    """What is kept of an answer of the HTTP contract; with details, every sentence and its words' probabilities."""
+    names = ("caption", "captions") if details else ("caption",)
+    return {name: answer[name] for name in names}
+
+
+def line(record: Record) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
+def read(path: Path) -> Iterator[Record]:
+    """The records of a journal, but for half a line at its end; `UsageError` for any other file."""
+    with open(path, "rb") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.endswith(b"\n") and text.startswith(_BEGINNING[: len(text)]):
+                return
+            try:
+                record = json.loads(text)
+                if not isinstance(record["video"], str) or not record.keys() & {"caption", "error"}:
+                    raise ValueError("it has no video, or neither caption nor error")
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(
+                    f"{path}, line {number}, is not what this command writes; name another file with --out"
+                ) from error
+            yield record
+
+
+def as_csv(records: Iterable[Record]) -> Iterator[bytes]:
+    def row(*cells: str) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(cells)
+        return text.getvalue().encode(errors="replace")
+
+    yield row("video", "caption", "error_code", "error_message")
+    for record in records:
+        error = record.get("error", {"code": "", "message": ""})
+        yield row(record["video"], record.get("caption", ""), error["code"], error["message"])
+
+
+def as_coco(records: Iterable[Record]) -> Iterator[bytes]:
+    """COCO's results, of the clips that have a caption: what `etenet score` takes as predictions."""
+    before = b"["
+    for record in records:
+        if "caption" in record:
+            yield before + line({"image_id": record["video"], "caption": record["caption"]}).rstrip()
+            before = b",\n "
+    yield b"[]\n" if before == b"[" else b"]\n"
+
+
+WRITERS: dict[str, Callable[[Iterable[Record]], Iterator[bytes]]] = {
+    "jsonl": lambda records: map(line, records),
+    "csv": as_csv,
+    "coco": as_coco,
+}

@@ -1,0 +1,390 @@
+"""Batch captioning: every clip once, whatever happens in between, and the same from every engine."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.servers import free_ports
+from etenet import job_inputs, job_records, jobs
+from etenet.cli import main
+from etenet.errors import UsageError
+from etenet.job_inputs import Clip
+from etenet.job_records import Journal, Record
+from tests import clips
+from tests.conftest import EXAMPLES, REPOSITORY, Server, ask, wait_until
+
+CLIPS = 100
+IN_FLIGHT = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred clips that all differ, in two folders, and the examples."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(CLIPS - len(EXAMPLES)):
+        path = folder / ("first" if number % 2 else "second/deeper") / f"{number:03}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(clips.video(2 + number % 30, size=(32 + 2 * (number // 30), 32)))
+    for name in EXAMPLES:
+        (folder / name).write_bytes((REPOSITORY / "examples" / name).read_bytes())
+    (folder / "notes.txt").write_text("no video")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+def records(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def by_clip(path: Path) -> dict[str, Record]:
+    """The records of a whole output; fails where a clip is there twice."""
+    found = records(path)
+    assert max(Counter(record["video"] for record in found).values()) == 1
+    return {record["video"]: record for record in found}
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    """What an uninterrupted run in this process says."""
+    out = tmp_path_factory.mktemp("expected") / "captions.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        assert main(["caption", str(folder), "--out", str(out)]) == 0
+    said = by_clip(out)
+    assert len(said) == CLIPS
+    assert {name: said[str(folder / name)]["caption"] for name in EXAMPLES} == EXAMPLES
+    return said
+
+
+def test_a_server_says_the_same(folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    assert main(["caption", str(folder), "--out", str(out), "--server", server.inference]) == 0
+    assert by_clip(out) == expected
+
+
+@pytest.mark.parametrize("engine", ["here", "server"])
+def test_a_job_that_is_killed_ten_times_ends_as_one_that_is_not(
+    engine: str, folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path
+) -> None:
+    out, rng, done = tmp_path / "captions.jsonl", random.Random(engine), 0
+    where = ["--server", server.inference, "--workers", "2"] if engine == "server" else []
+    command = [sys.executable, "-m", "etenet", "caption", str(folder), "--out", str(out), *where]
+    for _ in range(10):
+        more = rng.randint(0, 4)
+        job = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        wait_until(lambda enough=done + more: lines(out) >= enough, 60)  # type: ignore[misc]
+        job.kill()
+        job.wait()
+        done = lines(out)
+        assert done < CLIPS, "it was done before it was killed ten times: give it more clips"
+    with out.open("ab") as torn:
+        torn.write(b'{"video": "half a li')
+    last = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
+    assert f"{done} were done before" in last.stderr
+    assert by_clip(out) == expected
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+class Unreliable:
+    """A server before another: refuses half of what comes, drops some, and counts what is in flight at once."""
+
+    def __init__(self, upstream: Server, port: int) -> None:
+        self.most, self.answered = 0, 0
+        now, lock, rng = 0, threading.Lock(), random.Random(0)
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_PUT(self) -> None:
+                nonlocal now
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                with lock:
+                    now += 1
+                    outer.most = max(outer.most, now)
+                    chance = rng.random()
+                try:
+                    if chance < 0.1:
+                        self.close_connection = True
+                        self.connection.close()
+                        return
+                    answer = None if chance < 0.6 else ask(upstream.predictions, body)
+                    status, content = (answer.status, answer.body) if answer else (503, b"{}")
+                finally:
+                    with lock:
+                        now -= 1
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                if status == 503:
+                    self.send_header("Retry-After", "0")
+                self.end_headers()
+                self.wfile.write(content)
+                outer.answered += answer is not None
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_a_server_that_refuses_drops_and_starts_anew_costs_no_clip(
+    folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path
+) -> None:
+    out, (port,) = tmp_path / "captions.jsonl", free_ports(1)
+    first = Unreliable(server, port)
+    command = [sys.executable, "-m", "etenet", "caption", str(folder), "--out", str(out), "--workers", str(IN_FLIGHT)]
+    job = subprocess.Popen([*command, "--server", f"http://127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
+    wait_until(lambda: lines(out) >= CLIPS // 3, 60)
+    first.stop()
+    assert lines(out) < CLIPS
+    second = Unreliable(server, port)
+    assert job.wait(120) == 0
+    second.stop()
+    assert second.answered > 0
+    assert by_clip(out) == expected
+    assert first.most <= IN_FLIGHT
+    assert second.most <= IN_FLIGHT
+
+
+def test_a_server_that_is_none_is_said_to_be(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = f"examples/{next(iter(EXAMPLES))}"
+    for url, status in ((server.management, 1), (server.exporter, 1), ("localhost:8080", 2)):
+        assert main(["caption", clip, "--server", url]) == status
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.splitlines()[-1].startswith("etenet caption: ")
+
+
+@pytest.mark.parametrize("engine", ["here", "server"])
+def test_what_is_broken_is_listed_and_all_else_is_done(
+    engine: str, folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path
+) -> None:
+    broken = {tmp_path / "videos" / f"broken{number}.mp4": clips.video(5)[: 300 * number] for number in range(5)}
+    broken[tmp_path / "videos" / "large.mp4"] = b"x" * (64 * 2**20 + 1)
+    for path, body in broken.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(body)
+    out = tmp_path / "captions.jsonl"
+    where = ["--server", server.inference] if engine == "server" else []
+    assert main(["caption", str(folder), str(tmp_path / "videos"), "--out", str(out), *where]) == 1
+    said = by_clip(out)
+    failed = {Path(video): record["error"]["code"] for video, record in said.items() if "error" in record}
+    assert set(failed) == set(broken)
+    assert failed[tmp_path / "videos" / "large.mp4"] == "too_large"
+    assert failed[tmp_path / "videos" / "broken0.mp4"] == "empty_body"
+    assert {video: said[video] for video in expected} == expected
+
+
+def echo(bodies: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Record]]:
+    """An engine that answers in another order: the last of a few first."""
+    few: list[tuple[str, Record]] = []
+    for key, body in bodies:
+        few.append(
+            (key, {"error": {"code": "bad", "message": "bad"}} if b"bad" in body else {"caption": body.decode()})
+        )
+        if len(few) == 5:
+            yield from reversed(few)
+            few.clear()
+    yield from reversed(few)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[Clip]:
+    """Clips that `echo` captions with what is in them."""
+    found = []
+    for number in range(23):
+        path = tmp_path / "texts" / f"{number:02}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{'bad' if number % 7 == 3 else 'a caption'} {number}")
+        found.append(Clip(path.name, path))
+    return found
+
+
+def run(clips: list[Clip], out: Path, engine: jobs.Engine = echo, **how: Any) -> jobs.Summary:
+    form = job_records.format_of(out)
+    return jobs.run(clips, engine, out=out, form=form, max_body_bytes=1000, **how)
+
+
+def test_the_order_is_that_of_the_input_where_it_is_asked_for(texts: list[Clip], tmp_path: Path) -> None:
+    names = [clip.video for clip in texts]
+    run(texts, tmp_path / "any.jsonl")
+    assert [record["video"] for record in records(tmp_path / "any.jsonl")] != names
+    run(texts, tmp_path / "ordered.jsonl", in_order=True)
+    assert [record["video"] for record in records(tmp_path / "ordered.jsonl")] == names
+    run(texts[10:], tmp_path / "both.jsonl")
+    run(texts, tmp_path / "both.jsonl", in_order=True)
+    assert [record["video"] for record in records(tmp_path / "both.jsonl")] == names
+
+
+def test_what_failed_is_tried_again_when_asked(texts: list[Clip], tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    first = run(texts, out)
+    assert (first.captioned, first.failed) == (20, 3)
+    again = run(texts, out)
+    assert (again.total, again.before, again.failed_before) == (0, 23, 3)
+    for clip in texts:
+        clip.path.write_text(clip.path.read_text().replace("bad", "better"))
+    mended = run(texts, out, retry_failed=True)
+    assert (mended.total, mended.captioned, mended.before, mended.failed_before) == (3, 3, 20, 0)
+    assert {record["caption"].split()[0] for record in by_clip(out).values()} == {"a", "better"}
+
+
+def test_the_same_bytes_are_captioned_once(texts: list[Clip], tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    def counting(bodies: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Record]]:
+        for key, body in bodies:
+            seen.append(body)
+            yield from echo([(key, body)])
+
+    many = [Clip(f"{clip.video} again {number}", clip.path) for number in range(3) for clip in texts]
+    run(many, tmp_path / "captions.jsonl", counting)
+    assert len(by_clip(tmp_path / "captions.jsonl")) == len(many)
+    assert len(seen) == len(texts)
+
+
+def test_no_more_is_read_than_the_engine_has_room_for(texts: list[Clip]) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Clip]:
+        nonlocal taken
+        for taken, clip in enumerate(texts * 100):  # noqa: B007
+            yield clip
+
+    def idle(bodies: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Record]]:
+        key, _ = next(iter(bodies))
+        yield key, {"caption": "one"}
+
+    assert next(jobs._captioned(endless(), idle, 1000))["caption"] == "one"
+    assert taken < 2 * jobs.READ_AHEAD
+
+
+def test_a_file_that_goes_away_is_an_error_of_its_own(texts: list[Clip], tmp_path: Path) -> None:
+    texts[5].path.unlink()
+    texts[6].path.write_text("x" * 2000)
+    run(texts, tmp_path / "captions.jsonl")
+    found = by_clip(tmp_path / "captions.jsonl")
+    assert found["05"]["error"]["code"] == "unreadable_file"
+    assert found["06"]["error"]["code"] == "too_large"
+    assert len(found) == len(texts)
+
+
+def test_a_table_has_all_and_coco_what_can_be_scored(texts: list[Clip], tmp_path: Path) -> None:
+    run(texts, tmp_path / "captions.csv", in_order=True)
+    table = list(csv.DictReader(io.StringIO((tmp_path / "captions.csv").read_text())))
+    assert [row["video"] for row in table] == [clip.video for clip in texts]
+    assert Counter(row["error_code"] for row in table) == {"": 20, "bad": 3}
+    run(texts, tmp_path / "captions.json")
+    predictions = {
+        entry["image_id"]: entry["caption"] for entry in json.loads((tmp_path / "captions.json").read_text())
+    }
+    assert predictions == {row["video"]: row["caption"] for row in table if row["caption"]}
+    from etenet import caption_json
+
+    assert caption_json.read(tmp_path / "captions.json") == {video: [said] for video, said in predictions.items()}
+
+
+@pytest.mark.parametrize(
+    "text", ["{}\n", "hello\n", '{"video": "a"}\n', '["video"]\n', "\x00\n", "hello", "x" * 70_000, '{"caption": "a']
+)
+def test_no_other_file_is_written_to(text: str, texts: list[Clip], tmp_path: Path) -> None:
+    out = tmp_path / "precious.jsonl"
+    out.write_text(text)
+    with pytest.raises(UsageError, match="name another file"):
+        run(texts, out)
+    assert out.read_text() == text
+
+
+@pytest.mark.parametrize("kept", range(0, 200, 7))
+def test_half_a_line_at_the_end_is_cut_off(kept: int, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        for name in ("a", "b", "c"):
+            journal.add({"video": name, "caption": "something is going on " * 2})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept])
+    with Journal(path) as journal:
+        assert len(journal.done) == whole[:kept].count(b"\n")
+        journal.add({"video": "d", "caption": "more"})
+    assert [record["video"] for record in records(path)] == [*"abc"[: whole[:kept].count(b"\n")], "d"]
+
+
+def manifest(tmp_path: Path, name: str, text: str) -> list[Clip]:
+    (tmp_path / name).write_text(text)
+    return job_inputs.clips([str(tmp_path / name)])
+
+
+def test_manifests_of_every_kind_name_the_same_clips(tmp_path: Path) -> None:
+    wanted = [Clip("one", tmp_path / "a/1.mp4"), Clip("two", tmp_path / "b 2.mp4")]
+    assert manifest(tmp_path, "m.csv", "path,video,note\na/1.mp4,one,x\nb 2.mp4,two,\n") == wanted
+    rows = '{"video": "one", "path": "a/1.mp4"}\n\n{"path": "b 2.mp4", "video": "two", "captions": []}\n'
+    assert manifest(tmp_path, "m.jsonl", rows) == wanted
+    plain = [Clip("a/1.mp4", tmp_path / "a/1.mp4"), Clip("b 2.mp4", tmp_path / "b 2.mp4")]
+    assert manifest(tmp_path, "m.txt", "a/1.mp4\n\n  b 2.mp4  \n") == plain
+    assert manifest(tmp_path, "n.jsonl", '{"video": "a/1.mp4"}\n{"path": "b 2.mp4"}\n') == plain
+
+
+def test_a_list_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x.mp4\ny.mp4\nx.mp4\n"))
+    assert job_inputs.clips(["-"]) == [Clip("x.mp4", Path("x.mp4")), Clip("y.mp4", Path("y.mp4"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.jsonl", '{"video": 1.5}\n'),
+        ("m.jsonl", '{"path": "a.mp4"}\n{"pa\n'),
+        ("m.jsonl", '{"video": "a", "path": "x.mp4"}\n{"video": "a", "path": "y.mp4"}\n'),
+        ("m.csv", "video,path\n,\n"),
+        ("m.txt", "\n \n"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_told_so(name: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        manifest(tmp_path, name, text)
+
+
+def test_folders_globs_and_files_name_each_clip_once(folder: Path) -> None:
+    all_below = job_inputs.clips([str(folder)])
+    assert len(all_below) == CLIPS
+    one = all_below[7].video
+    assert job_inputs.clips([one, str(folder), f"{folder}/**/*.mp4"])[0].video == one
+    assert {clip.video for clip in job_inputs.clips([f"{folder}/**/*.mp4"])} == {clip.video for clip in all_below}
+    for nothing in (f"{folder}/*.mkv", f"{folder}/missing.mp4"):
+        with pytest.raises(UsageError, match=r"no file"):
+            job_inputs.clips([nothing])
+
+
+@pytest.mark.parametrize("of", [1, 3, 7])
+def test_shards_are_all_of_it_and_no_two_share_a_clip(of: int, folder: Path) -> None:
+    shards = [job_inputs.clips([str(folder)], shard=(number, of)) for number in range(1, of + 1)]
+    together = Counter(clip.video for shard in shards for clip in shard)
+    assert set(together.values()) == {1}
+    assert len(together) == CLIPS
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
