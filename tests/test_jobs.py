@@ -11,10 +11,12 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.servers import free_ports
@@ -77,6 +79,34 @@ def test_a_server_says_the_same(folder: Path, expected: dict[str, Record], serve
     out = tmp_path / "captions.jsonl"
     assert main(["caption", str(folder), "--out", str(out), "--server", server.inference]) == 0
     assert by_clip(out) == expected
+
+
+def test_a_ray_cluster_says_the_same_though_its_captioning_actor_is_killed(
+    folder: Path, expected: dict[str, Record], tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    job = subprocess.Popen(
+        [sys.executable, "-m", "etenet", "caption", str(folder), "--out", str(out), "--engine", "ray"]
+    )
+    try:
+        wait_until(lambda: lines(out) > 0 or job.poll() is not None, 120)
+        actors = [
+            process for process in psutil.Process(job.pid).children(recursive=True) if "_Captions" in title(process)
+        ]
+        assert actors
+        for actor in actors:
+            actor.kill()
+        assert lines(out) < CLIPS
+        assert job.wait(180) == 0
+    finally:
+        job.kill()
+    assert by_clip(out) == expected
+
+
+def title(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 @pytest.mark.parametrize("engine", ["here", "server"])
@@ -226,9 +256,9 @@ def texts(tmp_path: Path) -> list[Clip]:
     return found
 
 
-def run(clips: list[Clip], out: Path, engine: jobs.Engine = echo, **how: Any) -> jobs.Summary:
+def run(clips: list[Clip], out: Path, engine: jobs.BodyEngine = echo, **how: Any) -> jobs.Summary:
     form = job_records.format_of(out)
-    return jobs.run(clips, engine, out=out, form=form, max_body_bytes=1000, **how)
+    return jobs.run(clips, jobs.of_bodies(engine, 1000), out=out, form=form, **how)
 
 
 def test_the_order_is_that_of_the_input_where_it_is_asked_for(texts: list[Clip], tmp_path: Path) -> None:
@@ -281,7 +311,7 @@ def test_no_more_is_read_than_the_engine_has_room_for(texts: list[Clip]) -> None
         key, _ = next(iter(bodies))
         yield key, {"caption": "one"}
 
-    assert next(jobs._captioned(endless(), idle, 1000))["caption"] == "one"
+    assert next(jobs.of_bodies(idle, 1000)(endless()))["caption"] == "one"
     assert taken < 2 * jobs.READ_AHEAD
 
 

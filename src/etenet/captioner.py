@@ -218,7 +218,7 @@ class Captioner:
                     decoding[self._clips.submit(given[1])] = given[0]
             if len(decoded) >= batch_clips or (decoded and not decoding):
                 batch, decoded = decoded[:batch_clips], decoded[batch_clips:]
-                outcomes = self._captions([video for _, video in batch], options)
+                outcomes = self.caption_videos([video for _, video in batch], options)
                 yield from zip((key for key, _ in batch), outcomes, strict=True)
             elif decoding:
                 done, _ = wait(decoding, return_when=FIRST_COMPLETED)
@@ -231,7 +231,8 @@ class Captioner:
             else:
                 return
 
-    def _captions(self, videos: Sequence[SampledVideo], options: CaptionOptions) -> list[Caption | CaptionError]:
+    def caption_videos(self, videos: Sequence[SampledVideo], options: CaptionOptions) -> list[Caption | CaptionError]:
+        """One outcome per clip that was decoded elsewhere, in order."""
         started, watch = time.perf_counter(), _Stopwatch()
         features = self._retried(lambda of_clips: self._encoded(of_clips, watch), dict(enumerate(videos)))
         beams = self._described(features, [options] * len(videos), watch)

@@ -10,13 +10,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from etenet.errors import EtenetError, JavaError, Stopped, UsageError
+
+if TYPE_CHECKING:
+    from etenet.config import CaptionOptions
+    from etenet.jobs import Engine
 
 DEFAULT_CHECKPOINT = Path("model_store/demo.pt")
 DEFAULT_ARCHIVE = Path("model_store/etenet.mar")
 DEFAULT_CONFIG = Path("config.properties")
-BATCH_CLIPS = 8
 FORMATS = ("jsonl", "csv", "coco")
 
 
@@ -39,34 +43,47 @@ def serve(options: argparse.Namespace) -> int:
 
 def caption(options: argparse.Namespace) -> int:
     from etenet import job_inputs, job_records, jobs
-    from etenet.config import CaptionOptions, DecodeLimits
+    from etenet.config import CaptionOptions
 
     names = ("beam_size", "captions", "max_words", "length_penalty")
     wish = CaptionOptions.parse({n: getattr(options, n) for n in names if getattr(options, n) is not None})
     clips = job_inputs.clips(options.paths, shard=options.shard)
-    details = options.probabilities or wish.captions > 1
-    limits = DecodeLimits()
-    if options.server:
-        from etenet import job_server
-
-        engine = job_server.engine(options.server, wish, details=details, in_flight=options.workers or BATCH_CLIPS)
-    else:
-        import etenet
-        from etenet import job_local
-
-        captioner = etenet.load(options.checkpoint, limits=limits)
-        engine = job_local.engine(captioner, wish, details=details, batch_clips=BATCH_CLIPS)
     summary = jobs.run(
         clips,
-        engine,
+        _engine(options, wish, len(clips)),
         out=options.out,
         form=options.format or job_records.format_of(options.out),
         in_order=options.in_order,
         retry_failed=options.retry_failed,
-        max_body_bytes=limits.max_body_bytes,
     )
     print(f"etenet caption: {summary}", file=sys.stderr)
     return 1 if summary.failed or summary.failed_before else 0
+
+
+def _engine(options: argparse.Namespace, wish: CaptionOptions, clips: int) -> Engine:
+    details = options.probabilities or wish.captions > 1
+    if options.server:
+        from etenet import job_server
+
+        return job_server.engine(
+            options.server, wish, details=details, in_flight=options.workers or job_server.IN_FLIGHT
+        )
+    if options.engine == "ray":
+        try:
+            from etenet import job_ray
+        except ModuleNotFoundError as error:
+            raise UsageError(f"--engine ray needs the extra: pip install 'etenet[ray]' ({error})") from error
+
+        return job_ray.engine(
+            options.checkpoint,
+            wish,
+            details=details,
+            address=options.ray_address,
+            actors=options.workers or job_ray.ACTORS,
+        )
+    from etenet import job_local
+
+    return job_local.engine(options.checkpoint, wish, details=details, clips=clips)
 
 
 def package(options: argparse.Namespace) -> int:
@@ -165,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="F.pt")
     command.add_argument("--server", metavar="URL", help="let a server do it, instead of a checkpoint here")
-    command.add_argument("--workers", type=int, metavar="N", help=f"requests in flight, default {BATCH_CLIPS}")
+    command.add_argument("--engine", choices=("ray",), help="let a Ray cluster do it")
+    command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster, default: one on this machine")
+    command.add_argument("--workers", type=int, metavar="N", help="requests in flight (8), or captioning actors (1)")
     command.add_argument("--probabilities", action="store_true", help="also the probabilities of sentences and words")
     command.add_argument("--beam-size", metavar="N", help="1 to 10, default 5")
     command.add_argument("--captions", metavar="N", help="how many of the beam to give, default 1")

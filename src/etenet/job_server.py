@@ -18,12 +18,13 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from etenet.config import ERROR_HEADER, OPTION_HEADERS, CaptionOptions
+from etenet.config import ERROR_HEADER, OPTION_HEADERS, CaptionOptions, DecodeLimits
 from etenet.errors import Stopped, UsageError
 from etenet.job_records import Record, record_of
-from etenet.jobs import Answers, Engine
+from etenet.jobs import Answers, Engine, of_bodies
 
 PATH = "/predictions/etenet"
+IN_FLIGHT = 8
 PATIENCE_S = 600.0  # with one clip, while it gets no answer
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 10.0
 CONNECT_DEADLINE_S, ANSWER_DEADLINE_S = 5.0, 300.0
@@ -31,7 +32,7 @@ _NO_CAPTIONER = (401, 403, 404, 405)
 _TRY_AGAIN = (408, 429, 502, 503, 504)
 
 
-def engine(url: str, options: CaptionOptions, *, details: bool, in_flight: int) -> Engine:
+def engine(url: str, options: CaptionOptions, *, details: bool, in_flight: int = IN_FLIGHT) -> Engine:
     """Raises `UsageError` for what is no URL of a server."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -55,7 +56,7 @@ def engine(url: str, options: CaptionOptions, *, details: bool, in_flight: int) 
             finally:
                 client.leaving.set()
 
-    return captions
+    return of_bodies(captions, DecodeLimits().max_body_bytes)
 
 
 class _Client:

@@ -2,8 +2,8 @@
 
     etenet caption videos/ --out captions.jsonl
 
-An engine captions (`job_local.py` here, `job_server.py` by a server); what it is given, which clips are done already
-and what becomes of the answers is the same for all.
+An engine captions (`job_local.py` here, `job_server.py` by a server, `job_ray.py` on a cluster); what it is given,
+which clips are done already and what becomes of the answers is the same for all.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ READ_AHEAD = 16
 SAID_AGAIN_S = 30.0  # between two lines about how far it is, where there is no terminal
 REMEMBERED = 100_000  # answers to bodies that were seen
 
+Engine: TypeAlias = Callable[[Iterable[Clip]], Iterator[Record]]
+"""Clips -> a record of each, in any order, taking clips as it has room."""
 Answers: TypeAlias = Iterator[tuple[str, Record]]
-Engine: TypeAlias = Callable[[Iterable[tuple[str, bytes]]], Answers]
-"""Bodies by keys -> records (without "video") by the same keys, in any order, asking for bodies as it has room."""
+BodyEngine: TypeAlias = Callable[[Iterable[tuple[str, bytes]]], Answers]
+"""The same for what has read the files: bodies by keys -> records (without "video") by the same keys."""
 
 
 @dataclass
@@ -70,7 +72,6 @@ def run(
     form: str,
     in_order: bool = False,
     retry_failed: bool = False,
-    max_body_bytes: int,
 ) -> Summary:
     """Caption what `out` does not hold yet. Without `out`, records go to standard output.
 
@@ -87,7 +88,7 @@ def run(
         todo = [clip for clip in clips if clip.video not in done]
         summary.before, summary.total = len(clips) - len(todo), len(todo)
         summary.failed_before = sum(done.get(clip.video, False) for clip in clips)
-        records = _captioned(todo, engine, max_body_bytes)
+        records = engine(todo) if todo else iter(())
         records = _told(_ordered(todo, records) if in_order else records, summary)
         if journal:
             for record in records:
@@ -104,8 +105,12 @@ def run(
     return summary
 
 
-def _captioned(clips: Iterable[Clip], engine: Engine, max_body_bytes: int) -> Iterator[Record]:
-    """The record of each clip. Clips with the same bytes are captioned once."""
+def of_bodies(engine: BodyEngine, max_body_bytes: int) -> Engine:
+    """Reads the files for an engine, some ahead, and gives it the same bytes only once."""
+    return lambda clips: _captioned(clips, engine, max_body_bytes)
+
+
+def _captioned(clips: Iterable[Clip], engine: BodyEngine, max_body_bytes: int) -> Iterator[Record]:
     known: dict[str, Record] = {}
     waiting: dict[str, list[Clip]] = {}
     without_engine: deque[Record] = deque()
@@ -141,7 +146,7 @@ def _read_ahead(clips: Iterable[Clip], max_body_bytes: int) -> Iterator[tuple[Cl
         window: deque[tuple[Clip, Future[bytes | Record]]] = deque()
         try:
             for clip in clips:
-                window.append((clip, readers.submit(_read, clip.path, max_body_bytes)))
+                window.append((clip, readers.submit(read, clip.path, max_body_bytes)))
                 if len(window) >= READ_AHEAD:
                     first, body = window.popleft()
                     yield first, body.result()
@@ -152,7 +157,8 @@ def _read_ahead(clips: Iterable[Clip], max_body_bytes: int) -> Iterator[tuple[Cl
                 body.cancel()
 
 
-def _read(path: Path, max_body_bytes: int) -> bytes | Record:
+def read(path: Path, max_body_bytes: int) -> bytes | Record:
+    """A file's bytes, or what is wrong with it."""
     try:
         with path.open("rb") as file:
             body = file.read(max_body_bytes + 1)
