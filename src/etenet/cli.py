@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_CHECKPOINT = Path("model_store/demo.pt")
 DEFAULT_ARCHIVE = Path("model_store/etenet.mar")
 DEFAULT_CONFIG = Path("config.properties")
-FORMATS = ("jsonl", "csv", "coco")
+FORMATS = ("jsonl", "csv", "coco", "parquet")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", type=Path, metavar="F", help="default: standard output. What it holds is not done again"
     )
-    command.add_argument("--format", choices=FORMATS, help="default: by the name of --out (.jsonl, .csv, .json)")
+    command.add_argument("--format", choices=FORMATS, help="default: by the name of --out")
     command.add_argument("--in-order", action="store_true", help="the output in the order of the input")
     command.add_argument("--retry-failed", action="store_true", help="try again what failed in an earlier run")
     command.add_argument(

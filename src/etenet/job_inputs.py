@@ -6,7 +6,8 @@ A manifest is a path that ends in .jsonl, .csv or .txt, or `-` for standard inpu
     video,path                                     a table with a header, of the same columns
     clips/a.mp4                                    one path per line
 
-Its paths are relative to the manifest's folder (on standard input: to the current one).
+Its paths are relative to the manifest's folder (on standard input: to the current one). Anything may also be a URL
+that fsspec knows (s3://bucket/folder), where what it needs for that is installed.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One clip of a job. `video` names it in the output."""
+    """One clip of a job. `video` names it in the output; `path` may be a URL that fsspec knows."""
 
     video: str
-    path: Path
+    path: str
 
 
 def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[Clip]:
@@ -60,12 +61,14 @@ def _named_by(name: str) -> Iterator[Clip]:
     path = Path(name)
     if name == STANDARD_INPUT:
         yield from _manifest(sys.stdin.read(), "standard input", Path())
+    elif is_remote(name):
+        yield from _of_paths(_remote(name))
     elif path.is_dir():
         yield from _of_paths(_videos_below(path))
     elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
         yield from _manifest(_text(path), name, path.parent)
     elif path.is_file():
-        yield Clip(name, path)
+        yield Clip(name, name)
     elif glob.has_magic(name):
         matches = sorted(match for match in map(Path, glob.glob(name, recursive=True)) if match.is_file())
         if not matches:
@@ -75,8 +78,31 @@ def _named_by(name: str) -> Iterator[Clip]:
         raise UsageError(f"no file at {name}")
 
 
-def _of_paths(paths: Iterable[Path]) -> Iterator[Clip]:
-    return (Clip(str(path), path) for path in paths)
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _of_paths(paths: Iterable[Path | str]) -> Iterator[Clip]:
+    return (Clip(str(path), str(path)) for path in paths)
+
+
+def _remote(url: str) -> list[str]:
+    """The videos at a URL: of a folder or a glob, or itself."""
+    from fsspec.core import url_to_fs
+
+    try:
+        files, path = url_to_fs(url)
+        if glob.has_magic(path):
+            found = files.glob(path)
+        elif files.isdir(path):
+            found = [name for name in files.find(path) if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        else:
+            return [url]
+        if not found:
+            raise UsageError(f"no video at {url}")
+        return sorted(files.unstrip_protocol(name) for name in found)
+    except (ImportError, OSError, ValueError) as error:
+        raise UsageError(f"cannot look into {url}: {error}") from error
 
 
 def _videos_below(folder: Path) -> list[Path]:
@@ -115,7 +141,11 @@ def _manifest(text: str, where: str, folder: Path) -> Iterator[Clip]:
 def _clip(row: Mapping[str, Any], folder: Path) -> Clip:
     match row:
         case {"video": str(video) | int(video), "path": str(path)} if path and video != "":
-            return Clip(str(video), folder / path)
+            return Clip(str(video), _below(folder, path))
         case {"video": str(name)} | {"path": str(name)} if name:
-            return Clip(name, folder / name)
+            return Clip(name, _below(folder, name))
     raise ValueError(f"no clip is named in {named([json.dumps(row)])}")
+
+
+def _below(folder: Path, path: str) -> str:
+    return path if is_remote(path) else str(folder / path)

@@ -24,7 +24,7 @@ from etenet import job_local
 from etenet.captioner import SANDBOX_EXISTS
 from etenet.config import CaptionOptions, DecodeLimits
 from etenet.errors import CaptionError, Stopped
-from etenet.job_inputs import Clip
+from etenet.job_inputs import Clip, is_remote
 from etenet.job_records import Record, record_of
 from etenet.jobs import Engine, read
 from etenet.sandbox import InProcess, Sandbox
@@ -42,7 +42,8 @@ def engine(
     def captions(clips: Iterable[Clip]) -> Iterator[Record]:
         by_path: dict[str, list[str]] = {}
         for clip in clips:
-            by_path.setdefault(str(clip.path.resolve()), []).append(clip.video)
+            path = clip.path if is_remote(clip.path) else str(Path(clip.path).resolve())
+            by_path.setdefault(path, []).append(clip.video)
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
@@ -89,7 +90,7 @@ def _decoders(resize_px: int) -> Sandbox | InProcess:
 
 def _decoded(row: dict[str, Any], *, resize_px: int) -> dict[str, Any]:
     """The clip at a path: a `SampledVideo`, or the record that says what is wrong with it."""
-    body = read(Path(row["path"]), _LIMITS.max_body_bytes)
+    body = read(row["path"], _LIMITS.max_body_bytes)
     outcome: Any = body
     if isinstance(body, bytes):
         try:

@@ -22,7 +22,8 @@ from etenet.errors import UsageError
 
 Record = dict[str, Any]  # "video" and either "caption" or "error"
 _BEGINNING = b'{"video": '
-FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco"}
+FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco", ".parquet": "parquet"}
+COLUMNS = ("video", "caption", "error_code", "error_message")
 
 
 def format_of(out: Path | None) -> str:
@@ -123,15 +124,29 @@ def read(path: Path) -> Iterator[Record]:
 
 
 def as_csv(records: Iterable[Record]) -> Iterator[bytes]:
-    def row(*cells: str) -> bytes:
+    for cells in (COLUMNS, *map(_cells, records)):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue().encode(errors="replace")
+        yield text.getvalue().encode(errors="replace")
 
-    yield row("video", "caption", "error_code", "error_message")
-    for record in records:
-        error = record.get("error", {"code": "", "message": ""})
-        yield row(record["video"], record.get("caption", ""), error["code"], error["message"])
+
+def as_parquet(records: Iterable[Record]) -> Iterator[bytes]:
+    """All of it at once, as its index comes last. What is not there is null."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise UsageError(f"Parquet needs the extra: pip install 'etenet[ray]' ({error})") from error
+    rows = [dict(zip(COLUMNS, (cell or None for cell in _cells(record)), strict=True)) for record in records]
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS])
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), file)
+    yield file.getvalue()
+
+
+def _cells(record: Record) -> tuple[str, ...]:
+    error = record.get("error", {"code": "", "message": ""})
+    return record["video"], record.get("caption", ""), error["code"], error["message"]
 
 
 def as_coco(records: Iterable[Record]) -> Iterator[bytes]:
@@ -148,4 +163,5 @@ WRITERS: dict[str, Callable[[Iterable[Record]], Iterator[bytes]]] = {
     "jsonl": lambda records: map(line, records),
     "csv": as_csv,
     "coco": as_coco,
+    "parquet": as_parquet,
 }

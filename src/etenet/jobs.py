@@ -19,12 +19,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeAlias
 
+import fsspec
 from tqdm import tqdm
 
 from etenet import job_records
 from etenet.atomic import replacing
 from etenet.errors import TooLarge
-from etenet.job_inputs import Clip
+from etenet.job_inputs import Clip, is_remote
 from etenet.job_records import Journal, Record
 
 READERS = 4
@@ -157,13 +158,13 @@ def _read_ahead(clips: Iterable[Clip], max_body_bytes: int) -> Iterator[tuple[Cl
                 body.cancel()
 
 
-def read(path: Path, max_body_bytes: int) -> bytes | Record:
+def read(path: str, max_body_bytes: int) -> bytes | Record:
     """A file's bytes, or what is wrong with it."""
     try:
-        with path.open("rb") as file:
-            body = file.read(max_body_bytes + 1)
-    except OSError as error:
-        return {"error": {"code": "unreadable_file", "message": f"{path}: {error.strerror or error}"}}
+        with fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as file:
+            body: bytes = file.read(max_body_bytes + 1)
+    except (OSError, ImportError, ValueError) as error:
+        return {"error": {"code": "unreadable_file", "message": f"{path}: {error}"}}
     if len(body) > max_body_bytes:
         too_large = TooLarge(f"the video has more than {max_body_bytes} bytes, the limit; give a shorter clip")
         return dict(too_large.as_dict())
