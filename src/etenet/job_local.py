@@ -17,7 +17,7 @@ from etenet.job_records import record_of
 from etenet.jobs import Answers, Engine, of_bodies
 
 BATCH_CLIPS = 8
-WORTH_COMPILING_CLIPS = 64
+WORTH_COMPILING_CLIPS = 16
 
 
 def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: int) -> Engine:

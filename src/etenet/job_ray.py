@@ -52,7 +52,10 @@ def engine(
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             ray.data.DataContext.get_current().enable_progress_bars = False
             weights = ray.put(np.frombuffer(checkpoint.read_bytes(), np.uint8))
-            gpus = 1 if ray.cluster_resources().get("GPU") else 0  # type: ignore[no-untyped-call]
+            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            gpus = 1 if resources.get("GPU") else 0
+            # A core is left for decoding, or captioning would wait for it for ever.
+            cores = 0.0 if gpus else min(1.0, (resources["CPU"] - 1) / actors)
             outcomes = (
                 ray.data.from_items([{"path": path} for path in by_path])
                 # Its memory also keeps Ray from making one step of both: an actor would then decode by itself.
@@ -62,7 +65,7 @@ def engine(
                     fn_constructor_args=([weights], options, details, len(by_path)),
                     batch_size=job_local.BATCH_CLIPS,
                     compute=ray.data.ActorPoolStrategy(size=actors),
-                    num_cpus=0 if gpus else 1,
+                    num_cpus=cores,
                     num_gpus=gpus,
                 )
             )

@@ -1,0 +1,125 @@
+"""`python -m benchmarks.jobs`: clips per second of each engine of batch jobs, beside decoding alone and encoding alone.
+
+Starting is part of it on Ray; here and at the server, the network is loaded before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import servers
+from benchmarks.clips import drifting
+from benchmarks.record import RESULTS, conclude
+from etenet import checkpoint as checkpoints
+from etenet import job_inputs, job_local, job_ray, job_server
+from etenet.config import CaptionOptions, DecodeLimits
+from etenet.errors import EtenetError
+from etenet.jobs import Engine, Record
+from etenet.sandbox import Sandbox
+from etenet.vocabulary import Vocabulary
+
+
+def different(clip: bytes, count: int, folder: Path) -> list[job_inputs.Clip]:
+    """Files that show the same and differ in a box at their end, so that none is captioned for another."""
+    for number in range(count):
+        (folder / f"{number:04}.mp4").write_bytes(clip + struct.pack(">I4sI", 12, b"free", number))
+    return job_inputs.clips([str(folder)])
+
+
+def alone(checkpoint: Path, clips: Sequence[job_inputs.Clip]) -> tuple[float, float]:
+    """Clips per second of decoding on all cores, and of encoding in full batches."""
+    bodies = [Path(clip.path).read_bytes() for clip in clips]
+    captioner = job_local.load(checkpoint, limits=DecodeLimits(), clips=job_local.WORTH_COMPILING_CLIPS)
+    decoders = Sandbox(resize_px=captioner.checkpoint.preprocessing.resize_px)
+    started = time.perf_counter()
+    decoded = [decoders.submit(body) for body in bodies]
+    wait(decoded)
+    decode_s = time.perf_counter() - started
+    decoders.close()
+    frames = np.stack([future.result().frames for future in decoded[: job_local.BATCH_CLIPS]])
+    captioner.features(frames)
+    started = time.perf_counter()
+    for _ in range(len(clips) // job_local.BATCH_CLIPS):
+        captioner.features(frames)
+    encode_s = time.perf_counter() - started
+    return len(clips) / decode_s, len(clips) // job_local.BATCH_CLIPS * job_local.BATCH_CLIPS / encode_s
+
+
+def rate(engine: Engine, clips: Sequence[job_inputs.Clip]) -> tuple[float, float]:
+    """Clips per second from the first that is taken to the last record, and seconds to the first record."""
+    started, moments = time.perf_counter(), []
+    for _ in _good(engine(clips)):
+        moments.append(time.perf_counter() - started)
+    return len(moments) / moments[-1], moments[0]
+
+
+def _good(records: Iterator[Record]) -> Iterator[Record]:
+    for record in records:
+        if "error" in record:
+            raise RuntimeError(f"{record['video']}: {record['error']['message']}")
+        yield record
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.jobs", description=__doc__.splitlines()[0])
+    parser.add_argument("--encoder", default="inceptionresnetv2")
+    parser.add_argument("--crop-px", type=int)
+    parser.add_argument("--words", type=int, default=12_000)
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
+    parser.add_argument("--size", default="426x240", metavar="WxH")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args(arguments)
+    width, height = map(int, options.size.split("x"))
+    words, wish = Vocabulary(f"word{number}" for number in range(options.words)), CaptionOptions()
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        checkpoint, folder = Path(scratch) / "untrained.pt", Path(scratch) / "clips"
+        folder.mkdir()
+        clip = drifting(options.seconds, width, height)
+        clips = different(clip, options.clips, folder)
+        checkpoints.save(checkpoints.initialise(options.encoder, words, crop_px=options.crop_px), checkpoint)
+        decode, encode = alone(checkpoint, clips)
+        rates = {"here": rate(job_local.engine(checkpoint, wish, details=False, clips=len(clips)), clips)}
+        url = stack.enter_context(servers.ours(checkpoint, clip)).url
+        for number in (1, 2, job_server.IN_FLIGHT):
+            engine = job_server.engine(url, wish, details=False, in_flight=number)
+            rates[f"server, {number} in flight"] = rate(engine, clips)
+        stack.close()
+        for number in (1, 2):
+            engine = job_ray.engine(checkpoint, wish, details=False, actors=number)
+            rates[f"ray, {number} actors"] = rate(engine, clips)
+    print(f"{'decoding alone':22} {decode:8.3f} clips/s")
+    print(f"{'encoding alone':22} {encode:8.3f} clips/s")
+    for name, (per_s, first_s) in rates.items():
+        print(f"{name:22} {per_s:8.3f} clips/s, the first after {first_s:5.1f} s")
+    conclude(
+        "jobs",
+        {
+            "encoder": options.encoder,
+            "clips": options.clips,
+            "decode_per_s": round(decode, 3),
+            "encode_per_s": round(encode, 3),
+            "per_s": {name: round(per_s, 3) for name, (per_s, _) in rates.items()},
+            "first_after_s": {name: round(first_s, 1) for name, (_, first_s) in rates.items()},
+            "share_of_the_slower": rates["here"][0] / min(decode, encode),
+        },
+        folder=options.out,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EtenetError as error:
+        print(f"jobs: {error}", file=sys.stderr)
+        sys.exit(2)
