@@ -4,7 +4,7 @@
 #   make serve CHECKPOINT=best.pt   serve your own
 #   make test                       set up, check, run all tests
 #   make test-hostile               the attacks at full length: about half an hour
-#   make bench                      every stage beside its peers, the load and the scale: three quarters of an hour
+#   make bench                      every stage beside its peers, the load, the scale and batch jobs: an hour
 #   make check                      format, lint, types, known vulnerabilities of what is installed
 #   make demo-model                 render the demo world, train on it, evaluate: model_store/demo.pt and examples/; goes on after a kill
 #   make clean                      remove what these jobs made, but for the environment
@@ -52,7 +52,7 @@ test-hostile: $(READY) $(PROGRAMS_READY)
 	$(BIN)/pytest --hostile -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py
 
 bench: $(READY)
-	for name in decode encoder search server saturation scale; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in decode encoder search server saturation scale jobs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 demo-model: $(READY)
 	$(BIN)/python -m training.prepare demo --out $(DEMO_DATA)
