@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import random
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +24,7 @@ import pytest
 from benchmarks.servers import free_ports
 from etenet import caption_json, job_inputs, job_records, jobs
 from etenet.cli import main
-from etenet.errors import UsageError
+from etenet.errors import Stopped, UsageError
 from etenet.job_inputs import Clip
 from etenet.job_records import Journal, Record
 from tests import clips
@@ -348,6 +350,32 @@ def test_no_other_file_is_written_to(text: str, texts: list[Clip], tmp_path: Pat
     with pytest.raises(UsageError, match="name another file"):
         run(texts, out)
     assert out.read_text() == text
+
+
+def test_two_jobs_do_not_write_one_file(texts: list[Clip], tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    with Journal(out), pytest.raises(UsageError, match="another job"):
+        run(texts, out)
+    run(texts, out)
+    assert len(by_clip(out)) == len(texts)
+
+
+def test_a_full_disk_ends_the_job_and_it_goes_on_when_there_is_room(texts: list[Clip], tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the kernel then writes a part of a line, and after it none."""
+    out, whole = tmp_path / "captions.jsonl", tmp_path / "whole.jsonl"
+    run(texts, whole)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 2, hard))
+    try:
+        with pytest.raises(Stopped, match="start the job again"):
+            run(texts, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not out.read_bytes().endswith(b"\n")
+    run(texts, out)
+    assert by_clip(out) == by_clip(whole)
 
 
 @pytest.mark.parametrize("kept", range(0, 200, 7))

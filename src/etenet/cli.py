@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EtenetError as error:
         print(f"etenet {options.command}: {error}", file=sys.stderr)
         return 1 if isinstance(error, JavaError | Stopped) else 2
+    except KeyboardInterrupt:
+        print(f"etenet {options.command}: stopped", file=sys.stderr)
+        return 130
     return status
 
 
@@ -145,6 +148,12 @@ def doctor(options: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"a number from 1 on, got {text!r}")
+    return int(text)
+
+
 def _shard(text: str) -> tuple[int, int]:
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
@@ -184,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--server", metavar="URL", help="let a server do it, instead of a checkpoint here")
     command.add_argument("--engine", choices=("ray",), help="let a Ray cluster do it")
     command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster, default: one on this machine")
-    command.add_argument("--workers", type=int, metavar="N", help="requests in flight (8), or captioning actors (1)")
+    command.add_argument("--workers", type=_count, metavar="N", help="requests in flight (8), or captioning actors (1)")
     command.add_argument("--probabilities", action="store_true", help="also the probabilities of sentences and words")
     command.add_argument("--beam-size", metavar="N", help="1 to 10, default 5")
     command.add_argument("--captions", metavar="N", help="how many of the beam to give, default 1")

@@ -8,17 +8,19 @@ itself; beside any other output it is called OUT.jsonl.
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from errno import ENOSPC
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from etenet.atomic import replacing
-from etenet.errors import UsageError
+from etenet.errors import Stopped, UsageError
 
 Record = dict[str, Any]  # "video" and either "caption" or "error"
 _BEGINNING = b'{"video": '
@@ -58,7 +60,13 @@ class Journal:
         self._file.close()
 
     def add(self, record: Record) -> None:
-        self._file.write(line(record))
+        """Raises `Stopped` where there is no room for it."""
+        text = line(record)
+        try:
+            if self._file.write(text) != len(text):
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
+        except OSError as error:
+            raise Stopped(f"cannot write {self.path}: {error.strerror}; mend that, and start the job again") from error
         self.done[record["video"]] = "error" in record
 
     def forget_failures(self) -> None:
@@ -92,8 +100,14 @@ class Journal:
 
 
 def _to_add_to(path: Path) -> FileIO:
-    """Unbuffered, so that what was written is in the kernel's hands when the process is killed."""
-    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), "r+")
+    """For one job at a time; unbuffered, so that what was written is the kernel's when the process is killed."""
+    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), "r+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UsageError(f"another job is writing {path}; wait for it, or name another file with --out") from error
+    return file
 
 
 def record_of(answer: Mapping[str, Any], *, details: bool) -> Record:
