@@ -31,6 +31,8 @@ class Context:
         return str(number)
     def set_response_status(self, code, phrase, number):
         self.statuses[number] = code
+    def set_response_header(self, number, name, value):
+        assert name.lower() == "x-etenet-error"
     def set_response_content_type(self, number, value):
         pass
 
