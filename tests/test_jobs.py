@@ -83,6 +83,15 @@ def test_a_server_says_the_same(folder: Path, expected: dict[str, Record], serve
     assert by_clip(out) == expected
 
 
+def test_real_clips_are_captioned_and_refused_alike(reference_data: Path, server: Server, tmp_path: Path) -> None:
+    outs = [tmp_path / f"{number}.jsonl" for number in range(2)]
+    for out, where in zip(outs, ([], ["--server", server.inference]), strict=True):
+        assert main(["caption", str(reference_data), "--out", str(out), *where]) == 1
+    here, by_server = map(by_clip, outs)
+    assert here == by_server
+    assert Counter("caption" in record for record in here.values())[True] > 80
+
+
 def test_a_ray_cluster_says_the_same_though_its_captioning_actor_is_killed(
     folder: Path, expected: dict[str, Record], tmp_path: Path
 ) -> None:
