@@ -1,0 +1,84 @@
+"""What a batch job is asked for: each clip once, whatever kinds of names it goes by."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from etenet import job_inputs
+from etenet.errors import UsageError
+from etenet.job_inputs import Clip
+
+CLIPS = 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files in folders, and two that are no videos."""
+    folder = tmp_path / "videos"
+    for number in range(CLIPS):
+        path = folder / ("first" if number % 2 else "second/deeper") / f"{number:03}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "notes.txt").touch()
+    (folder / "captions.json").touch()
+    return folder
+
+
+def manifest(tmp_path: Path, name: str, text: str) -> list[Clip]:
+    (tmp_path / name).write_text(text)
+    return job_inputs.clips([str(tmp_path / name)])
+
+
+def test_manifests_of_every_kind_name_the_same_clips(tmp_path: Path) -> None:
+    wanted = [Clip("one", f"{tmp_path}/a/1.mp4"), Clip("two", f"{tmp_path}/b 2.mp4")]
+    assert manifest(tmp_path, "m.csv", "path,video,note\na/1.mp4,one,x\nb 2.mp4,two,\n") == wanted
+    rows = '{"video": "one", "path": "a/1.mp4"}\n\n{"path": "b 2.mp4", "video": "two", "captions": []}\n'
+    assert manifest(tmp_path, "m.jsonl", rows) == wanted
+    plain = [Clip("a/1.mp4", f"{tmp_path}/a/1.mp4"), Clip("b 2.mp4", f"{tmp_path}/b 2.mp4")]
+    assert manifest(tmp_path, "m.txt", "a/1.mp4\n\n  b 2.mp4  \n") == plain
+    assert manifest(tmp_path, "n.jsonl", '{"video": "a/1.mp4"}\n{"path": "b 2.mp4"}\n') == plain
+
+
+def test_a_list_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x.mp4\ny.mp4\nx.mp4\n"))
+    assert job_inputs.clips(["-"]) == [Clip("x.mp4", "x.mp4"), Clip("y.mp4", "y.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.jsonl", '{"video": 1.5}\n'),
+        ("m.jsonl", '{"path": "a.mp4"}\n{"pa\n'),
+        ("m.jsonl", '{"video": "a", "path": "x.mp4"}\n{"video": "a", "path": "y.mp4"}\n'),
+        ("m.csv", "video,path\n,\n"),
+        ("m.txt", "\n \n"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_told_so(name: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        manifest(tmp_path, name, text)
+
+
+def test_folders_globs_and_files_name_each_clip_once(folder: Path) -> None:
+    all_below = job_inputs.clips([str(folder)])
+    assert len(all_below) == CLIPS
+    one = all_below[7].video
+    assert job_inputs.clips([one, str(folder), f"{folder}/**/*.mp4"])[0].video == one
+    assert {clip.video for clip in job_inputs.clips([f"{folder}/**/*.mp4"])} == {clip.video for clip in all_below}
+    for nothing in (f"{folder}/*.mkv", f"{folder}/missing.mp4"):
+        with pytest.raises(UsageError, match=r"no file"):
+            job_inputs.clips([nothing])
+
+
+@pytest.mark.parametrize("of", [1, 3, 7])
+def test_shards_are_all_of_it_and_no_two_share_a_clip(of: int, folder: Path) -> None:
+    shards = [job_inputs.clips([str(folder)], shard=(number, of)) for number in range(1, of + 1)]
+    together = Counter(clip.video for shard in shards for clip in shard)
+    assert set(together.values()) == {1}
+    assert len(together) == CLIPS
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
