@@ -46,7 +46,7 @@ def alone(checkpoint: Path, clips: Sequence[job_inputs.Clip]) -> tuple[float, fl
     wait(decoded)
     decode_s = time.perf_counter() - started
     decoders.close()
-    frames = np.stack([future.result().frames for future in decoded[: job_local.BATCH_CLIPS]])
+    frames = np.stack([future.result()[0].frames for future in decoded[: job_local.BATCH_CLIPS]])
     captioner.features(frames)
     started = time.perf_counter()
     for _ in range(len(clips) // job_local.BATCH_CLIPS):
@@ -58,7 +58,7 @@ def alone(checkpoint: Path, clips: Sequence[job_inputs.Clip]) -> tuple[float, fl
 def rate(engine: Engine, clips: Sequence[job_inputs.Clip]) -> tuple[float, float]:
     """Clips per second from the first that is taken to the last record, and seconds to the first record."""
     started, moments = time.perf_counter(), []
-    for _ in _good(engine(clips)):
+    for _ in _good(engine(clips, lambda *_: None)):
         moments.append(time.perf_counter() - started)
     return len(moments) / moments[-1], moments[0]
 

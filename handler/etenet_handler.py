@@ -11,22 +11,28 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import etenet
-from etenet import metrics
+from etenet import metrics, subtitles
 from etenet.archive import ENCODER_FILE, verify
+from etenet.captions import Outcome, SegmentCaptions
 from etenet.config import CANARY_CLIP, ERROR_HEADER, FAILURE_FILE_VARIABLE, OPTION_HEADERS
-from etenet.errors import DeviceFailed, EmptyBody, InternalError, NotAVideo
+from etenet.errors import DeviceFailed, EmptyBody, InternalError, NotAVideo, Overloaded
 from etenet.request_log import Answered, record
 
 _log = logging.getLogger("etenet.handler")
 
 CANARY = CANARY_CLIP.read_bytes()
+TEXTS: Mapping[str, Callable[[subtitles.Segments], str]] = {
+    "text/plain": subtitles.plain,
+    "text/vtt": subtitles.vtt,
+    "application/x-subrip": subtitles.srt,
+}
 
 
 class EtenetHandler:
@@ -90,10 +96,8 @@ class EtenetHandler:
         )
         return answers
 
-    def _outcomes(
-        self, data: list[Mapping[str, Any]], headers: list[dict[str, str]]
-    ) -> list[etenet.Caption | etenet.CaptionError]:
-        outcomes: dict[int, etenet.Caption | etenet.CaptionError] = {}
+    def _outcomes(self, data: list[Mapping[str, Any]], headers: list[dict[str, str]]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
         bodies: dict[int, bytes] = {}
         options: dict[int, etenet.CaptionOptions] = {}
         for number, row in enumerate(data):
@@ -117,16 +121,18 @@ class EtenetHandler:
             outcomes.update(dict.fromkeys(good, InternalError("the clip could not be captioned; the log says why")))
         return [outcomes[number] for number in range(len(data))]
 
-    def _answer(
-        self, number: int, outcome: etenet.Caption | etenet.CaptionError, headers: Mapping[str, str], context: Any
-    ) -> bytes:
+    def _answer(self, number: int, outcome: Outcome, headers: Mapping[str, str], context: Any) -> bytes:
         content_type = "application/json"
         if isinstance(outcome, etenet.CaptionError):
             context.set_response_status(outcome.status.value, outcome.status.phrase, number)
             context.set_response_header(number, ERROR_HEADER, outcome.code)
+            if isinstance(outcome, Overloaded):
+                context.set_response_header(number, "Retry-After", "1")
             body = _json(outcome.as_dict())
-        elif headers.get("accept", "").startswith("text/plain"):
-            content_type, body = "text/plain; charset=utf-8", f"{outcome.text}\n".encode()
+        elif wanted := _wanted_text(headers.get("accept", "")):
+            captions = outcome.segments if isinstance(outcome, SegmentCaptions) else (outcome,)
+            content_type = f"{wanted}; charset=utf-8"
+            body = TEXTS[wanted]([caption.as_segment() for caption in captions]).encode()
         else:
             answer = outcome.as_dict(attention=headers.get("explain") == "True")
             timing = answer.pop("timing_ms")
@@ -138,6 +144,17 @@ class EtenetHandler:
 def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
     """Header names in lower case; TorchServe mixes in dictionaries, one per form field, which are left out."""
     return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+
+
+def _wanted_text(accept: str) -> str | None:
+    """The first media type that we know, if that is not JSON. Source: RFC 9110, 12.5.1, without weights."""
+    for media_range in accept.lower().split(","):
+        media_type = media_range.partition(";")[0].strip()
+        if media_type in TEXTS:
+            return media_type
+        if media_type in ("application/json", "*/*"):
+            break
+    return None
 
 
 def _option_texts(row: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:

@@ -57,6 +57,24 @@ def video(
     return file.getvalue()
 
 
+def film(parts: Sequence[bytes], *, part_s: float, size: tuple[int, int] = (320, 240)) -> bytes:
+    """Videos one after the other without loss, each beginning `part_s` after the one before it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=25, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, part in enumerate(parts):
+            with av.open(io.BytesIO(part)) as source:
+                for frame in source.decode(video=0):
+                    shown = frame.reformat(*size, format="yuv420p")
+                    shown.pts, shown.time_base = round(1000 * (number * part_s + frame.time)), Fraction(1, 1000)
+                    shown.pict_type = av.video.frame.PictureType.NONE
+                    out.mux(stream.encode(shown))
+        out.mux(stream.encode())
+    return file.getvalue()
+
+
 @contextmanager
 def _same_scheduling() -> Iterator[None]:
     """SVT-AV1 makes the thread that calls it a real-time one (SCHED_FIFO, 99), and for good.

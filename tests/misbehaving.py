@@ -18,7 +18,8 @@ import av
 
 from etenet import decoder_process, video
 from etenet.errors import DecodeTimeout, NotAVideo
-from etenet.video import SampledVideo, sample_frames
+from etenet.segments import Cut
+from etenet.video import SampledVideo, sample_segments
 
 
 def _spin() -> None:
@@ -56,9 +57,9 @@ DEEDS: dict[bytes, Callable[[], object]] = {
 }
 
 
-def _obey(body: bytes, **settings: Any) -> SampledVideo:
+def _obey(body: bytes, cut: Cut, **settings: Any) -> list[SampledVideo]:
     if body not in DEEDS:
-        return sample_frames(body, **settings)
+        return sample_segments(body, cut, **settings)
     try:
         DEEDS[body]()
     except OSError as error:
@@ -67,7 +68,7 @@ def _obey(body: bytes, **settings: Any) -> SampledVideo:
 
 
 def main(settings: Mapping[str, Any]) -> None:
-    decoder_process.sample_frames = _obey
+    decoder_process.sample_segments = _obey
     decoder_process.main(settings)
 
 
@@ -78,7 +79,7 @@ def unfiltered_main(settings: Mapping[str, Any]) -> None:
 
 def lying_main(settings: Mapping[str, Any]) -> None:
     """Answers with what the body holds, instead of decoding it."""
-    decoder_process._answer = lambda file, length, *_: json.loads(os.pread(file, length, 0))
+    decoder_process._answer = lambda file, asked, *_: json.loads(os.pread(file, asked["body_bytes"], 0))
     decoder_process.main(settings)
 
 
@@ -94,5 +95,5 @@ def credulous_unfiltered_main(settings: Mapping[str, Any]) -> None:
 
 
 def believe_everything() -> None:
-    video._OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
+    video.OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
     video.DECODERS = tuple(av.codecs_available)

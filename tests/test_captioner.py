@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ALL_COMPLETED
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from etenet.compiled_encoder import compile_encoder
 from etenet.config import FRAMES_PER_CLIP, CaptionOptions
 from etenet.encoder import Encoder
 from etenet.preprocess import preprocess
+from etenet.segments import Cut
 from etenet.video import SampledVideo, sample_frames
 from etenet.vocabulary import Vocabulary
 from tests import clips
@@ -60,14 +62,11 @@ def test_clips_with_different_wishes_share_a_batch(captioner: Captioner) -> None
 def test_permuting_the_frames_changes_no_caption(monkeypatch: pytest.MonkeyPatch) -> None:
     order = np.random.default_rng(0).permutation(16)
 
-    def shuffled(body: bytes, **options: object) -> SampledVideo:
-        video = sample(body, **options)
-        return type(video)(
-            **{field: getattr(video, field) for field in video.__slots__} | {"frames": video.frames[order]}
-        )
+    def shuffled(body: bytes, cut: Cut, **options: object) -> list[SampledVideo]:
+        return [replace(video, frames=video.frames[order]) for video in sample(body, cut, **options)]
 
-    sample = etenet.sandbox.sample_frames
-    monkeypatch.setattr(etenet.sandbox, "sample_frames", shuffled)
+    sample = etenet.sandbox.sample_segments
+    monkeypatch.setattr(etenet.sandbox, "sample_segments", shuffled)
     captioner = etenet.load(DEMO, sandboxed=False)
     for name, body in BODIES.items():
         assert captioner.caption(body).text == EXAMPLES[name]
@@ -91,14 +90,14 @@ def test_a_single_frame_is_enough(captioner: Captioner) -> None:
 
 
 def test_a_bug_in_decoding_hurts_one_clip_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, (first, second, *_) = etenet.sandbox.sample_frames, BODIES.values()
+    sample, (first, second, *_) = etenet.sandbox.sample_segments, BODIES.values()
 
-    def broken(body: bytes, **options: object) -> SampledVideo:
+    def broken(body: bytes, cut: Cut, **options: object) -> list[SampledVideo]:
         if body == first:
             raise ZeroDivisionError
-        return sample(body, **options)  # type: ignore[arg-type]
+        return sample(body, cut, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(etenet.sandbox, "sample_frames", broken)
+    monkeypatch.setattr(etenet.sandbox, "sample_segments", broken)
     bad, good = etenet.load(DEMO, sandboxed=False).caption_batch([first, second], [DEFAULT] * 2)
     assert isinstance(bad, errors.InternalError)
     assert isinstance(good, etenet.Caption)

@@ -26,7 +26,7 @@ LIMITS = DecodeLimits()
 RESERVED_AT_START_BYTES = 64 * 2**20
 
 
-def outcome(file: HostileFile, future: Future[SampledVideo]) -> str:
+def outcome(file: HostileFile, future: Future[list[SampledVideo]]) -> str:
     """What became of it: "accept", "reject", or what is wrong with that."""
     error = future.exception(timeout=60)
     if error is None:

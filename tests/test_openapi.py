@@ -44,7 +44,9 @@ def test_probes_are_answered_as_the_contract_says(case: schemathesis.Case, serve
 @pytest.mark.parametrize("path", ["/predictions/etenet", "/explanations/etenet"])
 @pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.stem)
 def test_a_caption_is_what_the_contract_says(front: Server, path: str, clip: Path) -> None:
-    for headers in ({}, {"X-Etenet-Captions": "5"}, {"Accept": "text/plain"}):
+    segments = {"X-Etenet-Segment-S": "1"}
+    wishes = ({}, {"X-Etenet-Captions": "5"}, {"Accept": "text/plain"}, segments, {**segments, "Accept": "text/vtt"})
+    for headers in wishes:
         case = CONTRACT[path]["PUT"].Case(body=clip.read_bytes(), media_type="video/mp4", headers=headers)
         response = case.call(base_url=front.inference)
         assert response.status_code == 200

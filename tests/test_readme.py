@@ -15,7 +15,7 @@ import yaml
 
 from etenet.config import DecodeLimits
 from etenet.errors import CaptionError
-from etenet.video import CONTAINERS, DECODERS
+from etenet.ffmpeg import CONTAINERS, DECODERS
 from tests.conftest import REPOSITORY, Server
 
 README = (REPOSITORY / "README.md").read_text()
@@ -113,6 +113,7 @@ def test_the_security_page_names_the_lists_and_limits_in_force() -> None:
         "max_body_bytes": f"{limits.max_body_bytes // 2**20} MiB",
         "max_pixels": f"{limits.max_pixels:,}",
         "max_packets": f"{limits.max_packets:,}",
+        "max_segments": f"{limits.max_segments}",
         "max_memory_bytes": f"{limits.max_memory_bytes // 2**30} GiB",
         "decode_deadline_s": f"{limits.decode_deadline_s:g} s",
     }

@@ -61,12 +61,12 @@ def only(walled: Sandbox) -> int:
 def test_a_clip_fares_as_it_does_without_the_wall(walled: Sandbox, make: Callable[[], bytes]) -> None:
     body, outside = make(), InProcess(resize_px=64)
     try:
-        plain = outside.submit(body).result()
+        (plain,) = outside.submit(body).result()
     except CaptionError as error:
         with pytest.raises(type(error), match=f"^{error}$".replace("(", r"\(").replace(")", r"\)").replace("?", r"\?")):
             walled.submit(body).result()
         return
-    seen = walled.submit(body).result()
+    (seen,) = walled.submit(body).result()
     np.testing.assert_array_equal(seen.frames, plain.frames)
     assert replace(seen, frames=plain.frames, decode_ms=0) == replace(plain, decode_ms=0)
 
@@ -90,7 +90,7 @@ def test_a_crash_is_the_clips_own_and_is_remembered() -> None:
     with decoding() as walled:
         before = only(walled)
         assert isinstance(error_of(walled, b"crash"), DecoderCrashed)
-        assert walled.submit(clips.video()).result().codec == "h264"
+        assert walled.submit(clips.video()).result()[0].codec == "h264"
         after = only(walled)
         assert after != before
         again = error_of(walled, b"crash")
@@ -103,7 +103,7 @@ def test_a_decoder_that_dies_of_something_else_costs_no_clip() -> None:
     with decoding() as walled:
         for _ in range(3):
             os.kill(only(walled), signal.SIGKILL)
-            assert walled.submit(clips.video()).result().codec == "h264"
+            assert walled.submit(clips.video()).result()[0].codec == "h264"
 
 
 def test_a_clip_that_spins_is_ended_and_remembered() -> None:
@@ -111,7 +111,7 @@ def test_a_clip_that_spins_is_ended_and_remembered() -> None:
         started = time.monotonic()
         assert isinstance(error_of(walled, b"spin"), DecodeTimeout)
         assert time.monotonic() - started < LIMITS.decode_deadline_s + 0.5
-        assert walled.submit(clips.video()).result().codec == "h264"
+        assert walled.submit(clips.video()).result()[0].codec == "h264"
         pid = only(walled)
         assert isinstance(error_of(walled, b"spin"), DecodeTimeout)
         assert only(walled) == pid
@@ -144,7 +144,7 @@ def test_a_clip_whose_decoder_was_stopped_may_come_again() -> None:
     with decoding() as walled:
         os.kill(only(walled), signal.SIGSTOP)
         assert isinstance(error_of(walled, clips.video()), DecodeTimeout)
-        assert walled.submit(clips.video()).result().codec == "h264"
+        assert walled.submit(clips.video()).result()[0].codec == "h264"
 
 
 def test_memory_is_limited_and_given_back(walled: Sandbox) -> None:
@@ -154,7 +154,7 @@ def test_memory_is_limited_and_given_back(walled: Sandbox) -> None:
     status = Path(f"/proc/{only(walled)}/status").read_text()
     peak_kib = int(status.partition("VmHWM:")[2].split()[0])
     assert 100 * 1024 < peak_kib < (256 + 64) * 1024
-    assert walled.submit(clips.video()).result().codec == "h264"
+    assert walled.submit(clips.video()).result()[0].codec == "h264"
 
 
 def test_a_bug_of_ours_is_no_fault_of_the_clips(walled: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,6 +172,8 @@ VIDEO = {
     "width_px": 1,
     "height_px": 1,
     "duration_s": 1.0,
+    "start_s": 0.0,
+    "end_s": 1.0,
     "decode_ms": 1.0,
 }
 
@@ -184,19 +186,22 @@ VIDEO = {
         {"error": "SystemExit", "message": "?"},
         {"error": "InternalError", "message": "?"},
         {"error": "Overloaded", "message": "?"},
-        {"video": {**VIDEO, "times_s": [0.0]}},
-        {"video": {**VIDEO, "times_s": ["soon"] * 16}},
-        {"video": {**VIDEO, "duration_s": float("inf")}},
-        {"video": {**VIDEO, "duration_s": 10**400}},
-        {"video": {**VIDEO, "width_px": -1}},
-        {"video": {**VIDEO, "width_px": True}},
-        {"video": {**VIDEO, "codec": "../../etc/passwd"}},
-        {"video": {**VIDEO, "more": 1}},
+        {"videos": [{**VIDEO, "times_s": [0.0]}]},
+        {"videos": [{**VIDEO, "times_s": ["soon"] * 16}]},
+        {"videos": [{**VIDEO, "duration_s": float("inf")}]},
+        {"videos": [{**VIDEO, "duration_s": 10**400}]},
+        {"videos": [{**VIDEO, "width_px": -1}]},
+        {"videos": [{**VIDEO, "width_px": True}]},
+        {"videos": [{**VIDEO, "codec": "../../etc/passwd"}]},
+        {"videos": [{**VIDEO, "more": 1}]},
+        {"videos": []},
+        {"videos": [VIDEO] * 2},
+        {"videos": VIDEO},
     ],
 )
 def test_what_a_decoder_says_is_not_believed(lie: object) -> None:
     with decoding("tests.misbehaving:lying_main") as lying:
-        assert lying.submit(json.dumps({"video": VIDEO}).encode()).result().codec == "h264"
+        assert lying.submit(json.dumps({"videos": [VIDEO]}).encode()).result()[0].codec == "h264"
         assert isinstance(error_of(lying, json.dumps(lie).encode()), DecoderCrashed)
 
 
@@ -217,7 +222,7 @@ def test_a_process_is_replaced_after_many_clips(monkeypatch: pytest.MonkeyPatch)
         for _ in range(2):
             walled.submit(clips.video()).result()
         wait_until(lambda: walled.pids not in ([], [first]), 10)
-        assert walled.submit(clips.video()).result().codec == "h264"
+        assert walled.submit(clips.video()).result()[0].codec == "h264"
 
 
 def test_processes_end_with_the_sandbox_closed_or_forgotten() -> None:

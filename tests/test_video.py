@@ -13,7 +13,7 @@ import pytest
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
-from etenet import errors, video
+from etenet import errors, ffmpeg, video
 from etenet.config import DecodeLimits
 from tests import clips
 
@@ -234,7 +234,7 @@ def test_limits_hold() -> None:
 
 
 def test_every_decoder_of_the_allow_list_is_there() -> None:
-    assert video.missing_decoders() == []
+    assert ffmpeg.missing_decoders() == []
 
 
 def test_the_middle_of_slices_is_where_the_definition_puts_it() -> None:

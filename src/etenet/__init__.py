@@ -12,14 +12,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from etenet.captioner import Caption, Captioner, Sentence, load
+    from etenet.captioner import Captioner, load
+    from etenet.captions import Caption, SegmentCaptions, Sentence
     from etenet.config import CaptionOptions, DecodeLimits
     from etenet.errors import CaptionError, EtenetError
+    from etenet.segments import Cut
 
 _HOMES = {
-    "etenet.captioner": ("Caption", "Captioner", "Sentence", "load"),
+    "etenet.captioner": ("Captioner", "load"),
+    "etenet.captions": ("Caption", "SegmentCaptions", "Sentence"),
     "etenet.config": ("CaptionOptions", "DecodeLimits"),
     "etenet.errors": ("CaptionError", "EtenetError"),
+    "etenet.segments": ("Cut",),
 }
 
 __all__ = [
@@ -27,8 +31,10 @@ __all__ = [
     "CaptionError",
     "CaptionOptions",
     "Captioner",
+    "Cut",
     "DecodeLimits",
     "EtenetError",
+    "SegmentCaptions",
     "Sentence",
     "load",
 ]

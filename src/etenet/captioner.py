@@ -10,28 +10,32 @@ import logging
 import math
 import sys
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from etenet import checkpoint as checkpoints
+from etenet.captions import Caption, Outcome, Sentence, Timing, outcome_of
 from etenet.checkpoint import Checkpoint
-from etenet.config import CaptionOptions, DecodeLimits
+from etenet.config import FRAMES_PER_CLIP, CaptionOptions, DecodeLimits
 from etenet.decoder import Memory, State, Step
-from etenet.errors import CaptionError, DeviceFailed, InternalError
+from etenet.errors import CaptionError, DeviceFailed, InternalError, Overloaded
+from etenet.ffmpeg import require_supported_ffmpeg
 from etenet.preprocess import preprocess
 from etenet.sandbox import InProcess, Sandbox
 from etenet.search import Hypothesis, Words, beam_search, greedy_search
-from etenet.video import SampledVideo, require_supported_ffmpeg
+from etenet.segments import Cut
+from etenet.video import SampledVideo
 from etenet.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID, sentence
 
 if TYPE_CHECKING:
@@ -39,82 +43,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 SANDBOX_EXISTS = sys.platform == "linux"
+ENCODED_AT_ONCE = 16 * FRAMES_PER_CLIP  # frames: more take more memory and are no faster
 _K = TypeVar("_K")
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
 _WORDS = Words(sos=SOS_ID, eos=EOS_ID, never=(UNKNOWN_ID,))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sentence:
-    """One sentence of the beam. `attention` has, per word, the weight of each of the 16 frames."""
-
-    text: str
-    log_prob: float
-    words: tuple[str, ...]
-    word_probs: tuple[float, ...]
-    attention: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timing:
-    """Milliseconds. `encode` and `search` are those of the whole batch, `total` runs from batch in to batch out."""
-
-    decode: float
-    encode: float
-    search: float
-    total: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Caption:
-    """What is said about one clip, best sentence first."""
-
-    sentences: tuple[Sentence, ...]
-    video: SampledVideo
-    timing_ms: Timing
-
-    @property
-    def text(self) -> str:
-        return self.sentences[0].text
-
-    def as_dict(self, *, attention: bool = False) -> dict[str, Any]:
-        """The answer of the HTTP contract, but for what only the server knows (`model`)."""
-        video, timing = self.video, self.timing_ms
-        answer: dict[str, Any] = {
-            "caption": self.text,
-            "captions": [
-                {
-                    "caption": said.text,
-                    "log_prob": round(said.log_prob, 4),
-                    "words": [
-                        {"word": word, "prob": round(prob, 4)}
-                        for word, prob in zip(said.words, said.word_probs, strict=True)
-                    ],
-                }
-                for said in self.sentences
-            ],
-            "frames": {
-                "times_s": [round(time_s, 3) for time_s in video.times_s],
-                "decoded": video.distinct_frames,
-            },
-            "video": {
-                "codec": video.codec,
-                "width": video.width_px,
-                "height": video.height_px,
-                "duration_s": round(video.duration_s, 3),
-            },
-            "timing_ms": {
-                "decode": round(timing.decode, 1),
-                "encode": round(timing.encode, 1),
-                "search": round(timing.search, 1),
-                "total": round(timing.total, 1),
-            },
-        }
-        if attention:
-            for entry, said in zip(answer["captions"], self.sentences, strict=True):
-                entry["attention"] = [[round(weight, 4) for weight in weights] for weights in said.attention]
-        return answer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -129,6 +62,16 @@ class _Stopwatch:
         started = time.perf_counter()
         yield
         setattr(self, part, getattr(self, part) + (time.perf_counter() - started) * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready(Generic[_K]):
+    """A clip of a stream, or a segment, that waits for its batch; or what is wrong with it."""
+
+    key: _K
+    decoded: SampledVideo | CaptionError
+    cut: Cut
+    is_last: bool  # of its video
 
 
 class Captioner:
@@ -167,106 +110,151 @@ class Captioner:
         return self._model.encoder.name
 
     def caption(self, body: bytes, options: CaptionOptions | None = None) -> Caption:
-        """Caption one video file; raises `CaptionError` where it cannot."""
-        (outcome,) = self.caption_batch([body], [options or CaptionOptions()])
+        """Caption one video file, as one clip; raises `CaptionError` where it cannot."""
+        options = options or CaptionOptions()
+        as_one = replace(options, cut=replace(options.cut, segment_s=None, segment=None))
+        (outcome,) = self.caption_batch([body], [as_one])
         if isinstance(outcome, CaptionError):
             raise outcome
+        assert isinstance(outcome, Caption)
         return outcome
 
-    def caption_batch(self, bodies: Sequence[bytes], options: Sequence[CaptionOptions]) -> list[Caption | CaptionError]:
+    def caption_batch(self, bodies: Sequence[bytes], options: Sequence[CaptionOptions]) -> list[Outcome]:
         """One outcome per body, in order; what is wrong with one changes nothing for the others.
 
-        Raises `DeviceFailed` where the device computes nothing any more.
+        Of a batch's videos that ask for segments, only so many are taken as there may be segments in one of them; the
+        others are told to come again. Raises `DeviceFailed` where the device computes nothing any more.
         """
-        started, watch = time.perf_counter(), _Stopwatch()
-        decoded, features = self._seen(bodies, watch)
-        return self._outcomes(decoded, self._described(features, options, watch), options, watch, started)
-
-    def _outcomes(
-        self,
-        decoded: Sequence[SampledVideo | CaptionError],
-        beams: Mapping[int, list[Hypothesis]],
-        options: Sequence[CaptionOptions],
-        watch: _Stopwatch,
-        started: float,
-    ) -> list[Caption | CaptionError]:
-        total_ms = (time.perf_counter() - started) * 1000
-        outcomes: list[Caption | CaptionError] = []
-        for number, (video, wish) in enumerate(zip(decoded, options, strict=True)):
-            if isinstance(video, CaptionError):
-                outcomes.append(video)
-            elif number in beams:
-                timing = Timing(decode=video.decode_ms, encode=watch.encode, search=watch.search, total=total_ms)
-                outcomes.append(Caption(sentences=self._sentences(beams[number], wish), video=video, timing_ms=timing))
-            else:
-                outcomes.append(InternalError("the network gave no caption for this clip; the log says why"))
-        return outcomes
+        started, watch, room = time.perf_counter(), _Stopwatch(), self.limits.max_segments + len(bodies)
+        decoded: dict[int, list[SampledVideo] | CaptionError] = {}
+        clips: dict[tuple[int, int], SampledVideo] = {}  # by the numbers of their video, and in it
+        features: dict[tuple[int, int], torch.Tensor] = {}
+        pending = {
+            self._clips.submit(body, wish.cut): number
+            for number, (body, wish) in enumerate(zip(bodies, options, strict=True))
+        }
+        while pending:  # some are encoded while others are decoded
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            ready: dict[tuple[int, int], SampledVideo] = {}
+            for future in done:
+                number, segments = pending.pop(future), _segments(future)
+                if not isinstance(segments, CaptionError) and len(segments) > room - len(pending):
+                    segments = Overloaded("there are too many segments at a time; send the video again in a moment")
+                decoded[number] = segments
+                if not isinstance(segments, CaptionError):
+                    room -= len(segments)
+                    ready |= {(number, place): segment for place, segment in enumerate(segments)}
+            features |= self._encoded(ready, watch)
+            clips |= ready
+        wishes = {place: options[place[0]] for place in clips}
+        captions = self._captions(clips, features, wishes, watch, started)
+        return [
+            outcome_of([captions[number, place] for place in range(len(video))], wish.cut)
+            if not isinstance(video := decoded[number], CaptionError)
+            else video
+            for number, wish in enumerate(options)
+        ]
 
     def caption_stream(
-        self, bodies: Iterable[tuple[_K, bytes]], options: CaptionOptions, *, batch_clips: int = 8
-    ) -> Iterator[tuple[_K, Caption | CaptionError]]:
-        """One outcome per body, by its key, as they come; full batches are encoded while the next are decoded.
+        self,
+        videos: Iterable[tuple[_K, bytes, Cut]],
+        options: CaptionOptions,
+        *,
+        batch_clips: int = 8,
+        reached: Callable[[_K, float, float], None] = lambda *_: None,
+    ) -> Iterator[tuple[_K, Outcome]]:
+        """One outcome per video, by its key, as they come; full batches are encoded while the next are decoded.
 
-        Asks for bodies as it has room: those of two batches are in memory at most.
+        A video of more segments than its cut's `max_segments` is decoded so many at a time. Asks for videos as it has
+        room: the bodies and segments of two batches are in memory at most. `reached` hears of a video, while it is not
+        whole, until when it is captioned, and how long it is.
         """
-        rest, more = iter(bodies), True
-        decoding: dict[Future[SampledVideo], _K] = {}
-        decoded: list[tuple[_K, SampledVideo]] = []
+        unread, more = iter(videos), True
+        unfinished: deque[tuple[_K, bytes, Cut]] = deque()
+        decoding: dict[Future[list[SampledVideo]], tuple[_K, bytes, Cut]] = {}
+        ready: deque[_Ready[_K]] = deque()
+        captions: defaultdict[_K, list[Caption | CaptionError]] = defaultdict(list)
         while True:
-            while more and len(decoding) + len(decoded) < 2 * batch_clips:
-                if more := (given := next(rest, None)) is not None:
-                    decoding[self._clips.submit(given[1])] = given[0]
-            if len(decoded) >= batch_clips or (decoded and not decoding):
-                batch, decoded = decoded[:batch_clips], decoded[batch_clips:]
-                outcomes = self.caption_videos([video for _, video in batch], options)
-                yield from zip((key for key, _ in batch), outcomes, strict=True)
+            while (unfinished or more) and len(decoding) + len(ready) < 2 * batch_clips:
+                video = unfinished.popleft() if unfinished else next(unread, None)
+                if video is None:
+                    more = False
+                else:
+                    _, body, cut = video
+                    decoding[self._clips.submit(body, cut)] = video
+            if len(ready) >= batch_clips or (ready and not decoding):
+                batch = [ready.popleft() for _ in range(min(batch_clips, len(ready)))]
+                captioned = self.caption_decoded([clip.decoded for clip in batch], options)
+                for clip, caption in zip(batch, captioned, strict=True):
+                    captions[clip.key].append(caption)
+                    if clip.is_last:
+                        yield clip.key, outcome_of(captions.pop(clip.key), clip.cut)
+                    elif isinstance(caption, Caption):
+                        reached(clip.key, caption.video.end_s, caption.video.duration_s)
             elif decoding:
                 done, _ = wait(decoding, return_when=FIRST_COMPLETED)
                 for future in done:
-                    key, outcome = decoding.pop(future), _outcome(future)
-                    if isinstance(outcome, CaptionError):
-                        yield key, outcome
-                    else:
-                        decoded.append((key, outcome))
+                    key, body, cut = decoding.pop(future)
+                    segments = _segments(future)
+                    if isinstance(segments, CaptionError):
+                        ready.append(_Ready(key, segments, cut, is_last=True))
+                        continue
+                    rest = cut.rest(segments[-1].end_s, segments[-1].duration_s)
+                    ends = [*[False] * (len(segments) - 1), rest is None]
+                    ready.extend(_Ready(key, one, cut, is_last=end) for one, end in zip(segments, ends, strict=True))
+                    if rest:
+                        unfinished.append((key, body, rest))
             else:
                 return
 
-    def caption_videos(self, videos: Sequence[SampledVideo], options: CaptionOptions) -> list[Caption | CaptionError]:
-        """One outcome per clip that was decoded elsewhere, in order."""
+    def caption_decoded(
+        self, clips: Sequence[SampledVideo | CaptionError], options: CaptionOptions
+    ) -> list[Caption | CaptionError]:
+        """One for each clip or segment that was decoded elsewhere, in order; errors stay what they are."""
         started, watch = time.perf_counter(), _Stopwatch()
-        features = self._retried(lambda of_clips: self._encoded(of_clips, watch), dict(enumerate(videos)))
-        beams = self._described(features, [options] * len(videos), watch)
-        return self._outcomes(videos, beams, [options] * len(videos), watch, started)
+        good = {number: clip for number, clip in enumerate(clips) if not isinstance(clip, CaptionError)}
+        features = self._encoded(good, watch)
+        captions = self._captions(good, features, dict.fromkeys(good, options), watch, started)
+        return [clip if isinstance(clip, CaptionError) else captions[number] for number, clip in enumerate(clips)]
+
+    def _captions(
+        self,
+        clips: Mapping[_K, SampledVideo],
+        features: Mapping[_K, torch.Tensor],
+        options: Mapping[_K, CaptionOptions],
+        watch: _Stopwatch,
+        started: float,
+    ) -> dict[_K, Caption | CaptionError]:
+        beams = self._described(features, options, watch)
+        total_ms = (time.perf_counter() - started) * 1000
+        captions: dict[_K, Caption | CaptionError] = {}
+        for key, clip in clips.items():
+            if key in beams:
+                timing = Timing(decode=clip.decode_ms, encode=watch.encode, search=watch.search, total=total_ms)
+                sentences, video = self._sentences(beams[key], options[key]), replace(clip, frames=clip.frames[:0])
+                captions[key] = Caption(sentences=sentences, video=video, timing_ms=timing)
+            else:
+                captions[key] = InternalError("the network gave no caption for this clip; the log says why")
+        return captions
 
     def caption_features(self, features: torch.Tensor, options: CaptionOptions) -> list[tuple[Sentence, ...]]:
         """The sentences for clips whose features (B, L, D) are known; none where the network gives no finite number."""
         beams = self._search(features, [options] * len(features))
         return [self._sentences(hypotheses, options) for hypotheses in beams]
 
-    def _seen(
-        self, bodies: Sequence[bytes], watch: _Stopwatch
-    ) -> tuple[list[SampledVideo | CaptionError], dict[int, torch.Tensor]]:
-        """What each body is, and the features of each that is a video: some are encoded while others are decoded."""
-        decoded: dict[int, SampledVideo | CaptionError] = {}
-        features: dict[int, torch.Tensor] = {}
-        pending = {self._clips.submit(body): number for number, body in enumerate(bodies)}
-        while pending:
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            ready = {pending.pop(future): _outcome(future) for future in done}
-            decoded |= ready
-            videos = {number: video for number, video in ready.items() if isinstance(video, SampledVideo)}
-            features |= self._retried(lambda of_clips: self._encoded(of_clips, watch), videos)
-        return [decoded[number] for number in range(len(bodies))], features
+    def _encoded(self, clips: Mapping[_K, SampledVideo], watch: _Stopwatch) -> dict[_K, torch.Tensor]:
+        """The features (L, D) of each clip; none for a clip where they are no finite numbers."""
 
-    def _encoded(self, videos: Sequence[SampledVideo], watch: _Stopwatch) -> list[torch.Tensor | None]:
-        """The features (L, D) of each clip; None where they are no finite numbers."""
-        with watch.measuring("encode"):
-            features = self.features(np.stack([video.frames for video in videos]))
-            return [of_clip if bool(of_clip.isfinite().all()) else None for of_clip in features]
+        def encode(some: Sequence[SampledVideo]) -> list[torch.Tensor | None]:
+            with watch.measuring("encode"):
+                features = self.features(np.stack([clip.frames for clip in some]))
+                return [of_clip if bool(of_clip.isfinite().all()) else None for of_clip in features]
+
+        return self._retried(encode, clips)
 
     def _described(
-        self, features: Mapping[int, torch.Tensor], options: Sequence[CaptionOptions], watch: _Stopwatch
-    ) -> dict[int, list[Hypothesis]]:
+        self, features: Mapping[_K, torch.Tensor], options: Mapping[_K, CaptionOptions], watch: _Stopwatch
+    ) -> dict[_K, list[Hypothesis]]:
         """The hypotheses for each clip; none for a clip without finite probabilities."""
 
         def search(clips: Sequence[tuple[torch.Tensor, CaptionOptions]]) -> list[list[Hypothesis] | None]:
@@ -274,9 +262,9 @@ class Captioner:
                 beams = self._search(torch.stack([of_clip for of_clip, _ in clips]), [wish for _, wish in clips])
             return [beam or None for beam in beams]
 
-        return self._retried(search, {number: (of_clip, options[number]) for number, of_clip in features.items()})
+        return self._retried(search, {key: (of_clip, options[key]) for key, of_clip in features.items()})
 
-    def _retried(self, step: Callable[[Sequence[_X]], Sequence[_Y | None]], clips: Mapping[int, _X]) -> dict[int, _Y]:
+    def _retried(self, step: Callable[[Sequence[_X]], Sequence[_Y | None]], clips: Mapping[_K, _X]) -> dict[_K, _Y]:
         """What a step of the network gives for each clip. One that has nothing beside others is tried again alone."""
         found = self._tried(step, clips)
         if len(clips) > 1:
@@ -284,7 +272,7 @@ class Captioner:
                 found |= self._tried(step, {number: clips[number]})
         return found
 
-    def _tried(self, step: Callable[[Sequence[_X]], Sequence[_Y | None]], clips: Mapping[int, _X]) -> dict[int, _Y]:
+    def _tried(self, step: Callable[[Sequence[_X]], Sequence[_Y | None]], clips: Mapping[_K, _X]) -> dict[_K, _Y]:
         if not clips:
             return {}
         try:
@@ -313,7 +301,9 @@ class Captioner:
         clips, length = frames.shape[:2]
         one_by_one = frames.reshape(-1, *frames.shape[2:])
         fresh = [True, *(not np.array_equal(one, before) for before, one in pairwise(one_by_one))]
-        return self._encode(one_by_one[fresh])[np.cumsum(fresh) - 1].view(clips, length, -1)
+        distinct = one_by_one[fresh]
+        parts = [distinct[at : at + ENCODED_AT_ONCE] for at in range(0, len(distinct), ENCODED_AT_ONCE)]
+        return torch.cat([self._encode(part) for part in parts])[np.cumsum(fresh) - 1].view(clips, length, -1)
 
     def _encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """frames (N, resize_px, resize_px, 3) -> features (N, D)."""
@@ -367,7 +357,7 @@ class Captioner:
         )
 
 
-def _outcome(future: Future[SampledVideo]) -> SampledVideo | CaptionError:
+def _segments(future: Future[list[SampledVideo]]) -> list[SampledVideo] | CaptionError:
     try:
         return future.result()
     except CaptionError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_CHECKPOINT = Path("model_store/demo.pt")
 DEFAULT_ARCHIVE = Path("model_store/etenet.mar")
 DEFAULT_CONFIG = Path("config.properties")
-FORMATS = ("jsonl", "csv", "coco", "parquet")
+FORMATS = ("jsonl", "csv", "coco", "parquet", "vtt", "srt")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,17 +45,22 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def caption(options: argparse.Namespace) -> int:
-    from etenet import job_inputs, job_records, jobs
+    from etenet import job_inputs, job_records, jobs, subtitles
     from etenet.config import CaptionOptions
 
-    names = ("beam_size", "captions", "max_words", "length_penalty")
+    names = ("beam_size", "captions", "max_words", "length_penalty", "segment_s", "segment")
     wish = CaptionOptions.parse({n: getattr(options, n) for n in names if getattr(options, n) is not None})
+    form = options.format or job_records.format_of(options.out)
+    if form in subtitles.WRITERS and not wish.cut.into_segments:
+        raise UsageError(f"{form} shows when something is said: give --segment-s N or --segment scenes")
+    if form == "coco" and wish.cut.into_segments:
+        raise UsageError("COCO's results have one caption per clip; segments need another --format")
     clips = job_inputs.clips(options.paths, shard=options.shard)
     summary = jobs.run(
         clips,
         _engine(options, wish, len(clips)),
         out=options.out,
-        form=options.format or job_records.format_of(options.out),
+        form=form,
         in_order=options.in_order,
         retry_failed=options.retry_failed,
     )
@@ -195,6 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster, default: one on this machine")
     command.add_argument("--workers", type=_count, metavar="N", help="requests in flight (8), or captioning actors (1)")
     command.add_argument("--probabilities", action="store_true", help="also the probabilities of sentences and words")
+    command.add_argument("--segment-s", metavar="N", help="caption each N seconds of a video for themselves")
+    command.add_argument("--segment", choices=("scenes",), help="caption each scene of a video for itself")
     command.add_argument("--beam-size", metavar="N", help="1 to 10, default 5")
     command.add_argument("--captions", metavar="N", help="how many of the beam to give, default 1")
     command.add_argument("--max-words", metavar="N", help="1 to 50, default: the checkpoint's own")

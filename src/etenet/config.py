@@ -7,13 +7,15 @@ fill in the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from etenet.errors import BadOption
+from etenet.segments import WHOLE, Cut
 
 FRAMES_PER_CLIP = 16
+MOST_SEGMENTS = 100  # of one request, whatever its limits
 CANARY_CLIP = Path(__file__).with_name("canary.mp4")  # small, always decodes, and one picture: encoded once
 MOVING_CLIP = Path(__file__).with_name("moving.mp4")  # 16 pictures that all differ: what a caption truly takes
 
@@ -22,6 +24,11 @@ OPTION_HEADERS = {  # of a request, in lower case, and the option of `CaptionOpt
     "x-etenet-captions": "captions",
     "x-etenet-max-words": "max_words",
     "x-etenet-length-penalty": "length_penalty",
+    "x-etenet-start-s": "start_s",
+    "x-etenet-end-s": "end_s",
+    "x-etenet-segment-s": "segment_s",
+    "x-etenet-segment": "segment",
+    "x-etenet-max-segments": "max_segments",
 }
 ERROR_HEADER = "x-etenet-error"  # of an answer: the code in its body; what TorchServe itself answers has none
 
@@ -71,9 +78,9 @@ class DecoderConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            _require(field.name == "dropout" or value > 0, f"{field.name} must be positive, got {value}")
+        for size in fields(self):
+            value = getattr(self, size.name)
+            _require(size.name == "dropout" or value > 0, f"{size.name} must be positive, got {value}")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
 
 
@@ -85,11 +92,13 @@ class DecodeLimits:
     max_pixels: int = 4096 * 2304
     max_memory_bytes: int = 2**30  # what a decoder process may take beyond what it has at its start
     max_packets: int = 200_000
+    max_segments: int = 16  # of one video, in one answer
     decode_deadline_s: float = 5.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _require(getattr(self, field.name) > 0, f"{field.name} must be positive, got {getattr(self, field.name)}")
+        for limit in fields(self):
+            _require(getattr(self, limit.name) > 0, f"{limit.name} must be positive, got {getattr(self, limit.name)}")
+        _require(self.max_segments <= MOST_SEGMENTS, f"max_segments is at most {MOST_SEGMENTS}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +109,7 @@ class CaptionOptions:
     captions: int = 1
     max_words: int | None = None
     length_penalty: float = 0.0
+    cut: Cut = WHOLE
 
     def __post_init__(self) -> None:
         bounds = {"beam_size": (1, 10), "captions": (1, 10), "max_words": (1, 50), "length_penalty": (0, 2)}
@@ -115,13 +125,26 @@ class CaptionOptions:
     @classmethod
     def parse(cls, texts: Mapping[str, str]) -> CaptionOptions:
         """From option texts as they come in headers, form fields or on a command line; unknown names are ignored."""
-        kinds = {"beam_size": int, "captions": int, "max_words": int, "length_penalty": float}
-        values: dict[str, int | float] = {}
-        for name, kind in kinds.items():
-            if name in texts:
-                try:
-                    values[name] = kind(texts[name].strip())
-                except ValueError as error:
-                    wanted = "a whole number" if kind is int else "a number"
-                    raise BadOption(f"{name} must be {wanted}, got {texts[name][:40]!r}") from error
-        return cls(**values)  # type: ignore[arg-type]
+        values = {name: _parsed(name, texts[name], kind) for name, kind in _OPTIONS.items() if name in texts}
+        of_cut = {option.name: values.pop(option.name) for option in fields(Cut) if option.name in values}
+        return cls(**values, cut=Cut(**of_cut))
+
+    def as_texts(self) -> dict[str, str]:
+        """What `parse` makes the same options of; what is not asked for is left out."""
+        said, unasked = asdict(self) | asdict(self.cut), asdict(CaptionOptions()) | asdict(WHOLE)
+        return {name: str(said[name]) for name in _OPTIONS if said[name] != unasked[name]}
+
+
+_OPTIONS = {
+    **dict.fromkeys(("beam_size", "captions", "max_words", "max_segments"), int),
+    **dict.fromkeys(("length_penalty", "start_s", "end_s", "segment_s"), float),
+    "segment": str,
+}
+
+
+def _parsed(name: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text.strip())
+    except ValueError as error:
+        wanted = "a whole number" if kind is int else "a number"
+        raise BadOption(f"{name} must be {wanted}, got {text[:40]!r}") from error

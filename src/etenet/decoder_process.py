@@ -1,8 +1,8 @@
 """What runs inside a decoder process: bytes come in, frames go out, and nothing else can.
 
-A request is one message with the body's length and a memory file that holds the body; the frames are written over the
-body, and one message says what they are, or what is wrong with the clip. `sandbox.py` is the other side, and
-believes nothing that this side says.
+A request is one message with the body's length and how to cut it, and a memory file that holds the body; the frames of
+its segments are written over the body, one after the other, and one message says what they are, or what is wrong with
+the clip. `sandbox.py` is the other side, and believes nothing that this side says.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import numpy as np
 
 from etenet.config import CANARY_CLIP, DecodeLimits
 from etenet.errors import CaptionError, UndecodableVideo
+from etenet.ffmpeg import import_all_of_pyav
 from etenet.prctl import PR_SET_PDEATHSIG, prctl
 from etenet.seccomp import allow_only_decoding
-from etenet.video import import_all_of_pyav, sample_frames
+from etenet.segments import Cut
+from etenet.video import sample_frames, sample_segments
 
-MESSAGE_BYTES = 32 * 1024
+MESSAGE_BYTES = 128 * 1024  # enough for `config.MOST_SEGMENTS`
 
 _OPEN_FILES = 16
 _STDOUT, _STDERR = 1, 2
@@ -58,15 +60,17 @@ def main(settings: Mapping[str, Any]) -> None:
         message, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
         if not message:
             return
-        answer = _answer(files[0], json.loads(message)["body_bytes"], resize_px, limits)
+        answer = _answer(files[0], json.loads(message), resize_px, limits)
         os.close(files[0])
         channel.send(json.dumps(answer).encode())
 
 
-def _answer(file: int, body_bytes: int, resize_px: int, limits: DecodeLimits) -> dict[str, Any]:
+def _answer(file: int, asked: Mapping[str, Any], resize_px: int, limits: DecodeLimits) -> dict[str, Any]:
     try:
-        video = sample_frames(os.pread(file, body_bytes, 0), resize_px=resize_px, limits=limits)
-        os.pwrite(file, video.frames.data, 0)
+        body = os.pread(file, asked["body_bytes"], 0)
+        videos = sample_segments(body, Cut(**asked["cut"]), resize_px=resize_px, limits=limits)
+        for number, video in enumerate(videos):
+            os.pwrite(file, video.frames.data, number * video.frames.nbytes)
     except CaptionError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
@@ -74,7 +78,7 @@ def _answer(file: int, body_bytes: int, resize_px: int, limits: DecodeLimits) ->
         return {"error": UndecodableVideo.__name__, "message": needed}
     except Exception:
         return {"bug": traceback.format_exc()[-MESSAGE_BYTES // 2 :]}
-    return {"video": asdict(replace(video, frames=np.empty(0, np.uint8))) | {"frames": None}}
+    return {"videos": [asdict(replace(video, frames=np.empty(0, np.uint8))) | {"frames": None} for video in videos]}
 
 
 def _end_with(parent: int) -> None:

@@ -130,7 +130,7 @@ def _torchserve() -> Finding:
 
 
 def _ffmpeg() -> Finding:
-    from etenet.video import CONTAINERS, DECODERS, missing_decoders, require_supported_ffmpeg
+    from etenet.ffmpeg import CONTAINERS, DECODERS, missing_decoders, require_supported_ffmpeg
 
     mend = "pip install -c constraints.txt av"
     try:

@@ -2,9 +2,12 @@
 
 A manifest is a path that ends in .jsonl, .csv or .txt, or `-` for standard input:
 
-    {"video": "id", "path": "clips/a.mp4"}         one per line; without "path", the id is the path
-    video,path                                     a table with a header, of the same columns
-    clips/a.mp4                                    one path per line
+    {"video": "id", "path": "clips/a.mp4", "start_s": 1.5, "end_s": 12}     one per line
+    video,path,start_s,end_s                                                a table with a header, of the same columns
+    clips/a.mp4                                                             one path per line
+
+Without "path", the id is the path. Without "video", the path is the id, of a part of it with the part's seconds, as in
+clips/a.mp4#t=1.5,12 (W3C Media Fragments). Only the path is needed.
 
 Its paths are relative to the manifest's folder (on standard input: to the current one). Anything may also be a URL
 that fsspec knows (s3://bucket/folder), where what it needs for that is installed.
@@ -16,13 +19,15 @@ import csv
 import glob
 import io
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etenet.errors import UsageError, named
+from etenet.errors import BadOption, UsageError, named
+from etenet.segments import Cut
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -36,10 +41,19 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One clip of a job. `video` names it in the output; `path` may be a URL that fsspec knows."""
+    """One clip of a job. `video` names it in the output; `path` may be a URL that fsspec knows.
+
+    Of the file, it is what is shown from `start_s` to `end_s`.
+    """
 
     video: str
     path: str
+    start_s: float = 0.0
+    end_s: float = math.inf
+
+    @property
+    def source(self) -> str:
+        return self.path + Cut(start_s=self.start_s, end_s=self.end_s).fragment
 
 
 def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[Clip]:
@@ -51,8 +65,10 @@ def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[Clip
     for name in names:
         for clip in _named_by(name):
             if found.setdefault(clip.video, clip) != clip:
-                paths = f"{found[clip.video].path} and {clip.path}"
-                raise UsageError(f"the id {clip.video!r} stands for {paths}; give each clip an id of its own")
+                raise UsageError(
+                    f"the id {clip.video!r} stands for {found[clip.video].source} and {clip.source}; "
+                    "give each clip an id of its own"
+                )
     number, of = shard
     return list(found.values())[number - 1 :: of]
 
@@ -131,19 +147,24 @@ def _manifest(text: str, where: str, folder: Path) -> Iterator[Clip]:
         else:
             rows = ({"path": line.strip()} for line in lines if line.strip())
         found = [_clip(row, folder) for row in rows]
-    except (ValueError, csv.Error) as error:
-        raise UsageError(f"{where}: {error}; a line of a manifest is a path, or has video and path") from error
+    except (ValueError, TypeError, BadOption, csv.Error) as error:
+        raise UsageError(
+            f"{where}: {error}; a line of a manifest is a path, or has video, path, start_s and end_s"
+        ) from error
     if not found:
         raise UsageError(f"{where} names no clip")
     yield from found
 
 
 def _clip(row: Mapping[str, Any], folder: Path) -> Clip:
+    part = Cut(start_s=float(row.get("start_s") or 0), end_s=float(row.get("end_s") or math.inf))
     match row:
         case {"video": str(video) | int(video), "path": str(path)} if path and video != "":
-            return Clip(str(video), _below(folder, path))
-        case {"video": str(name)} | {"path": str(name)} if name:
-            return Clip(name, _below(folder, name))
+            return Clip(str(video), _below(folder, path), part.start_s, part.end_s)
+        case {"video": str(name)} if name:
+            return Clip(name, _below(folder, name), part.start_s, part.end_s)
+        case {"path": str(name)} if name:
+            return Clip(name + part.fragment, _below(folder, name), part.start_s, part.end_s)
     raise ValueError(f"no clip is named in {named([json.dumps(row)])}")
 
 

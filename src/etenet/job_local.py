@@ -14,25 +14,29 @@ from etenet.captioner import Captioner
 from etenet.config import CaptionOptions, DecodeLimits
 from etenet.errors import CaptionError
 from etenet.job_records import record_of
-from etenet.jobs import Answers, Engine, of_bodies
+from etenet.jobs import Answers, Engine, Reached, of_bodies, segments_expected
+from etenet.segments import Cut
 
 BATCH_CLIPS = 8
+# Of one's own files: as large and as long as a film.
+JOB_LIMITS = DecodeLimits(
+    max_body_bytes=2**30, max_memory_bytes=4 * 2**30, max_packets=2_000_000, decode_deadline_s=300.0
+)
 WORTH_COMPILING_CLIPS = 16
 
 
 def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: int) -> Engine:
     """For about so many clips. Raises `CheckpointError`."""
-    limits = DecodeLimits()
-    captioner = load(checkpoint, limits=limits, clips=clips)
+    captioner = load(checkpoint, limits=JOB_LIMITS, clips=segments_expected(clips, options.cut))
 
-    def captions(bodies: Iterable[tuple[str, bytes]]) -> Answers:
-        for key, outcome in captioner.caption_stream(bodies, options, batch_clips=BATCH_CLIPS):
+    def captions(bodies: Iterable[tuple[str, bytes, Cut]], reached: Reached) -> Answers:
+        for key, outcome in captioner.caption_stream(bodies, options, batch_clips=BATCH_CLIPS, reached=reached):
             if isinstance(outcome, CaptionError):
                 yield key, dict(outcome.as_dict())
             else:
                 yield key, record_of(outcome.as_dict(), details=details)
 
-    return of_bodies(captions, limits.max_body_bytes)
+    return of_bodies(captions, JOB_LIMITS.max_body_bytes, options.cut)
 
 
 def load(checkpoint: Path, *, limits: DecodeLimits, clips: int) -> Captioner:

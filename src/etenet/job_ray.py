@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import pickle
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,19 @@ import ray.data
 from etenet import checkpoint as checkpoints
 from etenet import job_local
 from etenet.captioner import SANDBOX_EXISTS
-from etenet.config import CaptionOptions, DecodeLimits
+from etenet.captions import Caption, outcome_of
+from etenet.config import CaptionOptions
 from etenet.errors import CaptionError, Stopped
 from etenet.job_inputs import Clip, is_remote
-from etenet.job_records import Record, record_of
-from etenet.jobs import Engine, read
+from etenet.job_local import JOB_LIMITS
+from etenet.job_records import Record, joined, record_of
+from etenet.jobs import Engine, Reached, part_of, read, segments_expected
 from etenet.sandbox import InProcess, Sandbox
+from etenet.segments import Cut
+from etenet.video import SampledVideo
 
 ACTORS = 1
-_LIMITS = DecodeLimits()
+TASK_BYTES = 2**30  # what Ray reserves for decoding a clip
 
 
 def engine(
@@ -39,11 +45,12 @@ def engine(
     """On the cluster at `address` (where None, on this machine). Raises `CheckpointError`."""
     resize_px = checkpoints.load(checkpoint).preprocessing.resize_px
 
-    def captions(clips: Iterable[Clip]) -> Iterator[Record]:
-        by_path: dict[str, list[str]] = {}
+    def captions(clips: Iterable[Clip], reached: Reached) -> Iterator[Record]:
+        sources: dict[tuple[str, Cut], list[str]] = {}
         for clip in clips:
             path = clip.path if is_remote(clip.path) else str(Path(clip.path).resolve())
-            by_path.setdefault(path, []).append(clip.video)
+            sources.setdefault((path, part_of(clip, options.cut)), []).append(clip.video)
+        names = list(sources.values())
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
@@ -56,23 +63,35 @@ def engine(
             gpus = 1 if resources.get("GPU") else 0
             # A core is left for decoding, or captioning would wait for it for ever.
             cores = 0.0 if gpus else min(1.0, (resources["CPU"] - 1) / actors)
-            outcomes = (
-                ray.data.from_items([{"path": path} for path in by_path])
+            items = [
+                {"clip": number, "path": path, "cut": pickle.dumps(cut)} for number, (path, cut) in enumerate(sources)
+            ]
+            answers = (
+                ray.data.from_items(items)
                 # Its memory also keeps Ray from making one step of both: an actor would then decode by itself.
-                .map(partial(_decoded, resize_px=resize_px), num_cpus=1, memory=_LIMITS.max_memory_bytes)
+                .flat_map(partial(_decoded, resize_px=resize_px), num_cpus=1, memory=TASK_BYTES)
                 .map_batches(
                     _Captions,
-                    fn_constructor_args=([weights], options, details, len(by_path)),
+                    fn_constructor_args=([weights], options, details, segments_expected(len(items), options.cut)),
                     batch_size=job_local.BATCH_CLIPS,
                     compute=ray.data.ActorPoolStrategy(size=actors),
                     num_cpus=cores,
                     num_gpus=gpus,
                 )
             )
-            for row in outcomes.iter_rows():
-                record = pickle.loads(row["record"])
-                for video in by_path[row["path"]]:
-                    yield {"video": video, **record}
+            parts: defaultdict[int, dict[int, Record]] = defaultdict(dict)
+            parts_in_all: dict[int, int] = {}
+            for row in answers.iter_rows():
+                clip_number, part = row["clip"], row["part"]
+                parts[clip_number][part] = pickle.loads(row["record"])
+                if row["is_last"]:
+                    parts_in_all[clip_number] = part + 1
+                else:
+                    reached(names[clip_number][0], row["said_until_s"], row["duration_s"])
+                if len(parts[clip_number]) == parts_in_all.get(clip_number):
+                    record = joined([answer for _, answer in sorted(parts.pop(clip_number).items())])
+                    for video in names[clip_number]:
+                        yield {"video": video, **record}
         except ray.exceptions.RayError as error:
             raise Stopped(
                 f"the cluster cannot go on: {str(error).splitlines()[-1]}; start this job once more"
@@ -87,20 +106,35 @@ def engine(
 def _decoders(resize_px: int) -> Sandbox | InProcess:
     """One per process of Ray's, which has one task at a time."""
     if SANDBOX_EXISTS:
-        return Sandbox(resize_px=resize_px, limits=_LIMITS, processes=1)
-    return InProcess(resize_px=resize_px, limits=_LIMITS)
+        return Sandbox(resize_px=resize_px, limits=JOB_LIMITS, processes=1)
+    return InProcess(resize_px=resize_px, limits=JOB_LIMITS)
 
 
-def _decoded(row: dict[str, Any], *, resize_px: int) -> dict[str, Any]:
-    """The clip at a path: a `SampledVideo`, or the record that says what is wrong with it."""
-    body = read(row["path"], _LIMITS.max_body_bytes)
-    outcome: Any = body
-    if isinstance(body, bytes):
+def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]:
+    """The parts of a clip: its segments, some at a time, or the record that says what is wrong with it."""
+    body, rest = read(row["path"], JOB_LIMITS.max_body_bytes), pickle.loads(row["cut"])
+    for part in count():
+        decoded: list[SampledVideo] | Record
+        cut, rest, said_until_s, duration_s = rest, None, 0.0, 0.0
         try:
-            outcome = _decoders(resize_px).submit(body).result()
+            if isinstance(body, bytes):
+                decoded = _decoders(resize_px).submit(body, cut).result()
+                said_until_s, duration_s = decoded[-1].end_s, decoded[-1].duration_s
+                rest = cut.rest(said_until_s, duration_s)
+            else:
+                decoded = body
         except CaptionError as error:
-            outcome = error.as_dict()
-    return {"path": row["path"], "clip": pickle.dumps(outcome, protocol=5)}
+            decoded = dict(error.as_dict())
+        yield {
+            "clip": row["clip"],
+            "part": part,
+            "decoded": pickle.dumps(decoded, protocol=5),
+            "is_last": rest is None,
+            "said_until_s": said_until_s,
+            "duration_s": duration_s,
+        }
+        if rest is None:
+            return
 
 
 class _Captions:
@@ -111,17 +145,18 @@ class _Captions:
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             file.write(ray.get(weights[0]).data)
             file.flush()
-            self._captioner = job_local.load(Path(file.name), limits=_LIMITS, clips=clips)
+            self._captioner = job_local.load(Path(file.name), limits=JOB_LIMITS, clips=clips)
         self._options, self._details = options, details
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        clips = [pickle.loads(clip) for clip in batch["clip"]]
-        videos = [clip for clip in clips if not isinstance(clip, dict)]
-        outcomes = iter(self._captioner.caption_videos(videos, self._options))
-        records = [clip if isinstance(clip, dict) else self._record(next(outcomes)) for clip in clips]
-        return {"path": batch["path"], "record": [pickle.dumps(record) for record in records]}
+        parts = [pickle.loads(decoded) for decoded in batch.pop("decoded")]
+        segments = [segment for part in parts if isinstance(part, list) for segment in part]
+        captions = iter(self._captioner.caption_decoded(segments, self._options))
+        records = [part if isinstance(part, dict) else self._record([next(captions) for _ in part]) for part in parts]
+        return {**batch, "record": [pickle.dumps(record) for record in records]}
 
-    def _record(self, outcome: Any) -> Record:
+    def _record(self, segments: Sequence[Caption | CaptionError]) -> Record:
+        outcome = outcome_of(segments, self._options.cut)
         if isinstance(outcome, CaptionError):
             return dict(outcome.as_dict())
         return record_of(outcome.as_dict(), details=self._details)

@@ -12,20 +12,30 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from errno import ENOSPC
+from functools import partial
 from io import FileIO
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from etenet import subtitles
 from etenet.atomic import replacing
 from etenet.errors import Stopped, UsageError
 
-Record = dict[str, Any]  # "video" and either "caption" or "error"
+Record = dict[str, Any]  # "video" and one of "caption", "segments" and "error"
 _BEGINNING = b'{"video": '
-FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco", ".parquet": "parquet"}
-COLUMNS = ("video", "caption", "error_code", "error_message")
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+    ".json": "coco",
+    ".parquet": "parquet",
+    ".vtt": "vtt",
+    ".srt": "srt",
+}
+COLUMNS = ("video", "start_s", "end_s", "caption", "error_code", "error_message")
 
 
 def format_of(out: Path | None) -> str:
@@ -113,7 +123,19 @@ def _to_add_to(path: Path) -> FileIO:
 def record_of(answer: Mapping[str, Any], *, details: bool) -> Record:
     """What is kept of an answer of the HTTP contract; with details, every sentence and its words' probabilities."""
     names = ("caption", "captions") if details else ("caption",)
-    return {name: answer[name] for name in names}
+    if "segments" not in answer:
+        return {name: answer[name] for name in names}
+    return {
+        "segments": [{name: segment[name] for name in ("start_s", "end_s", *names)} for segment in answer["segments"]]
+    }
+
+
+def joined(records: Sequence[Record]) -> Record:
+    """The record of a video from those of its parts, in order; what is wrong with one of them is wrong with all."""
+    for record in records:
+        if "segments" not in record:
+            return record
+    return {"segments": [segment for record in records for segment in record["segments"]]}
 
 
 def line(record: Record) -> bytes:
@@ -128,8 +150,8 @@ def read(path: Path) -> Iterator[Record]:
                 return
             try:
                 record = json.loads(text)
-                if not isinstance(record["video"], str) or not record.keys() & {"caption", "error"}:
-                    raise ValueError("it has no video, or neither caption nor error")
+                if not isinstance(record["video"], str) or not record.keys() & {"caption", "segments", "error"}:
+                    raise ValueError("it has no video, or nothing about it")
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(
                     f"{path}, line {number}, is not what this command writes; name another file with --out"
@@ -138,9 +160,9 @@ def read(path: Path) -> Iterator[Record]:
 
 
 def as_csv(records: Iterable[Record]) -> Iterator[bytes]:
-    for cells in (COLUMNS, *map(_cells, records)):
+    for row in (COLUMNS, *chain.from_iterable(map(_rows, records))):
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
+        csv.writer(text, lineterminator="\n").writerow(row)
         yield text.getvalue().encode(errors="replace")
 
 
@@ -151,16 +173,20 @@ def as_parquet(records: Iterable[Record]) -> Iterator[bytes]:
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise UsageError(f"Parquet needs the extra: pip install 'etenet[ray]' ({error})") from error
-    rows = [dict(zip(COLUMNS, (cell or None for cell in _cells(record)), strict=True)) for record in records]
-    schema = pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS])
+    rows = [dict(zip(COLUMNS, row, strict=True)) for record in records for row in _rows(record)]
+    numbers = ("start_s", "end_s")
+    schema = pyarrow.schema([(c, pyarrow.float64() if c in numbers else pyarrow.string()) for c in COLUMNS])
     file = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema), file)
     yield file.getvalue()
 
 
-def _cells(record: Record) -> tuple[str, ...]:
-    error = record.get("error", {"code": "", "message": ""})
-    return record["video"], record.get("caption", ""), error["code"], error["message"]
+def _rows(record: Record) -> Iterator[tuple[Any, ...]]:
+    """One of a clip, or one of each segment."""
+    error = record.get("error", {"code": None, "message": None})
+    for said in record.get("segments", [record]):
+        times_s = said.get("start_s"), said.get("end_s")
+        yield record["video"], *times_s, said.get("caption"), error["code"], error["message"]
 
 
 def as_coco(records: Iterable[Record]) -> Iterator[bytes]:
@@ -173,9 +199,16 @@ def as_coco(records: Iterable[Record]) -> Iterator[bytes]:
     yield b"[]\n" if before == b"[" else b"]\n"
 
 
+def _as_subtitles(form: str, records: Iterable[Record]) -> Iterator[bytes]:
+    for record in records:
+        if "segments" in record:
+            yield subtitles.WRITERS[form](record["segments"]).encode(errors="replace")
+
+
 WRITERS: dict[str, Callable[[Iterable[Record]], Iterator[bytes]]] = {
     "jsonl": lambda records: map(line, records),
     "csv": as_csv,
     "coco": as_coco,
     "parquet": as_parquet,
+    **{form: partial(_as_subtitles, form) for form in subtitles.WRITERS},
 }

@@ -11,17 +11,19 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import urlsplit
 
 import urllib3
 
 from etenet.config import ERROR_HEADER, OPTION_HEADERS, CaptionOptions, DecodeLimits
 from etenet.errors import Stopped, UsageError
-from etenet.job_records import Record, record_of
-from etenet.jobs import Answers, Engine, of_bodies
+from etenet.job_records import Record, joined, record_of
+from etenet.jobs import Answers, Engine, Reached, of_bodies
+from etenet.segments import Cut
 
 PATH = "/predictions/etenet"
 IN_FLIGHT = 8
@@ -39,7 +41,7 @@ def engine(url: str, options: CaptionOptions, *, details: bool, in_flight: int =
         raise UsageError(f"--server must look like http://localhost:8080, got {url!r}")
     client = _Client(url.rstrip("/") + PATH, options, details=details, in_flight=in_flight)
 
-    def captions(bodies: Iterable[tuple[str, bytes]]) -> Answers:
+    def captions(bodies: Iterable[tuple[str, bytes, Cut]], reached: Reached) -> Answers:
         rest, more = iter(bodies), True
         asked: dict[Future[Record], str] = {}
         with ThreadPoolExecutor(in_flight, thread_name_prefix="client") as threads:
@@ -47,7 +49,8 @@ def engine(url: str, options: CaptionOptions, *, details: bool, in_flight: int =
                 while True:
                     while more and len(asked) < in_flight:
                         if more := (given := next(rest, None)) is not None:
-                            asked[threads.submit(client.caption, given[1])] = given[0]
+                            key, body, cut = given
+                            asked[threads.submit(client.caption, body, cut, partial(reached, key))] = key
                     if not asked:
                         return
                     done, _ = wait(asked, return_when=FIRST_COMPLETED)
@@ -56,45 +59,66 @@ def engine(url: str, options: CaptionOptions, *, details: bool, in_flight: int =
             finally:
                 client.leaving.set()
 
-    return of_bodies(captions, DecodeLimits().max_body_bytes)
+    return of_bodies(captions, DecodeLimits().max_body_bytes, options.cut)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """About a video of this length, or a part of it; `rest` is what it left out."""
+
+    record: Record
+    rest: Cut | None = None
+    duration_s: float = 0.0
 
 
 class _Client:
     """Asks for one caption at a time in each of several threads."""
 
     def __init__(self, url: str, options: CaptionOptions, *, details: bool, in_flight: int) -> None:
-        self._url, self._details = url, details
-        wishes = asdict(options)
-        self._headers = {
-            header: str(wishes[name]) for header, name in OPTION_HEADERS.items() if wishes[name] is not None
-        } | {"Content-Type": "application/octet-stream"}
+        self._url, self._options, self._details = url, options, details
         self._connections = urllib3.PoolManager(maxsize=in_flight, block=True)
         self._timeout = urllib3.Timeout(connect=CONNECT_DEADLINE_S, read=ANSWER_DEADLINE_S)
         self._answered_s = float("-inf")  # when any clip was
         self.leaving = threading.Event()
 
-    def caption(self, body: bytes) -> Record:
-        """The record of a clip; `Stopped` where there is no captioner, or none answers any more."""
+    def caption(self, body: bytes, cut: Cut, reached: Callable[[float, float], None]) -> Record:
+        """The record of a clip, from as many answers as its segments take.
+
+        Raises `Stopped` where there is no captioner, or none answers any more.
+        """
+        records: list[Record] = []
+        rest: Cut | None = cut
+        while rest:
+            answer = self._answer(body, rest)
+            records.append(answer.record)
+            if rest := answer.rest:
+                reached(rest.start_s, answer.duration_s)
+        return joined(records)
+
+    def _answer(self, body: bytes, cut: Cut) -> _Answer:
+        texts = replace(self._options, cut=cut).as_texts()
+        headers = {header: texts[name] for header, name in OPTION_HEADERS.items() if name in texts}
+        headers["Content-Type"] = "application/octet-stream"
         began_s, wait_s = time.monotonic(), FIRST_WAIT_S
         while not self.leaving.is_set():
             try:
                 response = self._connections.request(
-                    "PUT", self._url, body=body, headers=self._headers, timeout=self._timeout, retries=False
+                    "PUT", self._url, body=body, headers=headers, timeout=self._timeout, retries=False
                 )
             except urllib3.exceptions.HTTPError as error:
                 fault, least_s = f"{error}", 0.0
             else:
-                if record := self._record(response):
+                if answer := self._parsed(response, cut):
                     self._answered_s = time.monotonic()
-                    return record
+                    return answer
                 fault, least_s = f"status {response.status}", _seconds(response.headers.get("Retry-After", ""))
             if time.monotonic() - began_s > PATIENCE_S:
-                return self._given_up(fault, began_s)
+                return _Answer(self._given_up(fault, began_s))
             self.leaving.wait(max(least_s, random.uniform(0, wait_s)))
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         raise Stopped("the job ends")
 
-    def _record(self, response: urllib3.BaseHTTPResponse) -> Record | None:
+    def _parsed(self, response: urllib3.BaseHTTPResponse, cut: Cut) -> _Answer | None:
         """What the captioner says of the clip; None where it was not the captioner who spoke, or it had no place."""
         if response.status in _NO_CAPTIONER:
             raise Stopped(f"{self._url} answers with status {response.status}: there is no captioner")
@@ -102,12 +126,14 @@ class _Client:
             return None
         try:
             answer = json.loads(response.data)
-            if response.status == 200:
-                return record_of(answer, details=self._details)
-            return {"error": {name: str(answer["error"][name]) for name in ("code", "message")}}
-        except (ValueError, KeyError, TypeError) as error:
+            if response.status != 200:
+                return _Answer({"error": {name: str(answer["error"][name]) for name in ("code", "message")}})
+            record, duration_s = record_of(answer, details=self._details), answer["video"]["duration_s"]
+            rest = cut.rest(record["segments"][-1]["end_s"], duration_s) if cut.into_segments else None
+            return _Answer(record, rest, duration_s)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             if response.status == 413:  # TorchServe's own has no body
-                return {"error": {"code": "too_large", "message": "the server takes no body as large as this"}}
+                return _Answer({"error": {"code": "too_large", "message": "the server takes no body as large as this"}})
             raise Stopped(f"{self._url} does not answer like a captioner (status {response.status})") from error
 
     def _given_up(self, fault: str, began_s: float) -> Record:

@@ -8,61 +8,39 @@ which clips are done already and what becomes of the answers is the same for all
 
 from __future__ import annotations
 
+import os
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeAlias
 
 import fsspec
-from tqdm import tqdm
 
-from etenet import job_records
+from etenet import job_records, job_subtitles
 from etenet.atomic import replacing
 from etenet.errors import TooLarge
 from etenet.job_inputs import Clip, is_remote
+from etenet.job_progress import Progress, Summary
 from etenet.job_records import Journal, Record
+from etenet.segments import WHOLE, Cut
 
+SEGMENTS_AT_ONCE = 8  # of one video
 READERS = 4
-READ_AHEAD = 16
-SAID_AGAIN_S = 30.0  # between two lines about how far it is, where there is no terminal
+READ_AHEAD, READ_AHEAD_BYTES = 16, 256 * 2**20
 REMEMBERED = 100_000  # answers to bodies that were seen
 
-Engine: TypeAlias = Callable[[Iterable[Clip]], Iterator[Record]]
+Reached: TypeAlias = Callable[[str, float, float], None]
+"""Hears of a video in segments, meanwhile, until when it is captioned, and how long it is."""
+Engine: TypeAlias = Callable[[Iterable[Clip], Reached], Iterator[Record]]
 """Clips -> a record of each, in any order, taking clips as it has room."""
 Answers: TypeAlias = Iterator[tuple[str, Record]]
-BodyEngine: TypeAlias = Callable[[Iterable[tuple[str, bytes]]], Answers]
+BodyEngine: TypeAlias = Callable[[Iterable[tuple[str, bytes, Cut]], Reached], Answers]
 """The same for what has read the files: bodies by keys -> records (without "video") by the same keys."""
-
-
-@dataclass
-class Summary:
-    """What became of the clips of one run; `before` were done by an earlier one, `failed_before` of them in vain."""
-
-    total: int
-    before: int = 0
-    failed_before: int = 0
-    captioned: int = 0
-    failed: int = 0
-    began_s: float = field(default_factory=time.monotonic)
-
-    @property
-    def clips_per_s(self) -> float:
-        return (self.captioned + self.failed) / (time.monotonic() - self.began_s)
-
-    def __str__(self) -> str:
-        done = self.captioned + self.failed
-        text = f"{done} of {self.total} clips, {self.failed} failed, {self.clips_per_s:.2f} clips/s"
-        if self.before:
-            text += f"; {self.before} were done before"
-        if self.failed_before:
-            text += f", {self.failed_before} of them failed (--retry-failed tries them again)"
-        return text
 
 
 def run(
@@ -79,6 +57,8 @@ def run(
     Raises `UsageError` where `out` is no journal or cannot be written, `Stopped` where the engine cannot go on.
     """
     summary = Summary(len(clips))
+    if form in job_subtitles.FORMATS:
+        job_subtitles.places(clips, out or Path(f"standard output.{form}"), form)
     with ExitStack() as stack:
         journal = None
         if out:
@@ -89,14 +69,18 @@ def run(
         todo = [clip for clip in clips if clip.video not in done]
         summary.before, summary.total = len(clips) - len(todo), len(todo)
         summary.failed_before = sum(done.get(clip.video, False) for clip in clips)
-        records = engine(todo) if todo else iter(())
-        records = _told(_ordered(todo, records) if in_order else records, summary)
+        progress = stack.enter_context(Progress(summary))
+        records = progress.of(engine(todo, progress.reached) if todo else iter(()))
+        if in_order:
+            records = _ordered(todo, records)
         if journal:
             for record in records:
                 journal.add(record)
             if in_order:
                 journal.put_in_order(clip.video for clip in clips)
-            if out and form != "jsonl":
+            if out and form in job_subtitles.FORMATS:
+                job_subtitles.write(job_records.read(journal.path), job_subtitles.places(clips, out, form), form)
+            elif out and form != "jsonl":
                 with replacing(out) as file:
                     file.writelines(job_records.WRITERS[form](job_records.read(journal.path)))
         else:
@@ -106,31 +90,48 @@ def run(
     return summary
 
 
-def of_bodies(engine: BodyEngine, max_body_bytes: int) -> Engine:
-    """Reads the files for an engine, some ahead, and gives it the same bytes only once."""
-    return lambda clips: _captioned(clips, engine, max_body_bytes)
+def of_bodies(engine: BodyEngine, max_body_bytes: int, cut: Cut = WHOLE) -> Engine:
+    """Reads the files for an engine, some ahead, and gives it the same part of the same bytes only once."""
+    return lambda clips, reached: _captioned(clips, engine, max_body_bytes, cut, reached)
 
 
-def _captioned(clips: Iterable[Clip], engine: BodyEngine, max_body_bytes: int) -> Iterator[Record]:
+def part_of(clip: Clip, cut: Cut) -> Cut:
+    """How a clip of a file is cut, of which so many segments are in memory at once."""
+    most = SEGMENTS_AT_ONCE if cut.into_segments else None
+    return replace(cut, start_s=clip.start_s, end_s=clip.end_s, max_segments=most)
+
+
+def segments_expected(clips: int, cut: Cut) -> int:
+    """At least, roughly: for weighing what is worth doing before the first."""
+    return clips * (SEGMENTS_AT_ONCE if cut.into_segments else 1)
+
+
+def _captioned(
+    clips: Iterable[Clip], engine: BodyEngine, max_body_bytes: int, cut: Cut, reached: Reached
+) -> Iterator[Record]:
     known: dict[str, Record] = {}
     waiting: dict[str, list[Clip]] = {}
     without_engine: deque[Record] = deque()
 
-    def bodies() -> Iterator[tuple[str, bytes]]:
+    def bodies() -> Iterator[tuple[str, bytes, Cut]]:
         for clip, body in _read_ahead(clips, max_body_bytes):
             if isinstance(body, dict):
                 without_engine.append({"video": clip.video, **body})
                 continue
-            key = blake2b(body, digest_size=16).hexdigest()
+            part = part_of(clip, cut)
+            key = blake2b(body, digest_size=16).hexdigest() + part.fragment
             if key in known:
                 without_engine.append({"video": clip.video, **known[key]})
             elif key in waiting:
                 waiting[key].append(clip)
             else:
                 waiting[key] = [clip]
-                yield key, body
+                yield key, body, part
 
-    for key, record in engine(bodies()):
+    def of_key(key: str, said_until_s: float, duration_s: float) -> None:
+        reached(waiting[key][0].video, said_until_s, duration_s)
+
+    for key, record in engine(bodies(), of_key):
         known[key] = record
         if len(known) > REMEMBERED:
             del known[next(iter(known))]
@@ -148,7 +149,7 @@ def _read_ahead(clips: Iterable[Clip], max_body_bytes: int) -> Iterator[tuple[Cl
         try:
             for clip in clips:
                 window.append((clip, readers.submit(read, clip.path, max_body_bytes)))
-                if len(window) >= READ_AHEAD:
+                while len(window) >= READ_AHEAD or sum(map(_size, window)) > READ_AHEAD_BYTES:
                     first, body = window.popleft()
                     yield first, body.result()
             for first, body in window:
@@ -156,6 +157,13 @@ def _read_ahead(clips: Iterable[Clip], max_body_bytes: int) -> Iterator[tuple[Cl
         finally:
             for _, body in window:
                 body.cancel()
+
+
+def _size(ahead: tuple[Clip, Future[bytes | Record]]) -> int:
+    """Bytes of a local file; others are taken for small."""
+    with suppress(OSError):
+        return os.path.getsize(ahead[0].path)
+    return 0
 
 
 def read(path: str, max_body_bytes: int) -> bytes | Record:
@@ -179,22 +187,3 @@ def _ordered(clips: Iterable[Clip], records: Iterator[Record]) -> Iterator[Recor
             record = next(records)
             early[record["video"]] = record
         yield early.pop(clip.video)
-
-
-def _told(records: Iterator[Record], summary: Summary) -> Iterator[Record]:
-    """The same records; standard error hears of failures, and how far it is."""
-    on_terminal, said_s = sys.stderr.isatty(), time.monotonic()
-    with tqdm(total=summary.total, unit="clip", disable=not on_terminal, file=sys.stderr) as bar:
-        for record in records:
-            if "error" in record:
-                summary.failed += 1
-                bar.write(f"etenet caption: {record['video']}: {record['error']['message']}", file=sys.stderr)
-                bar.set_postfix(failed=summary.failed)
-            else:
-                summary.captioned += 1
-            yield record
-            bar.update()
-            if not on_terminal and time.monotonic() - said_s > SAID_AGAIN_S:
-                said_s = time.monotonic()
-                left_s = (summary.total - summary.captioned - summary.failed) / summary.clips_per_s
-                print(f"etenet caption: {summary}, {left_s / 60:.0f} min left", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which bodies crashed or hung a decoder, so that they are refused at once for a while."""
+"""Which bodies, cut how, crashed or hung a decoder, so that they are refused at once for a while."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from etenet.errors import CaptionError
+from etenet.segments import WHOLE, Cut
 
 REFUSED_S = 3600.0
 REMEMBERED = 10_000  # bodies, oldest forgotten first
@@ -29,25 +30,25 @@ class Poison:
         self._lock = threading.Lock()
         self._verdicts: OrderedDict[tuple[int, bytes], _Verdict] = OrderedDict()
 
-    def remember(self, body: bytes, error: CaptionError) -> None:
-        name = _name(body)
+    def remember(self, body: bytes, error: CaptionError, cut: Cut = WHOLE) -> None:
+        name = _name(body, cut)
         with self._lock:
             self._verdicts[name] = _Verdict(self._clock(), error)
             self._verdicts.move_to_end(name)
             while len(self._verdicts) > REMEMBERED:
                 self._verdicts.popitem(last=False)
 
-    def verdict(self, body: bytes) -> CaptionError | None:
+    def verdict(self, body: bytes, cut: Cut = WHOLE) -> CaptionError | None:
         """The error to refuse the body with, if it is known."""
         with self._lock:
             while self._verdicts and next(iter(self._verdicts.values())).at_s < self._clock() - REFUSED_S:
                 self._verdicts.popitem(last=False)
             suspect = any(length == len(body) for length, _ in self._verdicts)
-        known = self._verdicts.get(_name(body)) if suspect else None
+        known = self._verdicts.get(_name(body, cut)) if suspect else None
         if known is None:
             return None
         return type(known.error)(f"{known.error}; this very file is refused for an hour after that")
 
 
-def _name(body: bytes) -> tuple[int, bytes]:
-    return len(body), hashlib.sha256(body).digest()
+def _name(body: bytes, cut: Cut) -> tuple[int, bytes]:
+    return len(body), hashlib.sha256(body).digest() + repr(cut).encode()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from etenet import metrics
-from etenet.captioner import Caption
+from etenet.captions import Caption, Outcome, SegmentCaptions
 from etenet.config import REQUEST_LOG_VARIABLE
 from etenet.errors import CaptionError
 
@@ -28,7 +28,14 @@ class Answered:
     body_bytes: int
     waited_s: float | None
     seconds: float
-    outcome: Caption | CaptionError
+    outcome: Outcome
+
+    @property
+    def captions(self) -> tuple[Caption, ...]:
+        """One, or those of the segments; none where there is an error."""
+        if isinstance(self.outcome, CaptionError):
+            return ()
+        return self.outcome.segments if isinstance(self.outcome, SegmentCaptions) else (self.outcome,)
 
 
 def record(batch: Sequence[Answered]) -> None:
@@ -39,7 +46,7 @@ def record(batch: Sequence[Answered]) -> None:
     metrics.BUSY_SECONDS.inc(batch[0].seconds)
     for answered in batch:
         _count(answered)
-    captions = [answered.outcome for answered in batch if isinstance(answered.outcome, Caption)]
+    captions = [caption for answered in batch for caption in answered.captions]
     for caption in captions[:1]:  # all captions of a batch carry the same two
         metrics.STAGE_SECONDS.labels("encode").observe(caption.timing_ms.encode / 1000)
         metrics.STAGE_SECONDS.labels("search").observe(caption.timing_ms.search / 1000)
@@ -58,8 +65,8 @@ def _count(answered: Answered) -> None:
         metrics.ERRORS.labels(answered.outcome.code).inc()
         return
     metrics.CAPTIONS.inc()
-    metrics.FRAMES.inc(answered.outcome.video.distinct_frames)
-    metrics.STAGE_SECONDS.labels("decode").observe(answered.outcome.timing_ms.decode / 1000)
+    metrics.FRAMES.inc(sum(caption.video.distinct_frames for caption in answered.captions))
+    metrics.STAGE_SECONDS.labels("decode").observe(answered.captions[0].timing_ms.decode / 1000)
 
 
 def _fields(answered: Answered) -> dict[str, Any]:
@@ -75,9 +82,11 @@ def _fields(answered: Answered) -> dict[str, Any]:
         fields["wait_ms"] = round(1000 * answered.waited_s, 1)
     if isinstance(outcome, CaptionError):
         return {**fields, "error": outcome.code}
-    timing, video = outcome.timing_ms, outcome.video
+    timing, video = answered.captions[0].timing_ms, answered.captions[0].video
     stages = {"decode_ms": timing.decode, "encode_ms": timing.encode, "search_ms": timing.search}
     fields |= {name: round(value, 1) for name, value in stages.items()}
+    if isinstance(outcome, SegmentCaptions):
+        fields["segments"] = len(outcome.segments)
     return {**fields, "codec": video.codec, "width": video.width_px, "height": video.height_px}
 
 

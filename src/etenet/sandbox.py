@@ -35,14 +35,15 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etenet import metrics
 from etenet.config import FRAMES_PER_CLIP, DecodeLimits
 from etenet.decoder_process import MESSAGE_BYTES
 from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError
+from etenet.ffmpeg import DECODERS
 from etenet.poison import Poison
-from etenet.video import DECODERS, SampledVideo, sample_frames
+from etenet.segments import WHOLE, Cut
+from etenet.video import SampledVideo, sample_segments
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ module, _, name = settings["entry"].partition(":")
 getattr(import_module(module), name)(settings)
 """
 
-_Job = tuple[bytes, "Future[SampledVideo]"]
+_Job = tuple[bytes, Cut, "Future[list[SampledVideo]]"]
 
 
 class Sandbox:
@@ -100,15 +101,15 @@ class Sandbox:
         """The processes that run now."""
         return [keeper.process.pid for keeper in self._keepers if keeper.process.alive]
 
-    def submit(self, body: bytes) -> Future[SampledVideo]:
-        """The clip's frames, or a `CaptionError` about it."""
+    def submit(self, body: bytes, cut: Cut = WHOLE) -> Future[list[SampledVideo]]:
+        """The frames of the clip's segments, or a `CaptionError` about it."""
         if not self.close.alive:
             raise ValueError("the sandbox is closed")
-        future: Future[SampledVideo] = Future()
-        if verdict := self._poison.verdict(body):
+        future: Future[list[SampledVideo]] = Future()
+        if verdict := self._poison.verdict(body, cut):
             future.set_exception(verdict)
         else:
-            self._jobs.put((body, future))
+            self._jobs.put((body, cut, future))
         return future
 
 
@@ -116,11 +117,11 @@ class InProcess:
     """The same without a wall: for clips that are trusted, and where there is no Linux."""
 
     def __init__(self, *, resize_px: int, limits: DecodeLimits | None = None) -> None:
-        self._sample = partial(sample_frames, resize_px=resize_px, limits=limits)
+        self._sample = partial(sample_segments, resize_px=resize_px, limits=limits)
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decoder")
 
-    def submit(self, body: bytes) -> Future[SampledVideo]:
-        return self._threads.submit(self._sample, body)
+    def submit(self, body: bytes, cut: Cut = WHOLE) -> Future[list[SampledVideo]]:
+        return self._threads.submit(self._sample, body, cut)
 
 
 def _end(jobs: SimpleQueue[_Job | None], keepers: int) -> None:
@@ -155,10 +156,10 @@ class _Keeper:
             return
         first.set_result(self.process.filter_fault)
         while (job := self._jobs.get()) is not None:
-            body, future = job
+            body, cut, future = job
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(self._sampled(body))
+                    future.set_result(self._sampled(body, cut))
                 except Exception as error:
                     future.set_exception(error)
             del job, body, future
@@ -168,31 +169,31 @@ class _Keeper:
                 _log.exception("a decoder process could not be started; the next clip tries again")
         self.process.end()
 
-    def _sampled(self, body: bytes) -> SampledVideo:
+    def _sampled(self, body: bytes, cut: Cut) -> list[SampledVideo]:
         self._renew()
         seconds, started = self._seconds + GRACE_S, time.monotonic()
         try:
-            return self._tried(body, seconds)
+            return self._tried(body, cut, seconds)
         except _Died as died:
             _log.warning("a decoder process died (%s); its clip is tried again", died)
             seconds -= time.monotonic() - started
         self._renew()
         try:
-            return self._tried(body, seconds)
+            return self._tried(body, cut, seconds)
         except _Died as died:
             crashed = DecoderCrashed("the decoder crashed on this video; encode it again, for example with ffmpeg")
             if not died.killed_from_outside:
-                self._poison.remember(body, crashed)
+                self._poison.remember(body, crashed, cut)
             raise crashed from died
 
-    def _tried(self, body: bytes, seconds: float) -> SampledVideo:
+    def _tried(self, body: bytes, cut: Cut, seconds: float) -> list[SampledVideo]:
         try:
-            return self.process.sample(body, seconds)
+            return self.process.sample(body, cut, seconds)
         except (DecodeTimeout, _Hung) as late:
             metrics.DECODERS_TIMED_OUT.inc()
             timeout = DecodeTimeout(f"decoding took longer than {self._seconds:g} s; send a shorter clip")
             if self.process.clip_cpu_s > self._seconds / 2:  # or else the process was held up by something else
-                self._poison.remember(body, timeout)
+                self._poison.remember(body, timeout, cut)
             raise timeout from late
 
     def _renew(self) -> None:
@@ -223,7 +224,7 @@ class _Process:
 
     def __init__(self, resize_px: int, limits: DecodeLimits, entry: str) -> None:
         self.clips, self.clip_cpu_s, self._ready = 0, 0.0, False
-        self._frames_shape = (FRAMES_PER_CLIP, resize_px, resize_px, 3)
+        self._frames_shape, self._max_segments = (FRAMES_PER_CLIP, resize_px, resize_px, 3), limits.max_segments
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = {
             "entry": entry,
@@ -269,27 +270,25 @@ class _Process:
         self._program.wait()
         self._channel.close()
 
-    def sample(self, body: bytes, seconds: float) -> SampledVideo:
+    def sample(self, body: bytes, cut: Cut, seconds: float) -> list[SampledVideo]:
         """Raises what the process says of the clip; `_Died` or `_Hung`, and then the process is gone."""
-        frames = np.empty(self._frames_shape, np.uint8)
+        most = self._max_segments if cut.into_segments else 1
         memory = os.memfd_create("clip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(memory, max(len(body), frames.nbytes))
+            os.ftruncate(memory, max(len(body), most * math.prod(self._frames_shape)))
             os.pwrite(memory, body, 0)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            answer = self._ask({"body_bytes": len(body)}, memory, seconds)
-            if "video" in answer:
-                os.preadv(memory, [frames.data], 0)
+            answer = self._ask({"body_bytes": len(body), "cut": asdict(cut)}, memory, seconds)
+            self.clips += 1
+            try:
+                return _believed(answer, memory, self._frames_shape, most)
+            except CaptionError:
+                raise
+            except Exception as error:
+                self.end()
+                raise _Died("it answered nonsense") from error
         finally:
             os.close(memory)
-        self.clips += 1
-        try:
-            return _believed(answer, frames)
-        except CaptionError:
-            raise
-        except Exception as error:
-            self.end()
-            raise _Died("it answered nonsense") from error
 
     def _ask(self, question: Mapping[str, Any], memory: int, seconds: float) -> Mapping[str, Any]:
         cpu_before_s = self._cpu_s()
@@ -332,15 +331,23 @@ class _Process:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _believed(answer: Mapping[str, Any], frames: NDArray[np.uint8]) -> SampledVideo:
+def _believed(answer: Mapping[str, Any], memory: int, shape: tuple[int, ...], most: int) -> list[SampledVideo]:
     """What a process may truly say; raises `CaptionError` if that is what it says, anything else if it cannot be."""
     if "bug" in answer:
         _log.error("a decoder process found a bug of ours: %.2000r", answer["bug"])
         raise InternalError("the video could not be decoded because of a bug in the server")
     if "error" in answer:
         raise _ERRORS[answer["error"]](str(answer["message"])[:_MESSAGE_LETTERS])
-    video = SampledVideo(**answer["video"] | {"frames": frames, "times_s": tuple(answer["video"]["times_s"])})
-    numbers = (*video.times_s, video.duration_s, video.decode_ms)
+    if not 1 <= len(answer["videos"]) <= most:
+        raise ValueError("so many segments cannot be")
+    return [_video(said, memory, number, shape) for number, said in enumerate(answer["videos"])]
+
+
+def _video(said: Mapping[str, Any], memory: int, number: int, shape: tuple[int, ...]) -> SampledVideo:
+    frames = np.empty(shape, np.uint8)
+    os.preadv(memory, [frames.data], number * frames.nbytes)
+    video = SampledVideo(**{**said, "frames": frames, "times_s": tuple(said["times_s"])})
+    numbers = (*video.times_s, video.duration_s, video.start_s, video.end_s, video.decode_ms)
     sizes = (video.distinct_frames, video.width_px, video.height_px)
     if not (
         len(video.times_s) == FRAMES_PER_CLIP

@@ -7,19 +7,20 @@ wanted frame depends on are decoded. If what comes out of them is not what the t
 decoded and counted, so the answer is the same. Damage in a part that no wanted frame depends on is never seen: there
 the timestamps alone say what the frame list is.
 
+The segments of a video are cut from its frame list in the same way, each as a clip of its own. Only scenes need every
+frame decoded, to find where they begin.
+
 Knows nothing of networks, batches or servers.
 """
 
 from __future__ import annotations
 
 import io
-import pkgutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from importlib import import_module
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TypeAlias
 
 import av
@@ -37,30 +38,13 @@ from etenet.errors import (
     TooLarge,
     TooManyPixels,
     UndecodableVideo,
-    UsageError,
 )
-
-CONTAINERS = ("mov", "mp4", "3gp", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "gif")
-DECODERS = (
-    *("h264", "hevc", "vvc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "h263"),
-    *("mjpeg", "flv1", "wmv1", "wmv2", "wmv3", "vc1", "gif"),
-)
+from etenet.ffmpeg import CODEC_WHITELIST, CONTAINERS, DECODERS, OPEN_OPTIONS
+from etenet.scenes import COMPARED_PX, SceneChanges
+from etenet.segments import Cut, Segment
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
-OLDEST_FFMPEG = {"libavformat": (62, 0), "libavcodec": (62, 11), "libswscale": (9, 1)}  # FFmpeg 8.0
-
-_DECODER_NAMES = {"av1": "libdav1d", "flv1": "flv"}  # where FFmpeg's decoder is not called as its codec
-_CODEC_WHITELIST = ",".join(_DECODER_NAMES.get(codec, codec) for codec in DECODERS)
-# The decoders that are tried while the container is probed are bound by these; those that are used, by `_Clip`.
-_OPEN_OPTIONS = {
-    "protocol_whitelist": "none",
-    "format_whitelist": ",".join(CONTAINERS),
-    "codec_whitelist": _CODEC_WHITELIST,
-    "max_streams": "100",
-    "probesize": "5000000",  # bytes
-    "analyzeduration": "5000000",  # microseconds
-}
 _CODECS_THAT_SKIP = ("h264", "hevc")  # leave out frames that no other leans on, and give the others bit by bit the same
 _COLOUR_SPACE_UNKNOWN = 2
 _COLOUR_SPACES_THAT_SWSCALE_KNOWS = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
@@ -73,7 +57,7 @@ _SIGNATURES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampledVideo:
-    """The 16 frames of a clip. Times are seconds from the clip's first frame."""
+    """The 16 frames of a clip, or of a segment of one. Times are seconds from the clip's first frame."""
 
     frames: NDArray[np.uint8]  # (16, resize_px, resize_px, 3) RGB
     times_s: tuple[float, ...]
@@ -81,8 +65,10 @@ class SampledVideo:
     codec: str
     width_px: int
     height_px: int
-    duration_s: float
-    decode_ms: float  # how long it took to get them
+    duration_s: float  # of the whole clip
+    start_s: float  # of what the frames are from
+    end_s: float
+    decode_ms: float  # how long it took to get them, and those of the other segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +103,12 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
 
     Raises a `CaptionError` that says what is wrong with the file.
     """
+    (whole,) = sample_segments(body, Cut(), resize_px=resize_px, limits=limits)
+    return whole
+
+
+def sample_segments(body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None) -> list[SampledVideo]:
+    """The same of each segment of a video, which is decoded once; `BadOption` where it cannot be cut so."""
     limits = limits or DecodeLimits()
     if not body:
         raise EmptyBody("the body is empty; send the video itself, for example with curl -T clip.mp4")
@@ -124,12 +116,12 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
         raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
     started = time.monotonic()
     with closing(_open(body)) as container:
-        return _Clip(container, resize_px=resize_px, limits=limits, started=started).sample()
+        return _Clip(container, resize_px=resize_px, limits=limits, started=started).sample(cut)
 
 
 def _open(body: bytes) -> InputContainer:
     try:
-        return av.open(io.BytesIO(body), "r", options=_OPEN_OPTIONS, metadata_errors="replace")
+        return av.open(io.BytesIO(body), "r", options=OPEN_OPTIONS, metadata_errors="replace")
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if any(body[at : at + len(mark)] == mark for at, mark in _SIGNATURES):
             raise UndecodableVideo(
@@ -152,28 +144,43 @@ class _Clip:
         self.codec = self.stream.codec_context.codec.canonical_name
         if self.codec not in DECODERS:
             raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
-        self.context = self.stream.codec_context
+        self.context, self.tick_s = self.stream.codec_context, float(self.stream.time_base or 0)
         self.size_px = self.context.width, self.context.height
         self._check_pixels(*self.size_px)
-        self.context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": _CODEC_WHITELIST}
+        self.context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
         # What a decoder makes of damage depends on its number of threads, and a clip must always look the same.
         self.context.thread_count = 1
 
-    def sample(self) -> SampledVideo:
+    def sample(self, cut: Cut) -> list[SampledVideo]:
         packets = self._demux()
-        stills = self._by_timestamps(packets) or self._by_counting(packets)
-        first_pts, end_pts = self._span(packets, stills)
-        seconds = float(self.stream.time_base or 0)
-        return SampledVideo(
-            frames=np.ascontiguousarray([still.pixels for still in stills]),
-            times_s=tuple((still.pts - first_pts) * seconds for still in stills),
-            distinct_frames=len({still.pts for still in stills}),
-            codec=self.codec,
-            width_px=self.size_px[0],
-            height_px=self.size_px[1],
-            duration_s=(end_pts - first_pts) * seconds,
-            decode_ms=(time.monotonic() - self.started) * 1000,
-        )
+        found = self._by_timestamps(packets, cut) or self._by_counting(packets, cut)
+        first_pts, end_pts = self._span(packets, [still.pts for _, stills in found for still in stills])
+        decode_ms = (time.monotonic() - self.started) * 1000
+        return [
+            SampledVideo(
+                frames=np.ascontiguousarray([still.pixels for still in stills]),
+                times_s=tuple((still.pts - first_pts) * self.tick_s for still in stills),
+                distinct_frames=len({still.pts for still in stills}),
+                codec=self.codec,
+                width_px=self.size_px[0],
+                height_px=self.size_px[1],
+                duration_s=(end_pts - first_pts) * self.tick_s,
+                start_s=segment.start_s,
+                end_s=segment.end_s,
+                decode_ms=decode_ms,
+            )
+            for segment, stills in found
+        ]
+
+    def _segments(
+        self, cut: Cut, packets: Sequence[VideoPacket], shown_pts: Sequence[int], scenes_pts: Iterable[int]
+    ) -> list[Segment]:
+        """Those of the frame list that is shown at these moments."""
+        first_pts, end_pts = self._span(packets, shown_pts)
+        times_s = [(pts - first_pts) * self.tick_s for pts in accumulate(shown_pts, max)]
+        scenes_s = ((pts - first_pts) * self.tick_s for pts in scenes_pts)
+        duration_s = (end_pts - first_pts) * self.tick_s
+        return cut.segments(times_s, duration_s, scenes_s, most=self.limits.max_segments)
 
     def _demux(self) -> list[VideoPacket]:
         packets = []
@@ -192,50 +199,66 @@ class _Clip:
             raise UndecodableVideo("the video stream holds no data; the file is damaged or cut short")
         return packets
 
-    def _by_timestamps(self, packets: Sequence[VideoPacket]) -> list[_Still] | None:
-        """The 16 frames that the packets' timestamps name, or None where the timestamps do not tell the truth."""
+    def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
+        """Each segment's 16 frames that the packets' timestamps name; None where these do not tell the truth."""
         timed = [_Packet(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
         timeline = sorted(packet.pts for packet in timed if packet.shown)
         if len(timed) < len(packets) or len(set(timeline)) < len(timeline) or not timeline:
             return None
-        wanted = [timeline[index] for index in middle_of_slices(len(timeline))]
+        with closing(self._scenes(self._from(cut.start_s, timed, timeline[0]))) as scenes_pts:
+            segments = self._segments(cut, packets, timeline, scenes_pts)
+        wanted = frozenset(timeline[place] for segment in segments for place in _sixteen(segment.frames))
         stills: dict[int, _Still] = {}
-        for run, first_shown in _runs(timed, frozenset(wanted)):
+        for run, first_shown in _runs(timed, wanted):
             promised = sorted(packet.pts for packet in run if packet.shown and packet.pts >= first_shown)
-            delivered = []
+            delivered: dict[int, None] = {}
             try:
                 for frame in self._decode_what_is_needed(run, wanted):
                     # How a damaged frame is patched up depends on what was decoded before it.
-                    if frame.pts is None or frame.is_corrupt:
+                    if frame.pts is None or frame.is_corrupt or frame.pts in delivered:
                         return None
                     if frame.pts >= first_shown:
-                        delivered.append(frame.pts)
+                        delivered[frame.pts] = None
                     if frame.pts in wanted:
                         stills[frame.pts] = self._still(frame, frame.pts)
             except (av.FFmpegError, MemoryError):
                 return None
             if self.codec in _CODECS_THAT_SKIP:
-                promised = [pts for pts in promised if pts in set(delivered)]
-            if delivered != promised:
+                promised = [pts for pts in promised if pts in delivered]
+            if list(delivered) != promised:
                 return None
-        if stills.keys() < set(wanted):
+        if stills.keys() < wanted:
             return None
-        return [stills[pts] for pts in wanted]
+        return [(segment, [stills[timeline[place]] for place in _sixteen(segment.frames)]) for segment in segments]
 
-    def _by_counting(self, packets: Sequence[VideoPacket]) -> list[_Still]:
-        """The 16 frames by decoding everything twice: once to count, once to take."""
-        count = sum(1 for _ in self._decode(packets))
-        if not count:
+    def _by_counting(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]]:
+        """Each segment's 16 frames by decoding everything twice: once to count, once to take."""
+        shown_pts = [_pts(frame, number) for number, frame in enumerate(self._decode(packets))]
+        if not shown_pts:
             raise UndecodableVideo(f"no frame of the {self.codec} video could be decoded; the file is damaged")
-        wanted = middle_of_slices(count)
+        with closing(self._scenes(packets)) as scenes_pts:
+            segments = self._segments(cut, packets, shown_pts, scenes_pts)
+        wanted = {place for segment in segments for place in _sixteen(segment.frames)}
         stills = {
-            number: self._still(frame, number if frame.pts is None else frame.pts)
+            number: self._still(frame, _pts(frame, number))
             for number, frame in enumerate(self._decode(packets))
             if number in wanted
         }
-        if stills.keys() < set(wanted):
+        if stills.keys() < wanted:
             raise UndecodableVideo(f"the {self.codec} video gives other frames each time it is decoded; it is damaged")
-        return [stills[number] for number in wanted]
+        return [(segment, [stills[place] for place in _sixteen(segment.frames)]) for segment in segments]
+
+    def _from(self, start_s: float, packets: Sequence[_Packet], first_pts: int) -> list[VideoPacket]:
+        """The packets from the last key frame on that is shown by then."""
+        keys = [n for n, p in enumerate(packets) if p.starts_group and (p.pts - first_pts) * self.tick_s <= start_s]
+        return [packet.data for packet in packets[keys[-1] if keys else 0 :]]
+
+    def _scenes(self, packets: Iterable[VideoPacket]) -> Generator[int]:
+        """The times at which scenes begin, as they are found."""
+        changes = SceneChanges()
+        for number, frame in enumerate(self._decode(packets)):
+            if changes.begins_with(self._resized(frame, COMPARED_PX)):
+                yield _pts(frame, number)
 
     def _decode_what_is_needed(self, run: Sequence[_Packet], wanted: Collection[int]) -> Iterator[av.VideoFrame]:
         """Frames in presentation order, without those that are neither wanted nor leant on by another."""
@@ -270,26 +293,29 @@ class _Clip:
             yield frame
 
     def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
+        return _Still(pts, _upright(self._resized(frame, self.resize_px), frame))
+
+    def _resized(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
         if frame.colorspace not in _COLOUR_SPACES_THAT_SWSCALE_KNOWS:
             frame.colorspace = _COLOUR_SPACE_UNKNOWN
         try:
             small = self.reformatter.reformat(
                 frame,
-                width=self.resize_px,
-                height=self.resize_px,
+                width=size_px,
+                height=size_px,
                 format="rgb24",
                 interpolation=Interpolation.BILINEAR,
                 threads=1,
             )
         except av.FFmpegError as error:
             raise UndecodableVideo(f"pictures of the kind {frame.format.name} cannot be read; use yuv420p") from error
-        return _Still(pts, _upright(small.to_ndarray().astype(np.uint8, copy=False), frame))
+        return small.to_ndarray().astype(np.uint8, copy=False)
 
-    def _span(self, packets: Sequence[VideoPacket], stills: Sequence[_Still]) -> tuple[int, int]:
+    def _span(self, packets: Sequence[VideoPacket], shown_pts: Sequence[int]) -> tuple[int, int]:
         """First moment and end of what is shown, in units of the stream's time base."""
         shown = [(p.pts, p.duration or 0) for p in packets if p.pts is not None and not p.is_discard]
         if not shown:
-            return stills[0].pts, stills[-1].pts
+            return shown_pts[0], shown_pts[-1]
         last, duration = max(shown)
         return min(shown)[0], last + duration
 
@@ -302,6 +328,14 @@ class _Clip:
             raise TooManyPixels(
                 f"a frame has {width} x {height} pixels, the limit is {self.limits.max_pixels} in all; scale it down"
             )
+
+
+def _sixteen(frames: range) -> list[int]:
+    return [frames[place] for place in middle_of_slices(len(frames))]
+
+
+def _pts(frame: av.VideoFrame, number: int) -> int:
+    return number if frame.pts is None else frame.pts
 
 
 def _runs(packets: Sequence[_Packet], wanted: frozenset[int]) -> Iterator[tuple[Sequence[_Packet], int]]:
@@ -346,32 +380,3 @@ def _upright(pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint
     else:
         across, down = a, d
     return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
-
-
-def require_supported_ffmpeg() -> None:
-    """Raises `UsageError` where FFmpeg is older than what its defects are mended in and these rules were tried on."""
-    for library, oldest in OLDEST_FFMPEG.items():
-        found = av.library_versions[library]
-        if found[:2] < oldest:
-            raise UsageError(
-                f"{library} {'.'.join(map(str, found))} is older than FFmpeg 8.0: pip install -c constraints.txt av"
-            )
-
-
-def import_all_of_pyav() -> None:
-    """PyAV imports some of its parts when a file first needs them; for where nothing can be imported later."""
-    for module in pkgutil.walk_packages(av.__path__, "av."):
-        if not module.name.endswith("__main__"):
-            import_module(module.name)
-
-
-def missing_decoders() -> list[str]:
-    """Decoders of the allow-list that this build of FFmpeg lacks."""
-    return [name for name in DECODERS if not _can_decode(name)]
-
-
-def _can_decode(name: str) -> bool:
-    try:
-        return bool(av.Codec(_DECODER_NAMES.get(name, name), "r").is_decoder)
-    except ValueError:
-        return False

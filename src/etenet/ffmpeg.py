@@ -1,0 +1,59 @@
+"""What we let FFmpeg do: the containers and codecs that it may read, and the versions we trust with them."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+import av
+
+from etenet.errors import UsageError
+
+CONTAINERS = ("mov", "mp4", "3gp", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "gif")
+DECODERS = (
+    *("h264", "hevc", "vvc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "h263"),
+    *("mjpeg", "flv1", "wmv1", "wmv2", "wmv3", "vc1", "gif"),
+)
+
+OLDEST_FFMPEG = {"libavformat": (62, 0), "libavcodec": (62, 11), "libswscale": (9, 1)}  # FFmpeg 8.0
+
+_DECODER_NAMES = {"av1": "libdav1d", "flv1": "flv"}  # where FFmpeg's decoder is not called as its codec
+CODEC_WHITELIST = ",".join(_DECODER_NAMES.get(codec, codec) for codec in DECODERS)
+# The decoders that are tried while the container is probed are bound by these; those that are used, by `video.py`.
+OPEN_OPTIONS = {
+    "protocol_whitelist": "none",
+    "format_whitelist": ",".join(CONTAINERS),
+    "codec_whitelist": CODEC_WHITELIST,
+    "max_streams": "100",
+    "probesize": "5000000",  # bytes
+    "analyzeduration": "5000000",  # microseconds
+}
+
+
+def require_supported_ffmpeg() -> None:
+    """Raises `UsageError` where FFmpeg is older than what its defects are mended in and these rules were tried on."""
+    for library, oldest in OLDEST_FFMPEG.items():
+        found = av.library_versions[library]
+        if found[:2] < oldest:
+            raise UsageError(
+                f"{library} {'.'.join(map(str, found))} is older than FFmpeg 8.0: pip install -c constraints.txt av"
+            )
+
+
+def import_all_of_pyav() -> None:
+    """PyAV imports some of its parts when a file first needs them; for where nothing can be imported later."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+
+
+def missing_decoders() -> list[str]:
+    """Decoders of the allow-list that this build of FFmpeg lacks."""
+    return [name for name in DECODERS if not _can_decode(name)]
+
+
+def _can_decode(name: str) -> bool:
+    try:
+        return bool(av.Codec(_DECODER_NAMES.get(name, name), "r").is_decoder)
+    except ValueError:
+        return False

@@ -1,0 +1,118 @@
+"""Which part of a video is captioned, and where it is cut into segments. Numbers only: knows no file and no frame.
+
+Times are seconds from the video's first frame, and whole milliseconds, so that who goes on where an answer ended gets
+the segments that one answer would have held.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice, pairwise
+from typing import Literal
+
+from etenet.errors import BadOption
+
+SHORTEST_SEGMENT_S = 1.0
+_TOLERANCE_S = 0.001  # a frame that is first shown so little before a segment is in it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """What is captioned as a clip of its own; `frames` are places in the video's frame list."""
+
+    start_s: float
+    end_s: float
+    frames: range
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """A part of a video, and what cuts it: a length, scene changes, or nothing.
+
+    Segments beyond the first `max_segments` are left for another answer; without it, all are given.
+    """
+
+    start_s: float = 0.0
+    end_s: float = math.inf
+    segment_s: float | None = None
+    segment: Literal["scenes"] | None = None
+    max_segments: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_s < self.end_s:
+            raise BadOption(f"start_s must be from 0 to before end_s, got {self.start_s:g} and {self.end_s:g}")
+        if self.segment_s is not None and not SHORTEST_SEGMENT_S <= self.segment_s < math.inf:
+            raise BadOption(f"segment_s must be from {SHORTEST_SEGMENT_S:g} on, got {self.segment_s:g}")
+        if self.segment not in (None, "scenes"):
+            raise BadOption(f"segment can only be scenes, got {self.segment[:40]!r}")
+        if self.segment_s and self.segment:
+            raise BadOption("segments have one length (segment_s) or are scenes, not both")
+        if self.max_segments is not None and self.max_segments < 1:
+            raise BadOption(f"max_segments must be from 1 on, got {self.max_segments}")
+        for name in ("start_s", "end_s", "segment_s"):
+            if value := getattr(self, name):
+                object.__setattr__(self, name, round(value, 3))
+
+    @property
+    def fragment(self) -> str:
+        """The part of a path that says which part of a video it is. Source: W3C Media Fragments URI 1.0, 4.2.1."""
+        if not self.start_s and self.end_s == math.inf:
+            return ""
+        return f"#t={self.start_s:g}" + ("" if self.end_s == math.inf else f",{self.end_s:g}")
+
+    @property
+    def into_segments(self) -> bool:
+        return bool(self.segment_s or self.segment)
+
+    def segments(
+        self, times_s: Sequence[float], duration_s: float, scenes_s: Iterable[float] = (), *, most: int
+    ) -> list[Segment]:
+        """The segments of a video whose frames are first shown at these moments, in order; scenes begin at `scenes_s`.
+
+        A frame is in the segment in which it is first shown; where none is, it is the one that is still shown. What is
+        left at the end and shorter than `SHORTEST_SEGMENT_S` belongs to the segment before it. Raises `BadOption` where
+        nothing is there, or more than `most` segments are and all are wanted.
+        """
+        if not self.into_segments and not self.start_s and self.end_s == math.inf:  # whatever the times are worth
+            return [Segment(start_s=0.0, end_s=duration_s, frames=range(len(times_s)))]
+        video_ends_s = max(duration_s, times_s[-1])
+        if self.start_s >= video_ends_s > 0:
+            raise BadOption(f"the video ends at {video_ends_s:.3f} s, before start_s={self.start_s:g}")
+        end_s = min(self.end_s, video_ends_s)
+        kept = min(self.max_segments or most, most)
+        starts_s = [self.start_s]
+        for start_s in self._grid_s() if self.segment_s else scenes_s:
+            if len(starts_s) > kept or start_s > end_s - SHORTEST_SEGMENT_S + _TOLERANCE_S:
+                break
+            if start_s >= starts_s[-1] + SHORTEST_SEGMENT_S - _TOLERANCE_S:
+                starts_s.append(round(start_s, 3))
+        if len(starts_s) > most and not self.max_segments:
+            raise BadOption(f"the video has more than {most} segments, the limit; ask for longer ones or max_segments")
+        found = (
+            Segment(start_s=a, end_s=b, frames=_shown_first(times_s, a, math.inf if b >= video_ends_s else b))
+            for a, b in pairwise([*starts_s, end_s])
+        )
+        return list(islice(found, kept))
+
+    def rest(self, said_until_s: float, duration_s: float) -> Cut | None:
+        """What an answer that ended there left out of a video of this length; None where it is all said."""
+        ends_s = min(self.end_s, duration_s)
+        if self.max_segments is None or not self.start_s < said_until_s < ends_s - SHORTEST_SEGMENT_S / 2:
+            return None
+        return replace(self, start_s=said_until_s)
+
+    def _grid_s(self) -> Iterator[float]:
+        assert self.segment_s
+        return (self.start_s + number * self.segment_s for number in count(1))
+
+
+WHOLE = Cut()
+
+
+def _shown_first(times_s: Sequence[float], start_s: float, end_s: float) -> range:
+    first = bisect_left(times_s, start_s - _TOLERANCE_S)
+    after = bisect_left(times_s, end_s - _TOLERANCE_S)
+    return range(first, after) if first < after else range(max(0, first - 1), max(1, first))

@@ -1,0 +1,49 @@
+"""Captions of the segments of a video -> text, WebVTT and SubRip; neighbours that say the same become one.
+
+Source: WebVTT, https://www.w3.org/TR/webvtt1/; SubRip has no standard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, TypeAlias
+
+Segments: TypeAlias = Sequence[Mapping[str, Any]]
+"""Each with `start_s`, `end_s` and `caption`, in order."""
+
+
+def plain(segments: Segments) -> str:
+    return "".join(f"{text}\n" for _, _, text in _cues(segments))
+
+
+def vtt(segments: Segments) -> str:
+    cues = (f"{_time(a, '.')} --> {_time(b, '.')}\n{_escaped(text)}\n" for a, b, text in _cues(segments))
+    return "\n".join(("WEBVTT\n", *cues))
+
+
+def srt(segments: Segments) -> str:
+    cues = (
+        f"{number}\n{_time(a, ',')} --> {_time(b, ',')}\n{text}\n"
+        for number, (a, b, text) in enumerate(_cues(segments), start=1)
+    )
+    return "\n".join(cues)
+
+
+WRITERS: dict[str, Callable[[Segments], str]] = {"vtt": vtt, "srt": srt}
+
+
+def _cues(segments: Segments) -> Iterator[tuple[float, float, str]]:
+    """Start, end and text of each."""
+    for text, same in groupby(segments, key=lambda segment: str(segment["caption"])):
+        neighbours = list(same)
+        yield neighbours[0]["start_s"], neighbours[-1]["end_s"], text
+
+
+def _time(seconds: float, mark: str) -> str:
+    whole, ms = divmod(round(seconds * 1000), 1000)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{mark}{ms:03}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,140 @@
+"""Long videos as jobs and over HTTP: every engine says the same of each segment, and nothing is lost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webvtt
+
+from etenet.cli import main
+from tests import clips
+from tests.conftest import EXAMPLES, REPOSITORY, Server, ask
+from tests.test_segments import FILM, PART_S
+
+TIMES_S = [(number * PART_S, (number + 1) * PART_S) for number in range(len(EXAMPLES))]
+LONG = ["--segment-s", "1.25"]  # 14 segments: more than are asked for at once
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A film, the same again, a clip shorter than a segment, and a broken one."""
+    folder = tmp_path_factory.mktemp("films")
+    for name in ("film.mp4", "deeper/again.mp4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(FILM)
+    (folder / "short.mp4").write_bytes(clips.video(20))
+    (folder / "broken.mp4").write_bytes(FILM[:5000])
+    return folder
+
+
+def records(path: Path) -> dict[str, Any]:
+    return {record.pop("video"): record for record in map(json.loads, path.read_text().splitlines())}
+
+
+@pytest.fixture(scope="module")
+def expected(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("expected") / "captions.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        assert main(["caption", str(films), "--out", str(out), *LONG]) == 1
+    said = records(out)
+    assert said[str(films / "film.mp4")] == said[str(films / "deeper/again.mp4")]
+    assert [segment["start_s"] for segment in said[str(films / "film.mp4")]["segments"]] == [
+        1.25 * number for number in range(14)
+    ]
+    assert len(said[str(films / "short.mp4")]["segments"]) == 1
+    assert said[str(films / "broken.mp4")]["error"]["code"] == "undecodable_video"
+    return said
+
+
+@pytest.mark.parametrize("engine", ["server", "ray"])
+def test_every_engine_says_the_same_of_each_segment(
+    engine: str, films: Path, expected: dict[str, Any], server: Server, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    where = ["--server", server.inference] if engine == "server" else ["--engine", "ray"]
+    command = [sys.executable, "-m", "etenet", "caption", str(films), "--out", str(out), *LONG, *where]
+    assert subprocess.run(command, timeout=300, check=False).returncode == 1
+    assert records(out) == expected
+
+
+def test_parts_of_a_list_are_captioned_as_the_clips_that_they_are(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(FILM)
+    rows = [{"path": "film.mp4", "start_s": start_s, "end_s": end_s} for start_s, end_s in TIMES_S]
+    (tmp_path / "parts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "captions.jsonl"
+    assert main(["caption", str(tmp_path / "parts.jsonl"), "--out", str(out), "--in-order"]) == 0
+    said = records(out)
+    assert [record["caption"] for record in said.values()] == list(EXAMPLES.values())
+    assert list(said)[1] == "film.mp4#t=3,6"
+
+
+@pytest.mark.parametrize("form", ["vtt", "srt"])
+def test_a_film_is_subtitled_scene_by_scene(form: str, films: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"film.{form}"
+    assert main(["caption", str(films / "film.mp4"), "--out", str(out), "--segment", "scenes"]) == 0
+    cues = list(webvtt.from_buffer(io.StringIO(out.read_text()), format=form))
+    assert [cue.text for cue in cues] == list(EXAMPLES.values())
+    assert [cue.start_in_seconds for cue in cues] == [start_s for start_s, _ in TIMES_S]
+    assert list(records(tmp_path / f"film.{form}.jsonl")) == [str(films / "film.mp4")]
+
+
+def test_several_films_have_a_file_each(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "subtitles"
+    assert main(["caption", str(films), "--out", str(out), "--format", "vtt", *LONG]) == 1
+    written = sorted(path.relative_to(out / films.relative_to("/")) for path in out.rglob("*.vtt"))
+    assert list(map(str, written)) == ["deeper/again.vtt", "film.vtt", "short.vtt"]
+    capsys.readouterr()
+    for wrong in (["--out", str(tmp_path / "one.vtt"), *LONG], ["--format", "srt", *LONG], ["--format", "srt"]):
+        assert main(["caption", str(films), *wrong]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_table_has_a_row_for_each_segment(films: Path, expected: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "captions.csv"
+    assert main(["caption", str(films / "film.mp4"), str(films / "broken.mp4"), "--out", str(out), *LONG]) == 1
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    said = [row for row in rows if row["caption"]]
+    assert [(float(row["start_s"]), float(row["end_s"]), row["caption"]) for row in said] == [
+        tuple(segment.values()) for segment in expected[str(films / "film.mp4")]["segments"]
+    ]
+    assert [row["error_code"] for row in rows if not row["caption"]] == ["undecodable_video"]
+
+
+def test_a_server_answers_in_the_form_that_is_asked_for(server: Server) -> None:
+    asked = {"X-Etenet-Segment-S": str(PART_S)}
+    answer = ask(server.predictions, FILM, asked)
+    assert answer.status == 200
+    told = answer.json()
+    assert [segment["caption"] for segment in told["segments"]] == list(EXAMPLES.values())
+    assert [segment["start_s"] for segment in told["segments"]] == [start_s for start_s, _ in TIMES_S]
+    assert told["video"]["duration_s"] == told["segments"][-1]["end_s"]
+    for accept, form in (("text/vtt", "vtt"), ("application/x-subrip;q=0.9, */*", "srt")):
+        written = ask(server.predictions, FILM, {**asked, "Accept": accept})
+        assert written.content_type.startswith(accept.partition(";")[0])
+        cues = webvtt.from_buffer(io.StringIO(written.body.decode()), format=form)
+        assert [cue.text for cue in cues] == list(EXAMPLES.values())
+    plain = ask(server.predictions, FILM, {"X-Etenet-Segment": "scenes", "Accept": "text/plain"})
+    assert plain.body.decode().splitlines() == list(EXAMPLES.values())
+    one = ask(server.predictions, FILM, {"X-Etenet-Start-S": "3", "X-Etenet-End-S": "6", "Accept": "text/plain"})
+    assert one.body.decode().splitlines() == [list(EXAMPLES.values())[1]]
+
+
+def test_a_server_has_a_limit_and_names_it(server: Server) -> None:
+    refused = ask(server.predictions, FILM, {"X-Etenet-Segment-S": "1"})
+    assert refused.status == 400
+    assert "more than 16 segments" in refused.json()["error"]["message"]
+    some = ask(server.predictions, FILM, {"X-Etenet-Segment-S": "1", "X-Etenet-Max-Segments": "5"})
+    assert some.json()["segments"][-1]["end_s"] == 5.0

@@ -1,0 +1,221 @@
+"""Segments: together they are the video, each is captioned as the clip that it is, and they come a few at a time."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+
+from etenet import errors, video
+from etenet.captioner import Captioner
+from etenet.captions import Caption, Outcome, SegmentCaptions
+from etenet.config import CaptionOptions
+from etenet.sandbox import Sandbox
+from etenet.segments import SHORTEST_SEGMENT_S, Cut, Segment
+from tests import clips
+from tests.conftest import EXAMPLES, REPOSITORY
+from tests.test_video import every_frame
+
+SIZE_PX = 48
+PART_S = 3.0
+FILM = clips.film([(REPOSITORY / "examples" / name).read_bytes() for name in EXAMPLES], part_s=PART_S)
+SCENES = Cut(segment="scenes")
+
+
+def random_video(rng: random.Random) -> tuple[list[float], float]:
+    """The times of frames, evenly or not, and how long it is."""
+    gap_s = rng.choice([0.04, 1 / 30, 0.3, 2.5])
+    gaps_s = [gap_s * (rng.uniform(0.1, 2) if rng.random() < 0.5 else 1) for _ in range(rng.randint(1, 400))]
+    times_s = [sum(gaps_s[:number]) for number in range(len(gaps_s))]
+    return times_s, sum(gaps_s)
+
+
+def random_cut(rng: random.Random, duration_s: float) -> Cut:
+    start_s = rng.choice([0.0, rng.uniform(0, 0.9) * duration_s])
+    end_s = rng.choice([math.inf, start_s + 0.001 + rng.random() * duration_s])
+    return Cut(start_s=start_s, end_s=end_s, segment_s=rng.choice([None, 1.0, rng.uniform(1, 20)]))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_segments_are_the_whole_part_and_nothing_twice(seed: int) -> None:
+    rng = random.Random(seed)
+    times_s, duration_s = random_video(rng)
+    cut = random_cut(rng, duration_s)
+    segments = cut.segments(times_s, duration_s, most=10_000)
+    assert segments[0].start_s == cut.start_s
+    assert segments[-1].end_s == pytest.approx(min(cut.end_s, duration_s))
+    for one, after in pairwise(segments):
+        assert one.end_s == after.start_s
+        assert one.end_s - one.start_s == pytest.approx(cut.segment_s, abs=0.0011)
+    for segment in segments:
+        assert segment.end_s - segment.start_s >= min(SHORTEST_SEGMENT_S, segments[-1].end_s - cut.start_s) - 0.0011
+        shown = [n for n, time_s in enumerate(times_s) if segment.start_s - 0.001 <= time_s < segment.end_s - 0.001]
+        if shown:
+            assert list(segment.frames) == shown
+        else:
+            (still_shown,) = segment.frames
+            assert still_shown == max(n for n, time_s in enumerate(times_s) if time_s < max(segment.start_s, 0.001))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_segments_had_some_at_a_time_are_those_had_at_once(seed: int) -> None:
+    rng = random.Random(seed)
+    times_s, duration_s = random_video(rng)
+    cut = random_cut(rng, duration_s)
+    scenes_s: Sequence[float] = ()
+    if cut.segment_s is None:
+        cut, scenes_s = (
+            Cut(start_s=cut.start_s, end_s=cut.end_s, segment="scenes"),
+            rng.sample(times_s, len(times_s) // 2),
+        )
+    found: list[Segment] = []
+    rest: Cut | None = replace(cut, max_segments=rng.randint(1, 5))
+    while rest:
+        found += rest.segments(times_s, duration_s, sorted(scenes_s), most=rng.randint(1, 5))
+        rest = rest.rest(round(found[-1].end_s, 3), round(duration_s, 3))
+    assert found == cut.segments(times_s, duration_s, sorted(scenes_s), most=10_000)
+
+
+def test_more_segments_than_the_limit_are_refused_and_some_can_be_had() -> None:
+    times_s = [0.1 * number for number in range(100)]
+    assert len(Cut(segment_s=2.0).segments(times_s, 20.0, most=10)) == 10
+    with pytest.raises(errors.BadOption, match="more than 9 segments"):
+        Cut(segment_s=2.0).segments(times_s, 20.0, most=9)
+    assert len(Cut(segment_s=2.0, max_segments=30).segments(times_s, 20.0, most=9)) == 9
+
+
+def test_a_length_that_a_file_only_claims_costs_nothing() -> None:
+    with pytest.raises(errors.BadOption, match="more than 16 segments"):
+        Cut(segment_s=1.0).segments([0.0, 1e14], 1e300, most=16)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"start_s": "-1"},
+        {"start_s": "nan"},
+        {"start_s": "5", "end_s": "5"},
+        {"end_s": "soon"},
+        {"segment_s": "0.5"},
+        {"segment_s": "inf"},
+        {"segment": "words"},
+        {"segment": "scenes", "segment_s": "5"},
+        {"max_segments": "0"},
+        {"max_segments": "many"},
+    ],
+)
+def test_what_cannot_be_cut_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(errors.BadOption):
+        CaptionOptions.parse(wrong)
+
+
+def test_options_survive_being_written_as_texts() -> None:
+    for options in (
+        CaptionOptions(),
+        CaptionOptions(beam_size=3, captions=2, max_words=7, length_penalty=0.5),
+        CaptionOptions(cut=Cut(start_s=1.5, end_s=7.25, segment_s=2.0, max_segments=4)),
+        CaptionOptions(cut=SCENES),
+    ):
+        assert CaptionOptions.parse(options.as_texts()) == options
+    assert CaptionOptions().as_texts() == {}
+
+
+CODECS = {
+    "h264, short groups": {"codec": "libx264", "g": "12", "bf": "2"},
+    "h264, open groups": {"codec": "libx264", "g": "15", "x264-params": "open-gop=1:bframes=3"},
+    "h264, one group": {"codec": "libx264", "g": "1000"},
+    "hevc": {"codec": "libx265", "x265-params": "log-level=none:keyint=20"},
+    "mpeg4 in avi": {"codec": "mpeg4", "container": "avi"},
+    "vp9": {"codec": "libvpx-vp9", "container": "webm"},
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_segment_has_the_frames_of_its_part_of_the_video(name: str) -> None:
+    body = clips.video(140, size=(64, 48), **CODECS[name])
+    pictures = every_frame(body)
+    with av.open(io.BytesIO(body)) as container:
+        shown_s = [frame.time for frame in container.decode(video=0)]
+    times_s = [time_s - shown_s[0] for time_s in shown_s]
+    for cut, count in (
+        (Cut(segment_s=1.5), 4),
+        (Cut(start_s=1.23, end_s=4.0, segment_s=1.0), 2),
+        (Cut(start_s=2.0, end_s=2.2), 1),
+        (Cut(start_s=5.59), 1),
+    ):
+        segments = video.sample_segments(body, cut, resize_px=SIZE_PX)
+        assert len(segments) == count
+        for segment in segments:
+            inside = [n for n, t in enumerate(times_s) if segment.start_s - 0.001 <= t < segment.end_s - 0.001]
+            wanted = [(inside or [139])[place] for place in video.middle_of_slices(len(inside or [139]))]
+            np.testing.assert_allclose(segment.times_s, [times_s[n] for n in wanted], atol=1e-6)
+            np.testing.assert_array_equal(segment.frames, [pictures[n] for n in wanted])
+
+
+def test_a_start_after_the_end_names_both() -> None:
+    with pytest.raises(errors.BadOption, match=r"ends at 5\.600 s, before start_s=6"):
+        video.sample_segments(clips.video(140), Cut(start_s=6.0), resize_px=SIZE_PX)
+
+
+def test_scenes_begin_where_the_picture_changes() -> None:
+    walled = Sandbox(resize_px=SIZE_PX, processes=1)
+    segments = walled.submit(FILM, SCENES).result()
+    assert [segment.start_s for segment in segments] == [number * PART_S for number in range(len(EXAMPLES))]
+    some = walled.submit(FILM, replace(SCENES, start_s=4.0, max_segments=2)).result()
+    assert [(segment.start_s, segment.end_s) for segment in some] == [(4.0, 6.0), (6.0, 9.0)]
+
+
+@pytest.mark.parametrize("cut", [Cut(start_s=2.5, segment_s=2.0), replace(SCENES, start_s=4.0)])
+def test_segments_are_the_same_where_timestamps_cannot_be_trusted(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_timestamps = video.sample_segments(FILM, cut, resize_px=SIZE_PX)
+    monkeypatch.setattr(video._Clip, "_by_timestamps", lambda *_: None)
+    by_counting = video.sample_segments(FILM, cut, resize_px=SIZE_PX)
+    assert len(by_counting) == len(by_timestamps)
+    for one, other in zip(by_counting, by_timestamps, strict=True):
+        np.testing.assert_array_equal(one.frames, other.frames)
+        assert replace(one, frames=other.frames, decode_ms=0) == replace(other, decode_ms=0)
+
+
+@pytest.mark.parametrize("cut", [Cut(segment_s=PART_S), SCENES])
+def test_each_part_of_a_film_gets_the_caption_that_it_gets_as_a_clip(captioner: Captioner, cut: Cut) -> None:
+    (told,) = captioner.caption_batch([FILM], [CaptionOptions(cut=cut)])
+    assert isinstance(told, SegmentCaptions)
+    assert [caption.text for caption in told.segments] == list(EXAMPLES.values())
+    streamed = captioner.caption_stream([(1, FILM, replace(cut, max_segments=4))], CaptionOptions(cut=cut))
+    assert [(key, texts(outcome)) for key, outcome in streamed] == [(1, list(EXAMPLES.values()))]
+
+
+def texts(outcome: Outcome) -> list[str]:
+    return [caption.text for caption in outcome.segments] if isinstance(outcome, SegmentCaptions) else [str(outcome)]
+
+
+def test_videos_of_a_stream_come_out_whole_whatever_their_lengths(captioner: Captioner) -> None:
+    """More segments than a batch has places, beside whole clips and broken ones."""
+    clip, cut = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes(), Cut(segment_s=1.0, max_segments=3)
+    told = captioner.caption_batch([FILM], [CaptionOptions(cut=replace(cut, max_segments=None, segment_s=1.25))])[0]
+    wanted = texts(told)
+    assert len(wanted) == 14
+    stream = [("film", FILM), ("broken", b"no video"), ("clip", clip), ("again", FILM)]
+    cut = replace(cut, segment_s=1.25)
+    found = dict(captioner.caption_stream([(name, body, cut) for name, body in stream], CaptionOptions(cut=cut)))
+    assert texts(found["film"]) == texts(found["again"]) == wanted
+    assert isinstance(found["broken"], errors.NotAVideo)
+    assert len(texts(found["clip"])) == 1
+
+
+def test_a_batch_takes_only_so_many_segments(captioner: Captioner) -> None:
+    """Of three films of 14 segments, one; a clip that comes with them is not turned away."""
+    clip, name = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes(), next(iter(EXAMPLES))
+    wish = CaptionOptions(cut=Cut(segment_s=1.25))
+    *films, beside = captioner.caption_batch([FILM] * 3 + [clip], [wish] * 3 + [CaptionOptions()])
+    assert sorted(type(film).__name__ for film in films) == ["Overloaded", "Overloaded", "SegmentCaptions"]
+    assert texts(beside) != []
+    assert isinstance(beside, Caption)
+    assert beside.text == EXAMPLES[name]

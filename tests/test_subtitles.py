@@ -1,0 +1,56 @@
+"""Subtitles are read back by others' parsers as they were meant."""
+
+from __future__ import annotations
+
+import html
+import io
+
+import av
+import webvtt
+
+from etenet import subtitles
+
+SEGMENTS = [
+    {"start_s": 0.0, "end_s": 10.0, "caption": "a dog <runs> & jumps"},
+    {"start_s": 10.0, "end_s": 20.0, "caption": "a dog <runs> & jumps"},
+    {"start_s": 20.0, "end_s": 3599.999, "caption": "ein Hund läuft"},
+    {"start_s": 3599.999, "end_s": 3601.5, "caption": "a dog <runs> & jumps"},
+]
+CUES = [
+    (0.0, 20.0, "a dog <runs> & jumps"),
+    (20.0, 3599.999, "ein Hund läuft"),
+    (3599.999, 3601.5, "a dog <runs> & jumps"),
+]
+
+
+def test_webvtt_is_read_by_two_parsers_and_neighbours_that_say_the_same_are_one_cue() -> None:
+    text = subtitles.vtt(SEGMENTS)
+    cues = [(start_s, end_s, html.escape(said, quote=False)) for start_s, end_s, said in CUES]
+    assert [cue.text for cue in webvtt.from_string(text)] == [said for *_, said in cues]
+    assert decoded(text, "webvtt") == cues
+
+
+def test_subrip_is_read_by_two_parsers() -> None:
+    text = subtitles.srt(SEGMENTS)
+    assert [cue.raw_text for cue in webvtt.from_buffer(io.StringIO(text), format="srt")] == [said for *_, said in CUES]
+    assert decoded(text, "srt") == CUES
+
+
+def decoded(text: str, form: str) -> list[tuple[float, float, str]]:
+    """What FFmpeg makes of a file."""
+    found = []
+    with av.open(io.BytesIO(text.encode()), format=form) as container:
+        for packet in container.demux(subtitles=0):
+            if packet.pts is not None:
+                start_s = float(packet.pts * packet.time_base)
+                found.append((start_s, start_s + float(packet.duration * packet.time_base), bytes(packet).decode()))
+    return found
+
+
+def test_plain_text_has_a_line_for_each() -> None:
+    assert subtitles.plain(SEGMENTS).splitlines() == [said for *_, said in CUES]
+
+
+def test_what_says_nothing_is_still_a_file() -> None:
+    assert subtitles.vtt([]).startswith("WEBVTT\n")
+    assert subtitles.srt([]) == ""
