@@ -7,11 +7,12 @@ to it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -30,7 +31,7 @@ from etenet.errors import CaptionError, Stopped
 from etenet.job_inputs import Clip, is_remote
 from etenet.job_local import JOB_LIMITS
 from etenet.job_records import Record, joined, record_of
-from etenet.jobs import Engine, Reached, part_of, read, segments_expected
+from etenet.jobs import Engine, Reached, part_of, read, segments_expected, size_of
 from etenet.sandbox import InProcess, Sandbox
 from etenet.segments import Cut
 from etenet.video import SampledVideo
@@ -50,7 +51,6 @@ def engine(
         for clip in clips:
             path = clip.path if is_remote(clip.path) else str(Path(clip.path).resolve())
             sources.setdefault((path, part_of(clip, options.cut)), []).append(clip.video)
-        names = list(sources.values())
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
@@ -63,6 +63,8 @@ def engine(
             gpus = 1 if resources.get("GPU") else 0
             # A core is left for decoding, or captioning would wait for it for ever.
             cores = 0.0 if gpus else min(1.0, (resources["CPU"] - 1) / actors)
+            sources = _without_copies(sources)
+            names = list(sources.values())
             items = [
                 {"clip": number, "path": path, "cut": pickle.dumps(cut)} for number, (path, cut) in enumerate(sources)
             ]
@@ -100,6 +102,34 @@ def engine(
             ray.shutdown()
 
     return captions
+
+
+def _without_copies(sources: Mapping[tuple[str, Cut], list[str]]) -> dict[tuple[str, Cut], list[str]]:
+    """The names by parts of files, of which only one is there where several hold the same bytes.
+
+    Only files as long as another are read for it, by the cluster.
+    """
+    sizes = {path: size_of(path) for path, _ in sources}
+    times = Counter(sizes.values())
+    suspects = [{"path": path} for path, size in sizes.items() if size and times[size] > 1]
+    first: dict[str, str] = {}
+    original: dict[str, str] = {}
+    if suspects:
+        digests = {row["path"]: row["digest"] for row in ray.data.from_items(suspects).map(_digest).iter_rows()}
+        original = {path: first.setdefault(digests[path], path) for path in sizes if path in digests}
+    found: dict[tuple[str, Cut], list[str]] = {}
+    for (path, cut), videos in sources.items():
+        found.setdefault((original.get(path, path), cut), []).extend(videos)
+    return found
+
+
+def _digest(row: dict[str, Any]) -> dict[str, Any]:
+    """Of what a file holds; of one that cannot be read, its path, which is no other's."""
+    try:
+        with open(row["path"], "rb") as file:
+            return {**row, "digest": hashlib.file_digest(file, "blake2b").hexdigest()}
+    except OSError:
+        return {**row, "digest": row["path"]}
 
 
 @cache

@@ -149,7 +149,7 @@ def _read_ahead(clips: Iterable[Clip], max_body_bytes: int) -> Iterator[tuple[Cl
         try:
             for clip in clips:
                 window.append((clip, readers.submit(read, clip.path, max_body_bytes)))
-                while len(window) >= READ_AHEAD or sum(map(_size, window)) > READ_AHEAD_BYTES:
+                while len(window) >= READ_AHEAD or sum(size_of(ahead.path) for ahead, _ in window) > READ_AHEAD_BYTES:
                     first, body = window.popleft()
                     yield first, body.result()
             for first, body in window:
@@ -159,10 +159,10 @@ def _read_ahead(clips: Iterable[Clip], max_body_bytes: int) -> Iterator[tuple[Cl
                 body.cancel()
 
 
-def _size(ahead: tuple[Clip, Future[bytes | Record]]) -> int:
-    """Bytes of a local file; others are taken for small."""
+def size_of(path: str) -> int:
+    """Bytes of a file; 0 where that is not known, as it is not here."""
     with suppress(OSError):
-        return os.path.getsize(ahead[0].path)
+        return os.path.getsize(path)
     return 0
 
 
