@@ -23,6 +23,7 @@ from etenet.config import DecodeLimits
 from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError, UndecodableVideo
 from etenet.poison import Poison
 from etenet.sandbox import InProcess, Sandbox
+from etenet.segments import Cut
 from tests import clips
 from tests.conftest import REPOSITORY, decoders_of, runs, wait_until
 
@@ -121,6 +122,9 @@ def test_a_clip_that_takes_its_time_and_says_so_is_remembered_too() -> None:
     with decoding() as walled:
         assert isinstance(error_of(walled, b"slow"), DecodeTimeout)
         assert "refused for an hour" in str(error_of(walled, b"slow"))
+        cut_otherwise = walled.submit(b"slow", Cut(end_s=1.0)).exception(timeout=30)
+        assert isinstance(cut_otherwise, DecodeTimeout)
+        assert "refused for an hour" not in str(cut_otherwise)
 
 
 def test_a_clip_whose_decoders_were_killed_from_outside_may_come_again() -> None:

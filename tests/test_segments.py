@@ -91,6 +91,13 @@ def test_more_segments_than_the_limit_are_refused_and_some_can_be_had() -> None:
     assert len(Cut(segment_s=2.0, max_segments=30).segments(times_s, 20.0, most=9)) == 9
 
 
+def test_who_goes_on_gets_further_or_stops() -> None:
+    cut = Cut(start_s=5.0, segment_s=5.0, max_segments=1)
+    assert cut.rest(10.0, 100.0) == replace(cut, start_s=10.0)
+    for said_until_s in (5.0, 0.0, -1.0, math.nan):
+        assert cut.rest(said_until_s, 100.0) is None
+
+
 def test_a_length_that_a_file_only_claims_costs_nothing() -> None:
     with pytest.raises(errors.BadOption, match="more than 16 segments"):
         Cut(segment_s=1.0).segments([0.0, 1e14], 1e300, most=16)
