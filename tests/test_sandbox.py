@@ -122,9 +122,8 @@ def test_a_clip_that_takes_its_time_and_says_so_is_remembered_too() -> None:
     with decoding() as walled:
         assert isinstance(error_of(walled, b"slow"), DecodeTimeout)
         assert "refused for an hour" in str(error_of(walled, b"slow"))
-        cut_otherwise = walled.submit(b"slow", Cut(end_s=1.0)).exception(timeout=30)
-        assert isinstance(cut_otherwise, DecodeTimeout)
-        assert "refused for an hour" not in str(cut_otherwise)
+        cut_otherwise = [str(walled.submit(b"slow", Cut(end_s=1.0)).exception(timeout=30)) for _ in range(2)]
+        assert ["refused for an hour" in said for said in cut_otherwise] == [False, True]
 
 
 def test_a_clip_whose_decoders_were_killed_from_outside_may_come_again() -> None:
