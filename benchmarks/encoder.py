@@ -39,10 +39,11 @@ PEERS = ("ONNX Runtime", "OpenVINO, its hint for latency", "OpenVINO, its hint f
 Features = NDArray[np.float32]
 
 
-def untrained(encoder: str, crop_px: int | None, frames: torch.Tensor) -> Checkpoint:
+def untrained(encoder: str, crop_px: int | None, frames: torch.Tensor, *, words: int = 1) -> Checkpoint:
     """A random network whose BatchNorm fits what passes through it, as a trained one's does."""
     torch.manual_seed(0)
-    checkpoint = checkpoints.initialise(encoder, Vocabulary(["a"]), crop_px=crop_px)
+    vocabulary = Vocabulary(f"word{number}" for number in range(words))
+    checkpoint = checkpoints.initialise(encoder, vocabulary, crop_px=crop_px)
     norms = [module for module in checkpoint.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.train().reset_running_stats()

@@ -61,6 +61,7 @@ class EtenetHandler:
             device=device,
             limits=etenet.DecodeLimits(**settings),
             compiled_encoder=graph if graph.exists() else None,
+            record_gpu=True,
         )
         self.captioner.caption(CANARY)
         checkpoint = self.captioner.checkpoint_id

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import decode, encoder, real_language, saturation, scale, search, server, training
+from benchmarks import decode, encoder, gpu, real_language, saturation, scale, search, server, training
 from tests import clips
 
 
@@ -99,3 +99,13 @@ def test_videos_of_one_source_share_a_split() -> None:
     for url, split in zip(urls, splits, strict=True):
         splits_of[url].add(split)
     assert all(len(found) == 1 for found in splits_of.values())
+
+
+def test_the_gpu_benchmark_runs_dry(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+    gpu.main(["--dry-run", "--out", str(tmp_path)])
+    record = last_line()
+    assert record["dry_run"]
+    assert record["encoder"]["feature_cosine"] > 0.99
+    assert record["captions"]["equal_share"] == 1
+    assert all(value > 0 for value in record["beam_search"].values())
+    assert record["stream"]["clips_per_s"] > 0

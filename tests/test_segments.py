@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from etenet import errors, video
+from etenet.caption_stream import caption_stream
 from etenet.captioner import Captioner
 from etenet.captions import Caption, Outcome, SegmentCaptions
 from etenet.config import CaptionOptions
@@ -195,7 +196,7 @@ def test_each_part_of_a_film_gets_the_caption_that_it_gets_as_a_clip(captioner: 
     (told,) = captioner.caption_batch([FILM], [CaptionOptions(cut=cut)])
     assert isinstance(told, SegmentCaptions)
     assert [caption.text for caption in told.segments] == list(EXAMPLES.values())
-    streamed = captioner.caption_stream([(1, FILM, replace(cut, max_segments=4))], CaptionOptions(cut=cut))
+    streamed = caption_stream(captioner, [(1, FILM, replace(cut, max_segments=4))], CaptionOptions(cut=cut))
     assert [(key, texts(outcome)) for key, outcome in streamed] == [(1, list(EXAMPLES.values()))]
 
 
@@ -211,7 +212,7 @@ def test_videos_of_a_stream_come_out_whole_whatever_their_lengths(captioner: Cap
     assert len(wanted) == 14
     stream = [("film", FILM), ("broken", b"no video"), ("clip", clip), ("again", FILM)]
     cut = replace(cut, segment_s=1.25)
-    found = dict(captioner.caption_stream([(name, body, cut) for name, body in stream], CaptionOptions(cut=cut)))
+    found = dict(caption_stream(captioner, [(name, body, cut) for name, body in stream], CaptionOptions(cut=cut)))
     assert texts(found["film"]) == texts(found["again"]) == wanted
     assert isinstance(found["broken"], errors.NotAVideo)
     assert len(texts(found["clip"])) == 1

@@ -10,15 +10,14 @@ import logging
 import math
 import sys
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -28,18 +27,19 @@ from etenet import checkpoint as checkpoints
 from etenet.captions import Caption, Outcome, Sentence, Timing, outcome_of
 from etenet.checkpoint import Checkpoint
 from etenet.config import FRAMES_PER_CLIP, CaptionOptions, DecodeLimits
-from etenet.decoder import Memory, State, Step
+from etenet.decoder_search import GpuSearch, search
 from etenet.errors import CaptionError, DeviceFailed, InternalError, Overloaded
 from etenet.ffmpeg import require_supported_ffmpeg
 from etenet.preprocess import preprocess
 from etenet.sandbox import InProcess, Sandbox
-from etenet.search import Hypothesis, Words, beam_search, greedy_search
-from etenet.segments import Cut
+from etenet.search import Hypothesis, Words
+from etenet.segments import WHOLE, Cut
 from etenet.video import SampledVideo
 from etenet.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID, sentence
 
 if TYPE_CHECKING:
     from etenet.compiled_encoder import CompiledEncoder
+    from etenet.gpu_encoder import GpuEncoder
 
 _log = logging.getLogger(__name__)
 SANDBOX_EXISTS = sys.platform == "linux"
@@ -47,7 +47,7 @@ ENCODED_AT_ONCE = 16 * FRAMES_PER_CLIP  # frames: more take more memory and are 
 _K = TypeVar("_K")
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
-_WORDS = Words(sos=SOS_ID, eos=EOS_ID, never=(UNKNOWN_ID,))
+WORDS = Words(sos=SOS_ID, eos=EOS_ID, never=(UNKNOWN_ID,))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,16 +64,6 @@ class _Stopwatch:
         setattr(self, part, getattr(self, part) + (time.perf_counter() - started) * 1000)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ready(Generic[_K]):
-    """A clip of a stream, or a segment, that waits for its batch; or what is wrong with it."""
-
-    key: _K
-    decoded: SampledVideo | CaptionError
-    cut: Cut
-    is_last: bool  # of its video
-
-
 class Captioner:
     """A loaded checkpoint, ready to caption. One instance serves one thread at a time.
 
@@ -88,7 +78,8 @@ class Captioner:
         device: str = "cpu",
         limits: DecodeLimits | None = None,
         sandboxed: bool = SANDBOX_EXISTS,
-        compiled_encoder: CompiledEncoder | None = None,
+        compiled_encoder: CompiledEncoder | GpuEncoder | None = None,
+        gpu_search: GpuSearch | None = None,
     ) -> None:
         require_supported_ffmpeg()
         self.checkpoint = checkpoint
@@ -97,7 +88,7 @@ class Captioner:
         self.limits = limits or DecodeLimits()
         self._model = checkpoint.model.to(self.device).to(memory_format=torch.channels_last).eval()
         self._sandboxed = sandboxed
-        self._compiled_encoder = compiled_encoder
+        self._compiled_encoder, self._gpu_search = compiled_encoder, gpu_search
 
     @cached_property
     def _clips(self) -> Sandbox | InProcess:
@@ -130,14 +121,13 @@ class Captioner:
         clips: dict[tuple[int, int], SampledVideo] = {}  # by the numbers of their video, and in it
         features: dict[tuple[int, int], torch.Tensor] = {}
         pending = {
-            self._clips.submit(body, wish.cut): number
-            for number, (body, wish) in enumerate(zip(bodies, options, strict=True))
+            self.decode(body, wish.cut): number for number, (body, wish) in enumerate(zip(bodies, options, strict=True))
         }
         while pending:  # some are encoded while others are decoded
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
             ready: dict[tuple[int, int], SampledVideo] = {}
             for future in done:
-                number, segments = pending.pop(future), _segments(future)
+                number, segments = pending.pop(future), decoded_by(future)
                 if not isinstance(segments, CaptionError) and len(segments) > room - len(pending):
                     segments = Overloaded("there are too many segments at a time; send the video again in a moment")
                 decoded[number] = segments
@@ -155,57 +145,9 @@ class Captioner:
             for number, wish in enumerate(options)
         ]
 
-    def caption_stream(
-        self,
-        videos: Iterable[tuple[_K, bytes, Cut]],
-        options: CaptionOptions,
-        *,
-        batch_clips: int = 8,
-        reached: Callable[[_K, float, float], None] = lambda *_: None,
-    ) -> Iterator[tuple[_K, Outcome]]:
-        """One outcome per video, by its key, as they come; full batches are encoded while the next are decoded.
-
-        A video of more segments than its cut's `max_segments` is decoded so many at a time. Asks for videos as it has
-        room: the bodies and segments of two batches are in memory at most. `reached` hears of a video, while it is not
-        whole, until when it is captioned, and how long it is.
-        """
-        unread, more = iter(videos), True
-        unfinished: deque[tuple[_K, bytes, Cut]] = deque()
-        decoding: dict[Future[list[SampledVideo]], tuple[_K, bytes, Cut]] = {}
-        ready: deque[_Ready[_K]] = deque()
-        captions: defaultdict[_K, list[Caption | CaptionError]] = defaultdict(list)
-        while True:
-            while (unfinished or more) and len(decoding) + len(ready) < 2 * batch_clips:
-                video = unfinished.popleft() if unfinished else next(unread, None)
-                if video is None:
-                    more = False
-                else:
-                    _, body, cut = video
-                    decoding[self._clips.submit(body, cut)] = video
-            if len(ready) >= batch_clips or (ready and not decoding):
-                batch = [ready.popleft() for _ in range(min(batch_clips, len(ready)))]
-                captioned = self.caption_decoded([clip.decoded for clip in batch], options)
-                for clip, caption in zip(batch, captioned, strict=True):
-                    captions[clip.key].append(caption)
-                    if clip.is_last:
-                        yield clip.key, outcome_of(captions.pop(clip.key), clip.cut)
-                    elif isinstance(caption, Caption):
-                        reached(clip.key, caption.video.end_s, caption.video.duration_s)
-            elif decoding:
-                done, _ = wait(decoding, return_when=FIRST_COMPLETED)
-                for future in done:
-                    key, body, cut = decoding.pop(future)
-                    segments = _segments(future)
-                    if isinstance(segments, CaptionError):
-                        ready.append(_Ready(key, segments, cut, is_last=True))
-                        continue
-                    rest = cut.rest(segments[-1].end_s, segments[-1].duration_s)
-                    ends = [*[False] * (len(segments) - 1), rest is None]
-                    ready.extend(_Ready(key, one, cut, is_last=end) for one, end in zip(segments, ends, strict=True))
-                    if rest:
-                        unfinished.append((key, body, rest))
-            else:
-                return
+    def decode(self, body: bytes, cut: Cut = WHOLE) -> Future[list[SampledVideo]]:
+        """The segments of a video, or a `CaptionError` about it, some time."""
+        return self._clips.submit(body, cut)
 
     def caption_decoded(
         self, clips: Sequence[SampledVideo | CaptionError], options: CaptionOptions
@@ -248,7 +190,8 @@ class Captioner:
         def encode(some: Sequence[SampledVideo]) -> list[torch.Tensor | None]:
             with watch.measuring("encode"):
                 features = self.features(np.stack([clip.frames for clip in some]))
-                return [of_clip if bool(of_clip.isfinite().all()) else None for of_clip in features]
+                finite = features.isfinite().flatten(1).all(dim=1).tolist()
+                return [of_clip if good else None for of_clip, good in zip(features, finite, strict=True)]
 
         return self._retried(encode, clips)
 
@@ -317,27 +260,15 @@ class Captioner:
     @torch.inference_mode()
     def _search(self, features: torch.Tensor, options: Sequence[CaptionOptions]) -> list[list[Hypothesis]]:
         """Clips that ask for the same beam and length are searched together. features (B, L, D)."""
-        memory = self._model.decoder.remember(features)
+        decoder = self._model.decoder
         beams: list[list[Hypothesis]] = [[] for _ in options]
         limits = [(wish.beam_size, wish.max_words or self.checkpoint.max_words) for wish in options]
         for beam_size, max_words in sorted(set(limits)):
             chosen = [number for number, limit in enumerate(limits) if limit == (beam_size, max_words)]
-            part = memory.pick(chosen)
-
-            def step(words: torch.Tensor, state: State, part: Memory = part) -> Step:
-                return self._model.decoder.step(words, state, part)
-
-            state = self._model.decoder.first_state(part, beam_size)
-            shape: dict[str, Any] = {
-                "clips": len(chosen),
-                "max_words": max_words,
-                "words": _WORDS,
-                "device": self.device,
-            }
-            if beam_size == 1:
-                found = greedy_search(step, state, **shape)
+            if self._gpu_search and self._gpu_search.finds(beam_size, max_words):
+                found = self._gpu_search(features[chosen])
             else:
-                found = beam_search(step, state, beam_size=beam_size, **shape)
+                found = search(decoder, features[chosen], beam_size=beam_size, max_words=max_words, words=WORDS)
             for number, hypotheses in zip(chosen, found, strict=True):
                 beams[number] = hypotheses
         return beams
@@ -357,7 +288,8 @@ class Captioner:
         )
 
 
-def _segments(future: Future[list[SampledVideo]]) -> list[SampledVideo] | CaptionError:
+def decoded_by(future: Future[list[SampledVideo]]) -> list[SampledVideo] | CaptionError:
+    """What came out of `Captioner.decode`."""
     try:
         return future.result()
     except CaptionError as error:
@@ -374,21 +306,40 @@ def load(
     limits: DecodeLimits | None = None,
     sandboxed: bool = SANDBOX_EXISTS,
     compiled_encoder: Path | None = None,
+    record_gpu: bool = False,
 ) -> Captioner:
     """Load a checkpoint for captioning. `device` is a torch device name; raises `CheckpointError`.
 
-    `compiled_encoder` is what `compile_encoder` made of this checkpoint; only a CPU uses it.
+    `compiled_encoder` is what `compile_encoder` made of this checkpoint; only a CPU uses it. Only a GPU is recorded:
+    that takes it a minute or two, after which it captions several times as fast.
     """
     path = Path(path)
-    compiled = _read_compiled(compiled_encoder) if compiled_encoder and device == "cpu" else None
+    on_gpu = torch.device(device).type == "cuda"
+    compiled = _read_compiled(compiled_encoder) if compiled_encoder and not on_gpu else None
+    checkpoint = checkpoints.load(path, with_encoder=compiled is None)
+    encoder, gpu_search = _recorded(checkpoint, torch.device(device)) if on_gpu and record_gpu else (compiled, None)
     return Captioner(
-        checkpoints.load(path, with_encoder=compiled is None),
+        checkpoint,
         checkpoint_id=f"sha256:{checkpoints.sha256(path)}",
         device=device,
         limits=limits,
         sandboxed=sandboxed,
-        compiled_encoder=compiled,
+        compiled_encoder=encoder,
+        gpu_search=gpu_search,
     )
+
+
+def _recorded(checkpoint: Checkpoint, device: torch.device) -> tuple[GpuEncoder, GpuSearch] | tuple[None, None]:
+    """Both parts of the network as a GPU runs them; neither where that does not work."""
+    from etenet.gpu_encoder import GpuEncoder
+
+    try:
+        encoder = GpuEncoder(checkpoint.model.encoder, checkpoint.preprocessing, device=device)
+        decoder, longest = checkpoint.model.decoder.to(device).eval(), checkpoint.max_words
+        return encoder, GpuSearch(decoder, max_words=longest, words=WORDS, device=device)
+    except Exception:
+        _log.warning("the plain network captions, more slowly, as the GPU's cannot be prepared", exc_info=True)
+        return None, None
 
 
 def _read_compiled(graph: Path) -> CompiledEncoder | None:

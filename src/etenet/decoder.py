@@ -13,7 +13,6 @@ H hidden, E embedding, A attention, V words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +30,6 @@ class Memory:
     keys: Tensor  # (B, L, A), W_ev v_i + b_e
     seen: Tensor  # (B, L, 4 H + E), v_i as the LSTM's gates (7 to 12) and W_u (14) see it
     gates_of_words: Tensor  # (4 H, E), of the decoder: the gates' matrix for the last word, in one piece of memory
-
-    def pick(self, clips: Sequence[int]) -> Memory:
-        """That of these clips alone."""
-        return Memory(self.features[clips], self.keys[clips], self.seen[clips], self.gates_of_words)
 
 
 @dataclass(frozen=True, slots=True)

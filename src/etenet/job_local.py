@@ -10,6 +10,7 @@ import torch
 
 from etenet import captioner as captioners
 from etenet import checkpoint as checkpoints
+from etenet.caption_stream import caption_stream
 from etenet.captioner import Captioner
 from etenet.config import CaptionOptions, DecodeLimits
 from etenet.errors import CaptionError
@@ -30,7 +31,7 @@ def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: i
     captioner = load(checkpoint, limits=JOB_LIMITS, clips=segments_expected(clips, options.cut))
 
     def captions(bodies: Iterable[tuple[str, bytes, Cut]], reached: Reached) -> Answers:
-        for key, outcome in captioner.caption_stream(bodies, options, batch_clips=BATCH_CLIPS, reached=reached):
+        for key, outcome in caption_stream(captioner, bodies, options, batch_clips=BATCH_CLIPS, reached=reached):
             if isinstance(outcome, CaptionError):
                 yield key, dict(outcome.as_dict())
             else:
@@ -42,7 +43,7 @@ def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: i
 def load(checkpoint: Path, *, limits: DecodeLimits, clips: int) -> Captioner:
     """What captions so many clips soonest: on a GPU where there is one, else compiled where that is worth its time."""
     if torch.cuda.is_available():
-        return captioners.load(checkpoint, device="cuda", limits=limits)
+        return captioners.load(checkpoint, device="cuda", limits=limits, record_gpu=clips >= WORTH_COMPILING_CLIPS)
     if clips < WORTH_COMPILING_CLIPS:
         return captioners.load(checkpoint, limits=limits)
     from etenet.compiled_encoder import compile_encoder

@@ -69,25 +69,18 @@ class Hypothesis:
         return self.log_prob / math.pow(length, length_penalty)
 
 
-@dataclass(slots=True)
-class _Trace:
-    """What was chosen at each word, with the beam (`parent`) that each choice extends."""
+@dataclass(frozen=True, slots=True)
+class Sentences:
+    """What a search has found, where it was computed: K sentences per clip, in no order."""
 
-    parent: list[Tensor] = field(default_factory=list)  # (B, K) each, as are the next two
-    word: list[Tensor] = field(default_factory=list)
-    log_prob: list[Tensor] = field(default_factory=list)
-    attention: list[Tensor] = field(default_factory=list)  # (B, K, L) each, of the parents
+    words: Tensor  # (B, K, T), as is the next
+    log_probs: Tensor
+    attention: Tensor  # (B, K, T, L)
+    totals: Tensor  # (B, K); -inf where there is no such sentence
 
-    def hypotheses(self, totals: Tensor, eos: int) -> list[list[Hypothesis]]:
-        """Follow each beam back to its first word; copy to the host once; best first."""
-        beam = torch.arange(totals.shape[1], device=totals.device).expand_as(totals)
-        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
-        for parent, word, log_prob, attention in zip(
-            *(reversed(history) for history in (self.parent, self.word, self.log_prob, self.attention)), strict=True
-        ):
-            chosen.append((word.gather(1, beam), log_prob.gather(1, beam), _of_beams(attention, beam)))
-            beam = parent.gather(1, beam)
-        words, log_probs, weights = (torch.stack(part, dim=2).tolist() for part in zip(*reversed(chosen), strict=True))
+    def hypotheses(self, eos: int) -> list[list[Hypothesis]]:
+        """The same on the host, best first."""
+        words, log_probs, weights = self.words.tolist(), self.log_probs.tolist(), self.attention.tolist()
         return [
             sorted(
                 (
@@ -98,8 +91,30 @@ class _Trace:
                 key=Hypothesis.score,
                 reverse=True,
             )
-            for clip, of_clip in enumerate(totals.tolist())
+            for clip, of_clip in enumerate(self.totals.tolist())
         ]
+
+
+@dataclass(slots=True)
+class _Trace:
+    """What was chosen at each word, with the beam (`parent`) that each choice extends."""
+
+    parent: list[Tensor] = field(default_factory=list)  # (B, K) each, as are the next two
+    word: list[Tensor] = field(default_factory=list)
+    log_prob: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)  # (B, K, L) each, of the parents
+
+    def sentences(self, totals: Tensor) -> Sentences:
+        """Follow each beam back to its first word."""
+        beam = torch.arange(totals.shape[1], device=totals.device).expand_as(totals)
+        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+        for parent, word, log_prob, attention in zip(
+            *(reversed(history) for history in (self.parent, self.word, self.log_prob, self.attention)), strict=True
+        ):
+            chosen.append((word.gather(1, beam), log_prob.gather(1, beam), _of_beams(attention, beam)))
+            beam = parent.gather(1, beam)
+        words, log_probs, attention = (torch.stack(part, dim=2) for part in zip(*reversed(chosen), strict=True))
+        return Sentences(words, log_probs, attention, totals)
 
 
 def _hypothesis(
@@ -121,8 +136,10 @@ def _allowed(log_probs: Tensor, words: Words, *, position: int, max_words: int) 
         end = torch.full_like(log_probs, -math.inf)
         end[..., words.eos] = log_probs[..., words.eos]
         return end
-    forbidden = [words.sos, *words.never, *([] if position else [words.eos])]
-    return log_probs.index_fill(-1, torch.tensor(forbidden, device=log_probs.device), -math.inf)
+    allowed = log_probs.clone()
+    for word in (words.sos, *words.never, *([] if position else [words.eos])):
+        allowed[..., word] = -math.inf
+    return allowed
 
 
 def beam_search(
@@ -140,6 +157,22 @@ def beam_search(
     `state` is that of `beam_size` equal beams per clip. A beam that ends keeps its place and is never extended
     again; the others compete for the places left. Fewer than `beam_size` sentences come back where fewer exist.
     """
+    shape: dict[str, Any] = {"clips": clips, "beam_size": beam_size, "max_words": max_words}
+    return beam_sentences(step, state, **shape, words=words, device=device, may_stop=True).hypotheses(words.eos)
+
+
+def beam_sentences(
+    step: StepFunction[StateT],
+    state: StateT,
+    *,
+    clips: int,
+    beam_size: int,
+    max_words: int,
+    words: Words,
+    device: torch.device | str,
+    may_stop: bool,
+) -> Sentences:
+    """The same where it is computed. Unless it `may_stop` before `max_words`, nothing is asked of the device."""
     totals = torch.full((clips, beam_size), -math.inf, device=device)
     totals[:, 0] = 0.0  # all beams start equal, so only one may be extended
     ended = torch.zeros_like(totals, dtype=torch.bool)
@@ -163,9 +196,9 @@ def beam_search(
         trace.word.append(last_words)
         trace.log_prob.append(said)
         trace.attention.append(_of_beams(output.attention, parent))
-        if bool((ended | impossible).all()):
+        if may_stop and bool((ended | impossible).all()):
             break
-    return trace.hypotheses(totals, words.eos)
+    return trace.sentences(totals)
 
 
 def greedy_search(
@@ -193,4 +226,4 @@ def greedy_search(
         trace.attention.append(output.attention)
         if bool(ended.all()):
             break
-    return trace.hypotheses(totals, words.eos)
+    return trace.sentences(totals).hypotheses(words.eos)
