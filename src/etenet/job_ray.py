@@ -12,7 +12,7 @@ import logging
 import pickle
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -63,7 +63,7 @@ def engine(
             gpus = 1 if resources.get("GPU") else 0
             # A core is left for decoding, or captioning would wait for it for ever.
             cores = 0.0 if gpus else min(1.0, (resources["CPU"] - 1) / actors)
-            sources = _without_copies(sources)
+            sources = without_copies(sources, _digests)
             names = list(sources.values())
             items = [
                 {"clip": number, "path": path, "cut": pickle.dumps(cut)} for number, (path, cut) in enumerate(sources)
@@ -104,23 +104,30 @@ def engine(
     return captions
 
 
-def _without_copies(sources: Mapping[tuple[str, Cut], list[str]]) -> dict[tuple[str, Cut], list[str]]:
+def without_copies(
+    sources: Mapping[tuple[str, Cut], list[str]], digests_of: Callable[[list[str]], Mapping[str, str]]
+) -> dict[tuple[str, Cut], list[str]]:
     """The names by parts of files, of which only one is there where several hold the same bytes.
 
-    Only files as long as another are read for it, by the cluster.
+    Only files as long as another are read for it.
     """
     sizes = {path: size_of(path) for path, _ in sources}
     times = Counter(sizes.values())
-    suspects = [{"path": path} for path, size in sizes.items() if size and times[size] > 1]
+    digests = digests_of([path for path, size in sizes.items() if size and times[size] > 1])
     first: dict[str, str] = {}
-    original: dict[str, str] = {}
-    if suspects:
-        digests = {row["path"]: row["digest"] for row in ray.data.from_items(suspects).map(_digest).iter_rows()}
-        original = {path: first.setdefault(digests[path], path) for path in sizes if path in digests}
+    original = {path: first.setdefault(digests[path], path) for path in sizes if path in digests}
     found: dict[tuple[str, Cut], list[str]] = {}
     for (path, cut), videos in sources.items():
         found.setdefault((original.get(path, path), cut), []).extend(videos)
     return found
+
+
+def _digests(paths: list[str]) -> dict[str, str]:
+    """By the cluster, which also reads the files for their captions."""
+    if not paths:
+        return {}
+    rows = ray.data.from_items([{"path": path} for path in paths]).map(_digest).iter_rows()
+    return {row["path"]: row["digest"] for row in rows}
 
 
 def _digest(row: dict[str, Any]) -> dict[str, Any]:
