@@ -8,22 +8,27 @@ it once in miniature, on whatever there is; without a GPU nothing is recorded, a
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
+from av.codec.hwaccel import HWAccel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import etenet
+from benchmarks import saturation
 from benchmarks.clips import drifting
 from benchmarks.encoder import untrained
 from benchmarks.record import REPOSITORY, RESULTS, conclude
@@ -39,6 +44,7 @@ from etenet.gpu_encoder import GpuEncoder
 from etenet.preprocess import preprocess
 from etenet.sandbox import Sandbox
 from etenet.segments import WHOLE
+from etenet.video import SampledVideo, middle_of_slices, sample_frames
 from training import demo_world
 
 DEMO = REPOSITORY / "model_store" / "demo.pt"
@@ -59,6 +65,9 @@ class Scale:
     rendered: int = 200  # clips whose captions are compared
     streamed: int = 400
     clip_s: float = 10.0
+    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of the capacity
+    load_s: float = 4.0  # per point
+    sizes: tuple[tuple[int, int], ...] = ((426, 240), (854, 480), (1280, 720), (1920, 1080), (3840, 2160))
 
 
 MINIATURE = Scale(
@@ -72,6 +81,9 @@ MINIATURE = Scale(
     rendered=2,
     streamed=4,
     clip_s=2.0,
+    shares=(0.5,),
+    load_s=0.1,
+    sizes=((64, 48),),
 )
 
 
@@ -229,6 +241,67 @@ def streaming(checkpoint: Path, scale: Scale, device: torch.device) -> dict[str,
     }
 
 
+def batching(captioner: Captioner, clip: SampledVideo, scale: Scale) -> dict[str, Any]:
+    """Latency of captioning decoded clips that come by chance, by how many may go together and how many come.
+
+    A batch is what has come while the one before was computed: nobody is waited for.
+    """
+    found: dict[str, Any] = {}
+    for size in scale.batches:
+        clips, options = [clip] * size, CaptionOptions()
+        batch_ms = median_ms(
+            lambda clips=clips, options=options: captioner.caption_decoded(clips, options), 5, captioner.device
+        )
+        capacity = 1000 * size / batch_ms
+        curve = [_under_load(captioner, clip, size, share * capacity, scale.load_s) for share in scale.shares]
+        found[str(size)] = {"capacity_per_s": capacity, "curve": curve}
+        print(f"batches of {size}: {capacity:.0f} clips/s", *(f"p99 {point['p99']:.1f}" for point in curve), flush=True)
+    return found
+
+
+def _under_load(
+    captioner: Captioner, clip: SampledVideo, most: int, rate_per_s: float, seconds: float
+) -> dict[str, float]:
+    """Percentiles of ms from the moment a clip is there to its caption."""
+    rng, began_s = np.random.default_rng(0), time.perf_counter()
+    moments = deque(began_s + np.cumsum(rng.exponential(1 / rate_per_s, 1 + int(seconds * rate_per_s))))
+    latencies_ms: list[float] = []
+    while moments:
+        while moments[0] > time.perf_counter():
+            time.sleep(0)
+        now = time.perf_counter()
+        batch = [moments.popleft() for _ in range(most) if moments and moments[0] <= now]
+        captioner.caption_decoded([clip] * len(batch), CaptionOptions())
+        latencies_ms += [1000 * (time.perf_counter() - moment) for moment in batch]
+    percentiles = np.percentile(latencies_ms, saturation.PERCENTILES)
+    named = {f"p{p:g}": float(ms) for p, ms in zip(saturation.PERCENTILES, percentiles, strict=True)}
+    return {"rate_per_s": rate_per_s, **named}
+
+
+def decoding(scale: Scale) -> dict[str, dict[str, float | str]]:
+    """Milliseconds for the 16 frames of a clip, on one core and by the GPU's decoder, from 240p to 4K."""
+    found: dict[str, dict[str, float | str]] = {}
+    for width, height in scale.sizes:
+        clip = drifting(scale.clip_s, width, height)
+        ours_ms = median_ms(lambda clip=clip: sample_frames(clip, resize_px=314), 3, torch.device("cpu"))
+        try:
+            nvdec_ms: float | str = median_ms(lambda clip=clip: _by_nvdec(clip), 3, torch.device("cpu"))
+        except (av.FFmpegError, NotImplementedError, RuntimeError, ValueError) as error:
+            nvdec_ms = f"not possible here: {error}"
+        found[f"{width}x{height}"] = {"one_core_ms": ours_ms, "nvdec_ms": nvdec_ms}
+    return found
+
+
+def _by_nvdec(body: bytes) -> None:
+    """Every frame by the GPU's decoder, of which 16 come to the host and are resized."""
+    hardware = HWAccel("cuda", allow_software_fallback=False)
+    with av.open(io.BytesIO(body), hwaccel=hardware) as container:
+        wanted = set(middle_of_slices(container.streams.video[0].frames))
+        for number, frame in enumerate(container.decode(video=0)):
+            if number in wanted:
+                frame.reformat(314, 314, format="rgb24").to_ndarray()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="all of it once, in miniature")
@@ -250,8 +323,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures["beam_search"] = searching(checkpoint.model.decoder, scale, device)
         figures["captions"] = captions_equal(rendered(scale.rendered), device)
         figures["stream"] = streaming(path, scale, device)
+        captioner = etenet.load(path, device=str(device), record_gpu=True)
+        (clip,) = captioner.decode(drifting(scale.clip_s, 426, 240)).result()
+        figures["batches"] = batching(captioner, clip, scale)
+        figures["decoding"] = decoding(scale)
     for name, found in figures.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in found.items() if isinstance(value, float)))
+    best = max(figures["batches"].values(), key=lambda of_size: of_size["capacity_per_s"])
+    options.out.mkdir(parents=True, exist_ok=True)
+    saturation.draw(best["curve"], best["capacity_per_s"], options.out / "gpu.png")
     conclude("gpu", {"dry_run": options.dry_run, "device": str(device), **figures}, folder=options.out)
 
 

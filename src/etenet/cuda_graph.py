@@ -20,20 +20,22 @@ Play = Callable[[Tensor], T]
 
 def recorded(function: Play[T], example: Tensor) -> Play[T]:
     """The function, for inputs like this one, which is on the GPU. It may neither wait for the GPU nor read from it."""
-    read = example.clone()
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UP_CALLS):
-            function(read)
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        written = function(read)
+    read, device = example.clone(), torch.cuda.device(example.device)
+    with device:
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP_CALLS):
+                function(read)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            written = function(read)
 
     def play(value: Tensor) -> T:
-        read.copy_(value, non_blocking=True)
-        graph.replay()
+        with device:
+            read.copy_(value, non_blocking=True)
+            graph.replay()
         return written
 
     return play

@@ -58,7 +58,7 @@ class GpuEncoder:
     def _features(self, frames: NDArray[np.uint8]) -> Tensor:
         size = min(size for size in self._play if size >= len(frames))
         if self._device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # until the frames of the call before have gone up
+            torch.cuda.current_stream(self._device).synchronize()  # until the frames of the call before have gone up
         self._staged[: len(frames)].numpy()[:] = frames
         return self._play[size](self._staged[:size])[: len(frames)].clone()
 

@@ -31,7 +31,7 @@ from etenet.health import Address, Health, exporter
 from etenet.java import find_java
 from etenet.prctl import PR_SET_PDEATHSIG, prctl
 
-START_DEADLINE_S = 180.0
+START_DEADLINE_S = 620.0  # a little more than TorchServe gives a worker (`startupTimeout`)
 STOP_DEADLINE_S = 20.0
 IDLE_S = 1.0  # this long must nothing be pending: a batch on its way to its worker is nowhere counted
 
