@@ -48,7 +48,11 @@ print(json.dumps({"from": etenet.__file__, "said": said, "statuses": context.sta
 BREAK = """
 import torch
 
+def broken(frames):
+    raise RuntimeError("a kernel failed")
+
 handler.captioner.device = torch.device("cuda:63")
+handler.captioner._compiled_encoder = broken
 handler.handle([{"body": bytearray(open(sys.argv[3], "rb").read())}], context)
 print("went on")
 """

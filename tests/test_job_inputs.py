@@ -44,6 +44,13 @@ def test_manifests_of_every_kind_name_the_same_clips(tmp_path: Path) -> None:
     assert manifest(tmp_path, "n.jsonl", '{"video": "a/1.mp4"}\n{"path": "b 2.mp4"}\n') == plain
 
 
+def test_parts_of_files_have_their_seconds(tmp_path: Path) -> None:
+    path = f"{tmp_path}/a.mp4"
+    wanted = [Clip("a.mp4", path), Clip("a.mp4#t=1.5,4", path, 1.5, 4.0), Clip("x", path, 2.0)]
+    rows = "a.mp4,,,\na.mp4,,1.5,4\na.mp4,x,2,\n"
+    assert manifest(tmp_path, "m.csv", f"path,video,start_s,end_s\n{rows}") == wanted
+
+
 def test_a_list_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("x.mp4\ny.mp4\nx.mp4\n"))
     assert job_inputs.clips(["-"]) == [Clip("x.mp4", "x.mp4"), Clip("y.mp4", "y.mp4")]
@@ -53,6 +60,10 @@ def test_a_list_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> N
     ("name", "text"),
     [
         ("m.jsonl", '{"video": 1.5}\n'),
+        ("m.jsonl", '{"path": "a.mp4", "end_s": 0}\n'),
+        ("m.jsonl", '{"path": "a.mp4", "start_s": 1.0001, "end_s": 1.0004}\n'),
+        ("m.jsonl", '{"path": "a.mp4", "start_s": "soon"}\n'),
+        ("m.csv", "path,start_s,end_s\na.mp4,5,4\n"),
         ("m.jsonl", '{"path": "a.mp4"}\n{"pa\n'),
         ("m.jsonl", '{"video": "a", "path": "x.mp4"}\n{"video": "a", "path": "y.mp4"}\n'),
         ("m.csv", "video,path\n,\n"),

@@ -120,7 +120,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_is_not(
             kill_captioning_actors(job)
         return job
 
-    for _ in range(10 if thorough else {"here": 4, "server": 10, "ray": 1}[engine]):
+    for _ in range(10 if thorough else {"here": 2, "server": 10, "ray": 1}[engine]):
         with started(done + rng.randint(1, 4)) as job:
             job.kill()
         done = lines(out)

@@ -78,10 +78,10 @@ def whole(features_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> T
 def test_kills_at_random_moments_change_no_bit(
     whole: Training, features_dataset: Path, tmp_path: Path, thorough: bool
 ) -> None:
-    """Ten in the long form, four in the short one."""
+    """Ten in the long form, two in the short one."""
     training, chance = Training(features_dataset, tmp_path), random.Random(5)
     every_step = ["--resume", "--save-every-s", "0"]
-    for _ in range(10 if thorough else 4):
+    for _ in range(10 if thorough else 2):
         process, before = training.start(*every_step), training.steps()
         wait_until(lambda p=process, b=before: p.poll() is not None or training.steps() != b, 60)
         try:

@@ -15,6 +15,7 @@ import webvtt
 
 from etenet import job_subtitles
 from etenet.cli import main
+from etenet.errors import UsageError
 from etenet.job_inputs import Clip
 from tests import clips
 from tests.conftest import EXAMPLES, REPOSITORY, Server, ask
@@ -110,6 +111,12 @@ def test_no_name_leads_out_of_the_folder_and_no_two_share_a_file(tmp_path: Path)
     assert [str(place.relative_to(tmp_path)) for place in places.values()] == [
         *("a.mp4.srt", "a.mkv.srt", "b/c.srt", "b/c.mp4#t=1,2.srt", "s3:/bucket/d.srt", "e.mp4.srt", "e.mkv.srt")
     ]
+
+
+@pytest.mark.parametrize(("names", "out"), [(["../a.mp4", "a.mp4"], "subtitles"), (["a.mp4"], "film.vtt")])
+def test_what_would_be_written_over_is_refused(names: list[str], out: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        job_subtitles.places([Clip(name, name) for name in names], tmp_path / out, "srt")
 
 
 def test_a_table_has_a_row_for_each_segment(films: Path, expected: dict[str, Any], tmp_path: Path) -> None:

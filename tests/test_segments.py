@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -99,9 +99,24 @@ def test_who_goes_on_gets_further_or_stops() -> None:
         assert cut.rest(said_until_s, 100.0) is None
 
 
-def test_a_length_that_a_file_only_claims_costs_nothing() -> None:
-    with pytest.raises(errors.BadOption, match="more than 16 segments"):
-        Cut(segment_s=1.0).segments([0.0, 1e14], 1e300, most=16)
+@pytest.mark.parametrize("max_segments", [None, 8])
+def test_a_length_that_a_file_only_claims_costs_nothing(max_segments: int | None) -> None:
+    for ends_s in (1e9, 1e14, 1e300):
+        with pytest.raises(errors.BadOption, match="says that it takes"):
+            Cut(segment_s=10.0, max_segments=max_segments).segments([0.0, ends_s], ends_s, most=16)
+
+
+def test_times_are_whole_milliseconds_before_they_are_looked_at() -> None:
+    assert Cut(start_s=1, end_s=6, segment_s=2) == Cut(start_s=1.0004, end_s=5.9996, segment_s=2.0)
+    assert all(isinstance(getattr(Cut(start_s=1, end_s=6), name), float) for name in ("start_s", "end_s"))
+    with pytest.raises(errors.BadOption):
+        Cut(start_s=1.0001, end_s=1.0004)
+
+
+def test_no_two_parts_have_one_name() -> None:
+    assert Cut(start_s=10000.01, end_s=10000.98).fragment == "#t=10000.01,10000.98"
+    assert Cut(start_s=600, end_s=7200).fragment == "#t=600,7200"
+    assert Cut(end_s=3600.125).fragment == "#t=0,3600.125"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +195,38 @@ def test_scenes_begin_where_the_picture_changes() -> None:
     assert [(segment.start_s, segment.end_s) for segment in some] == [(4.0, 6.0), (6.0, 9.0)]
 
 
+def test_no_scene_is_looked_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, seen = video._Clip._decode, []
+
+    def counted(clip: video._Clip, packets: Iterable[video.VideoPacket]) -> Iterator[av.VideoFrame]:
+        for frame in decode(clip, packets):
+            seen.append(frame.time)
+            yield frame
+
+    monkeypatch.setattr(video._Clip, "_decode", counted)
+    video.sample_segments(FILM, replace(SCENES, end_s=4.0), resize_px=SIZE_PX)
+    assert 4.0 < max(seen) < 4.5
+    seen.clear()
+    video.sample_segments(FILM, replace(SCENES, max_segments=2), resize_px=SIZE_PX)
+    assert max(seen) == 2 * PART_S
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_video_without_presentation_times_is_told_to_its_end(codec: str) -> None:
+    """AVI has none where frames are sent in another order than they are shown."""
+    body, rest, segments = (
+        clips.video(400, codec=codec, container="avi", bf="2"),
+        Cut(segment_s=3.5, max_segments=2),
+        [],
+    )
+    while rest:
+        segments += video.sample_segments(body, rest, resize_px=SIZE_PX)
+        rest = rest.rest(segments[-1].end_s, segments[-1].duration_s)
+    assert [segment.start_s for segment in segments] == [0.0, 3.5, 7.0, 10.5, 14.0]
+    assert len({segment.duration_s for segment in segments}) == 1
+    assert segments[-1].end_s == segments[-1].duration_s == pytest.approx(16.0, abs=0.1)
+
+
 @pytest.mark.parametrize("cut", [Cut(start_s=2.5, segment_s=2.0), replace(SCENES, start_s=4.0)])
 def test_segments_are_the_same_where_timestamps_cannot_be_trusted(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
     by_timestamps = video.sample_segments(FILM, cut, resize_px=SIZE_PX)
@@ -196,6 +243,7 @@ def test_each_part_of_a_film_gets_the_caption_that_it_gets_as_a_clip(captioner: 
     (told,) = captioner.caption_batch([FILM], [CaptionOptions(cut=cut)])
     assert isinstance(told, SegmentCaptions)
     assert [caption.text for caption in told.segments] == list(EXAMPLES.values())
+    assert all(caption.video.frames.base is None for caption in told.segments), "they are held in memory"
     streamed = caption_stream(captioner, [(1, FILM, replace(cut, max_segments=4))], CaptionOptions(cut=cut))
     assert [(key, texts(outcome)) for key, outcome in streamed] == [(1, list(EXAMPLES.values()))]
 

@@ -173,7 +173,10 @@ class Captioner:
         for key, clip in clips.items():
             if key in beams:
                 timing = Timing(decode=clip.decode_ms, encode=watch.encode, search=watch.search, total=total_ms)
-                sentences, video = self._sentences(beams[key], options[key]), replace(clip, frames=clip.frames[:0])
+                sentences, video = (
+                    self._sentences(beams[key], options[key]),
+                    replace(clip, frames=np.empty_like(clip.frames, shape=(0, *clip.frames.shape[1:]))),
+                )
                 captions[key] = Caption(sentences=sentences, video=video, timing_ms=timing)
             else:
                 captions[key] = InternalError("the network gave no caption for this clip; the log says why")

@@ -7,7 +7,8 @@ overwritten by the next call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +19,25 @@ T = TypeVar("T")
 Play = Callable[[Tensor], T]
 
 
+@dataclass(frozen=True, slots=True)
+class _Recording(Generic[T]):
+    function: Play[T]  # whose weights the recording reads, and must not outlive
+    device: torch.device
+    read: Tensor
+    graph: torch.cuda.CUDAGraph
+    written: T
+
+    def __call__(self, value: Tensor) -> T:
+        with torch.cuda.device(self.device):
+            self.read.copy_(value, non_blocking=True)
+            self.graph.replay()
+        return self.written
+
+
 def recorded(function: Play[T], example: Tensor) -> Play[T]:
     """The function, for inputs like this one, which is on the GPU. It may neither wait for the GPU nor read from it."""
-    read, device = example.clone(), torch.cuda.device(example.device)
-    with device:
+    read = example.clone()
+    with torch.cuda.device(example.device):
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -31,11 +47,4 @@ def recorded(function: Play[T], example: Tensor) -> Play[T]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             written = function(read)
-
-    def play(value: Tensor) -> T:
-        with device:
-            read.copy_(value, non_blocking=True)
-            graph.replay()
-        return written
-
-    return play
+    return _Recording(function, example.device, read, graph, written)

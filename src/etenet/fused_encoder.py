@@ -32,7 +32,7 @@ class FusedEncoder(nn.Module):
         super().__init__()
         self._start, self._size = crop_start(how), how.crop_px
         self.name = encoder.name
-        graph = fx.symbolic_trace(copy.deepcopy(encoder).eval())
+        graph = fx.symbolic_trace(copy.deepcopy(encoder).cpu().eval())
         _fold_batch_norms(graph)
         _fold_scales(graph)
         _merge_siblings(graph)

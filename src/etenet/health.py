@@ -100,7 +100,10 @@ class Health:
     def _no_caption(self) -> str:
         captions, before = metrics.total(self._figures, metrics.CAPTIONS), self._captions
         self._captions = captions
-        if captions > before and not self._canary:
+        if captions > before:
+            self._canary_sent_at = time.monotonic()  # it waits behind those that came out
+            if self._canary and self._canary.done():
+                self._canary = None
             return ""
         if not self._canary:
             self._canary, self._canary_sent_at = self._thread.submit(self._ask), time.monotonic()
@@ -117,7 +120,7 @@ class Health:
             self._predictions, data=CANARY_CLIP.read_bytes(), headers={"Content-Type": "video/mp4"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=CANARY_DEADLINE_S) as response:
+            with urllib.request.urlopen(request, timeout=2 * CANARY_DEADLINE_S) as response:
                 caption = json.load(response)["caption"]
         except urllib.error.HTTPError as error:
             return f"the test clip was answered with status {error.code}"

@@ -157,7 +157,8 @@ def _manifest(text: str, where: str, folder: Path) -> Iterator[Clip]:
 
 
 def _clip(row: Mapping[str, Any], folder: Path) -> Clip:
-    part = Cut(start_s=float(row.get("start_s") or 0), end_s=float(row.get("end_s") or math.inf))
+    said: dict[str, Any] = {name: float(row[name]) for name in ("start_s", "end_s") if row.get(name) not in (None, "")}
+    part = Cut(**said)
     match row:
         case {"video": str(video) | int(video), "path": str(path)} if path and video != "":
             return Clip(str(video), _below(folder, path), part.start_s, part.end_s)

@@ -20,15 +20,23 @@ def places(clips: Sequence[Clip], out: Path, form: str) -> dict[str, Path]:
 
     Raises `UsageError` where `out` is one file and the videos are several.
     """
-    if out.suffix.lower() == f".{form}":
+    suffix = out.suffix.lower().removeprefix(".")
+    if suffix in WRITERS and suffix != form:
+        raise UsageError(f"{out} is called as if it were {suffix}, and --format says {form}")
+    if suffix == form:
         if len(clips) > 1:
             raise UsageError(f"{out} is one file, and there are {len(clips)} videos; name a folder with --out")
         return {clip.video: out for clip in clips}
     bare = {clip.video: _without_suffix(clip.video) for clip in clips}
     times = Counter(bare.values())
-    return {
+    places = {
         video: out / f"{name if times[name] == 1 else PurePath(*_below(video))}.{form}" for video, name in bare.items()
     }
+    owner: dict[Path, str] = {}
+    for video, place in places.items():
+        if owner.setdefault(place, video) != video:
+            raise UsageError(f"{owner[place]} and {video} would both be {place}; give them ids of their own in a list")
+    return places
 
 
 def write(records: Iterable[Record], places: dict[str, Path], form: str) -> None:

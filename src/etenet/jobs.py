@@ -56,7 +56,7 @@ def run(
 
     Raises `UsageError` where `out` is no journal or cannot be written, `Stopped` where the engine cannot go on.
     """
-    summary = Summary(len(clips))
+    summary, out = Summary(len(clips)), out and out.resolve()
     if form in job_subtitles.FORMATS:
         job_subtitles.places(clips, out or Path(f"standard output.{form}"), form)
     with ExitStack() as stack:
@@ -119,7 +119,7 @@ def _captioned(
                 without_engine.append({"video": clip.video, **body})
                 continue
             part = part_of(clip, cut)
-            key = blake2b(body, digest_size=16).hexdigest() + part.fragment
+            key = f"{blake2b(body, digest_size=16).hexdigest()} {part}"
             if key in known:
                 without_engine.append({"video": clip.video, **known[key]})
             elif key in waiting:

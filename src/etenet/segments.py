@@ -16,6 +16,7 @@ from typing import Literal
 from etenet.errors import BadOption
 
 SHORTEST_SEGMENT_S = 1.0
+MOST_SEGMENTS_OF_A_VIDEO = 20_000
 _TOLERANCE_S = 0.001  # a frame that is first shown so little before a segment is in it
 
 
@@ -42,6 +43,9 @@ class Cut:
     max_segments: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("start_s", "end_s", "segment_s"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, round(float(value), 3))
         if not 0 <= self.start_s < self.end_s:
             raise BadOption(f"start_s must be from 0 to before end_s, got {self.start_s:g} and {self.end_s:g}")
         if self.segment_s is not None and not SHORTEST_SEGMENT_S <= self.segment_s < math.inf:
@@ -52,16 +56,13 @@ class Cut:
             raise BadOption("segments have one length (segment_s) or are scenes, not both")
         if self.max_segments is not None and self.max_segments < 1:
             raise BadOption(f"max_segments must be from 1 on, got {self.max_segments}")
-        for name in ("start_s", "end_s", "segment_s"):
-            if value := getattr(self, name):
-                object.__setattr__(self, name, round(value, 3))
 
     @property
     def fragment(self) -> str:
         """The part of a path that says which part of a video it is. Source: W3C Media Fragments URI 1.0, 4.2.1."""
         if not self.start_s and self.end_s == math.inf:
             return ""
-        return f"#t={self.start_s:g}" + ("" if self.end_s == math.inf else f",{self.end_s:g}")
+        return f"#t={_shortly(self.start_s)}" + ("" if self.end_s == math.inf else f",{_shortly(self.end_s)}")
 
     @property
     def into_segments(self) -> bool:
@@ -82,13 +83,20 @@ class Cut:
         if self.start_s >= video_ends_s > 0:
             raise BadOption(f"the video ends at {video_ends_s:.3f} s, before start_s={self.start_s:g}")
         end_s = min(self.end_s, video_ends_s)
+        if self.segment_s and (end_s - self.start_s) / self.segment_s > MOST_SEGMENTS_OF_A_VIDEO:
+            raise BadOption(
+                f"the video says that it takes {end_s:.0f} s, which is more than {MOST_SEGMENTS_OF_A_VIDEO} segments; "
+                "ask for longer ones, or mend its timestamps, for example with ffmpeg -fflags +genpts"
+            )
         kept = min(self.max_segments or most, most)
         starts_s = [self.start_s]
         for start_s in self._grid_s() if self.segment_s else scenes_s:
-            if len(starts_s) > kept or start_s > end_s - SHORTEST_SEGMENT_S + _TOLERANCE_S:
+            if start_s > end_s - SHORTEST_SEGMENT_S + _TOLERANCE_S:
                 break
             if start_s >= starts_s[-1] + SHORTEST_SEGMENT_S - _TOLERANCE_S:
                 starts_s.append(round(start_s, 3))
+                if len(starts_s) > kept:
+                    break
         if len(starts_s) > most and not self.max_segments:
             raise BadOption(f"the video has more than {most} segments, the limit; ask for longer ones or max_segments")
         found = (
@@ -110,6 +118,10 @@ class Cut:
 
 
 WHOLE = Cut()
+
+
+def _shortly(seconds: float) -> str:
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
 def _shown_first(times_s: Sequence[float], start_s: float, end_s: float) -> range:

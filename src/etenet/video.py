@@ -1,4 +1,4 @@
-"""Bytes -> 16 RGB frames with their times. The only file of the core that imports av.
+"""Bytes -> 16 RGB frames with their times. With `scenes.py` the only file of the core that decodes.
 
 Which frames: the frame list of a clip is what its decoder puts out, in presentation order; the list is cut into 16
 equal slices and the middle frame of each is taken (fewer than 16 frames: some come twice). To name those frames
@@ -154,7 +154,7 @@ class _Clip:
     def sample(self, cut: Cut) -> list[SampledVideo]:
         packets = self._demux()
         found = self._by_timestamps(packets, cut) or self._by_counting(packets, cut)
-        first_pts, end_pts = self._span(packets, [still.pts for _, stills in found for still in stills])
+        first_pts, end_pts = self.span
         decode_ms = (time.monotonic() - self.started) * 1000
         return [
             SampledVideo(
@@ -176,7 +176,7 @@ class _Clip:
         self, cut: Cut, packets: Sequence[VideoPacket], shown_pts: Sequence[int], scenes_pts: Iterable[int]
     ) -> list[Segment]:
         """Those of the frame list that is shown at these moments."""
-        first_pts, end_pts = self._span(packets, shown_pts)
+        first_pts, end_pts = self.span = self._span(packets, shown_pts)
         times_s = [(pts - first_pts) * self.tick_s for pts in accumulate(shown_pts, max)]
         scenes_s = ((pts - first_pts) * self.tick_s for pts in scenes_pts)
         duration_s = (end_pts - first_pts) * self.tick_s
@@ -205,7 +205,7 @@ class _Clip:
         timeline = sorted(packet.pts for packet in timed if packet.shown)
         if len(timed) < len(packets) or len(set(timeline)) < len(timeline) or not timeline:
             return None
-        with closing(self._scenes(self._from(cut.start_s, timed, timeline[0]))) as scenes_pts:
+        with closing(self._scenes(self._from(cut.start_s, timed, timeline[0]), cut, timeline[0])) as scenes_pts:
             segments = self._segments(cut, packets, timeline, scenes_pts)
         wanted = frozenset(timeline[place] for segment in segments for place in _sixteen(segment.frames))
         stills: dict[int, _Still] = {}
@@ -236,7 +236,7 @@ class _Clip:
         shown_pts = [_pts(frame, number) for number, frame in enumerate(self._decode(packets))]
         if not shown_pts:
             raise UndecodableVideo(f"no frame of the {self.codec} video could be decoded; the file is damaged")
-        with closing(self._scenes(packets)) as scenes_pts:
+        with closing(self._scenes(packets, cut, shown_pts[0])) as scenes_pts:
             segments = self._segments(cut, packets, shown_pts, scenes_pts)
         wanted = {place for segment in segments for place in _sixteen(segment.frames)}
         stills = {
@@ -253,12 +253,15 @@ class _Clip:
         keys = [n for n, p in enumerate(packets) if p.starts_group and (p.pts - first_pts) * self.tick_s <= start_s]
         return [packet.data for packet in packets[keys[-1] if keys else 0 :]]
 
-    def _scenes(self, packets: Iterable[VideoPacket]) -> Generator[int]:
-        """The times at which scenes begin, as they are found."""
+    def _scenes(self, packets: Iterable[VideoPacket], cut: Cut, first_pts: int) -> Generator[int]:
+        """The times at which scenes begin until the end of the part, as they are found."""
         changes = SceneChanges()
         for number, frame in enumerate(self._decode(packets)):
+            pts = _pts(frame, number)
+            if (pts - first_pts) * self.tick_s > cut.end_s:
+                return
             if changes.begins_with(self._resized(frame, COMPARED_PX)):
-                yield _pts(frame, number)
+                yield pts
 
     def _decode_what_is_needed(self, run: Sequence[_Packet], wanted: Collection[int]) -> Iterator[av.VideoFrame]:
         """Frames in presentation order, without those that are neither wanted nor leant on by another."""
