@@ -5,15 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from etenet.search import Words, beam_search, greedy_search
+from etenet import search
+from etenet.search import Hypothesis, Words, greedy_search
 
 V, SOS, EOS = 5, 0, 1
 WORDS = Words(sos=SOS, eos=EOS)
+
+
+def beam_search(*arguments: Any, words: Words, **shape: Any) -> list[list[Hypothesis]]:
+    return search.beam_search(*arguments, words=words, **shape).hypotheses(words.eos)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from etenet.config import FRAMES_PER_CLIP
 from etenet.cuda_graph import Play, recorded
 from etenet.decoder import Decoder, State, Step
-from etenet.search import Hypothesis, Sentences, Words, beam_sentences, greedy_search
+from etenet.search import Hypothesis, Sentences, Words, beam_search, greedy_search
 
 RECORDED_BEAM_SIZE = 5
 RECORDED_CLIPS = (1, 2, 4, 8, 16)
@@ -84,7 +84,7 @@ def _beam(
     decoder: Decoder, features: Tensor, *, beam_size: int, max_words: int, words: Words, may_stop: bool
 ) -> Sentences:
     step, state = _steps(decoder, features, beam_size)
-    return beam_sentences(
+    return beam_search(
         step,
         state,
         clips=len(features),

@@ -151,28 +151,14 @@ def beam_search(
     max_words: int,
     words: Words,
     device: torch.device | str = "cpu",
-) -> list[list[Hypothesis]]:
-    """The `beam_size` most probable sentences of each clip that a beam of that width finds, best first.
+    may_stop: bool = True,
+) -> Sentences:
+    """The `beam_size` most probable sentences of each clip that a beam of that width finds.
 
     `state` is that of `beam_size` equal beams per clip. A beam that ends keeps its place and is never extended
     again; the others compete for the places left. Fewer than `beam_size` sentences come back where fewer exist.
+    Unless it `may_stop` before `max_words`, nothing is asked of the device meanwhile.
     """
-    shape: dict[str, Any] = {"clips": clips, "beam_size": beam_size, "max_words": max_words}
-    return beam_sentences(step, state, **shape, words=words, device=device, may_stop=True).hypotheses(words.eos)
-
-
-def beam_sentences(
-    step: StepFunction[StateT],
-    state: StateT,
-    *,
-    clips: int,
-    beam_size: int,
-    max_words: int,
-    words: Words,
-    device: torch.device | str,
-    may_stop: bool,
-) -> Sentences:
-    """The same where it is computed. Unless it `may_stop` before `max_words`, nothing is asked of the device."""
     totals = torch.full((clips, beam_size), -math.inf, device=device)
     totals[:, 0] = 0.0  # all beams start equal, so only one may be extended
     ended = torch.zeros_like(totals, dtype=torch.bool)
