@@ -1,11 +1,13 @@
 """Runs in a decoder process in place of the real thing: does what the body says, with every wall in its place.
 
-`unfiltered_main` runs the same without the system-call filter, `credulous_main` without the allow-lists.
+`unfiltered_main` runs the same without the system-call filter, `credulous_main` without the allow-lists, and
+`gpu_main` with a stand-in for a GPU, which others break in some way.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import socket
@@ -20,6 +22,7 @@ from etenet import decoder_process, video
 from etenet.errors import DecodeTimeout, NotAVideo
 from etenet.segments import Cut
 from etenet.video import SampledVideo, sample_segments
+from tests.gpu_stand_in import Frames, StandIn
 
 
 def _spin() -> None:
@@ -48,6 +51,10 @@ DEEDS: dict[bytes, Callable[[], object]] = {
     b"fork": lambda: os.fork() or os._exit(0),
     b"kill": lambda: os.kill(os.getppid(), 0),
     b"choose its cores": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+    b"ask a driver": lambda: fcntl.ioctl(0, 0xC020462A),  # NV_ESC_RM_CONTROL
+    b"ask nvidia-uvm": lambda: fcntl.ioctl(0, 33),  # UVM_MAP_EXTERNAL_ALLOCATION
+    b"own a socket": lambda: fcntl.ioctl(0, 0x8901),  # FIOSETOWN
+    b"type for a terminal": lambda: fcntl.ioctl(0, 0x5412),  # TIOCSTI
     b"crash": lambda: ctypes.string_at(0),
     b"spin": _spin,
     b"slow": _take_its_time,
@@ -73,7 +80,7 @@ def main(settings: Mapping[str, Any]) -> None:
 
 
 def unfiltered_main(settings: Mapping[str, Any]) -> None:
-    decoder_process.allow_only_decoding = lambda: None
+    decoder_process.allow_only_decoding = lambda **_: None
     main(settings)
 
 
@@ -90,10 +97,45 @@ def credulous_main(settings: Mapping[str, Any]) -> None:
 
 
 def credulous_unfiltered_main(settings: Mapping[str, Any]) -> None:
-    decoder_process.allow_only_decoding = lambda: None
+    decoder_process.allow_only_decoding = lambda **_: None
     credulous_main(settings)
 
 
 def believe_everything() -> None:
     video.OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
     video.DECODERS = tuple(av.codecs_available)
+
+
+DEADLY_WIDTH_PX = 128
+
+
+def gpu_main(settings: Mapping[str, Any]) -> None:
+    """Its driver crashes on frames of one width."""
+    _with_gpu(settings, StandIn(lambda frames: ctypes.string_at(0) if _any_deadly(frames) else frames))
+
+
+def hanging_gpu_main(settings: Mapping[str, Any]) -> None:
+    _with_gpu(settings, StandIn(lambda frames: time.sleep(1000) if _any_deadly(frames) else frames))
+
+
+def gpu_that_gives_other_frames_main(settings: Mapping[str, Any]) -> None:
+    _with_gpu(settings, StandIn(lambda frames: [frame.reformat(format="gray") for frame in frames]))
+
+
+def gpu_that_needs_files_main(settings: Mapping[str, Any]) -> None:
+    """Its driver opens a device for each video, as it can before the wall is up."""
+    _with_gpu(settings, StandIn(before=lambda: open("/dev/null").close()))
+
+
+def gpu_that_crashes_at_once_main(settings: Mapping[str, Any]) -> None:
+    _with_gpu(settings, StandIn(before=lambda: ctypes.string_at(0)))
+
+
+def _with_gpu(settings: Mapping[str, Any], stand_in: StandIn) -> None:
+    decoder_process.hold = lambda device: device
+    av.open = stand_in.open
+    main(settings)
+
+
+def _any_deadly(frames: Frames) -> bool:
+    return any(frame.width == DEADLY_WIDTH_PX for frame in frames)

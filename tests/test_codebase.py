@@ -31,13 +31,16 @@ LAYERS = (
     {"model", "video", "encoder_weights", "fused_encoder"},
     {"encoder", "decoder", "preprocess", "scenes"},
     {"config", "search", "vocabulary", "scores", "caption_json", "metrics"},
-    {"java", "poison", "seccomp", "ffmpeg", "cuda_graph"},
+    {"java", "poison", "seccomp", "ffmpeg", "gpu_decoder", "packet_runs", "cuda_graph"},
     {"segments"},
     {"errors", "atomic", "prctl"},
 )
 
 AT_HOME = {
-    "av": {"src/etenet/ffmpeg.py", "src/etenet/scenes.py", "src/etenet/video.py", "training/demo_world.py"},
+    "av": {
+        *("src/etenet/ffmpeg.py", "src/etenet/gpu_decoder.py", "src/etenet/scenes.py", "src/etenet/video.py"),
+        "training/demo_world.py",
+    },
     "openvino": {"src/etenet/compiled_encoder.py"},
     "pretrainedmodels": {"src/etenet/encoder.py"},
     "torchvision": {"src/etenet/doctor.py"},

@@ -196,6 +196,7 @@ VIDEO = {
         {"videos": [{**VIDEO, "width_px": -1}]},
         {"videos": [{**VIDEO, "width_px": True}]},
         {"videos": [{**VIDEO, "codec": "../../etc/passwd"}]},
+        {"videos": [{**VIDEO, "on_gpu": 1}]},
         {"videos": [{**VIDEO, "more": 1}]},
         {"videos": []},
         {"videos": [VIDEO] * 2},

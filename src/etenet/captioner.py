@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from etenet import checkpoint as checkpoints
 from etenet.captions import Caption, Outcome, Sentence, Timing, outcome_of
 from etenet.checkpoint import Checkpoint
-from etenet.config import FRAMES_PER_CLIP, CaptionOptions, DecodeLimits
+from etenet.config import FRAMES_PER_CLIP, CaptionOptions, DecodeLimits, GpuDecoding
 from etenet.decoder_search import GpuSearch, search
 from etenet.errors import CaptionError, DeviceFailed, InternalError, Overloaded
 from etenet.ffmpeg import require_supported_ffmpeg
@@ -47,6 +47,7 @@ ENCODED_AT_ONCE = 16 * FRAMES_PER_CLIP  # frames: more take more memory and are 
 _K = TypeVar("_K")
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
+_Step = Callable[[Sequence[_X]], Sequence[_Y | None]]
 WORDS = Words(sos=SOS_ID, eos=EOS_ID, never=(UNKNOWN_ID,))
 
 
@@ -67,7 +68,7 @@ class _Stopwatch:
 class Captioner:
     """A loaded checkpoint, ready to caption. One instance serves one thread at a time.
 
-    `sandboxed` clips are decoded in processes that a hostile clip cannot get out of.
+    `sandboxed` clips are decoded in processes that a hostile clip cannot get out of; only those use `gpu_decoding`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Captioner:
         sandboxed: bool = SANDBOX_EXISTS,
         compiled_encoder: CompiledEncoder | GpuEncoder | None = None,
         gpu_search: GpuSearch | None = None,
+        gpu_decoding: GpuDecoding | None = None,
     ) -> None:
         require_supported_ffmpeg()
         self.checkpoint = checkpoint
@@ -87,14 +89,16 @@ class Captioner:
         self.device = torch.device(device)
         self.limits = limits or DecodeLimits()
         self._model = checkpoint.model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self._sandboxed = sandboxed
+        self._sandboxed, self._gpu_decoding = sandboxed, gpu_decoding
         self._compiled_encoder, self._gpu_search = compiled_encoder, gpu_search
 
     @cached_property
     def _clips(self) -> Sandbox | InProcess:
         """What decodes clips; started with the first, as captions of features need none."""
-        kind = Sandbox if self._sandboxed else InProcess
-        return kind(resize_px=self.checkpoint.preprocessing.resize_px, limits=self.limits)
+        resize_px = self.checkpoint.preprocessing.resize_px
+        if self._sandboxed:
+            return Sandbox(resize_px=resize_px, limits=self.limits, gpu=self._gpu_decoding)
+        return InProcess(resize_px=resize_px, limits=self.limits)
 
     @property
     def encoder(self) -> str:
@@ -190,13 +194,14 @@ class Captioner:
     def _encoded(self, clips: Mapping[_K, SampledVideo], watch: _Stopwatch) -> dict[_K, torch.Tensor]:
         """The features (L, D) of each clip; none for a clip where they are no finite numbers."""
 
-        def encode(some: Sequence[SampledVideo]) -> list[torch.Tensor | None]:
+        def encode(some: Sequence[SampledVideo], by: Callable[..., torch.Tensor]) -> list[torch.Tensor | None]:
             with watch.measuring("encode"):
-                features = self.features(np.stack([clip.frames for clip in some]))
+                features = by(np.stack([clip.frames for clip in some]))
                 finite = features.isfinite().flatten(1).all(dim=1).tolist()
                 return [of_clip if good else None for of_clip, good in zip(features, finite, strict=True)]
 
-        return self._retried(encode, clips)
+        exactly = partial(encode, by=self._exact_features) if self._may_overflow else None
+        return self._retried(partial(encode, by=self.features), clips, exactly)
 
     def _described(
         self, features: Mapping[_K, torch.Tensor], options: Mapping[_K, CaptionOptions], watch: _Stopwatch
@@ -210,15 +215,17 @@ class Captioner:
 
         return self._retried(search, {key: (of_clip, options[key]) for key, of_clip in features.items()})
 
-    def _retried(self, step: Callable[[Sequence[_X]], Sequence[_Y | None]], clips: Mapping[_K, _X]) -> dict[_K, _Y]:
+    def _retried(
+        self, step: _Step[_X, _Y], clips: Mapping[_K, _X], last_resort: _Step[_X, _Y] | None = None
+    ) -> dict[_K, _Y]:
         """What a step of the network gives for each clip. One that has nothing beside others is tried again alone."""
         found = self._tried(step, clips)
-        if len(clips) > 1:
+        if len(clips) > 1 or last_resort:
             for number in clips.keys() - found.keys():
-                found |= self._tried(step, {number: clips[number]})
+                found |= self._tried(last_resort or step, {number: clips[number]})
         return found
 
-    def _tried(self, step: Callable[[Sequence[_X]], Sequence[_Y | None]], clips: Mapping[_K, _X]) -> dict[_K, _Y]:
+    def _tried(self, step: _Step[_X, _Y], clips: Mapping[_K, _X]) -> dict[_K, _Y]:
         if not clips:
             return {}
         try:
@@ -246,19 +253,29 @@ class Captioner:
         """frames (B, L, resize_px, resize_px, 3) of B clips -> their features (B, L, D)."""
         clips, length = frames.shape[:2]
         one_by_one = frames.reshape(-1, *frames.shape[2:])
-        fresh = [True, *(not np.array_equal(one, before) for before, one in pairwise(one_by_one))]
-        distinct = one_by_one[fresh]
+        fresh = [True, *(not _equal(before, one) for before, one in pairwise(one_by_one))]
+        distinct = one_by_one if all(fresh) else one_by_one[fresh]
         parts = [distinct[at : at + ENCODED_AT_ONCE] for at in range(0, len(distinct), ENCODED_AT_ONCE)]
         return torch.cat([self._encode(part) for part in parts])[np.cumsum(fresh) - 1].view(clips, length, -1)
 
     def _encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """frames (N, resize_px, resize_px, 3) -> features (N, D)."""
-        if self._compiled_encoder:
-            return self._compiled_encoder(frames)
-        with torch.inference_mode():
-            pixels = preprocess(torch.from_numpy(frames).to(self.device), self.checkpoint.preprocessing)
-            features: torch.Tensor = self._model.encoder(pixels)
-            return features
+        return self._compiled_encoder(frames) if self._compiled_encoder else self._encode_exactly(frames)
+
+    def _exact_features(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        """The same as `features` by the plain network."""
+        return torch.stack([self._encode_exactly(of_clip) for of_clip in frames])
+
+    @torch.inference_mode()
+    def _encode_exactly(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        pixels = preprocess(torch.from_numpy(frames).to(self.device), self.checkpoint.preprocessing)
+        features: torch.Tensor = self._model.encoder(pixels)
+        return features
+
+    @property
+    def _may_overflow(self) -> bool:
+        """Whether frames are encoded in half precision, in which large numbers become infinite."""
+        return bool(self._compiled_encoder and self._compiled_encoder.half)
 
     @torch.inference_mode()
     def _search(self, features: torch.Tensor, options: Sequence[CaptionOptions]) -> list[list[Hypothesis]]:
@@ -291,6 +308,12 @@ class Captioner:
         )
 
 
+def _equal(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether two frames are; of two that are not, the middle rows nearly always tell."""
+    middle = len(one) // 2
+    return np.array_equal(one[middle], other[middle]) and np.array_equal(one, other)
+
+
 def decoded_by(future: Future[list[SampledVideo]]) -> list[SampledVideo] | CaptionError:
     """What came out of `Captioner.decode`."""
     try:
@@ -310,17 +333,22 @@ def load(
     sandboxed: bool = SANDBOX_EXISTS,
     compiled_encoder: Path | None = None,
     record_gpu: bool = False,
+    gpu_kernels: Path | None = None,
+    gpu_decoding: GpuDecoding | None = None,
 ) -> Captioner:
     """Load a checkpoint for captioning. `device` is a torch device name; raises `CheckpointError`.
 
-    `compiled_encoder` is what `compile_encoder` made of this checkpoint; only a CPU uses it. Only a GPU is recorded:
-    that takes it a minute or two, after which it captions several times as fast.
+    `compiled_encoder` is what `compile_encoder` made of this checkpoint; only a CPU uses it. Only a GPU is recorded,
+    after which it captions several times as fast; that takes it minutes without `gpu_kernels`, what `compiled_kernels`
+    made of this checkpoint on such a GPU.
     """
     path = Path(path)
     on_gpu = torch.device(device).type == "cuda"
     compiled = _read_compiled(compiled_encoder) if compiled_encoder and not on_gpu else None
     checkpoint = checkpoints.load(path, with_encoder=compiled is None)
-    encoder, gpu_search = _recorded(checkpoint, torch.device(device)) if on_gpu and record_gpu else (compiled, None)
+    encoder, gpu_search = (
+        _recorded(checkpoint, torch.device(device), gpu_kernels) if on_gpu and record_gpu else (compiled, None)
+    )
     return Captioner(
         checkpoint,
         checkpoint_id=f"sha256:{checkpoints.sha256(path)}",
@@ -329,15 +357,23 @@ def load(
         sandboxed=sandboxed,
         compiled_encoder=encoder,
         gpu_search=gpu_search,
+        gpu_decoding=gpu_decoding,
     )
 
 
-def _recorded(checkpoint: Checkpoint, device: torch.device) -> tuple[GpuEncoder, GpuSearch] | tuple[None, None]:
+def _recorded(
+    checkpoint: Checkpoint, device: torch.device, kernels: Path | None
+) -> tuple[GpuEncoder, GpuSearch] | tuple[None, None]:
     """Both parts of the network as a GPU runs them; neither where that does not work."""
     from etenet.gpu_encoder import GpuEncoder
 
     try:
-        encoder = GpuEncoder(checkpoint.model.encoder, checkpoint.preprocessing, device=device)
+        encoder = GpuEncoder(
+            checkpoint.model.encoder,
+            checkpoint.preprocessing,
+            device=device,
+            kernels=kernels.read_bytes() if kernels else None,
+        )
         decoder, longest = checkpoint.model.decoder.to(device).eval(), checkpoint.max_words
         return encoder, GpuSearch(decoder, max_words=longest, words=WORDS, device=device)
     except Exception:

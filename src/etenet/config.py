@@ -102,6 +102,22 @@ class DecodeLimits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GpuDecoding:
+    """Which videos a GPU's own decoder (NVDEC) takes from the cores.
+
+    Small frames a core decodes faster than they come back from a GPU. That it is the other way round from 1080p on is
+    what others publish; `benchmarks.gpu` measures it.
+    """
+
+    device: int = 0  # of those that CUDA_VISIBLE_DEVICES leaves
+    from_pixels: int = 1920 * 1080  # of a frame
+
+    def __post_init__(self) -> None:
+        _require(self.device >= 0, f"device must be a GPU's number, from 0 on, got {self.device}")
+        _require(self.from_pixels > 0, f"from_pixels must be positive, got {self.from_pixels}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionOptions:
     """What a client may ask for; out of bounds raises `BadOption`. `max_words` None means the checkpoint's own."""
 

@@ -3,6 +3,9 @@
 A request is one message with the body's length and how to cut it, and a memory file that holds the body; the frames of
 its segments are written over the body, one after the other, and one message says what they are, or what is wrong with
 the clip. `sandbox.py` is the other side, and believes nothing that this side says.
+
+Where it is to decode on a GPU, it first proves that it can, once without the wall and once behind it; one that cannot
+says why and ends, so that no process keeps what only the GPU needs.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -21,54 +25,90 @@ from typing import Any
 
 import numpy as np
 
-from etenet.config import CANARY_CLIP, DecodeLimits
+from etenet.config import CANARY_CLIP, MOVING_CLIP, DecodeLimits, GpuDecoding
 from etenet.errors import CaptionError, UndecodableVideo
 from etenet.ffmpeg import import_all_of_pyav
+from etenet.gpu_decoder import hold
 from etenet.prctl import PR_SET_PDEATHSIG, prctl
 from etenet.seccomp import allow_only_decoding
-from etenet.segments import Cut
-from etenet.video import sample_frames, sample_segments
+from etenet.segments import WHOLE, Cut
+from etenet.video import sample_frames, sample_on_gpu, sample_segments
 
 MESSAGE_BYTES = 128 * 1024  # enough for `config.MOST_SEGMENTS`
 
-_OPEN_FILES = 16
+_MORE_FILES = 12  # beyond the channel and what a GPU's driver holds
 _STDOUT, _STDERR = 1, 2
 
 
 def main(settings: Mapping[str, Any]) -> None:
     """Serve requests until the other side closes the channel.
 
-    Settings: `channel` and `parent`, a file descriptor and a process id; `resize_px`; `limits`, of `DecodeLimits`.
+    Settings: `channel` and `parent`, a file descriptor and a process id; `resize_px`; `limits`, of `DecodeLimits`;
+    `gpu`, of `GpuDecoding`, or None.
     """
     _end_with(settings["parent"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group
     channel, resize_px = socket.socket(fileno=settings["channel"]), settings["resize_px"]
     limits = DecodeLimits(**settings["limits"])
+    gpu = GpuDecoding(**settings["gpu"]) if settings["gpu"] else None
     # Whatever decoding imports, opens or starts for good happens now: later it could not.
     import_all_of_pyav()
     unhurried = replace(limits, decode_deadline_s=60.0)
     sample_frames(CANARY_CLIP.read_bytes(), resize_px=resize_px, limits=unhurried)
+    proof = _GpuProof(gpu, resize_px, unhurried) if gpu else None
+    gpu_fault = proof and proof.fault(unhurried)
     _limit_resources(limits)
     os.dup2(_STDOUT, _STDERR)  # which is /dev/null: the log is not open to what a clip makes FFmpeg say
     try:
-        allow_only_decoding()
-        fault = None
+        allow_only_decoding(gpu=gpu is not None)
+        filter_fault = None
     except OSError as error:
-        fault = str(error)
-    channel.send(json.dumps({"filter_fault": fault}).encode())
-    while True:
+        filter_fault = str(error)
+    if proof and not gpu_fault and (fault := proof.fault(limits)):
+        gpu_fault = f"behind the wall, {fault}"
+    channel.send(json.dumps({"filter_fault": filter_fault, "gpu_fault": gpu_fault}).encode())
+    while not gpu_fault:
         message, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
         if not message:
             return
-        answer = _answer(files[0], json.loads(message), resize_px, limits)
+        asked = json.loads(message)
+        answer = _answer(files[0], asked, resize_px, limits, gpu if asked["may_use_gpu"] else None)
         os.close(files[0])
         channel.send(json.dumps(answer).encode())
 
 
-def _answer(file: int, asked: Mapping[str, Any], resize_px: int, limits: DecodeLimits) -> dict[str, Any]:
+class _GpuProof:
+    """Whether a GPU decodes a clip to the very bytes that the software does. It holds the GPU for its own life."""
+
+    def __init__(self, gpu: GpuDecoding, resize_px: int, limits: DecodeLimits) -> None:
+        self._device, self._resize_px = gpu.device, resize_px
+        self._held: object = None
+        self._clip = MOVING_CLIP.read_bytes()
+        self._expected = sample_frames(self._clip, resize_px=resize_px, limits=limits).frames
+
+    def fault(self, limits: DecodeLimits) -> str | None:
+        """Why it does not; None where it does."""
+        try:
+            self._held = self._held or hold(self._device)
+            (seen,) = sample_on_gpu(
+                self._clip,
+                WHOLE,
+                device=self._device,
+                resize_px=self._resize_px,
+                limits=limits,
+                started=time.monotonic(),
+            )
+        except Exception as error:
+            return f"the GPU's decoder fails: {error}"
+        return None if np.array_equal(seen.frames, self._expected) else "the GPU's decoder gives other frames"
+
+
+def _answer(
+    file: int, asked: Mapping[str, Any], resize_px: int, limits: DecodeLimits, gpu: GpuDecoding | None
+) -> dict[str, Any]:
     try:
         body = os.pread(file, asked["body_bytes"], 0)
-        videos = sample_segments(body, Cut(**asked["cut"]), resize_px=resize_px, limits=limits)
+        videos = sample_segments(body, Cut(**asked["cut"]), resize_px=resize_px, limits=limits, gpu=gpu)
         for number, video in enumerate(videos):
             os.pwrite(file, video.frames.data, number * video.frames.nbytes)
     except CaptionError as error:
@@ -91,9 +131,10 @@ def _end_with(parent: int) -> None:
 def _limit_resources(limits: DecodeLimits) -> None:
     """No core dumps, few open files, and as much memory as the limit says. The CPU's limit comes with each clip."""
     reserved = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    open_files = len(os.listdir("/proc/self/fd"))
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, _OPEN_FILES),
+        (resource.RLIMIT_NOFILE, open_files + _MORE_FILES),
         (resource.RLIMIT_AS, reserved + limits.max_memory_bytes),
     ):
         resource.setrlimit(kind, (most, most))

@@ -49,6 +49,7 @@ IN_PROGRESS = Gauge("etenet_requests_in_progress", "Requests in the hands of wor
 DECODERS = Gauge("etenet_decoder_processes", "Decoder processes that are alive.", multiprocess_mode="livesum")
 DECODERS_REPLACED = Counter("etenet_decoder_processes_replaced", "Decoder processes that others took the place of.")
 DECODERS_TIMED_OUT = Counter("etenet_decoder_processes_timed_out", "Clips that took longer than they may.")
+GPU_DECODED = Counter("etenet_gpu_decoded", "Videos that a GPU's decoder decoded.")
 WORKER_START = Gauge(
     "etenet_worker_start_time_seconds", "When the youngest worker began (Unix).", multiprocess_mode="livemax"
 )

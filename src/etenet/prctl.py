@@ -6,7 +6,6 @@ import ctypes
 import os
 
 PR_SET_PDEATHSIG = 1  # a signal to be sent when the thread that started this process ends
-PR_SET_SECCOMP = 22
 PR_SET_NO_NEW_PRIVS = 38
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -1,9 +1,10 @@
 """Decoder processes: bytes -> frames behind a wall, so that a clip harms nothing but itself.
 
 Each process has limits on memory, CPU and wall-clock time, sees no files and can make no system call but those that
-decoding needs (`decoder_process.py`). A clip that makes its process crash is tried once more in a fresh one, since
-the process may have died of something else; one that does it again, or burns its time without an answer, is refused
-at once for the next hour (`poison.py`). Body and frames travel in a memory file that lives as long as the request.
+decoding needs (`decoder_process.py`). A clip that makes its process crash is tried once more in a fresh one, and in
+software, since the process may have died of something else, or a GPU's driver of the clip; one that does it again, or
+burns its time without an answer, is refused at once for the next hour (`poison.py`). Body and frames travel in a memory
+file that lives as long as the request.
 
 Why not a library: pebble and concurrent.futures share one pipe among their processes, so that one that is stopped
 while it holds the pipe's lock holds up all, and they pickle every body and every frame.
@@ -37,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from etenet import metrics
-from etenet.config import FRAMES_PER_CLIP, DecodeLimits
+from etenet.config import FRAMES_PER_CLIP, DecodeLimits, GpuDecoding
 from etenet.decoder_process import MESSAGE_BYTES
 from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError
 from etenet.ffmpeg import DECODERS
@@ -50,9 +51,11 @@ _log = logging.getLogger(__name__)
 START_DEADLINE_S = 60.0
 GRACE_S = 0.25  # for a decoder that looks at the clock itself, to say so
 CLIPS_PER_PROCESS = 1000
+_IN_SOFTWARE = "a decoder process decodes all videos in software: %s"
 _ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
 _MESSAGE_LETTERS = 1000
 _NEEDED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
+_NEEDED_BY_GPU = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _START = """
 import json, sys
@@ -69,8 +72,9 @@ _Job = tuple[bytes, Cut, "Future[list[SampledVideo]]"]
 class Sandbox:
     """A pool of decoder processes.
 
-    `filter_fault` says why they run without a system-call filter; None where they have one. `entry` is what runs in
-    them, module:function. They end with `close`, with this object, and with this process, however it ends.
+    `filter_fault` says why they run without a system-call filter; None where they have one. `gpu_fault` says why some
+    decode all in software although there is a `gpu`. `entry` is what runs in them, module:function. They end with
+    `close`, with this object, and with this process, however it ends.
     """
 
     def __init__(
@@ -79,20 +83,24 @@ class Sandbox:
         resize_px: int,
         limits: DecodeLimits | None = None,
         processes: int | None = None,
+        gpu: GpuDecoding | None = None,
         entry: str = "etenet.decoder_process:main",
     ) -> None:
         self._poison = Poison()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._keepers = [
-            _Keeper(resize_px, limits or DecodeLimits(), entry, self._jobs, self._poison)
+            _Keeper(resize_px, limits or DecodeLimits(), entry, gpu, self._jobs, self._poison)
             for _ in range(processes or len(os.sched_getaffinity(0)))
         ]
         begun = [keeper.begin() for keeper in self._keepers]
         self.close = weakref.finalize(self, _end, self._jobs, len(begun))
         try:
-            self.filter_fault = next(filter(None, [first.result() for first in begun]), None)
+            faults = [first.result() for first in begun]
         except (OSError, _Died) as error:
             raise EtenetError(f"the decoder processes do not start: {error}") from error
+        self.filter_fault, self.gpu_fault = (next(filter(None, of_each), None) for of_each in zip(*faults, strict=True))
+        if self.gpu_fault:
+            _log.warning(_IN_SOFTWARE, self.gpu_fault)
         if self.filter_fault:
             _log.warning("decoder processes run without a system-call filter: %s", self.filter_fault)
 
@@ -136,25 +144,31 @@ class _Keeper:
     """
 
     def __init__(
-        self, resize_px: int, limits: DecodeLimits, entry: str, jobs: SimpleQueue[_Job | None], poison: Poison
+        self,
+        resize_px: int,
+        limits: DecodeLimits,
+        entry: str,
+        gpu: GpuDecoding | None,
+        jobs: SimpleQueue[_Job | None],
+        poison: Poison,
     ) -> None:
-        self._start = partial(_Process, resize_px, limits, entry)
-        self._seconds = limits.decode_deadline_s
+        self._process_with = partial(_Process, resize_px, limits, entry)
+        self._seconds, self._gpu, self._gpu_fault = limits.decode_deadline_s, gpu, ""
         self._jobs, self._poison = jobs, poison
 
-    def begin(self) -> Future[str | None]:
-        """Start; the result is the first process's `filter_fault`."""
-        first: Future[str | None] = Future()
+    def begin(self) -> Future[tuple[str | None, str]]:
+        """Start; the result is the first process's `filter_fault`, and why it does without the GPU."""
+        first: Future[tuple[str | None, str]] = Future()
         threading.Thread(target=self._run, args=(first,), name="decoder", daemon=True).start()
         return first
 
-    def _run(self, first: Future[str | None]) -> None:
+    def _run(self, first: Future[tuple[str | None, str]]) -> None:
         try:
             self.process = self._start()
         except BaseException as error:
             first.set_exception(error)
             return
-        first.set_result(self.process.filter_fault)
+        first.set_result((self.process.filter_fault, self._gpu_fault))
         while (job := self._jobs.get()) is not None:
             body, cut, future = job
             if future.set_running_or_notify_cancel():
@@ -173,35 +187,51 @@ class _Keeper:
         self._renew()
         seconds, started = self._seconds + GRACE_S, time.monotonic()
         try:
-            return self._tried(body, cut, seconds)
+            return self._tried(body, cut, seconds, may_use_gpu=True)
         except _Died as died:
             _log.warning("a decoder process died (%s); its clip is tried again", died)
             seconds -= time.monotonic() - started
         self._renew()
         try:
-            return self._tried(body, cut, seconds)
+            return self._tried(body, cut, seconds, may_use_gpu=False)
         except _Died as died:
             crashed = DecoderCrashed("the decoder crashed on this video; encode it again, for example with ffmpeg")
             if not died.killed_from_outside:
                 self._poison.remember(body, crashed, cut)
             raise crashed from died
 
-    def _tried(self, body: bytes, cut: Cut, seconds: float) -> list[SampledVideo]:
+    def _tried(self, body: bytes, cut: Cut, seconds: float, *, may_use_gpu: bool) -> list[SampledVideo]:
         try:
-            return self.process.sample(body, cut, seconds)
+            videos = self.process.sample(body, cut, seconds, may_use_gpu=may_use_gpu)
         except (DecodeTimeout, _Hung) as late:
             metrics.DECODERS_TIMED_OUT.inc()
             timeout = DecodeTimeout(f"decoding took longer than {self._seconds:g} s; send a shorter clip")
             if self.process.clip_cpu_s > self._seconds / 2:  # or else the process was held up by something else
                 self._poison.remember(body, timeout, cut)
             raise timeout from late
+        if videos[0].on_gpu:
+            metrics.GPU_DECODED.inc()
+        return videos
 
     def _renew(self) -> None:
         """Have a process that is fit for another clip."""
         if not self.process.alive or self.process.clips >= CLIPS_PER_PROCESS:
             self.process.end()
+            with_gpu = self._gpu
             self.process = self._start()
             metrics.DECODERS_REPLACED.inc()
+            if self._gpu is not with_gpu:
+                _log.warning(_IN_SOFTWARE, self._gpu_fault)
+
+    def _start(self) -> _Process:
+        """A process, and once one could not use the GPU, whatever the reason, for good one that knows of none."""
+        try:
+            return self._process_with(self._gpu)
+        except _Died as died:
+            if not self._gpu:
+                raise
+            self._gpu, self._gpu_fault = None, str(died)
+        return self._process_with(None)
 
 
 class _Died(Exception):
@@ -222,7 +252,7 @@ class _Hung(Exception):
 class _Process:
     """A decoder process and the channel to it. `clip_cpu_s` is what its last clip took."""
 
-    def __init__(self, resize_px: int, limits: DecodeLimits, entry: str) -> None:
+    def __init__(self, resize_px: int, limits: DecodeLimits, entry: str, gpu: GpuDecoding | None) -> None:
         self.clips, self.clip_cpu_s, self._ready = 0, 0.0, False
         self._frames_shape, self._max_segments = (FRAMES_PER_CLIP, resize_px, resize_px, 3), limits.max_segments
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -233,13 +263,15 @@ class _Process:
             "parent": os.getpid(),
             "resize_px": resize_px,
             "limits": asdict(limits),
+            "gpu": gpu and asdict(gpu),
         }
+        needed = _NEEDED_ENVIRONMENT + (_NEEDED_BY_GPU if gpu else ())
         # Its working directory is gone once it runs: as empty as can be, and nothing to clean up.
         with theirs, tempfile.TemporaryDirectory(prefix="decoder-") as nowhere:
             self._program = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, json.dumps(settings)],
                 cwd=nowhere,
-                env={name: os.environ[name] for name in _NEEDED_ENVIRONMENT if name in os.environ} | _ONE_THREAD,
+                env={name: os.environ[name] for name in needed if name in os.environ} | _ONE_THREAD,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -247,10 +279,14 @@ class _Process:
             theirs.close()
             self._channel.settimeout(START_DEADLINE_S)
             try:
-                self.filter_fault: str | None = json.loads(self._channel.recv(MESSAGE_BYTES))["filter_fault"]
+                said = json.loads(self._channel.recv(MESSAGE_BYTES))
+                self.filter_fault: str | None = said["filter_fault"]
             except (OSError, ValueError) as error:
                 self.end()
                 raise _Died("a decoder process ended before it was ready; the log has its last words") from error
+            if said["gpu_fault"]:
+                self.end()
+                raise _Died(said["gpu_fault"])
         self._ready = True
         metrics.DECODERS.inc()
 
@@ -270,7 +306,7 @@ class _Process:
         self._program.wait()
         self._channel.close()
 
-    def sample(self, body: bytes, cut: Cut, seconds: float) -> list[SampledVideo]:
+    def sample(self, body: bytes, cut: Cut, seconds: float, *, may_use_gpu: bool) -> list[SampledVideo]:
         """Raises what the process says of the clip; `_Died` or `_Hung`, and then the process is gone."""
         most = self._max_segments if cut.into_segments else 1
         memory = os.memfd_create("clip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -278,7 +314,8 @@ class _Process:
             os.ftruncate(memory, max(len(body), most * math.prod(self._frames_shape)))
             os.pwrite(memory, body, 0)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            answer = self._ask({"body_bytes": len(body), "cut": asdict(cut)}, memory, seconds)
+            question = {"body_bytes": len(body), "cut": asdict(cut), "may_use_gpu": may_use_gpu}
+            answer = self._ask(question, memory, seconds)
             self.clips += 1
             try:
                 return _believed(answer, memory, self._frames_shape, most)
@@ -354,6 +391,7 @@ def _video(said: Mapping[str, Any], memory: int, number: int, shape: tuple[int, 
         and all(isinstance(number, float) and math.isfinite(number) for number in numbers)
         and all(type(size) is int and 0 < size < 2**31 for size in sizes)
         and video.codec in DECODERS
+        and type(video.on_gpu) is bool
     ):
         raise ValueError("a video that cannot be")
     return video

@@ -10,27 +10,33 @@ the timestamps alone say what the frame list is.
 The segments of a video are cut from its frame list in the same way, each as a clip of its own. Only scenes need every
 frame decoded, to find where they begin.
 
+A large video may be decoded by a GPU. Unless exactly what its timestamps promise comes out of that, the software
+decodes it as if there were no GPU. Both give the same pixels of a stream that is whole; a damaged picture the GPU
+patches up in a way of its own, and does not say so.
+
 Knows nothing of networks, batches or servers.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TypeAlias
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.video import VideoStream
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from etenet.config import FRAMES_PER_CLIP, DecodeLimits
+from etenet.config import FRAMES_PER_CLIP, DecodeLimits, GpuDecoding
 from etenet.errors import (
     DecodeTimeout,
     EmptyBody,
@@ -40,6 +46,8 @@ from etenet.errors import (
     UndecodableVideo,
 )
 from etenet.ffmpeg import CODEC_WHITELIST, CONTAINERS, DECODERS, OPEN_OPTIONS
+from etenet.gpu_decoder import GPU_CODECS, GPU_PICTURES, accelerator
+from etenet.packet_runs import TimedPacket, runs
 from etenet.scenes import COMPARED_PX, SceneChanges
 from etenet.segments import Cut, Segment
 
@@ -69,16 +77,7 @@ class SampledVideo:
     start_s: float  # of what the frames are from
     end_s: float
     decode_ms: float  # how long it took to get them, and those of the other segments
-
-
-@dataclass(frozen=True, slots=True)
-class _Packet:
-    """A packet that says when it is shown, if at all."""
-
-    data: VideoPacket
-    pts: int
-    shown: bool
-    starts_group: bool  # a key frame
+    on_gpu: bool = False  # which decoder they are from
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,9 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
     return whole
 
 
-def sample_segments(body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None) -> list[SampledVideo]:
+def sample_segments(
+    body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None, gpu: GpuDecoding | None = None
+) -> list[SampledVideo]:
     """The same of each segment of a video, which is decoded once; `BadOption` where it cannot be cut so."""
     limits = limits or DecodeLimits()
     if not body:
@@ -116,13 +117,27 @@ def sample_segments(body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimi
         raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
     started = time.monotonic()
     with closing(_open(body)) as container:
-        return _Clip(container, resize_px=resize_px, limits=limits, started=started).sample(cut)
+        clip = _Clip(container, resize_px=resize_px, limits=limits, started=started)
+        if gpu and clip.suits(gpu, cut):
+            with suppress(Exception):  # a driver may fail in any way; what is wrong with a clip, the software says
+                return sample_on_gpu(body, cut, device=gpu.device, resize_px=resize_px, limits=limits, started=started)
+        return clip.sample(cut)
 
 
-def _open(body: bytes) -> InputContainer:
+def sample_on_gpu(
+    body: bytes, cut: Cut, *, device: int, resize_px: int, limits: DecodeLimits, started: float
+) -> list[SampledVideo]:
+    """The same from a GPU's decoder; raises anything where that does not give exactly what was promised in time."""
+    with closing(_open(body, accelerator(device))) as container:
+        return _Clip(container, resize_px=resize_px, limits=limits, started=started, on_gpu=True).sample(cut)
+
+
+def _open(body: bytes, hwaccel: HWAccel | None = None) -> InputContainer:
     try:
-        return av.open(io.BytesIO(body), "r", options=OPEN_OPTIONS, metadata_errors="replace")
+        return av.open(io.BytesIO(body), "r", options=OPEN_OPTIONS, metadata_errors="replace", hwaccel=hwaccel)
     except (av.FFmpegError, ValueError, MemoryError) as error:
+        if hwaccel:
+            raise
         if any(body[at : at + len(mark)] == mark for at, mark in _SIGNATURES):
             raise UndecodableVideo(
                 "the file starts like a video but its structure is damaged or cut short; send it again whole"
@@ -130,9 +145,22 @@ def _open(body: bytes) -> InputContainer:
         raise NotAVideo(f"this is not a video in a container we read ({', '.join(CONTAINERS)})") from error
 
 
+class _NotAsPromised(Exception):
+    """What a GPU's decoder gave is not to be trusted."""
+
+
 class _Clip:
-    def __init__(self, container: InputContainer, *, resize_px: int, limits: DecodeLimits, started: float) -> None:
+    def __init__(
+        self,
+        container: InputContainer,
+        *,
+        resize_px: int,
+        limits: DecodeLimits,
+        started: float,
+        on_gpu: bool = False,
+    ) -> None:
         self.container, self.limits, self.resize_px, self.started = container, limits, resize_px, started
+        self.on_gpu = on_gpu
         self.reformatter = VideoReformatter()
         covers = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & covers]
@@ -150,10 +178,20 @@ class _Clip:
         self.context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
         # What a decoder makes of damage depends on its number of threads, and a clip must always look the same.
         self.context.thread_count = 1
+        if on_gpu and not self.context.is_hwaccel:
+            raise _NotAsPromised("this build of FFmpeg decodes it in software")
+
+    def suits(self, gpu: GpuDecoding, cut: Cut) -> bool:
+        """Whether the GPU is to decode it. Scenes are found in software, as every frame would have to come back."""
+        can = self.codec in GPU_CODECS and self.context.pix_fmt in GPU_PICTURES
+        return can and math.prod(self.size_px) >= gpu.from_pixels and not cut.segment
 
     def sample(self, cut: Cut) -> list[SampledVideo]:
         packets = self._demux()
-        found = self._by_timestamps(packets, cut) or self._by_counting(packets, cut)
+        found = self._by_timestamps(packets, cut)
+        if not found and self.on_gpu:
+            raise _NotAsPromised("other frames came out than the timestamps promise")
+        found = found or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
         decode_ms = (time.monotonic() - self.started) * 1000
         return [
@@ -168,6 +206,7 @@ class _Clip:
                 start_s=segment.start_s,
                 end_s=segment.end_s,
                 decode_ms=decode_ms,
+                on_gpu=self.on_gpu,
             )
             for segment, stills in found
         ]
@@ -201,7 +240,7 @@ class _Clip:
 
     def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
         """Each segment's 16 frames that the packets' timestamps name; None where these do not tell the truth."""
-        timed = [_Packet(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
+        timed = [TimedPacket(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
         timeline = sorted(packet.pts for packet in timed if packet.shown)
         if len(timed) < len(packets) or len(set(timeline)) < len(timeline) or not timeline:
             return None
@@ -209,7 +248,7 @@ class _Clip:
             segments = self._segments(cut, packets, timeline, scenes_pts)
         wanted = frozenset(timeline[place] for segment in segments for place in _sixteen(segment.frames))
         stills: dict[int, _Still] = {}
-        for run, first_shown in _runs(timed, wanted):
+        for run, first_shown in runs(timed, wanted):
             promised = sorted(packet.pts for packet in run if packet.shown and packet.pts >= first_shown)
             delivered: dict[int, None] = {}
             try:
@@ -248,7 +287,7 @@ class _Clip:
             raise UndecodableVideo(f"the {self.codec} video gives other frames each time it is decoded; it is damaged")
         return [(segment, [stills[place] for place in _sixteen(segment.frames)]) for segment in segments]
 
-    def _from(self, start_s: float, packets: Sequence[_Packet], first_pts: int) -> list[VideoPacket]:
+    def _from(self, start_s: float, packets: Sequence[TimedPacket[VideoPacket]], first_pts: int) -> list[VideoPacket]:
         """The packets from the last key frame on that is shown by then."""
         keys = [n for n, p in enumerate(packets) if p.starts_group and (p.pts - first_pts) * self.tick_s <= start_s]
         return [packet.data for packet in packets[keys[-1] if keys else 0 :]]
@@ -263,7 +302,9 @@ class _Clip:
             if changes.begins_with(self._resized(frame, COMPARED_PX)):
                 yield pts
 
-    def _decode_what_is_needed(self, run: Sequence[_Packet], wanted: Collection[int]) -> Iterator[av.VideoFrame]:
+    def _decode_what_is_needed(
+        self, run: Sequence[TimedPacket[VideoPacket]], wanted: Collection[int]
+    ) -> Iterator[av.VideoFrame]:
         """Frames in presentation order, without those that are neither wanted nor leant on by another."""
         try:
             for packet in run:
@@ -293,6 +334,9 @@ class _Clip:
     def _checked(self, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in frames:
             self._check_pixels(frame.width, frame.height)
+            # What is cut off at the left and at the top comes back from a GPU as if it were part of the picture.
+            if self.on_gpu and (frame.width, frame.height) != self.size_px:
+                raise _NotAsPromised(f"a frame came out with {frame.width} x {frame.height} pixels")
             yield frame
 
     def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
@@ -339,33 +383,6 @@ def _sixteen(frames: range) -> list[int]:
 
 def _pts(frame: av.VideoFrame, number: int) -> int:
     return number if frame.pts is None else frame.pts
-
-
-def _runs(packets: Sequence[_Packet], wanted: frozenset[int]) -> Iterator[tuple[Sequence[_Packet], int]]:
-    """Runs of packets that hold every wanted frame and all it depends on, each with the first moment it can show.
-
-    A run is a group of pictures up to its last wanted packet; at the end of the clip, where files are most often
-    damaged, it is whole, so that the promised frames are checked. Frames shown before the key frame of their group but
-    sent after it lean on the group before, so a wanted one of those makes one run of both.
-    """
-    starts = [0, *(number for number, packet in enumerate(packets) if packet.starts_group and number)]
-    groups = [packets[a:b] for a, b in pairwise([*starts, len(packets)])]
-    needed, leaning = set(), set()
-    for number, group in enumerate(groups):
-        for packet in group:
-            if packet.pts in wanted and packet.shown:
-                needed.add(number)
-                if packet.pts < group[0].pts and number:
-                    needed.add(number - 1)
-                    leaning.add(number)
-    for number in sorted(needed - leaning):
-        end = number + 1
-        while end in leaning:
-            end += 1
-        run = [packet for group in groups[number:end] for packet in group]
-        if end < len(groups):
-            run = run[: 1 + max(place for place, packet in enumerate(run) if packet.pts in wanted)]
-        yield run, run[0].pts if number else min(packet.pts for packet in run)
 
 
 def _upright(pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:

@@ -1,0 +1,47 @@
+"""Which packets of a video have to be decoded for the frames that are wanted. Knows no decoder, only times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Generic, TypeVar
+
+_P = TypeVar("_P")
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPacket(Generic[_P]):
+    """A packet that says when it is shown, if at all."""
+
+    data: _P
+    pts: int
+    shown: bool
+    starts_group: bool  # a key frame
+
+
+def runs(packets: Sequence[TimedPacket[_P]], wanted: frozenset[int]) -> Iterator[tuple[Sequence[TimedPacket[_P]], int]]:
+    """Runs of packets that hold every wanted frame and all it depends on, each with the first moment it can show.
+
+    A run is a group of pictures up to its last wanted packet; at the end of the clip, where files are most often
+    damaged, it is whole, so that the promised frames are checked. Frames shown before the key frame of their group but
+    sent after it lean on the group before, so a wanted one of those makes one run of both.
+    """
+    starts = [0, *(number for number, packet in enumerate(packets) if packet.starts_group and number)]
+    groups = [packets[a:b] for a, b in pairwise([*starts, len(packets)])]
+    needed, leaning = set(), set()
+    for number, group in enumerate(groups):
+        for packet in group:
+            if packet.pts in wanted and packet.shown:
+                needed.add(number)
+                if packet.pts < group[0].pts and number:
+                    needed.add(number - 1)
+                    leaning.add(number)
+    for number in sorted(needed - leaning):
+        end = number + 1
+        while end in leaning:
+            end += 1
+        run = [packet for group in groups[number:end] for packet in group]
+        if end < len(groups):
+            run = run[: 1 + max(place for place, packet in enumerate(run) if packet.pts in wanted)]
+        yield run, run[0].pts if number else min(packet.pts for packet in run)

@@ -1,0 +1,348 @@
+"""Videos that a GPU decodes give what the software gives, and whatever a GPU does, the software answers instead.
+
+There is no GPU here: what stands in for one hands out the software's frames in a GPU's layout. What only a GPU can
+show, a decoder process checks for itself when it starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from etenet import errors, metrics
+from etenet.config import MOVING_CLIP, DecodeLimits, GpuDecoding
+from etenet.ffmpeg import CODEC_WHITELIST, OPEN_OPTIONS
+from etenet.sandbox import Sandbox, _Process
+from etenet.segments import WHOLE, Cut
+from etenet.video import SampledVideo, sample_segments
+from tests import clips
+from tests.conftest import REPOSITORY
+from tests.gpu_stand_in import Frames, StandIn
+from tests.misbehaving import DEADLY_WIDTH_PX
+from tests.test_sandbox import FORBIDDEN, LIMITS, error_of, only
+from tests.test_video import RENDERED, SIZE_PX
+
+ALL = GpuDecoding(from_pixels=1)
+NO_GPU_HERE = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU")
+HEVC = {"codec": "libx265", "x265-params": "log-level=none"}
+FOR_A_GPU = {
+    "h264": clips.video(60, bf="3", g="20"),
+    "h264 in ts": RENDERED["h264 in ts"],
+    "open groups of pictures": RENDERED["open groups of pictures"],
+    "full range": clips.video(20, pixels="yuvj420p"),
+    "BT.709": clips.video(20, size=(320, 240), colorspace="bt709", color_primaries="bt709", color_trc="bt709"),
+    "turned": clips.turned(clips.video(20), (0, 1, -1, 0)),
+    "hevc": clips.video(30, **HEVC),  # type: ignore[arg-type]  # the names are those of keywords
+    "hevc of 10 bits": clips.video(30, pixels="yuv420p10le", **HEVC),  # type: ignore[arg-type]
+    "vp9": RENDERED["vp9 in webm"],
+}
+FOR_THE_SOFTWARE = {
+    "vp8": RENDERED["vp8 in webm"],
+    "mpeg4": RENDERED["mpeg4 in avi"],
+    "mpeg2": RENDERED["mpeg2 in ts"],
+    "mjpeg": clips.video(20, container="avi", codec="mjpeg", pixels="yuvj420p"),
+    "av1": clips.video(20, size=(96, 64), codec="libsvtav1"),
+    "h264 of 4:4:4": clips.video(20, pixels="yuv444p"),
+}
+
+
+def sampled(
+    body: bytes, *, cut: Cut = WHOLE, gpu: GpuDecoding | None = ALL, limits: DecodeLimits = LIMITS
+) -> list[SampledVideo]:
+    return sample_segments(body, cut, resize_px=SIZE_PX, limits=limits, gpu=gpu)
+
+
+def assert_same(seen: list[SampledVideo], expected: list[SampledVideo], *, on_gpu: bool) -> None:
+    for one, other in zip(seen, expected, strict=True):
+        np.testing.assert_array_equal(one.frames, other.frames)
+        assert replace(one, frames=other.frames, decode_ms=0) == replace(other, decode_ms=0, on_gpu=on_gpu)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    stand_in = StandIn()
+    monkeypatch.setattr(av, "open", stand_in.open)
+    return stand_in
+
+
+@pytest.mark.parametrize("name", FOR_A_GPU)
+@pytest.mark.parametrize("cut", [WHOLE, Cut(start_s=0.2, segment_s=1.0)], ids=["whole", "segments"])
+def test_what_a_gpu_decodes_is_what_the_software_decodes(stand_in: StandIn, name: str, cut: Cut) -> None:
+    body = FOR_A_GPU[name]
+    assert_same(sampled(body, cut=cut), sampled(body, cut=cut, gpu=None), on_gpu=True)
+    assert len(stand_in.keywords) == 1
+
+
+@pytest.mark.parametrize("name", FOR_THE_SOFTWARE)
+def test_codecs_and_pictures_that_are_not_on_the_gpus_list_never_reach_it(stand_in: StandIn, name: str) -> None:
+    body = FOR_THE_SOFTWARE[name]
+    assert_same(sampled(body), sampled(body, gpu=None), on_gpu=False)
+    assert not stand_in.keywords
+
+
+def test_only_frames_that_are_large_enough_reach_it_and_no_scenes(stand_in: StandIn) -> None:
+    body = clips.video(30, size=(320, 240))
+    exactly = GpuDecoding(from_pixels=320 * 240)
+    assert [clip.on_gpu for clip in sampled(body, gpu=exactly)] == [True]
+    assert [clip.on_gpu for clip in sampled(body, gpu=replace(exactly, from_pixels=320 * 240 + 1))] == [False]
+    assert not any(clip.on_gpu for clip in sampled(body, gpu=exactly, cut=Cut(segment="scenes")))
+    assert len(stand_in.keywords) == 1
+
+
+def test_the_gpus_decoder_is_opened_with_the_same_allow_lists_and_limits(stand_in: StandIn) -> None:
+    sampled(FOR_A_GPU["h264"], gpu=GpuDecoding(device=3, from_pixels=1))
+    (accelerator,) = stand_in.accelerators
+    assert (accelerator.device_id, accelerator.options) == (3, {"primary_ctx": "1"})
+    assert stand_in.keywords == [{"options": OPEN_OPTIONS, "metadata_errors": "replace"}]
+    assert stand_in.told["options"] == {"max_pixels": str(LIMITS.max_pixels), "codec_whitelist": CODEC_WHITELIST}
+    assert stand_in.told["thread_count"] == 1
+
+
+def failing(error: Exception, after: int) -> Callable[[Frames], Frames]:
+    """Raises once more than so many frames came."""
+    seen = 0
+
+    def alter(frames: Frames) -> Frames:
+        nonlocal seen
+        seen += len(frames)
+        if seen > after:
+            raise error
+        return frames
+
+    return alter
+
+
+def later(frames: Frames) -> Frames:
+    for frame in frames:
+        frame.pts += 1
+    return frames
+
+
+def timeless(frames: Frames) -> Frames:
+    for frame in frames:
+        frame.pts = None
+    return frames
+
+
+BROKEN: dict[str, Callable[[Frames], Frames]] = {
+    "a driver that fails at once": failing(av.error.ExternalError(1, "cuda"), 0),
+    "a driver that fails midway": failing(av.error.InvalidDataError(1, "cuda"), 25),
+    "no memory on the GPU": failing(MemoryError(), 10),
+    "an error of another kind": failing(RuntimeError("?"), 10),
+    "an error of Python's": failing(TypeError("?"), 10),
+    "other times": later,
+    "no times": timeless,
+    "nothing": lambda _: [],
+    "every frame twice": lambda frames: [frame for frame in frames for _ in range(2)],
+    "frames of another size": lambda frames: [frame.reformat(frame.width + 2, frame.height) for frame in frames],
+    "frames larger than allowed": lambda frames: [frame.reformat(4096, 4096) for frame in frames],
+    "a refusal of ours": failing(errors.TooManyPixels("?"), 0),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_a_gpu_does_not_decode_as_promised_the_software_decodes(stand_in: StandIn, what: str) -> None:
+    body = FOR_A_GPU["h264"]
+    stand_in.alter = BROKEN[what]
+    assert_same(sampled(body), sampled(body, gpu=None), on_gpu=False)
+    assert stand_in.asked
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("?"), RuntimeError("?"), av.error.PermissionError(1, "?")])
+def test_a_gpu_that_cannot_be_opened_changes_nothing(stand_in: StandIn, error: Exception) -> None:
+    def refuse() -> None:
+        raise error
+
+    stand_in.before = refuse
+    body = FOR_A_GPU["h264"]
+    assert_same(sampled(body), sampled(body, gpu=None), on_gpu=False)
+
+
+def test_a_context_that_decodes_in_software_is_not_taken_for_a_gpus(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.gpu_stand_in.Context.is_hwaccel", False)
+    assert [clip.on_gpu for clip in sampled(FOR_A_GPU["h264"])] == [False]
+    assert len(stand_in.keywords) == 1
+
+
+def test_the_gpu_and_the_software_after_it_share_one_deadline(stand_in: StandIn) -> None:
+    def slow(_: Frames) -> Frames:
+        time.sleep(wait_s)
+        raise av.error.ExternalError(1, "cuda")
+
+    stand_in.alter = slow
+    wait_s = LIMITS.decode_deadline_s * 0.3
+    assert [clip.on_gpu for clip in sampled(FOR_A_GPU["h264"])] == [False]
+    wait_s = LIMITS.decode_deadline_s * 1.1
+    with pytest.raises(errors.DecodeTimeout):
+        sampled(FOR_A_GPU["h264"])
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_clip_that_is_refused_is_refused_for_the_same_reason() -> None:
+    for body, cut in ((FOR_A_GPU["h264"], Cut(start_s=99)), (FOR_A_GPU["h264"][:1500], WHOLE)):
+        said = []
+        for gpu in (ALL, None):
+            with pytest.raises(errors.CaptionError) as caught:
+                sampled(body, cut=cut, gpu=gpu)
+            said.append((type(caught.value), str(caught.value)))
+        assert said[0] == said[1]
+
+
+@NO_GPU_HERE
+@pytest.mark.parametrize("name", [*RENDERED, *FOR_A_GPU])
+def test_without_a_gpu_every_clip_gives_the_same_frames(name: str) -> None:
+    body = (RENDERED | FOR_A_GPU)[name]
+    assert_same(sampled(body), sampled(body, gpu=None), on_gpu=False)
+
+
+@contextmanager
+def decoding(entry: str, limits: DecodeLimits = LIMITS, processes: int = 1) -> Iterator[Sandbox]:
+    walled = Sandbox(resize_px=SIZE_PX, limits=limits, processes=processes, gpu=ALL, entry=entry)
+    try:
+        yield walled
+    finally:
+        walled.close()
+
+
+@pytest.fixture(scope="module")
+def walled() -> Iterator[Sandbox]:
+    with decoding("tests.misbehaving:gpu_main") as sandbox:
+        yield sandbox
+
+
+def test_a_decoder_process_decodes_on_a_gpu_and_is_counted(walled: Sandbox) -> None:
+    assert (walled.filter_fault, walled.gpu_fault) == (None, None)
+    before = metrics.GPU_DECODED._value.get()
+    for name in ("h264", "hevc", "vp9"):
+        assert_same(walled.submit(FOR_A_GPU[name]).result(), sampled(FOR_A_GPU[name], gpu=None), on_gpu=True)
+    assert not walled.submit(FOR_THE_SOFTWARE["vp8"]).result()[0].on_gpu
+    assert metrics.GPU_DECODED._value.get() == before + 3
+
+
+def test_a_clip_that_crashes_the_gpus_driver_is_decoded_in_software(walled: Sandbox) -> None:
+    body, before = clips.video(30, size=(DEADLY_WIDTH_PX, 96)), only(walled)
+    for _ in range(2):  # and it is not remembered against the clip
+        assert_same(walled.submit(body).result(), sampled(body, gpu=None), on_gpu=False)
+    assert only(walled) != before
+    assert walled.submit(FOR_A_GPU["h264"]).result()[0].on_gpu
+
+
+def test_a_driver_that_hangs_costs_the_clip_its_time_and_nothing_else() -> None:
+    body = clips.video(30, size=(DEADLY_WIDTH_PX, 96))
+    with decoding("tests.misbehaving:hanging_gpu_main") as walled:
+        for _ in range(2):
+            assert "refused for an hour" not in str(error_of(walled, body))
+        assert walled.submit(FOR_A_GPU["h264"]).result()[0].on_gpu
+
+
+@pytest.mark.parametrize("deed", FORBIDDEN)
+def test_a_process_with_a_gpu_is_denied_what_the_others_are(walled: Sandbox, deed: bytes) -> None:
+    assert str(error_of(walled, deed)) == "denied: Operation not permitted"
+
+
+def test_a_process_with_a_gpu_may_ask_its_driver_and_nothing_that_signals_or_types(walled: Sandbox) -> None:
+    for deed in (b"ask a driver", b"ask nvidia-uvm"):
+        assert str(error_of(walled, deed)) == "denied: Inappropriate ioctl for device"
+    for deed in (b"own a socket", b"type for a terminal"):
+        assert str(error_of(walled, deed)) == "denied: Operation not permitted"
+
+
+def test_a_process_without_a_gpu_may_ask_no_driver() -> None:
+    software = Sandbox(resize_px=SIZE_PX, limits=LIMITS, processes=1, entry="tests.misbehaving:main")
+    for deed in (b"ask a driver", b"ask nvidia-uvm", b"own a socket"):
+        assert str(error_of(software, deed)) == "denied: Operation not permitted"
+    software.close()
+
+
+THREAD = """
+import threading
+from etenet.seccomp import allow_only_decoding
+filtered = threading.Event()
+def work():
+    filtered.wait()
+    try:
+        open("/dev/null").close()
+    except PermissionError:
+        print("denied")
+thread = threading.Thread(target=work)
+thread.start()
+{install}
+filtered.set()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize(("install", "said"), [("allow_only_decoding(gpu=True)", "denied\n"), ("", "")])
+def test_the_filter_holds_for_threads_that_a_driver_started_before_it(install: str, said: str) -> None:
+    code = THREAD.format(install=install)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ran.stdout == said
+
+
+UNUSABLE = {
+    "gpu_that_gives_other_frames_main": "gives other frames",
+    "gpu_that_needs_files_main": "behind the wall, the GPU's decoder fails: .*Operation not permitted",
+    "gpu_that_crashes_at_once_main": "ended before it was ready",
+}
+
+
+@pytest.mark.parametrize("entry", UNUSABLE)
+def test_a_gpu_that_does_not_prove_itself_is_not_used(entry: str, caplog: pytest.LogCaptureFixture) -> None:
+    with decoding(f"tests.misbehaving:{entry}", processes=2) as walled:
+        check_that_all_is_software(walled, caplog, because=UNUSABLE[entry])
+
+
+def test_a_gpu_that_is_lost_later_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    with decoding("tests.misbehaving:gpu_main") as walled:
+        (keeper,) = walled._keepers
+        entry = "tests.misbehaving:gpu_that_crashes_at_once_main"
+        keeper._process_with = partial(_Process, SIZE_PX, LIMITS, entry)
+        for _ in range(2):
+            os.kill(only(walled), signal.SIGKILL)
+            assert not walled.submit(FOR_A_GPU["h264"]).result()[0].on_gpu
+        assert caplog.text.count("decodes all videos in software") == 1
+
+
+@NO_GPU_HERE
+def test_without_a_gpu_the_processes_say_so_once_and_decode_in_software(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with decoding("tests.misbehaving:main", processes=2) as walled:
+        check_that_all_is_software(walled, caplog, because=r"libcuda\.so\.1: cannot open shared object file")
+
+
+def check_that_all_is_software(walled: Sandbox, caplog: pytest.LogCaptureFixture, *, because: str) -> None:
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert walled.gpu_fault
+    assert walled.gpu_fault in warning
+    assert re.search(because, warning)
+    pids = walled.pids
+    for body in (FOR_A_GPU["h264"], MOVING_CLIP.read_bytes()):
+        assert_same(walled.submit(body).result(), sampled(body, gpu=None), on_gpu=False)
+    assert str(error_of(walled, b"ask a driver")) == "denied: Operation not permitted"
+    assert walled.pids == pids
+    assert len(pids) == 2
+    assert all(b"CUDA" not in Path(f"/proc/{pid}/environ").read_bytes() for pid in pids)
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for wrong in ({"device": -1}, {"from_pixels": 0}):
+        with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+            GpuDecoding(**wrong)
