@@ -3,7 +3,8 @@
 #   docker build -t etenet .
 #   docker run --rm --read-only --tmpfs /tmp:size=4g -p 8080:8080 -p 8083:8083 etenet
 #
-# Captions on a GPU where there is one (docker run --gpus all). For a CPU alone, TORCH_INDEX names an index of CPU wheels
+# Captions on a GPU where there is one: docker run --gpus all --volume etenet-compiled:/var/cache/etenet (in which what
+# torch compiles for it outlives the container; the image has the C++ compiler that it needs). For a CPU alone, TORCH_INDEX names an index of CPU wheels
 # of torch and torchvision (pytorch.org names it), which saves 4 GB. CHECKPOINT is what is served.
 ARG PYTHON=3.11
 
@@ -30,13 +31,15 @@ FROM python:${PYTHON}-slim-bookworm
 # Debian keeps no older versions to pin to.
 # hadolint ignore=DL3008
 RUN apt-get update && \
-    apt-get install --yes --no-install-recommends tini && \
+    apt-get install --yes --no-install-recommends g++ tini && \
     rm -rf /var/lib/apt/lists/* && \
-    useradd --uid 10001 --no-create-home --home-dir /tmp etenet
+    useradd --uid 10001 --no-create-home --home-dir /tmp etenet && \
+    install --directory --owner etenet /var/cache/etenet
 COPY --from=build /opt/etenet /opt/etenet
 COPY --from=build /app/model_store /app/model_store
 COPY deploy/container.properties /app/config.properties
-ENV PATH=/opt/etenet/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/etenet/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    XDG_CACHE_HOME=/var/cache NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 WORKDIR /app
 USER 10001
 EXPOSE 8080 8082 8083

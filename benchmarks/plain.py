@@ -54,7 +54,7 @@ def search_by_loop(decoder: Decoder, features: Tensor, *, beam_size: int, max_wo
 
 
 def _extended(decoder: Decoder, memory: Memory, beam: Beam, places: int, *, last: bool) -> list[Beam]:
-    previous = torch.tensor([[beam.words[-1] if beam.words else SOS_ID]])
+    previous = torch.tensor([[beam.words[-1] if beam.words else SOS_ID]], device=memory.features.device)
     step = decoder.step(previous, beam.state, memory)
     log_probs = step.log_probs[0, 0].clone()
     log_probs[[SOS_ID, UNKNOWN_ID]] = -math.inf
@@ -72,8 +72,9 @@ def _extended(decoder: Decoder, memory: Memory, beam: Beam, places: int, *, last
 class PlainCaptioner:
     """One clip at a time, start to end."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoints.load(checkpoint)
+    def __init__(self, checkpoint: Path, *, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.checkpoint = checkpoints.load(checkpoint, device=device)
         self.model = self.checkpoint.model.eval()
         self.preprocessing = self.checkpoint.preprocessing
 
@@ -94,7 +95,7 @@ class PlainCaptioner:
 
     @torch.inference_mode()
     def caption(self, body: bytes) -> str:
-        features = self.model.encoder(self.frames(body))
+        features = self.model.encoder(self.frames(body).to(self.device))
         best, *_ = search_by_loop(
             self.model.decoder, features, beam_size=BEAM_SIZE, max_words=self.checkpoint.max_words
         )

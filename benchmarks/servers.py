@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import psutil
@@ -52,15 +50,7 @@ def ours_with(archive: Path, clip: bytes, **settings: int) -> Iterator[Served]:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model_store" / "etenet"
         archives.unpack(archive, model)
-        config = model / archives.CONFIG_FILE
-        before = config.read_bytes()
-        for name, value in settings.items():
-            config.write_text(re.sub(rf"(?m)^{name}: \d+", f"{name}: {value}", config.read_text()))
-        sums, (old, new) = (
-            model / archives.SUMS_FILE,
-            (sha256(text).hexdigest() for text in (before, config.read_bytes())),
-        )
-        sums.write_text(sums.read_text().replace(old, new))
+        archives.configure(model, settings)
         with _torchserve(model, clip, Path(scratch)) as it:
             yield it
 

@@ -19,9 +19,9 @@ import torch
 
 import etenet
 from etenet import metrics, subtitles
-from etenet.archive import ENCODER_FILE, verify
+from etenet.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.captions import Outcome, SegmentCaptions
-from etenet.config import CANARY_CLIP, ERROR_HEADER, FAILURE_FILE_VARIABLE, OPTION_HEADERS
+from etenet.config import CANARY_CLIP, ERROR_HEADER, FAILURE_FILE_VARIABLE, OPTION_HEADERS, GpuDecoding
 from etenet.errors import DeviceFailed, EmptyBody, InternalError, NotAVideo, Overloaded
 from etenet.request_log import Answered, record
 
@@ -50,18 +50,20 @@ class EtenetHandler:
         properties = context.system_properties
         folder = Path(properties["model_dir"])
         verify(folder)
-        settings = (context.model_yaml_config or {}).get("etenet", {})
-        device = "cpu"
+        config = context.model_yaml_config or {}
+        device, gpu_decoding = "cpu", None
         if torch.cuda.is_available() and properties.get("gpu_id") is not None:
-            device = f"cuda:{properties['gpu_id']}"
+            device, gpu_decoding = _on_gpu(int(properties["gpu_id"]), config.get("gpu", {}))
         model = context.manifest["model"]
-        graph = folder / ENCODER_FILE
+        graph, kernels = (folder / name for name in (ENCODER_FILE, GPU_KERNELS_FILE))
         self.captioner = etenet.load(
             folder / model["serializedFile"],
             device=device,
-            limits=etenet.DecodeLimits(**settings),
+            limits=etenet.DecodeLimits(**config.get("etenet", {})),
             compiled_encoder=graph if graph.exists() else None,
             record_gpu=True,
+            gpu_kernels=kernels if kernels.exists() else None,
+            gpu_decoding=gpu_decoding,
         )
         self.captioner.caption(CANARY)
         checkpoint = self.captioner.checkpoint_id
@@ -140,6 +142,12 @@ class EtenetHandler:
             body = _json({**answer, "model": self.model, "timing_ms": timing})
         context.set_response_content_type(number, content_type)
         return body
+
+
+def _on_gpu(number: int, settings: Mapping[str, Any]) -> tuple[str, GpuDecoding | None]:
+    """The device of a worker that TorchServe gave a GPU, and which clips that decodes, too."""
+    from_pixels = settings.get("decode_from_pixels", 0)
+    return f"cuda:{number}", GpuDecoding(device=number, from_pixels=from_pixels) if from_pixels else None
 
 
 def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:

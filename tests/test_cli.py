@@ -93,6 +93,7 @@ def test_doctor_finds_nothing_wrong_here(tmp_path: Path, capsys: Capture) -> Non
         "Python",
         "Java 17",
         "torch ",
+        "no GPU",
         "TorchServe",
         "PyAV",
         "decoder processes",

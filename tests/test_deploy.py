@@ -173,11 +173,13 @@ def manifest(kind: str) -> Any:
 
 
 def patched(whole: Any, patch: Any) -> Any:
-    """As `kubectl patch` does, for what our patch has: lists of things with names are merged by name."""
+    """As `kubectl patch` does, for what our patch has: lists are merged by names, or by where something is mounted."""
     if isinstance(whole, dict):
         return {**whole, **{key: patched(whole[key], value) if key in whole else value for key, value in patch.items()}}
     if isinstance(whole, list):
-        return [patched(one, next(other for other in patch if other["name"] == one["name"])) for one in whole]
+        key = "mountPath" if "mountPath" in whole[0] else "name"
+        before, by = ({one[key]: one for one in some} for some in (whole, patch))
+        return list(patched(before, by).values())
     return patch
 
 
@@ -192,6 +194,8 @@ def test_the_manifests_are_what_kubernetes_reads(kind: str) -> None:
         (container,) = document["spec"]["template"]["spec"]["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"]
         assert container["image"]
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in document["spec"]["template"]["spec"]["volumes"]}
     kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 

@@ -1,34 +1,28 @@
-"""What a GPU runs, run here without one: the same sums in the same order, neither recorded nor compiled."""
+"""What a GPU runs, run here without one: the same sums in the same order, neither recorded nor uploaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
 from itertools import chain
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from etenet import captioner as captioners
 from etenet import checkpoint as checkpoints
 from etenet.captioner import WORDS, Captioner
+from etenet.config import CaptionOptions, Preprocessing
 from etenet.decoder_search import GpuSearch, search
 from etenet.gpu_encoder import GpuEncoder
-from tests.conftest import DEMO
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 
 CPU = torch.device("cpu")
-
-
-def at_once(function: Callable[[Tensor], Any], example: Tensor) -> Callable[[Tensor], Any]:
-    """In place of a recording: refuses, as one would not notice, another shape."""
-
-    def play(value: Tensor) -> Any:
-        assert value.shape == example.shape
-        return function(value)
-
-    return play
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +36,7 @@ def test_a_search_without_a_look_at_the_host_finds_the_same(checkpoint: checkpoi
     torch.manual_seed(clips)
     features = torch.randn(clips, 16, decoder.config.feature_size).abs()
     plain = search(decoder, features, beam_size=5, max_words=checkpoint.max_words, words=WORDS)
-    recorded = GpuSearch(decoder, max_words=checkpoint.max_words, words=WORDS, device=CPU, record=at_once)(features)
+    recorded = GpuSearch(decoder, max_words=checkpoint.max_words, words=WORDS, device=CPU)(features)
     assert [[said.words for said in of_clip] for of_clip in recorded] == [
         [said.words for said in of_clip] for of_clip in plain
     ]
@@ -58,27 +52,88 @@ def test_frames_of_any_number_have_the_features_of_the_network(
     how = checkpoint.preprocessing
     shape = (frames, how.resize_px, how.resize_px, 3)
     pictures = np.random.default_rng(frames).integers(0, 256, shape, dtype=np.uint8)
-    encoder = GpuEncoder(checkpoint.model.encoder, how, device=CPU, compiled=False, record=at_once)
+    encoder = GpuEncoder(checkpoint.model.encoder, how, device=CPU, compiled=False)
     found, expected = encoder(pictures), captioner.features(pictures[None])[0]
     assert found.shape == expected.shape
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
 
 
+SMALL = Preprocessing(resize_px=8, crop_px=6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+COMPILE = """
+import json, sys
+from pathlib import Path
+from torch._dynamo.utils import counters
+from etenet.gpu_encoder import GpuEncoder, compiled_kernels
+from tests.test_gpu import CPU, SMALL, SmallEncoder
+
+kernels = Path(sys.argv[1])
+if kernels.exists():
+    GpuEncoder(SmallEncoder(), SMALL, device=CPU, kernels=kernels.read_bytes())
+else:
+    kernels.write_bytes(compiled_kernels(SmallEncoder(), SMALL, device=CPU))
+print(json.dumps(counters["inductor"]))
+"""
+
+
+class SmallEncoder(nn.Module):
+    """In the place of an `Encoder`: as few operations as can be, since the compiler takes seconds for each."""
+
+    name = "small"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return torch.relu(self.convolution(frames)).mean(dim=(-2, -1), dtype=torch.float32)
+
+
+def test_who_is_given_what_was_compiled_compiles_nothing(tmp_path: Path) -> None:
+    def started_with(cache: str) -> dict[str, int]:
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
+        command = [sys.executable, "-c", COMPILE, str(tmp_path / "kernels")]
+        ran = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        return json.loads(ran.stdout.splitlines()[-1])
+
+    assert started_with("first")["fxgraph_cache_miss"] == 1
+    again = started_with("second")
+    assert again["fxgraph_cache_hit"] == 1
+    assert "fxgraph_cache_miss" not in again
+
+
+@pytest.mark.parametrize("kernels", [None, b"damaged"])
 def test_what_cannot_be_compiled_runs_as_it_is(
-    checkpoint: checkpoints.Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kernels: bytes | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", broken)
-    encoder = GpuEncoder(checkpoint.model.encoder, checkpoint.preprocessing, device=CPU, record=at_once)
-    size = checkpoint.preprocessing.resize_px
-    assert encoder(np.zeros((1, size, size, 3), np.uint8)).isfinite().all()
+    encoder = GpuEncoder(SmallEncoder(), SMALL, device=CPU, kernels=kernels)
+    assert encoder(np.zeros((1, 8, 8, 3), np.uint8)).isfinite().all()
     assert "runs uncompiled" in caplog.text
+    assert ("what was compiled before cannot be read" in caplog.text) == (kernels is not None)
 
 
 def test_where_nothing_can_be_recorded_the_plain_network_captions(
     checkpoint: checkpoints.Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert captioners._recorded(checkpoint, torch.device("cuda", 99)) == (None, None)
+    assert captioners._recorded(checkpoint, torch.device("cuda", 99), None) == (None, None)
     assert "the plain network captions" in caplog.text
+
+
+def test_a_clip_too_bright_for_half_precision_is_seen_by_the_plain_network(
+    checkpoint: checkpoints.Checkpoint, captioner: Captioner
+) -> None:
+    class Overflowing:
+        half = True
+
+        def __call__(self, frames: np.ndarray) -> Tensor:
+            features = captioner.features(frames[None])[0].clone()
+            features[:16] = torch.inf  # of the first clip of the batch
+            return features
+
+    bodies = [(REPOSITORY / "examples" / name).read_bytes() for name in list(EXAMPLES)[:2]]
+    ours = Captioner(checkpoint, compiled_encoder=Overflowing())
+    assert [said.text for said in ours.caption_batch(bodies, [CaptionOptions()] * 2)] == list(EXAMPLES.values())[:2]

@@ -28,7 +28,7 @@ CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 CONFIG = ServerConfig.read(REPOSITORY / "config.properties")
 BATCH = 8
 # SECURITY.md, "The limits": Java in its heap and beside it, and the rest.
-CEILING_BYTES = 2 * CONFIG.java_memory_bytes + 4 * 2**30
+CEILING_BYTES = 2 * CONFIG.java_memory_bytes() + 4 * 2**30
 
 
 @pytest.fixture(scope="module")

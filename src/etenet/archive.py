@@ -1,8 +1,9 @@
 """A checkpoint and the code that reads it -> one .mar, the same bytes every time.
 
 A .mar is a zip with a manifest. It is written here rather than by torch-model-archiver, which stamps the time of day
-into it. The files of `handler/` are data to this module; it never imports them. `SHA256SUMS`, in the format of
-sha256sum(1), lets whoever unpacks an archive see that it is whole: the handler does, before it loads anything.
+into it; only what is compiled for a GPU, where that is asked for, may differ. The files of `handler/` are data to this
+module; it never imports them. `SHA256SUMS`, in the format of sha256sum(1), lets whoever unpacks an archive see that it
+is whole: the handler does, before it loads anything.
 Only packaging needs torch, which takes seconds to import; a server starts without.
 """
 
@@ -13,10 +14,12 @@ import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from etenet.atomic import replacing
 from etenet.errors import UsageError
@@ -32,6 +35,7 @@ HANDLER_FILE = "etenet_handler.py"
 CONFIG_FILE = "model-config.yaml"
 CHECKPOINT_FILE = "checkpoint.pt"
 ENCODER_FILE = "encoder.xml"
+GPU_KERNELS_FILE = "gpu_kernels.bin"
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 SUMS_FILE = "SHA256SUMS"
 
@@ -47,8 +51,11 @@ def handler_folder() -> Path:
     raise UsageError("the handler/ folder is missing; install etenet from a complete source tree")
 
 
-def package(checkpoint: Path, out: Path) -> Path:
-    """Write the archive atomically and return its path. The checkpoint is loaded once, so a bad one is not packaged."""
+def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
+    """Write the archive atomically and return its path. The checkpoint is loaded once, so a bad one is not packaged.
+
+    With `gpu` a worker on a GPU like that of this machine need not compile its encoder: `UsageError` without one.
+    """
     from etenet import checkpoint as checkpoints
 
     loaded = checkpoints.load(checkpoint)
@@ -62,6 +69,8 @@ def package(checkpoint: Path, out: Path) -> Path:
     contents = {MANIFEST_FILE: json.dumps(_manifest(), indent=2).encode()}
     contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
     contents |= _compiled_encoder(loaded)
+    if gpu:
+        contents[GPU_KERNELS_FILE] = _gpu_kernels(loaded)
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
     with replacing(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in contents.items():
@@ -81,6 +90,21 @@ def _compiled_encoder(checkpoint: Checkpoint) -> dict[str, bytes]:
     except (ImportError, RuntimeError) as error:
         _log.warning("the encoder is packaged as it is, and slower on a CPU: %s", error)
         return {}
+
+
+def _gpu_kernels(checkpoint: Checkpoint) -> bytes:
+    import torch
+
+    from etenet.gpu_encoder import compiled_kernels
+
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "there is no GPU here to compile for; package on a machine with a GPU like the one that serves"
+        )
+    try:
+        return compiled_kernels(checkpoint.model.encoder, checkpoint.preprocessing, device=torch.device("cuda"))
+    except RuntimeError as error:
+        raise UsageError(f"the encoder cannot be compiled for this GPU: {error}") from error
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -109,6 +133,24 @@ def verify(unpacked: Path) -> None:
         for name, actual in zip(names, found, strict=True):
             if actual is None or actual != sums.get(name):
                 raise UsageError(f"{name} of the archive is damaged or missing; package it again")
+
+
+def configuration(unpacked: Path) -> dict[str, Any]:
+    """What an archive tells TorchServe and the handler; nothing where that is damaged, which `verify` tells."""
+    try:
+        found = yaml.safe_load((unpacked / CONFIG_FILE).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def configure(unpacked: Path, settings: Mapping[str, object]) -> None:
+    """Put other values there; what is damaged is left so."""
+    config, sums = unpacked / CONFIG_FILE, unpacked / SUMS_FILE
+    before = f"{_sha256(config)}  {CONFIG_FILE}\n"
+    if sums.is_file() and before in (lines := sums.read_text(errors="replace")):
+        config.write_text(yaml.safe_dump(configuration(unpacked) | dict(settings)))
+        sums.write_text(lines.replace(before, f"{_sha256(config)}  {CONFIG_FILE}\n"))
 
 
 def _sha256(path: Path) -> str | None:

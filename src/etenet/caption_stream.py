@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -40,7 +41,7 @@ def caption_stream(
     """One outcome per video, by its key, as they come; full batches are encoded while the next are decoded.
 
     A video of more segments than its cut's `max_segments` is decoded so many at a time. Asks for videos as it has
-    room: two batches of videos are in memory at most, and fewer where they are large. `reached` hears of a video, while
+    room: a batch is in memory at most, and another or one video for each core, and fewer where they are large. `reached` hears of a video, while
     it is not whole, until when it is captioned, and how long it is.
     """
     unread, more = iter(videos), True
@@ -48,10 +49,11 @@ def caption_stream(
     decoding: dict[Future[list[SampledVideo]], tuple[KeyT, bytes, Cut]] = {}
     ready: deque[_Ready[KeyT]] = deque()
     captions: defaultdict[KeyT, list[Caption | CaptionError]] = defaultdict(list)
+    most = batch_clips + max(batch_clips, os.cpu_count() or 1)
 
     def has_room() -> bool:
         held_bytes = sum(len(body) for _, body, _ in decoding.values())
-        return len(decoding) + len(ready) < 2 * batch_clips and (not decoding or held_bytes < HELD_BYTES)
+        return len(decoding) + len(ready) < most and (not decoding or held_bytes < HELD_BYTES)
 
     while True:
         while (unfinished or more) and has_room():

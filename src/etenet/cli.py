@@ -97,7 +97,7 @@ def _engine(options: argparse.Namespace, wish: CaptionOptions, clips: int) -> En
 def package(options: argparse.Namespace) -> int:
     from etenet import archive
 
-    print(archive.package(options.source, options.out))
+    print(archive.package(options.source, options.out, gpu=options.gpu))
     return 0
 
 
@@ -211,6 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=package)
     command.add_argument("source", type=Path, metavar="CHECKPOINT")
     command.add_argument("--out", type=Path, default=DEFAULT_ARCHIVE, metavar="F.mar")
+    command.add_argument(
+        "--gpu", action="store_true", help="compiled for GPUs like this machine's, which takes minutes"
+    )
 
     command = commands.add_parser("init", help="make a randomly initialised checkpoint, for trying sizes and speeds")
     command.set_defaults(run=init)

@@ -29,6 +29,8 @@ TOLERANCE = 1e-4
 class CompiledEncoder:
     """Resized frames -> features. One instance serves one thread at a time."""
 
+    half = False
+
     def __init__(self, graph: Path, *, threads: int) -> None:
         """`graph` is a file of `compile_encoder`; `RuntimeError` where it cannot be read."""
         self._compiled = ov.Core().compile_model(

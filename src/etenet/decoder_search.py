@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from etenet.config import FRAMES_PER_CLIP
-from etenet.cuda_graph import Play, recorded
+from etenet.cuda_graph import Play, recorder
 from etenet.decoder import Decoder, State, Step
 from etenet.search import Hypothesis, Sentences, Words, beam_search, greedy_search
 
 RECORDED_BEAM_SIZE = 5
-RECORDED_CLIPS = (1, 2, 4, 8, 16)
+RECORDED_CLIPS = (16, 8, 4, 2, 1)
 
 
 @torch.inference_mode()
@@ -36,24 +36,19 @@ def search(
 class GpuSearch:
     """The same for sentences of `max_words` and `RECORDED_BEAM_SIZE`. One instance serves one thread at a time."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        *,
-        max_words: int,
-        words: Words,
-        device: torch.device,
-        record: Callable[[Play[Sentences], Tensor], Play[Sentences]] = recorded,
-    ) -> None:
+    def __init__(self, decoder: Decoder, *, max_words: int, words: Words, device: torch.device) -> None:
         self.max_words, self._eos = max_words, words.eos
 
         def said(features: Tensor) -> Sentences:
             size = RECORDED_BEAM_SIZE
             return _beam(decoder, features, beam_size=size, max_words=max_words, words=words, may_stop=False)
 
+        record = recorder(device)
         with torch.inference_mode():
             shape = FRAMES_PER_CLIP, decoder.config.feature_size
-            self._play = {clips: record(said, torch.zeros(clips, *shape, device=device)) for clips in RECORDED_CLIPS}
+            self._play: dict[int, Play[Sentences]] = {
+                clips: record(said, torch.zeros(clips, *shape, device=device)) for clips in RECORDED_CLIPS
+            }
 
     def finds(self, beam_size: int, max_words: int) -> bool:
         return (beam_size, max_words) == (RECORDED_BEAM_SIZE, self.max_words)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from pathlib import Path
 from etenet import checkpoint as checkpoints
 from etenet import health, server
 from etenet.archive import MODEL_NAME
-from etenet.config import CANARY_CLIP, MOVING_CLIP
+from etenet.config import CANARY_CLIP, MOVING_CLIP, GpuDecoding
 from etenet.errors import EtenetError
 from etenet.java import find_java
 
@@ -44,6 +46,7 @@ def examine(checkpoint: Path, config: Path) -> Iterator[Finding]:
         _python,
         _java,
         _torch_and_torchvision,
+        _gpus,
         _torchserve,
         _ffmpeg,
         _sandbox,
@@ -113,8 +116,30 @@ def _torch_and_torchvision() -> Finding:
     except Exception as error:  # a mismatch shows in many ways: ImportError, RuntimeError, OSError
         return Finding(False, f"torch and torchvision do not fit together ({_first_line(error)})", mend)
     pair = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision"))
-    device = f"GPU: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU: runs on the CPU"
-    return Finding(True, f"{pair} ({device})")
+    return Finding(True, pair)
+
+
+def _gpus() -> Finding:
+    import torch
+
+    listed = server.gpus_of(os.environ)
+    if not listed:
+        return Finding(True, "no GPU: the CPU captions")
+    if not torch.cuda.is_available():
+        mend = f"install a driver for the CUDA of this torch ({torch.version.cuda}), or a torch for that of the driver"
+        return Finding(False, f"nvidia-smi lists {listed} GPUs, torch finds none", mend)
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        mend = "install one, for example with: apt-get install g++"
+        return Finding(False, "torch cannot compile for the GPU without a C++ compiler: captions are slower", mend)
+    return Finding(True, f"{listed} GPUs, which {_decoded_by_gpu()}")
+
+
+def _decoded_by_gpu() -> str:
+    from etenet.sandbox import Sandbox
+
+    sandbox = Sandbox(resize_px=16, processes=1, gpu=GpuDecoding())
+    sandbox.close()
+    return f"decode no video: {sandbox.gpu_fault}" if sandbox.gpu_fault else "decode large videos, too"
 
 
 def _torchserve() -> Finding:

@@ -12,13 +12,13 @@ from etenet import captioner as captioners
 from etenet import checkpoint as checkpoints
 from etenet.caption_stream import caption_stream
 from etenet.captioner import Captioner
-from etenet.config import CaptionOptions, DecodeLimits
+from etenet.config import CaptionOptions, DecodeLimits, GpuDecoding
 from etenet.errors import CaptionError
 from etenet.job_records import record_of
 from etenet.jobs import Answers, Engine, Reached, of_bodies, segments_expected
 from etenet.segments import Cut
 
-BATCH_CLIPS = 8
+BATCH_CLIPS, GPU_BATCH_CLIPS = 8, 16
 # Of one's own files: as large and as long as a film.
 JOB_LIMITS = DecodeLimits(
     max_body_bytes=2**30, max_memory_bytes=4 * 2**30, max_packets=2_000_000, decode_deadline_s=300.0
@@ -31,7 +31,8 @@ def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: i
     captioner = load(checkpoint, limits=JOB_LIMITS, clips=segments_expected(clips, options.cut))
 
     def captions(bodies: Iterable[tuple[str, bytes, Cut]], reached: Reached) -> Answers:
-        for key, outcome in caption_stream(captioner, bodies, options, batch_clips=BATCH_CLIPS, reached=reached):
+        batch_clips = GPU_BATCH_CLIPS if captioner.device.type == "cuda" else BATCH_CLIPS
+        for key, outcome in caption_stream(captioner, bodies, options, batch_clips=batch_clips, reached=reached):
             if isinstance(outcome, CaptionError):
                 yield key, dict(outcome.as_dict())
             else:
@@ -43,7 +44,10 @@ def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: i
 def load(checkpoint: Path, *, limits: DecodeLimits, clips: int) -> Captioner:
     """What captions so many clips soonest: on a GPU where there is one, else compiled where that is worth its time."""
     if torch.cuda.is_available():
-        return captioners.load(checkpoint, device="cuda", limits=limits, record_gpu=clips >= WORTH_COMPILING_CLIPS)
+        worth_recording = clips >= WORTH_COMPILING_CLIPS
+        return captioners.load(
+            checkpoint, device="cuda", limits=limits, record_gpu=worth_recording, gpu_decoding=GpuDecoding()
+        )
     if clips < WORTH_COMPILING_CLIPS:
         return captioners.load(checkpoint, limits=limits)
     from etenet.compiled_encoder import compile_encoder

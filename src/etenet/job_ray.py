@@ -75,7 +75,7 @@ def engine(
                 .map_batches(
                     _Captions,
                     fn_constructor_args=([weights], options, details, segments_expected(len(items), options.cut)),
-                    batch_size=job_local.BATCH_CLIPS,
+                    batch_size=job_local.GPU_BATCH_CLIPS if gpus else job_local.BATCH_CLIPS,
                     compute=ray.data.ActorPoolStrategy(size=actors),
                     num_cpus=cores,
                     num_gpus=gpus,

@@ -33,9 +33,11 @@ from etenet.prctl import PR_SET_PDEATHSIG, prctl
 
 START_DEADLINE_S = 620.0  # a little more than TorchServe gives a worker (`startupTimeout`)
 STOP_DEADLINE_S = 20.0
+GPU_QUESTION_DEADLINE_S = 30.0
 IDLE_S = 1.0  # this long must nothing be pending: a batch on its way to its worker is nowhere counted
 
-_BATCH = 8  # batchSize in handler/model-config.yaml
+_COMPILED_CODE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+IN_HAND = 8  # clips that one worker has at a time: batchSize in handler/model-config.yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,14 +88,13 @@ class ServerConfig:
             drain_deadline_s=float(properties.get("drain_deadline_s", "60")),
         )
 
-    @property
-    def java_memory_bytes(self) -> int:
+    def java_memory_bytes(self, in_hand: int = IN_HAND) -> int:
         """What TorchServe's Java may take of the heap, and the same again outside it.
 
-        Enough for the queue, a batch that is captioned, one that is waited for and some requests that come in, all of
-        the largest size: where Java runs out of memory, TorchServe answers nobody any more.
+        Enough for the queue, the `in_hand` clips that are captioned, as many that are waited for and that come in, all
+        of the largest size: where Java runs out of memory, TorchServe answers nobody any more.
         """
-        return max(2**29, 5 * (self.queue + 3 * _BATCH) * self.max_body_bytes // 4)
+        return max(2**29, 5 * (self.queue + 3 * in_hand) * self.max_body_bytes // 4)
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -116,7 +117,7 @@ class TorchServe:
     `scratch` is a short path (its sockets must stay under 108 bytes).
     """
 
-    def __init__(self, model: Path, config: ServerConfig, scratch: Path) -> None:
+    def __init__(self, model: Path, config: ServerConfig, scratch: Path, *, in_hand: int = IN_HAND) -> None:
         spec = importlib.util.find_spec("ts")
         if spec is None or spec.origin is None:
             raise UsageError("TorchServe is not installed; install it with: pip install torchserve pyyaml")
@@ -127,6 +128,7 @@ class TorchServe:
             scratch / "failure",
         )
         self.figures.mkdir()
+        java_memory_bytes = config.java_memory_bytes(in_hand)
         command = [
             str(find_java()),
             f"-Dmodel_server_home={packages}",
@@ -137,8 +139,8 @@ class TorchServe:
             "-XX:TieredStopAtLevel=1",
             # Bodies are large arrays: G1, the default, would scatter them until none finds room any more.
             "-XX:+UseParallelGC",
-            f"-Xmx{config.java_memory_bytes}",
-            f"-XX:MaxDirectMemorySize={config.java_memory_bytes}",
+            f"-Xmx{java_memory_bytes}",
+            f"-XX:MaxDirectMemorySize={java_memory_bytes}",
             *("-cp", str(packages / "ts" / "frontend" / "*")),
             "org.pytorch.serve.ModelServer",
             *("--python", sys.executable),
@@ -194,10 +196,16 @@ def _end_with_parent() -> None:
 def _environment(scratch: Path) -> Mapping[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
     return {
+        _COMPILED_CODE_VARIABLE: str(_compiled_code()),
         **inherited,
         **dict.fromkeys(("TEMP", "TMP", "TMPDIR"), str(scratch)),
         "LOG_LOCATION": str(scratch / "logs"),
     }
+
+
+def _compiled_code() -> Path:
+    """Where what was compiled for a GPU outlives the server. Source: XDG Base Directory Specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etenet" / "compiled"
 
 
 @contextmanager
@@ -237,7 +245,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         _say("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # TorchServe would take ten times as long
-        torchserve = TorchServe(model, config, scratch)
+        torchserve = TorchServe(model, config, scratch, in_hand=_set_up(model, gpus_of(os.environ)))
         health = Health(
             alive=lambda: torchserve.alive,
             inference=config.inference,
@@ -263,6 +271,35 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
             torchserve.stop()
     _say("stopped")
     return 0
+
+
+def gpus_of(environment: Mapping[str, str]) -> int:
+    """How many GPUs there are for workers. torch would say so, but takes seconds to import."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return sum(name.strip() not in ("", "-1") for name in visible.split(","))
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            env=environment,
+            capture_output=True,
+            check=True,
+            timeout=GPU_QUESTION_DEADLINE_S,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return len(listed.stdout.split())
+
+
+def _set_up(model: Path, gpus: int) -> int:
+    """Give TorchServe the archive's values for GPUs where there are some; returns how many clips workers then have."""
+    found = archive.configuration(model)
+    if gpus and (on_gpus := found.get("gpu")):
+        workers, batch = gpus * on_gpus["workers"], on_gpus["batchSize"]
+        _say(f"{gpus} GPU{'s' if gpus > 1 else ''}: {workers} workers with {batch} clips at a time")
+        archive.configure(model, {"minWorkers": workers, "maxWorkers": workers, "batchSize": batch})
+        return int(workers * batch)
+    return int(found.get("maxWorkers", 1) * found.get("batchSize", IN_HAND))
 
 
 def _await_ready(torchserve: TorchServe, health: Health, leave: threading.Event) -> None:

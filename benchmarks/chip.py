@@ -1,0 +1,41 @@
+"""What a chip does at best, and how long something takes on it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def median_ms(run: Callable[[], object], rounds: int, device: torch.device) -> float:
+    """From the call until its results are there."""
+    run()
+    return statistics.median(1000 * timed_s(run, device) for _ in range(rounds))
+
+
+def timed_s(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, until its results are there."""
+    _wait(device)
+    started = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ceilings(matrix: int, rounds: int, device: torch.device) -> dict[str, float]:
+    """A large matrix product in bfloat16, and a large copy (bytes read and written)."""
+    a, b = torch.randn(2, matrix, matrix, device=device).to(torch.bfloat16)
+    product_ms = median_ms(lambda: a @ b, rounds, device)
+    block = torch.randn(matrix, matrix, device=device)
+    copy_ms = median_ms(block.clone, rounds, device)
+    return {
+        "tflop_per_s": 2 * matrix**3 / product_ms / 1e9,
+        "copy_gb_per_s": 2 * block.nbytes / copy_ms / 1e6,
+    }

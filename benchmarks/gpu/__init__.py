@@ -1,0 +1,1 @@
+"""What a GPU makes of each stage: `python -m benchmarks.gpu`."""

@@ -1,0 +1,87 @@
+"""`python -m benchmarks.gpu --out DIR`: what a GPU makes of each stage, beside peers and the chip's limits.
+
+Needs the repository, torch and a CUDA GPU, and takes less than eight minutes. The network is untrained, its frames are
+noise: speed depends on neither. Which captions come out is looked at with the demo checkpoint. A part that fails is
+written down as failed, and the others go on. `--dry-run` does all of it once in miniature, on whatever there is;
+without a GPU nothing is recorded, and no figure means anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import saturation
+from benchmarks.chip import ceilings
+from benchmarks.encoder import untrained
+from benchmarks.gpu.captions import equality
+from benchmarks.gpu.decoders import decoding
+from benchmarks.gpu.encoders import encoding
+from benchmarks.gpu.scale import MINIATURE, Scale
+from benchmarks.gpu.searching import searching
+from benchmarks.gpu.starting import starting
+from benchmarks.gpu.streaming import streaming
+from benchmarks.gpu.workers import working
+from benchmarks.record import RESULTS, conclude
+from etenet import checkpoint as checkpoints
+from etenet.config import FRAMES_PER_CLIP
+
+
+def parts(scale: Scale, device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
+    """By name, in the order in which they run: the first leaves what it compiled to the others."""
+    how = checkpoints.default_preprocessing(scale.encoder, crop_px=scale.crop_px)
+    frames = torch.randint(0, 256, (FRAMES_PER_CLIP, how.resize_px, how.resize_px, 3), dtype=torch.uint8)
+    checkpoint, path = untrained(scale.encoder, scale.crop_px, frames, words=scale.words), folder / "untrained.pt"
+    checkpoints.save(checkpoint, path)
+    chip = ceilings(scale.matrix, scale.rounds, device)
+    return {
+        "chip": lambda: chip,
+        "starting": lambda: starting(path, folder, device),
+        "searching": lambda: searching(checkpoint.model.decoder, scale, device),
+        "captions": lambda: equality(scale, device),
+        "decoding": lambda: decoding(scale),
+        "streaming": lambda: streaming(path, scale, device),
+        "working": lambda: working(path, scale, device),
+        "encoding": lambda: encoding(checkpoint, scale, device, chip["tflop_per_s"], folder),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="all of it once, in miniature")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args(arguments)
+    scale = MINIATURE if options.dry_run else Scale()
+    if not torch.cuda.is_available() and not options.dry_run:
+        sys.exit("gpu: there is no CUDA GPU here; --dry-run tries the code without one")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    figures: dict[str, Mapping[str, Any]] = {}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts(scale, device, Path(folder)).items():
+            try:
+                figures[name] = part()
+            except Exception as error:
+                traceback.print_exc()
+                figures[name] = {"failed": f"{type(error).__name__}: {error}"}
+            print(f"after {time.monotonic() - began:.0f} s: {name}: {figures[name]}", flush=True)
+    if best := figures["working"].get("best"):
+        options.out.mkdir(parents=True, exist_ok=True)
+        saturation.draw(best["curve"], best["capacity_per_s"], options.out / "gpu.png")
+    seconds = time.monotonic() - began
+    conclude(
+        "gpu", {"dry_run": options.dry_run, "device": str(device), "seconds": seconds, **figures}, folder=options.out
+    )
+    return int(any("failed" in of_part for of_part in figures.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Frames on the host -> features on the GPU: ours beside eager torch, ONNX Runtime and TensorRT, and a ceiling.
+
+The peers get what a fair user would give them: frames normalised by torch on the GPU, half precision, bound in place.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.chip import median_ms, wait_for
+from benchmarks.gpu.scale import Scale
+from etenet.checkpoint import Checkpoint
+from etenet.config import FRAMES_PER_CLIP
+from etenet.gpu_encoder import GpuEncoder
+from etenet.preprocess import preprocess
+
+Encode = Callable[[np.ndarray], Tensor]
+OURS, EXACT = "ours", "eager torch, float32"
+PEERS = ("eager torch, float16 autocast", EXACT, "ONNX Runtime", "TensorRT")
+
+
+def encoding(
+    checkpoint: Checkpoint, scale: Scale, device: torch.device, tflop_per_s: float, folder: Path
+) -> dict[str, Any]:
+    """Clips per second by batch size, one clip's latency, the share of the chip's ceiling, and the peers' ratios."""
+    how, rng = checkpoint.preprocessing, np.random.default_rng(0)
+    most = max(scale.batches) * FRAMES_PER_CLIP
+    frames = rng.integers(0, 256, (most, how.resize_px, how.resize_px, 3), dtype=np.uint8)
+    found: dict[str, dict[str, Any]] = {}
+    features: dict[str, Tensor] = {}
+    for name, prepare in contenders(checkpoint, scale, device, folder):
+        started = time.perf_counter()
+        try:
+            encode = prepare()
+            features[name] = encode(frames[:FRAMES_PER_CLIP]).float().cpu()
+        except Exception as error:
+            found[name] = {"not_possible_here": f"{type(error).__name__}: {error}"[:300]}
+        else:
+            prepared_s = time.perf_counter() - started
+            found[name] = {"prepared_s": prepared_s, **_speed(encode, frames, scale, device)}
+            del encode
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(f"{name}: {found[name]}", flush=True)
+    ours = found[OURS]["best_clips_per_s"]
+    best = {name: of["best_clips_per_s"] for name, of in found.items() if "best_clips_per_s" in of}
+    cosine = torch.nn.functional.cosine_similarity(features[OURS], features[EXACT])
+    return {
+        "contenders": found,
+        "clip_gflop": clip_flops(checkpoint) / 1e9,
+        "best_clips_per_s": ours,
+        "one_clip_ms": found[OURS]["one_clip_ms"],
+        "share_of_ceiling": ours * clip_flops(checkpoint) / (tflop_per_s * 1e12),
+        "ratio_to_peers": {name: ours / best[name] for name in PEERS if name in best},
+        "feature_cosine": float(cosine.min()),
+    }
+
+
+def contenders(
+    checkpoint: Checkpoint, scale: Scale, device: torch.device, folder: Path
+) -> Iterator[tuple[str, Callable[[], Encode]]]:
+    """By name, what prepares them."""
+    how, plain = checkpoint.preprocessing, checkpoint.model.encoder.to(device).eval()
+    on_gpu = device.type == "cuda"
+
+    @torch.inference_mode()
+    def eager(frames: np.ndarray, *, half: bool) -> Tensor:
+        """As most would write it."""
+        with torch.autocast(device.type, torch.float16 if on_gpu else torch.bfloat16, enabled=half):
+            pixels = preprocess(torch.from_numpy(frames).to(device), how)
+            features: Tensor = plain(pixels.to(memory_format=torch.channels_last))
+            return features
+
+    yield OURS, lambda: GpuEncoder(plain, how, device=device, compiled=on_gpu)
+    yield "ours, uncompiled", lambda: GpuEncoder(plain, how, device=device, compiled=False)
+    yield PEERS[0], lambda: lambda frames: eager(frames, half=True)
+    yield EXACT, lambda: lambda frames: eager(frames, half=False)
+    yield PEERS[2], lambda: by_onnxruntime(checkpoint, scale, device, folder, "CUDA" if on_gpu else "CPU")
+    yield PEERS[3], lambda: by_onnxruntime(checkpoint, scale, device, folder, "Tensorrt")
+
+
+def by_onnxruntime(checkpoint: Checkpoint, scale: Scale, device: torch.device, folder: Path, provider: str) -> Encode:
+    """The network by one of ONNX Runtime's providers; `RuntimeError` where that is not installed."""
+    import onnxruntime
+
+    provider += "ExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise RuntimeError(f"this ONNX Runtime has no {provider}")
+    if device.type == "cuda":
+        onnxruntime.preload_dlls()  # those that torch brought
+    how, dtype = checkpoint.preprocessing, torch.float16 if device.type == "cuda" else torch.float32
+    graph = folder / "network.onnx"
+    if not graph.exists():
+        _export(checkpoint, device, dtype, graph)
+    shapes = {
+        name: f"pixels:{clips * FRAMES_PER_CLIP}x3x{how.crop_px}x{how.crop_px}"
+        for name, clips in (("min", 1), ("opt", max(scale.batches)), ("max", max(scale.batches)))
+    }
+    settings = {f"trt_profile_{name}_shapes": shape for name, shape in shapes.items()} | {"trt_fp16_enable": "True"}
+    session = onnxruntime.InferenceSession(
+        graph, providers=[(provider, settings if provider.startswith("Tensorrt") else {})]
+    )
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"{provider} does not load here")
+    size = checkpoint.model.decoder.config.feature_size
+
+    @torch.inference_mode()
+    def encode(frames: np.ndarray) -> Tensor:
+        pixels = preprocess(torch.from_numpy(frames).to(device), how).to(dtype).contiguous()
+        features = torch.empty(len(frames), size, device=device)
+        binding = session.io_binding()
+        where = device.type, device.index or 0
+        kind = np.float16 if dtype == torch.float16 else np.float32
+        binding.bind_input("pixels", *where, kind, tuple(pixels.shape), pixels.data_ptr())
+        binding.bind_output("features", *where, np.float32, tuple(features.shape), features.data_ptr())
+        wait_for(device)
+        session.run_with_iobinding(binding)
+        return features
+
+    return encode
+
+
+def _export(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, graph: Path) -> None:
+    encoder, crop_px = (
+        copy.deepcopy(checkpoint.model.encoder).to(device, dtype).eval(),
+        checkpoint.preprocessing.crop_px,
+    )
+    torch.onnx.export(
+        encoder,
+        (torch.zeros(FRAMES_PER_CLIP, 3, crop_px, crop_px, device=device, dtype=dtype),),
+        graph,
+        input_names=["pixels"],
+        output_names=["features"],
+        dynamic_shapes=({0: torch.export.Dim("frames")},),
+        dynamo=True,
+        verbose=False,
+    )
+
+
+def _speed(encode: Encode, frames: np.ndarray, scale: Scale, device: torch.device) -> dict[str, Any]:
+    """A clip alone until its features are there; and batches one after the other, nobody waited for but the last."""
+    clips_per_s = {}
+    for clips in scale.batches:
+        batch = frames[: clips * FRAMES_PER_CLIP]
+        encode(batch)
+        rates = []
+        for _ in range(3):
+            wait_for(device)
+            started = time.perf_counter()
+            for _ in range(scale.rounds):
+                encode(batch)
+            wait_for(device)
+            rates.append(scale.rounds * clips / (time.perf_counter() - started))
+        clips_per_s[clips] = statistics.median(rates)
+    one = frames[:FRAMES_PER_CLIP]
+    return {
+        "one_clip_ms": median_ms(lambda: encode(one), scale.rounds, device),
+        "clips_per_s": clips_per_s,
+        "best_clips_per_s": max(clips_per_s.values()),
+    }
+
+
+def clip_flops(checkpoint: Checkpoint) -> float:
+    """Operations of the network for 16 frames, as torch counts them: two for a multiplication and an addition."""
+    crop_px = checkpoint.preprocessing.crop_px
+    where = next(checkpoint.model.encoder.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        checkpoint.model.encoder(torch.zeros(1, 3, crop_px, crop_px, device=where))
+    return FRAMES_PER_CLIP * float(counter.get_total_flops())

@@ -1,0 +1,29 @@
+"""Features -> words on a GPU: the whole search as one recording, beside a launch for each operation."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.chip import median_ms
+from benchmarks.gpu.scale import Scale
+from etenet.captioner import WORDS
+from etenet.config import FRAMES_PER_CLIP
+from etenet.decoder import Decoder
+from etenet.decoder_search import GpuSearch, search
+
+CLIPS = 16
+
+
+def searching(decoder: Decoder, scale: Scale, device: torch.device) -> dict[str, float]:
+    """Milliseconds for 16 clips, to sentences on the host."""
+    decoder = decoder.to(device).eval()
+    features = torch.rand(CLIPS, FRAMES_PER_CLIP, decoder.config.feature_size, device=device)
+    ours = GpuSearch(decoder, max_words=scale.max_words, words=WORDS, device=device)
+    return {
+        "ours_ms": median_ms(lambda: ours(features), scale.rounds, device),
+        "step_by_step_ms": median_ms(
+            lambda: search(decoder, features, beam_size=5, max_words=scale.max_words, words=WORDS),
+            scale.rounds,
+            device,
+        ),
+    }

@@ -1,0 +1,59 @@
+"""How long a worker takes until it captions on a GPU: if it must compile, if it did before, if the archive did."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.record import REPOSITORY
+
+DEADLINE_S = 300.0
+_LOAD = """
+import sys, time
+from pathlib import Path
+started = time.perf_counter()
+import etenet
+checkpoint, device, kernels = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]) if len(sys.argv) > 3 else None
+captioner = etenet.load(checkpoint, device=device, record_gpu=True, gpu_kernels=kernels)
+captioner.caption(etenet.config.CANARY_CLIP.read_bytes())
+print(time.perf_counter() - started)
+"""
+_COMPILE = """
+import sys, torch
+from pathlib import Path
+from etenet import checkpoint as checkpoints
+from etenet.gpu_encoder import compiled_kernels
+checkpoint = checkpoints.load(Path(sys.argv[1]))
+kernels = compiled_kernels(checkpoint.model.encoder, checkpoint.preprocessing, device=torch.device(sys.argv[2]))
+Path(sys.argv[3]).write_bytes(kernels)
+"""
+
+
+def starting(checkpoint: Path, folder: Path, device: torch.device) -> dict[str, float | str]:
+    """Seconds from the import of etenet to a first caption. Leaves what was compiled to the parts that follow."""
+    cache, kernels = folder / "compiled", folder / "kernels"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    given = [str(checkpoint), str(device)]
+    found: dict[str, float | str] = {"compiling_s": _seconds(_LOAD, given), "compiled_before_s": _seconds(_LOAD, given)}
+    if device.type == "cuda":
+        _run(_COMPILE, [*given, str(kernels)])
+        elsewhere = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "nothing yet")}
+        found["carried_in_the_archive_s"] = _seconds(_LOAD, [*given, str(kernels)], elsewhere)
+        found["kernels_mib"] = kernels.stat().st_size / 2**20
+    return found
+
+
+def _seconds(code: str, arguments: list[str], environment: dict[str, str] | None = None) -> float:
+    return float(_run(code, arguments, environment).splitlines()[-1])
+
+
+def _run(code: str, arguments: list[str], environment: dict[str, str] | None = None) -> str:
+    command = [sys.executable, "-c", code, *arguments]
+    ran = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=DEADLINE_S
+    )
+    return ran.stdout

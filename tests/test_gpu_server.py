@@ -1,0 +1,180 @@
+"""How `etenet serve`, archives, workers and jobs suit themselves to GPUs; which are made believe here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import etenet
+from etenet import archive, captioner, doctor, gpu_encoder, job_local
+from etenet.cli import main
+from etenet.config import GpuDecoding
+from etenet.errors import UsageError
+from etenet.server import gpus_of
+from handler.etenet_handler import EtenetHandler
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, ask, running_server
+
+CONFIG = yaml.safe_load((REPOSITORY / "handler" / "model-config.yaml").read_text())
+NVIDIA_SMI = """#!/bin/sh
+case "$*" in *noheader*) ;; *) echo index ;; esac
+seq 0 {last}
+"""
+
+
+def path_with_gpus(folder: Path, count: int) -> str:
+    """A PATH on which nvidia-smi lists so many."""
+    program = folder / "nvidia-smi"
+    program.write_text(NVIDIA_SMI.format(last=count - 1))
+    program.chmod(0o755)
+    return f"{folder}:/usr/bin:/bin"
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 4), ("", 0), ("-1", 0), ("2", 1), ("0,3", 2), ("GPU-8a2b, GPU-1f00", 2)]
+)
+def test_gpus_are_counted_as_cuda_shows_them(visible: str | None, count: int, tmp_path: Path) -> None:
+    environment = {"PATH": path_with_gpus(tmp_path, 4)}
+    assert gpus_of(environment | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})) == count
+
+
+@pytest.mark.parametrize("script", [None, "exit 9"])
+def test_where_nvidia_smi_is_missing_or_fails_there_is_no_gpu(script: str | None, tmp_path: Path) -> None:
+    path = path_with_gpus(tmp_path, 1)
+    if script is None:
+        (tmp_path / "nvidia-smi").unlink()
+    else:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    assert gpus_of({"PATH": path}) == 0
+
+
+def test_with_gpus_torchserve_gets_the_settings_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where torch does not find the GPU that TorchServe gives a worker, the CPU captions."""
+    monkeypatch.setenv("PATH", path_with_gpus(tmp_path, 1))
+    with running_server("--checkpoint", str(DEMO)) as server:
+        (model,) = ask(f"{server.management}/models/etenet").json()
+        assert len(model["workers"]) == model["minWorkers"] == CONFIG["gpu"]["workers"] > CONFIG["minWorkers"]
+        assert model["batchSize"] == CONFIG["gpu"]["batchSize"] > CONFIG["batchSize"]
+        assert {worker["gpu"] for worker in model["workers"]} == {True}
+        for name, caption in EXAMPLES.items():
+            assert server.caption((REPOSITORY / "examples" / name).read_bytes()).json()["caption"] == caption
+        assert "1 GPU: 2 workers with 16 clips at a time" in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("torch_finds_it", "compiler", "said"),
+    [
+        (False, True, "WRONG nvidia-smi lists 1 GPUs, torch finds none"),
+        (True, False, "WRONG torch cannot compile for the GPU without a C++ compiler"),
+        (True, True, "ok    1 GPUs, which decode no video: "),
+    ],
+)
+def test_doctor_says_what_a_gpu_lacks(
+    torch_finds_it: bool, compiler: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", path_with_gpus(tmp_path, 1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_finds_it)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: name if compiler else None)
+    assert said in str(doctor._gpus())
+
+
+@pytest.fixture
+def unpacked(small_checkpoint: Path, tmp_path: Path) -> Path:
+    archive.unpack(archive.package(small_checkpoint, tmp_path / "etenet.mar"), tmp_path / "unpacked")
+    return tmp_path / "unpacked"
+
+
+def test_a_configured_archive_is_whole(unpacked: Path) -> None:
+    archive.configure(unpacked, {"batchSize": 3})
+    archive.verify(unpacked)
+    assert archive.configuration(unpacked) == CONFIG | {"batchSize": 3}
+
+
+def test_damage_does_not_become_good_by_configuring(unpacked: Path) -> None:
+    config = unpacked / archive.CONFIG_FILE
+    config.write_text(config.read_text() + "batchSize: 9\n")
+    archive.configure(unpacked, {"batchSize": 3})
+    with pytest.raises(UsageError, match=r"model-config\.yaml of the archive is damaged"):
+        archive.verify(unpacked)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_nothing_is_compiled_for_a_gpu_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "etenet.mar"
+    assert main(["package", str(DEMO), "--gpu", "--out", str(out)]) == 2
+    assert "there is no GPU here to compile for; package on a machine with a GPU" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch believes that there is one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_was_compiled_for_a_gpu_is_part_of_the_archive(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+
+    def compiled(*_: object, device: torch.device) -> bytes:
+        devices.append(device.type)
+        return b"kernels"
+
+    monkeypatch.setattr(gpu_encoder, "compiled_kernels", compiled)
+    archive.unpack(archive.package(small_checkpoint, tmp_path / "etenet.mar", gpu=True), tmp_path / "unpacked")
+    archive.verify(tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / archive.GPU_KERNELS_FILE).read_bytes() == b"kernels"
+    assert devices == ["cuda"]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_does_not_compile_is_not_packaged(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> bytes:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(gpu_encoder, "compiled_kernels", broken)
+    with pytest.raises(UsageError, match="cannot be compiled for this GPU: no compiler"):
+        archive.package(small_checkpoint, tmp_path / "etenet.mar", gpu=True)
+
+
+@pytest.mark.parametrize("from_pixels", [2_000_000, 0])
+@pytest.mark.usefixtures("gpu")
+def test_a_worker_with_a_gpu_captions_and_decodes_on_it(
+    unpacked: Path, from_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    ready = SimpleNamespace(caption=lambda _: None, checkpoint_id="sha256:0", encoder="squeezenet1_1")
+    monkeypatch.setattr(etenet, "load", lambda _, **settings: asked.update(settings) or ready)
+    context = SimpleNamespace(
+        system_properties={"model_dir": str(unpacked), "gpu_id": 3},
+        model_yaml_config=archive.configuration(unpacked) | {"gpu": {"decode_from_pixels": from_pixels}},
+        manifest={"model": {"serializedFile": archive.CHECKPOINT_FILE, "modelVersion": "1.0"}},
+        model_name="etenet",
+    )
+    EtenetHandler().initialize(context)
+    assert (asked["device"], asked["record_gpu"]) == ("cuda:3", True)
+    assert asked["gpu_kernels"] is None
+    assert asked["gpu_decoding"] == (GpuDecoding(device=3, from_pixels=from_pixels) if from_pixels else None)
+
+
+@pytest.mark.parametrize(("clips", "recorded"), [(15, False), (16, True)])
+@pytest.mark.usefixtures("gpu")
+def test_a_job_records_the_gpu_where_that_is_worth_its_time(
+    clips: int, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(captioner, "load", lambda _, **settings: asked.update(settings))
+    job_local.load(DEMO, limits=job_local.JOB_LIMITS, clips=clips)
+    assert (asked["device"], asked["record_gpu"], asked["gpu_decoding"]) == ("cuda", recorded, GpuDecoding())
+
+
+def test_jobs_and_servers_let_the_gpu_decode_the_same_videos() -> None:
+    assert GpuDecoding().from_pixels == CONFIG["gpu"]["decode_from_pixels"]
