@@ -17,14 +17,15 @@ def median_ms(run: Callable[[], object], rounds: int, device: torch.device) -> f
 
 def timed_s(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, until its results are there."""
-    _wait(device)
+    wait_for(device)
     started = time.perf_counter()
     run()
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until all that was launched is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -25,33 +25,18 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import RESULTS, conclude
+from benchmarks.untrained import untrained
 from etenet import checkpoint as checkpoints
 from etenet.checkpoint import Checkpoint
 from etenet.compiled_encoder import CompiledEncoder, compile_encoder
 from etenet.errors import EtenetError
 from etenet.preprocess import preprocess
-from etenet.vocabulary import Vocabulary
 
 FRAMES = 16
 MATRIX = 2048
 PEERS = ("ONNX Runtime", "OpenVINO, its hint for latency", "OpenVINO, its hint for throughput")
 
 Features = NDArray[np.float32]
-
-
-def untrained(encoder: str, crop_px: int | None, frames: torch.Tensor, *, words: int = 1) -> Checkpoint:
-    """A random network whose BatchNorm fits what passes through it, as a trained one's does."""
-    torch.manual_seed(0)
-    vocabulary = Vocabulary(f"word{number}" for number in range(words))
-    checkpoint = checkpoints.initialise(encoder, vocabulary, crop_px=crop_px)
-    norms = [module for module in checkpoint.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.train().reset_running_stats()
-        norm.momentum = None
-    with torch.no_grad():
-        checkpoint.model.encoder(preprocess(frames, checkpoint.preprocessing))
-    checkpoint.model.eval().requires_grad_(False)
-    return checkpoint
 
 
 def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) -> dict[str, Callable[[], Features]]:

@@ -6,26 +6,81 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import decode, encoder, gpu, real_language, saturation, scale, search, server, training
+import etenet
+from benchmarks import chip, decode, encoder, real_language, saturation, scale, search, server, training
 from tests import clips
 
 
-def test_the_training_benchmark_runs_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    training.main(["--dry-run", "--out", str(tmp_path)])
+def test_the_training_benchmark_runs_dry_and_makes_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.main(["--dry-run", "--out", str(tmp_path), "--keep", str(tmp_path / "kept")])
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads((tmp_path / "training.json").read_text()) == record
-    assert record.keys() >= {"date", "commit", "machine", "versions"}
+    assert record.keys() >= {"date", "commit", "machine", "versions", "dry_run"}
     assert min(record["stage_1"].values()) > 0
-    assert [step["activation_checkpointing"] for step in record["steps"]] == [False, True]
-    for step in record["steps"]:
-        assert step["clips_per_s"] == pytest.approx(record["clips"] / step["seconds"])
-        assert step["peak_memory_bytes"] > 0
-        assert step["share_of_encoder"] > 0
+    ways = [(row["micro_batch"], row["activation_checkpointing"], row["compiled"]) for row in record["steps"]]
+    assert ways[:4] == [(1, False, False), (2, False, False), (1, True, False), (2, True, False)]
+    assert [way[1:] for way in ways[4:]] == [(False, True), (True, True)]
+    for row in record["steps"]:
+        assert row["clips_per_s"] == pytest.approx(record["clips"] / row["seconds"])
+        bound = record["ceilings"]["tflop_per_s"] / (3 * record["clip_tflop"])  # clips per second
+        assert row["share_of_bound"] == pytest.approx(row["clips_per_s"] / bound)
+        assert 0 <= row["waited_for_data_share"] < 1
+        assert min(row["peak_memory_bytes"], row["share_of_encoder"]) > 0
+    made = record["full_size"]
+    assert made["processes"] == 2
+    assert made["seconds"].keys() == {"prepare", "stills", "stage 1", "stage 2", "evaluate"}
+    assert made["test"]["small demo"]["thing right %"] > 50
+    assert made["test"]["full size"].keys() == made["test"]["small demo"].keys() >= {"CIDEr", "all right %"}
+    assert [(line["stage"], line["epoch"]) for line in made["epochs"]] == [(1, 1), (2, 1)]
+    assert etenet.load(tmp_path / "kept" / "demo-full.pt").encoder == "squeezenet1_1"
+
+
+class Bench:
+    """Stands for the measuring: what has no room for more than eight clips."""
+
+    scale = training.Scale()
+
+    def __init__(self) -> None:
+        self.compiled = 0
+
+    def trainee(self, stage: int, *, checkpointing: bool, compiled: bool = False) -> SimpleNamespace:
+        assert (stage, checkpointing in (False, True)) == (2, True)
+        self.compiled += compiled
+        return SimpleNamespace(compiled=SimpleNamespace(works=True, compile_s=60.0))
+
+    def step(self, _: object, micro_batch: int) -> dict[str, float]:
+        if micro_batch > 8:
+            raise torch.OutOfMemoryError("full")
+        return {"clips_per_s": 100.0}
+
+
+def test_steps_without_room_are_recorded_and_the_others_measured() -> None:
+    rows = training.eager_rows(Bench())
+    assert [row["micro_batch"] for row in rows] == [8, 16, 32, 64] * 2
+    assert [row.get("out_of_memory", False) for row in rows] == [False, True, True, True] * 2
+    assert training.best_of(rows)["micro_batch"] == 8
+
+
+@pytest.mark.parametrize(("left", "compiled"), [([True, True], 2), ([True, False], 1), ([False, False], 0)])
+def test_nothing_is_compiled_without_time(left: list[bool], compiled: int) -> None:
+    bench, answers = Bench(), iter(left)
+    rows = training.compiled_rows(bench, 8, lambda: next(answers))
+    assert bench.compiled == compiled
+    assert ["left_out" in row for row in rows] == [not answer for answer in left]
+    assert all(row["compile_s"] == 60 for row in rows[:compiled])
+
+
+def test_a_chip_has_ceilings() -> None:
+    assert min(chip.ceilings(64, 1, torch.device("cpu")).values()) > 0
 
 
 SMALL = ["--encoder", "squeezenet1_1", "--rounds", "2"]
@@ -99,13 +154,3 @@ def test_videos_of_one_source_share_a_split() -> None:
     for url, split in zip(urls, splits, strict=True):
         splits_of[url].add(split)
     assert all(len(found) == 1 for found in splits_of.values())
-
-
-def test_the_gpu_benchmark_runs_dry(tmp_path: Path, last_line: Callable[[], Any]) -> None:
-    gpu.main(["--dry-run", "--out", str(tmp_path)])
-    record = last_line()
-    assert record["dry_run"]
-    assert record["encoder"]["feature_cosine"] > 0.99
-    assert record["captions"]["equal_share"] == 1
-    assert all(value > 0 for value in record["beam_search"].values())
-    assert record["stream"]["clips_per_s"] > 0

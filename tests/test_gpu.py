@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
-import os
 import subprocess
 import sys
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from etenet.config import CaptionOptions, Preprocessing
 from etenet.decoder_search import GpuSearch, search
 from etenet.gpu_encoder import GpuEncoder
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
+from tests.test_codebase import python_files
 
 CPU = torch.device("cpu")
 
@@ -60,18 +60,23 @@ def test_frames_of_any_number_have_the_features_of_the_network(
 
 SMALL = Preprocessing(resize_px=8, crop_px=6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 COMPILE = """
-import json, sys
-from pathlib import Path
+import json, torch
 from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
 from etenet.gpu_encoder import GpuEncoder, compiled_kernels
 from tests.test_gpu import CPU, SMALL, SmallEncoder
 
-kernels = Path(sys.argv[1])
-if kernels.exists():
-    GpuEncoder(SmallEncoder(), SMALL, device=CPU, kernels=kernels.read_bytes())
-else:
-    kernels.write_bytes(compiled_kernels(SmallEncoder(), SMALL, device=CPU))
-print(json.dumps(counters["inductor"]))
+found = []
+for start in range(2):
+    with fresh_cache():
+        if start == 0:
+            kernels = compiled_kernels(SmallEncoder(), SMALL, device=CPU)
+        else:
+            GpuEncoder(SmallEncoder(), SMALL, device=CPU, kernels=kernels)
+    found.append(dict(counters["inductor"]))
+    torch.compiler.reset()
+    counters.clear()
+print(json.dumps(found))
 """
 
 
@@ -88,16 +93,11 @@ class SmallEncoder(nn.Module):
         return torch.relu(self.convolution(frames)).mean(dim=(-2, -1), dtype=torch.float32)
 
 
-def test_who_is_given_what_was_compiled_compiles_nothing(tmp_path: Path) -> None:
-    def started_with(cache: str) -> dict[str, int]:
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
-        command = [sys.executable, "-c", COMPILE, str(tmp_path / "kernels")]
-        ran = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr
-        return json.loads(ran.stdout.splitlines()[-1])
-
-    assert started_with("first")["fxgraph_cache_miss"] == 1
-    again = started_with("second")
+def test_who_is_given_what_was_compiled_compiles_nothing() -> None:
+    ran = subprocess.run([sys.executable, "-c", COMPILE], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    first, again = json.loads(ran.stdout.splitlines()[-1])
+    assert first["fxgraph_cache_miss"] == 1
     assert again["fxgraph_cache_hit"] == 1
     assert "fxgraph_cache_miss" not in again
 
@@ -137,3 +137,38 @@ def test_a_clip_too_bright_for_half_precision_is_seen_by_the_plain_network(
     bodies = [(REPOSITORY / "examples" / name).read_bytes() for name in list(EXAMPLES)[:2]]
     ours = Captioner(checkpoint, compiled_encoder=Overflowing())
     assert [said.text for said in ours.caption_batch(bodies, [CaptionOptions()] * 2)] == list(EXAMPLES.values())[:2]
+
+
+GPU_ONLY = 8  # functions, and single lines, that no test runs without a GPU
+NEEDS_NO_GPU = {
+    "is_available",
+    "empty_cache",
+    "OutOfMemoryError",
+    "Event",
+    "CUDAGraph",
+    "Stream",
+}  # the last three: types
+
+
+def uses_of_cuda(tree: ast.AST) -> list[ast.Attribute]:
+    """Where something of `torch.cuda` is asked for that only a GPU has."""
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch.cuda" and node.attr not in NEEDS_NO_GPU
+    ]
+
+
+def test_what_only_a_gpu_runs_is_marked_and_counted() -> None:
+    """What asks CUDA for something is marked, function or line, and is short; a test without a GPU runs all else."""
+    marks = 0
+    for path in python_files("src", "handler", "training"):
+        text = path.read_text()
+        tree, marked = ast.parse(text), {n for n, line in enumerate(text.splitlines(), 1) if "# GPU only" in line}
+        marks += len(marked)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.body[0].lineno - 1 in marked:
+                assert node.end_lineno - node.lineno < 25, f"{path.name}: {node.name} is long for what nobody tests"
+                marked |= set(range(node.lineno, node.end_lineno + 1))
+        assert {use.lineno for use in uses_of_cuda(tree)} <= marked, path
+    assert marks == GPU_ONLY

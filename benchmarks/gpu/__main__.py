@@ -21,7 +21,6 @@ import torch
 
 from benchmarks import saturation
 from benchmarks.chip import ceilings
-from benchmarks.encoder import untrained
 from benchmarks.gpu.captions import equality
 from benchmarks.gpu.decoders import decoding
 from benchmarks.gpu.encoders import encoding
@@ -31,6 +30,7 @@ from benchmarks.gpu.starting import starting
 from benchmarks.gpu.streaming import streaming
 from benchmarks.gpu.workers import working
 from benchmarks.record import RESULTS, conclude
+from benchmarks.untrained import untrained
 from etenet import checkpoint as checkpoints
 from etenet.config import FRAMES_PER_CLIP
 

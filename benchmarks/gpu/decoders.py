@@ -18,7 +18,8 @@ from benchmarks.clips import drifting
 from benchmarks.gpu.scale import Scale
 from etenet.config import GpuDecoding
 from etenet.sandbox import Sandbox
-from etenet.video import middle_of_slices, sample_frames
+from etenet.segments import WHOLE
+from etenet.video import middle_of_slices, sample_frames, sample_segments
 
 RESIZE_PX = 314
 ROUNDS = 3
@@ -65,7 +66,7 @@ def _together(sandbox: Sandbox, clip: bytes, count: int) -> float:
 
 
 def _by_us(clip: bytes) -> np.ndarray:
-    video = sample_frames(clip, resize_px=RESIZE_PX, gpu=EVERY_SIZE)
+    (video,) = sample_segments(clip, WHOLE, resize_px=RESIZE_PX, gpu=EVERY_SIZE)
     if not video.on_gpu:
         raise RuntimeError("the GPU did not decode it")
     return video.frames

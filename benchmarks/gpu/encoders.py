@@ -9,6 +9,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.chip import median_ms, wait_for
+from benchmarks.chip import median_ms, timed_s, wait_for
 from benchmarks.gpu.scale import Scale
 from etenet.checkpoint import Checkpoint
 from etenet.config import FRAMES_PER_CLIP
@@ -153,21 +154,20 @@ def _speed(encode: Encode, frames: np.ndarray, scale: Scale, device: torch.devic
     for clips in scale.batches:
         batch = frames[: clips * FRAMES_PER_CLIP]
         encode(batch)
-        rates = []
-        for _ in range(3):
-            wait_for(device)
-            started = time.perf_counter()
-            for _ in range(scale.rounds):
-                encode(batch)
-            wait_for(device)
-            rates.append(scale.rounds * clips / (time.perf_counter() - started))
-        clips_per_s[clips] = statistics.median(rates)
+        calls = partial(_calls, encode, batch, scale.rounds)
+        seconds = statistics.median(timed_s(calls, device) for _ in range(3))
+        clips_per_s[clips] = scale.rounds * clips / seconds
     one = frames[:FRAMES_PER_CLIP]
     return {
         "one_clip_ms": median_ms(lambda: encode(one), scale.rounds, device),
         "clips_per_s": clips_per_s,
         "best_clips_per_s": max(clips_per_s.values()),
     }
+
+
+def _calls(encode: Encode, batch: np.ndarray, count: int) -> None:
+    for _ in range(count):
+        encode(batch)
 
 
 def clip_flops(checkpoint: Checkpoint) -> float:

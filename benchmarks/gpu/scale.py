@@ -11,7 +11,7 @@ class Scale:
     crop_px: int | None = None
     words: int = 12_000
     max_words: int = 20
-    rounds: int = 20
+    rounds: int = 10
     matrix: int = 8192
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # clips encoded at a time
     rendered: int = 200  # clips whose captions are compared
@@ -20,7 +20,7 @@ class Scale:
     workers: tuple[int, ...] = (1, 2)
     worker_batches: tuple[int, ...] = (4, 8, 16)
     shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of the capacity
-    load_s: float = 5.0  # per point
+    load_s: float = 4.0  # per point
     sizes: tuple[tuple[int, int], ...] = ((426, 240), (854, 480), (1280, 720), (1920, 1080), (3840, 2160))
     pooled: int = 48  # clips decoded by all processes together
 
@@ -36,7 +36,7 @@ MINIATURE = Scale(
     rendered=2,
     streamed=2,
     clip_s=2.0,
-    workers=(1, 2),
+    workers=(1,),
     worker_batches=(2,),
     shares=(0.5,),
     load_s=0.2,

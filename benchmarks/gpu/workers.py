@@ -34,26 +34,35 @@ _processes = multiprocessing.get_context("spawn")  # what is forked cannot use t
 
 
 def working(checkpoint: Path, scale: Scale, device: torch.device) -> dict[str, Any]:
-    """Capacity and latency by workers and batch; the whole curve for the best; and what the plain code can do."""
-    clip, by_workers, best = drifting(scale.clip_s, 426, 240), {}, (0.0, 0, 0)
+    """By workers: capacity and latency by batch, and the whole curve for the best batch; and what plain code can do."""
+    clip, by_workers = drifting(scale.clip_s, 426, 240), {}
     for workers in scale.workers:
         with _crew(_ours, workers, checkpoint, clip, device) as crew:
-            for batch in scale.worker_batches:
-                capacity = crew.capacity_per_s(batch, scale.load_s)
-                latency = crew.under_load(batch, MODERATE * capacity, scale.load_s)
-                by_workers[f"{workers} with batches of {batch}"] = {"capacity_per_s": capacity, **latency}
-                best = max(best, (capacity, workers, batch))
-                print(f"{workers} workers, batches of {batch}: {capacity:.1f} clips/s, {latency}", flush=True)
-    capacity, workers, batch = best
-    with _crew(_ours, workers, checkpoint, clip, device) as crew:
-        curve = [crew.under_load(batch, share * capacity, scale.load_s) for share in scale.shares]
+            by_workers[workers] = _measured(crew, scale)
+        print(f"{workers} workers: {by_workers[workers]}", flush=True)
     with _crew(_plain, 1, checkpoint, clip, device) as crew:
         plain_per_s = crew.capacity_per_s(1, scale.load_s)
+    best = max(by_workers.values(), key=lambda of_workers: of_workers["capacity_per_s"])
     return {
         "by_workers": by_workers,
-        "best": {"workers": workers, "batch": batch, "capacity_per_s": capacity, "curve": curve},
+        "best": best,
         "plain_per_s": plain_per_s,
-        "ratio_to_plain": capacity / plain_per_s,
+        "ratio_to_plain": best["capacity_per_s"] / plain_per_s,
+    }
+
+
+def _measured(crew: _Crew, scale: Scale) -> dict[str, Any]:
+    by_batch = {}
+    for batch in scale.worker_batches:
+        capacity = crew.capacity_per_s(batch, scale.load_s)
+        by_batch[batch] = {"capacity_per_s": capacity, **crew.under_load(batch, MODERATE * capacity, scale.load_s)}
+    best = max(by_batch, key=lambda batch: by_batch[batch]["capacity_per_s"])
+    capacity = by_batch[best]["capacity_per_s"]
+    return {
+        "by_batch": by_batch,
+        "best_batch": best,
+        "capacity_per_s": capacity,
+        "curve": [crew.under_load(best, share * capacity, scale.load_s) for share in scale.shares],
     }
 
 

@@ -41,8 +41,8 @@ def caption_stream(
     """One outcome per video, by its key, as they come; full batches are encoded while the next are decoded.
 
     A video of more segments than its cut's `max_segments` is decoded so many at a time. Asks for videos as it has
-    room: a batch is in memory at most, and another or one video for each core, and fewer where they are large. `reached` hears of a video, while
-    it is not whole, until when it is captioned, and how long it is.
+    room: a batch is in memory at most, and another or one video for each core, and fewer where they are large.
+    `reached` hears of a video, while it is not whole, until when it is captioned, and how long it is.
     """
     unread, more = iter(videos), True
     unfinished: deque[tuple[KeyT, bytes, Cut]] = deque()
