@@ -5,6 +5,7 @@
 #   make test                       set up, check, run all tests
 #   make test-hostile               the attacks at full length: about half an hour
 #   make bench                      every stage beside its peers, the load, the scale and batch jobs: an hour
+#   make bench-gpu                  each stage on a GPU, and training at full size: a quarter of an hour
 #   make check                      format, lint, types, known vulnerabilities of what is installed
 #   make demo-model                 render the demo world, train on it, evaluate: model_store/demo.pt and examples/; goes on after a kill
 #   make clean                      remove what these jobs made, but for the environment
@@ -22,7 +23,7 @@ READY := $(VENV)/.ready
 PROGRAMS := nginx prometheus
 PROGRAMS_READY := $(VENV)/debian/.ready
 
-.PHONY: serve test test-hostile check bench demo-model clean
+.PHONY: serve test test-hostile check bench bench-gpu demo-model clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -53,6 +54,9 @@ test-hostile: $(READY) $(PROGRAMS_READY)
 
 bench: $(READY)
 	for name in decode encoder search server saturation scale jobs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+bench-gpu: $(READY)
+	for name in gpu training; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 demo-model: $(READY)
 	$(BIN)/python -m training.prepare demo --out $(DEMO_DATA)
