@@ -256,7 +256,9 @@ class Captioner:
         fresh = [True, *(not _equal(before, one) for before, one in pairwise(one_by_one))]
         distinct = one_by_one if all(fresh) else one_by_one[fresh]
         parts = [distinct[at : at + ENCODED_AT_ONCE] for at in range(0, len(distinct), ENCODED_AT_ONCE)]
-        return torch.cat([self._encode(part) for part in parts])[np.cumsum(fresh) - 1].view(clips, length, -1)
+        features = torch.cat([self._encode(part) for part in parts])
+        every = features if all(fresh) else features[np.cumsum(fresh) - 1]
+        return every.view(clips, length, -1)
 
     def _encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """frames (N, resize_px, resize_px, 3) -> features (N, D)."""

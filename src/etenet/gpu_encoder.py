@@ -58,6 +58,7 @@ class GpuEncoder:
             if compiled:
                 network = _compiled(network, examples[: sizes[-1]].clone(), kernels)
             self._play: dict[int, Play[Tensor]] = {size: record(network, examples[:size]) for size in sizes}
+        torch.cuda.empty_cache()  # what trying kernels took, for who else is on this GPU
 
     @torch.inference_mode()
     def __call__(self, frames: NDArray[np.uint8]) -> Tensor:
