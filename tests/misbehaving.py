@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import json
 import os
+import platform
 import socket
 import subprocess
 import time
@@ -125,6 +126,11 @@ def gpu_that_gives_other_frames_main(settings: Mapping[str, Any]) -> None:
 def gpu_that_needs_files_main(settings: Mapping[str, Any]) -> None:
     """Its driver opens a device for each video, as it can before the wall is up."""
     _with_gpu(settings, StandIn(before=lambda: open("/dev/null").close()))
+
+
+def gpu_on_an_old_kernel_main(settings: Mapping[str, Any]) -> None:
+    platform.release = lambda: "5.13.0-7-generic"
+    _with_gpu(settings, StandIn())
 
 
 def gpu_that_crashes_at_once_main(settings: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ LAYERS = (
     {"model", "video", "encoder_weights", "fused_encoder"},
     {"encoder", "decoder", "preprocess", "scenes"},
     {"config", "search", "vocabulary", "scores", "caption_json", "metrics"},
-    {"java", "poison", "seccomp", "ffmpeg", "gpu_decoder", "packet_runs", "cuda_graph"},
+    {"java", "poison", "seccomp", "ffmpeg", "gpu_decoder", "device_files", "packet_runs", "cuda_graph"},
     {"segments"},
     {"errors", "atomic", "prctl"},
 )

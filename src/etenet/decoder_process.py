@@ -5,7 +5,8 @@ its segments are written over the body, one after the other, and one message say
 the clip. `sandbox.py` is the other side, and believes nothing that this side says.
 
 Where it is to decode on a GPU, it first proves that it can, once without the wall and once behind it; one that cannot
-says why and ends, so that no process keeps what only the GPU needs.
+says why and ends, so that no process keeps what only the GPU needs. Behind the wall the other side opens the GPU's
+device files for it, which are all that it gets.
 """
 
 from __future__ import annotations
@@ -59,13 +60,18 @@ def main(settings: Mapping[str, Any]) -> None:
     gpu_fault = proof and proof.fault(unhurried)
     _limit_resources(limits)
     os.dup2(_STDOUT, _STDERR)  # which is /dev/null: the log is not open to what a clip makes FFmpeg say
+    listener = filter_fault = None
     try:
-        allow_only_decoding(gpu=gpu is not None)
-        filter_fault = None
+        listener = allow_only_decoding(gpu=gpu is not None)
     except OSError as error:
         filter_fault = str(error)
-    if proof and not gpu_fault and (fault := proof.fault(limits)):
-        gpu_fault = f"behind the wall, {fault}"
+    if listener is not None:
+        socket.send_fds(channel, [b"{}"], [listener])
+        os.close(listener)
+    if proof and not gpu_fault:
+        gpu_fault = filter_fault  # no wall, no GPU
+        if not gpu_fault and (fault := proof.fault(limits)):
+            gpu_fault = f"behind the wall, {fault}"
     channel.send(json.dumps({"filter_fault": filter_fault, "gpu_fault": gpu_fault}).encode())
     while not gpu_fault:
         message, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from etenet import metrics
+from etenet import device_files, metrics
 from etenet.config import FRAMES_PER_CLIP, DecodeLimits, GpuDecoding
 from etenet.decoder_process import MESSAGE_BYTES
 from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError
@@ -279,7 +279,7 @@ class _Process:
             theirs.close()
             self._channel.settimeout(START_DEADLINE_S)
             try:
-                said = json.loads(self._channel.recv(MESSAGE_BYTES))
+                said = json.loads(self._first_words())
                 self.filter_fault: str | None = said["filter_fault"]
             except (OSError, ValueError) as error:
                 self.end()
@@ -289,6 +289,15 @@ class _Process:
                 raise _Died(said["gpu_fault"])
         self._ready = True
         metrics.DECODERS.inc()
+
+    def _first_words(self) -> bytes:
+        """That it is ready. One with a GPU first sends a listener, and needs device files before it is ready."""
+        said, listeners, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        for listener in listeners:
+            serving = (listener, self.pid, device_files.of_the_gpu())
+            threading.Thread(target=device_files.hand_in, args=serving, name="device files", daemon=True).start()
+            said = self._channel.recv(MESSAGE_BYTES)
+        return said
 
     @property
     def pid(self) -> int:

@@ -2,7 +2,8 @@
 
 An allow-list: memory, clocks, and reading and writing what is open already. Everything else (open, socket, connect,
 execve, clone, kill, ptrace, ...) fails with EPERM. A process that decodes on a GPU may do a little more, and talk to
-NVIDIA's driver; that too fails with all that is not the driver's. Source: seccomp(2), linux/filter.h, linux/seccomp.h.
+NVIDIA's driver; that too fails with all that is not the driver's. It does not open files either, but may ask for them:
+`device_files.py` answers. Source: seccomp(2), linux/filter.h, linux/seccomp.h.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 
@@ -22,6 +24,8 @@ class _Architecture:
     audit: int  # AUDIT_ARCH_*, linux/audit.h
     seccomp: int  # the call that installs a filter
     ioctl: int
+    openat: int
+    fcntl: int
     allowed: dict[str, int]
     allowed_with_gpu: dict[str, int]  # beside those, and ioctl: what the driver waits with and asks about the machine
 
@@ -30,6 +34,8 @@ _X86_64 = _Architecture(
     0xC000003E,
     317,
     16,
+    257,
+    72,
     {
         **{"read": 0, "write": 1, "close": 3, "fstat": 5, "lseek": 8, "pread64": 17, "pwrite64": 18},
         **{"sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47},
@@ -44,6 +50,8 @@ _AARCH64 = _Architecture(
     0xC00000B7,
     277,
     29,
+    56,
+    25,
     {
         **{"read": 63, "write": 64, "close": 57, "fstat": 80, "lseek": 62, "pread64": 67, "pwrite64": 68},
         **{"sendto": 206, "recvfrom": 207, "sendmsg": 211, "recvmsg": 212},
@@ -57,13 +65,18 @@ _AARCH64 = _Architecture(
 _ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
 _LOAD_WORD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
-_ALLOW, _FAIL = 0x7FFF0000, 0x00050000 | errno.EPERM
+_ALLOW, _ASK, _FAIL = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.EPERM
 _SYSCALL_NUMBER_AT, _ARCHITECTURE_AT, _SECOND_ARGUMENT_AT = 0, 4, 24  # in struct seccomp_data
 _SET_MODE_FILTER, _OF_ALL_THREADS = 1, 1  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC
+_WITH_LISTENER = 0x18  # SECCOMP_FILTER_FLAG_NEW_LISTENER and _TSYNC_ESRCH
+_HANDS_FILES_IN = (5, 14)  # Linux that knows SECCOMP_ADDFD_FLAG_SEND
 
 # NVIDIA's requests are small numbers (nvidia-uvm), or of the kind "F". Source: its open-gpu-kernel-modules,
 # uvm_ioctl.h and nv-ioctl-numbers.h. Those that sockets and terminals obey are neither: FIOSETOWN could send signals.
 _REQUESTS_OF_UVM_END, _KIND_OF_REQUEST, _KIND_F = 0x100, 0xFF00, ord("F") << 8
+
+# As strace shows the driver to ask of each file that it has opened (intel/libva#575).
+_F_GETFD = 1
 
 _Line = tuple[int, int, int, int]
 
@@ -81,20 +94,27 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(_Instruction)))
 
 
-def allow_only_decoding(*, gpu: bool = False) -> None:
-    """Install the filter; raises `OSError` where this kernel or processor has none."""
+def allow_only_decoding(*, gpu: bool = False) -> int | None:
+    """Install the filter; raises `OSError` where this kernel or processor has none.
+
+    With `gpu`, the result is a descriptor, the listener: until it is served, whoever opens a file waits.
+    """
     architecture = _ARCHITECTURES.get(platform.machine())
     if sys.platform != "linux" or architecture is None:
         raise OSError(errno.ENOSYS, f"no filter is known for {sys.platform} on {platform.machine()}")
+    if gpu and tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < _HANDS_FILES_IN:
+        raise OSError(errno.ENOSYS, f"Linux {platform.release()} hands no files to a filtered process")
     lines = _lines(architecture, gpu=gpu)
     program = _Program(len(lines), (_Instruction * len(lines))(*(_Instruction(*line) for line in lines)))
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # Not by prctl, which would leave out the threads that there are already: a GPU's driver has some.
     system = ctypes.CDLL(None, use_errno=True)
-    unlike_us = system.syscall(architecture.seccomp, _SET_MODE_FILTER, _OF_ALL_THREADS, ctypes.byref(program))
-    if unlike_us:
-        code = ctypes.get_errno() if unlike_us < 0 else errno.ESRCH
+    flags = _OF_ALL_THREADS | (_WITH_LISTENER if gpu else 0)
+    result = int(system.syscall(architecture.seccomp, _SET_MODE_FILTER, flags, ctypes.byref(program)))
+    if result < 0 or (result and not gpu):  # then it is a thread that has other filters
+        code = ctypes.get_errno() if result < 0 else errno.ESRCH
         raise OSError(code, f"seccomp: {os.strerror(code)}")
+    return result if gpu else None
 
 
 def _lines(architecture: _Architecture, *, gpu: bool) -> list[_Line]:
@@ -108,6 +128,13 @@ def _lines(architecture: _Architecture, *, gpu: bool) -> list[_Line]:
         lines += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     if gpu:
         lines += [
+            (_JUMP_IF_EQUAL, 0, 1, architecture.openat),
+            (_RETURN, 0, 0, _ASK),
+            (_JUMP_IF_EQUAL, 0, 4, architecture.fcntl),
+            (_LOAD_WORD, 0, 0, _SECOND_ARGUMENT_AT),
+            (_JUMP_IF_EQUAL, 0, 1, _F_GETFD),
+            (_RETURN, 0, 0, _ALLOW),
+            (_RETURN, 0, 0, _FAIL),
             (_JUMP_IF_EQUAL, 0, 5, architecture.ioctl),
             (_LOAD_WORD, 0, 0, _SECOND_ARGUMENT_AT),
             (_JUMP_IF_AT_LEAST, 0, 2, _REQUESTS_OF_UVM_END),
