@@ -27,9 +27,9 @@ from training.stage import Run, train_stage
 from training.train import first_checkpoint
 
 
-def outcome(checkpoint: Path, dataset: Dataset, scorer: Scorer) -> dict[str, float]:
+def outcome(checkpoint: Path, dataset: Dataset, scorer: Scorer, *, device: str = "cpu") -> dict[str, float]:
     """Scores in points (100 = 1.0) and shares named right, of the test split, through the serving code."""
-    captions = caption_split(etenet.load(checkpoint), dataset, "test")
+    captions = caption_split(etenet.load(checkpoint, device=device), dataset, "test")
     scores = scorer.score({video: [caption] for video, caption in captions.items()}).overall
     right = demo_accuracy(dataset.clips["test"], captions)
     return {name: 100 * value for name, value in scores.items()} | {

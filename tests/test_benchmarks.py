@@ -21,7 +21,7 @@ from tests import clips
 def test_the_training_benchmark_runs_dry_and_makes_a_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training.main(["--dry-run", "--out", str(tmp_path), "--keep", str(tmp_path / "kept")])
+    assert training.main(["--dry-run", "--out", str(tmp_path), "--keep", str(tmp_path / "kept")]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads((tmp_path / "training.json").read_text()) == record
     assert record.keys() >= {"date", "commit", "machine", "versions", "dry_run"}
@@ -41,11 +41,12 @@ def test_the_training_benchmark_runs_dry_and_makes_a_checkpoint(
     assert made["test"]["small demo"]["thing right %"] > 50
     assert made["test"]["full size"].keys() == made["test"]["small demo"].keys() >= {"CIDEr", "all right %"}
     assert [(line["stage"], line["epoch"]) for line in made["epochs"]] == [(1, 1), (2, 1)]
+    assert all(0 <= line["waited_for_data_s"] < line["seconds"] for line in made["epochs"])
     assert etenet.load(tmp_path / "kept" / "demo-full.pt").encoder == "squeezenet1_1"
 
 
 class Bench:
-    """Stands for the measuring: what has no room for more than eight clips."""
+    """Stands for the measuring, with room for eight clips, and something wrong with 64."""
 
     scale = training.Scale()
 
@@ -58,6 +59,8 @@ class Bench:
         return SimpleNamespace(compiled=SimpleNamespace(works=True, compile_s=60.0))
 
     def step(self, _: object, micro_batch: int) -> dict[str, float]:
+        if micro_batch == 64:
+            raise ValueError("a kernel is missing")
         if micro_batch > 8:
             raise torch.OutOfMemoryError("full")
         return {"clips_per_s": 100.0}
@@ -66,7 +69,8 @@ class Bench:
 def test_steps_without_room_are_recorded_and_the_others_measured() -> None:
     rows = training.eager_rows(Bench())
     assert [row["micro_batch"] for row in rows] == [8, 16, 32, 64] * 2
-    assert [row.get("out_of_memory", False) for row in rows] == [False, True, True, True] * 2
+    assert [row.get("out_of_memory", False) for row in rows] == [False, True, True, False] * 2
+    assert [row.get("failed") for row in rows] == [None, None, None, "ValueError: a kernel is missing"] * 2
     assert training.best_of(rows)["micro_batch"] == 8
 
 

@@ -55,7 +55,7 @@ def test_frames_of_any_number_have_the_features_of_the_network(
     encoder = GpuEncoder(checkpoint.model.encoder, how, device=CPU, compiled=False)
     found, expected = encoder(pictures), captioner.features(pictures[None])[0]
     assert found.shape == expected.shape
-    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99999
 
 
 SMALL = Preprocessing(resize_px=8, crop_px=6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -210,6 +210,16 @@ def test_a_dataset_folder_may_be_moved_with_its_clips(tmp_path: Path, monkeypatc
     assert demo_world.Combination(**clip.labels) == few[1].combination
 
 
+def test_the_demo_world_can_be_seen_in_part_and_by_a_larger_encoder(tmp_path: Path) -> None:
+    size = ["--encoder", "inceptionresnetv2", "--train-per-combination", "1"]
+    assert prepare.main(["demo", *size, "--clips-per-split", "1", "--out", str(tmp_path / "demo")]) == 0
+    dataset = Dataset.load(tmp_path / "demo")
+    assert dataset.frames.shape == (3, 16, 314, 314, 3)
+    whole = list(demo_world.clips(train_per_combination=1))
+    for split, clips in dataset.clips.items():
+        assert [clip.video for clip in clips] == [next(clip.name for clip in whole if clip.split == split)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from etenet.errors import UsageError
+from training import demo_world
 from training.datasets import Clip
 from training.order import epoch_windows, examples_per_epoch
 from training.recipes import RECIPES, Stage, overridden
@@ -24,6 +25,28 @@ def test_the_papers_recipes_are_the_papers(name: str, max_words: int) -> None:
         assert (stage.gradient_clip_value, stage.attention_penalty) == (10, 0.70602)
 
 
+def test_the_full_size_demo_takes_what_its_docstring_says() -> None:
+    recipe = RECIPES["demo-full"]()
+    assert (recipe.encoder, recipe.preprocessing().resize_px) == ("inceptionresnetv2", 314)
+    assert all(stage.tokenizer == "none" and not stage.meteor for stage in recipe.stages.values())  # no Java
+    rendered = list(demo_world.clips(train_per_combination=3))
+    clips = [
+        Clip(row=row, video=clip.name, captions=tuple(demo_world.references(clip)))
+        for row, clip in enumerate(rendered)
+        if clip.split == "train"
+    ]
+    seen_once = len(clips) + sum(clip.split == "validation" for clip in rendered)
+    assert (len(rendered), len(clips), seen_once) == (2592, 2151, 2280)
+    steps = {n: s.epochs * -(-examples_per_epoch(clips, s) // s.window_clips) for n, s in recipe.stages.items()}
+    visits = recipe.stages[2].epochs * examples_per_epoch(clips, recipe.stages[2])
+    assert (steps[1], visits) == (544, 2 * 6453)
+    clip_pflop = 0.422e-3
+    stills = recipe.stills.steps * recipe.stills.batch * 3 * clip_pflop / 16
+    work = [stills, seen_once * clip_pflop, visits * 3 * clip_pflop]
+    assert [round(pflop) for pflop in work] == [12, 1, 16]
+    assert sum(work) / 0.790 / 0.20 < 190  # seconds at a fifth of 790 TFLOP/s
+
+
 def test_a_setting_changes_its_field_and_no_other() -> None:
     recipe = RECIPES["msvd"]()
     changed = overridden(recipe, 2, ["encoder_learning_rate=1e-5", "dropout=0.5", "epoch_of=clips"])
@@ -41,6 +64,7 @@ def test_a_setting_changes_its_field_and_no_other() -> None:
         ("epochs", "epochs is a int"),
         ("mixed_precision=1", "mixed_precision is a bool"),
         ("encoder_learning_rate=0", "mirrored_share needs encoder_learning_rate"),
+        ("tokenizer=treebank", "tokenizer is one of ptb, none, got 'treebank'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_mend(setting: str, message: str) -> None:

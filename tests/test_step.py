@@ -12,6 +12,7 @@ from torch import Tensor
 from etenet.config import DecoderConfig
 from etenet.decoder import Decoder
 from etenet.encoder import Encoder, default_preprocessing, feature_size
+from etenet.errors import UsageError
 from etenet.model import EtENet
 from etenet.vocabulary import Vocabulary
 from training.datasets import Clip, Sentences
@@ -86,6 +87,32 @@ def test_accumulated_loss_is_the_sum_over_the_window() -> None:
     network, window = trainee(), examples(7)
     total = accumulate(network, window, load, micro_batch=3, processes=Processes())
     assert total == pytest.approx(network(*load(window)).sum().item(), rel=1e-9)
+
+
+def test_a_window_is_waited_for_once_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What brings a number from a GPU to Python waits until all that was asked of it is done."""
+    waits: list[str] = []
+    network = trainee()
+    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy"):
+        original = getattr(Tensor, name)
+
+        def waiting(self: Tensor, *given: object, name: str = name, original: object = original) -> object:
+            waits.append(name)
+            return original(self, *given)  # type: ignore[operator]
+
+        monkeypatch.setattr(Tensor, name, waiting)
+    batches = {1: load(examples(4)[:1]), 4: load(examples(4))}  # this one stands for what a thread has read
+    waits.clear()
+    accumulate(network, examples(4), lambda some: batches[len(some)], micro_batch=1, processes=Processes())
+    assert waits == ["item"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+    network = trainee()
+    with torch.no_grad():
+        network.model.decoder.to_words.bias[0] = float("nan")
+    with pytest.raises(UsageError, match="not finite any more; lower the learning rate"):
+        accumulate(network, examples(4), load, micro_batch=2, processes=Processes())
 
 
 def test_the_attention_penalty_is_in_the_gradient() -> None:

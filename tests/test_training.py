@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,9 @@ def test_the_whole_trainer_runs_and_learns(
     assert any(not torch.equal(learned[name], given[name]) for name in given)
 
     capsys.readouterr()
-    evaluate.main(["--checkpoint", str(run / "stage2" / "best.pt"), *data, "--out", str(run / "test")])
+    evaluate.main(
+        ["--checkpoint", str(run / "stage2" / "best.pt"), *data, "--device", "cpu", "--out", str(run / "test")]
+    )
     metrics = json.loads(capsys.readouterr().out)
     assert metrics["clips"] == 3
     assert set(metrics["right"]) == {"thing", "motion", "scene", "all"}
@@ -150,7 +153,10 @@ def test_the_whole_trainer_runs_and_learns(
     assert etenet.load(run / "demo.pt").encoder == "squeezenet1_1"
 
 
-def test_a_mirrored_example_is_learnt_from_as_its_mirror_image(miniature: Path, tmp_path: Path) -> None:
+def test_a_mirrored_example_is_learnt_from_as_its_mirror_image_and_nothing_needs_java(
+    miniature: Path, tmp_path: Path, java_as: Callable[[str], None]
+) -> None:
+    java_as("exit 1")
     recipe, dataset = recipes.demo(), Dataset.load(miniature)
     pictures = np.array(dataset.frames)
     pictures[[clip.row for clip in dataset.clips["train"]]] = pictures[
@@ -163,7 +169,9 @@ def test_a_mirrored_example_is_learnt_from_as_its_mirror_image(miniature: Path, 
     }
     learned = {}
     for name, (clips, share) in looked_at.items():
-        stage = dataclasses.replace(recipe.stages[2], epochs=1, batch_clips=3, mirrored_share=share, meteor=False)
+        stage = dataclasses.replace(
+            recipe.stages[2], epochs=1, batch_clips=3, mirrored_share=share, tokenizer="none", meteor=False
+        )
         run = Run(
             recipe=dataclasses.replace(recipe, stages={2: stage}),
             stage_number=2,

@@ -80,11 +80,27 @@ class Dataset:
             raise UsageError(f"{self.folder} was made from features; it has no file of {clip.video} to look at")
         return self.folder / clip.file
 
-    def frames_of(self, clips: Sequence[Clip]) -> Tensor:
-        """(B, L, resize_px, resize_px, 3) uint8."""
+    def frames_of(self, clips: Sequence[Clip], *, pinned: bool = False) -> Tensor:
+        """(B, L, resize_px, resize_px, 3) uint8, in pinned memory if asked for."""
+        frames = self._all_frames()
+        return _packed([frames[clip.row] for clip in clips], pinned)
+
+    def stills_of(self, clips: Sequence[Clip], moments: Sequence[int], *, pinned: bool = False) -> Tensor:
+        """One frame of each clip, (B, resize_px, resize_px, 3) uint8."""
+        frames = self._all_frames()
+        return _packed([frames[clip.row, moment] for clip, moment in zip(clips, moments, strict=True)], pinned)
+
+    def _all_frames(self) -> NDArray[np.uint8]:
         if self.frames is None:
             raise UsageError(f"{self.folder} was made from features; it has no frames to look at")
-        return torch.from_numpy(np.stack([self.frames[clip.row] for clip in clips]))
+        return self.frames
+
+
+def _packed(pictures: Sequence[NDArray[np.uint8]], pinned: bool) -> Tensor:
+    """Pictures of one size, side by side: copied once, from the disk to where they are uploaded from."""
+    packed = torch.empty((len(pictures), *pictures[0].shape), dtype=torch.uint8, pin_memory=pinned)
+    np.stack(pictures, out=packed.numpy())
+    return packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,5 +128,10 @@ class Sentences:
                 mask[clip, number, : len(words) + 1] = 1
         return cls(previous, target, mask)
 
+    def pinned(self) -> Sentences:
+        """The same in pinned memory."""
+        return Sentences(*(tensor.pin_memory() for tensor in (self.previous, self.target, self.mask)))
+
     def to(self, device: torch.device) -> Sentences:
-        return Sentences(*(tensor.to(device) for tensor in (self.previous, self.target, self.mask)))
+        """Nobody waits for what comes from pinned memory."""
+        return Sentences(*(tensor.to(device, non_blocking=True) for tensor in (self.previous, self.target, self.mask)))

@@ -78,9 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--split", default="test")
     parser.add_argument("--tokenizer", choices=("ptb", "none"), default="ptb", help="none: captions come normalised")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="of torch, such as cuda; default: cpu")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN")
     options = parser.parse_args(arguments)
-    captioner, dataset = etenet.load(options.checkpoint), Dataset.load(options.data)
+    captioner, dataset = etenet.load(options.checkpoint, device=options.device), Dataset.load(options.data)
     captions = caption_split(captioner, dataset, options.split)
     clips = dataset.clips[options.split]
     scores = score(

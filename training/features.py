@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from training.datasets import Dataset
+from training.loading import read_ahead
 from training.processes import Processes
 from training.step import Trainee
 
@@ -68,16 +71,22 @@ def _compute(trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int
     processes.of_first(None)
     features = np.lib.format.open_memmap(file, mode="r+")
     trainee.eval()
-    stride = batch_clips * processes.count
+    stride, device = batch_clips * processes.count, processes.device
+    together = [clips[start : start + stride] for start in range(0, len(clips), stride)]
+    shares = [some[processes.rank :: processes.count] for some in together]
+    read = partial(dataset.frames_of, pinned=device.type == "cuda")
     quiet = None if processes.first else True
-    with tqdm(total=len(clips), desc="features", unit="clip", disable=quiet) as bar:
-        for start in range(0, len(clips), stride):
+    with (
+        closing(read_ahead(read, filter(None, shares))) as frames,
+        tqdm(total=len(clips), desc="features", unit="clip", disable=quiet) as bar,
+    ):
+        for some, mine in zip(together, shares, strict=True):
             if processes.asked_to_stop():
                 return False
-            if mine := clips[start : start + stride][processes.rank :: processes.count]:
-                seen = dataset.frames_of(mine).to(processes.device)
+            if mine:
+                seen = next(frames).to(device, non_blocking=True)
                 features[[clip.row for clip in mine]] = trainee.features(seen).cpu().numpy()
-            bar.update(min(stride, len(clips) - start))
+            bar.update(len(some))
     features.flush()
     processes.of_first(None)
     return True

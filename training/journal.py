@@ -52,7 +52,7 @@ class Journal:
         self._bar.update(clips)
         self._bar.set_postfix(epoch=line["epoch"], loss=f"{line['loss']:.2f}")
 
-    def epoch(self, **line: Any) -> None:
+    def epoch(self, waited_s: float, **line: Any) -> None:
         self._write(self._log, {"kind": "epoch", **line})
         seconds = time.monotonic() - self._epoch_started
         speed = {
@@ -60,6 +60,7 @@ class Journal:
             "epoch": line["epoch"],
             "seconds": round(seconds, 3),
             "clips_per_s": round(self._epoch_clips / seconds, 3),
+            "waited_for_data_s": round(waited_s, 3),
             "peak_memory_bytes": peak_bytes(self._device),
         }
         self._write(self._speed, speed)

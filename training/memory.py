@@ -36,5 +36,5 @@ def checkpoint_activations(network: nn.Module) -> None:
 def peak_bytes(device: torch.device) -> int:
     """The most memory in use so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device)  # GPU only
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -57,8 +57,13 @@ def prepare_folder(options: argparse.Namespace) -> int:
 
 
 def prepare_demo(options: argparse.Namespace) -> int:
-    options.resize_px = demo().preprocessing().resize_px
-    clips = sources.demo(options.out / "clips", train_per_combination=options.train_per_combination)
+    if options.encoder is None and options.resize_px is None:
+        options.resize_px = demo().preprocessing().resize_px
+    clips = sources.demo(
+        options.out / "clips",
+        train_per_combination=options.train_per_combination,
+        clips_per_split=options.clips_per_split,
+    )
     return _prepare(clips, options)
 
 
@@ -157,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
 
     one = datasets.add_parser("demo", parents=[every], help="render the demo world")
     one.set_defaults(run=prepare_demo)
+    one.add_argument("--encoder", metavar="NAME", help="whose frame size to take; default: the recipe demo's")
+    one.add_argument("--resize-px", type=_positive, metavar="N", help="frame size; default: the encoder's own")
+    one.add_argument("--clips-per-split", type=_positive, metavar="N", help="the first ones only, for a trial")
     one.add_argument("--train-per-combination", type=_positive, default=TRAIN_PER_COMBINATION, metavar="N")
     return parser
 

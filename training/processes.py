@@ -69,7 +69,7 @@ def joined() -> Iterator[Processes]:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
     if on_gpu:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device)  # GPU only
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count > 1:
         distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)

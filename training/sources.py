@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,9 @@ def splits_of(told: dict[str, Described], path: Path, shares: Shares) -> dict[st
     return drawn | dict.fromkeys(shuffled[test : test + validation], "validation")
 
 
-def demo(out: Path, *, train_per_combination: int) -> list[SourceClip]:
-    """The rendered world; the clips are made below `out` when their frames are taken."""
+def demo(out: Path, *, train_per_combination: int, clips_per_split: int | None = None) -> list[SourceClip]:
+    """The rendered world, or the first clips of each split; they are made below `out` when their frames are taken."""
+    by_split = groupby(demo_world.clips(train_per_combination=train_per_combination), lambda clip: clip.split)
     return [
         SourceClip(
             video=clip.name,
@@ -251,7 +253,8 @@ def demo(out: Path, *, train_per_combination: int) -> list[SourceClip]:
             render=partial(demo_world.render, clip),
             labels=asdict(clip.combination),
         )
-        for clip in demo_world.clips(train_per_combination=train_per_combination)
+        for _, clips in by_split
+        for clip in islice(clips, clips_per_split)
     ]
 
 

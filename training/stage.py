@@ -17,21 +17,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from etenet import checkpoint as checkpoints
 from etenet.checkpoint import Checkpoint
 from etenet.errors import UsageError
 from etenet.scores import Scorer
 from training import curves, snapshots
-from training.datasets import Clip, Dataset, Sentences
+from training.datasets import Clip, Dataset
 from training.features import cached_features, digest
 from training.journal import Journal
+from training.loading import Loader
 from training.memory import checkpoint_activations
 from training.order import Example, epoch_windows, examples_per_epoch
 from training.processes import Processes
 from training.recipes import Recipe, Stage
-from training.step import Trainee, accumulate
+from training.step import Load, Trainee, accumulate, micro_batches
 from training.validation import Validation, validate
 
 
@@ -90,8 +91,14 @@ class _Training:
         self.optimizer = torch.optim.Adam(_parameter_groups(model, self.stage))
         self.progress = self._restored()
         self.shared = run.processes.together(self.trainee)
-        self.features = self._known_features()
-        self.scorer = Scorer({clip.video: clip.captions for clip in self._validation}, meteor=self.stage.meteor)
+        self.loader = Loader(
+            run.dataset, start.vocabulary, start.max_words, run.processes.device, self._known_features()
+        )
+        self.scorer = Scorer(
+            {clip.video: clip.captions for clip in self._validation},
+            tokenizer=self.stage.tokenizer,
+            meteor=self.stage.meteor,
+        )
         examples = examples_per_epoch(self._clips, self.stage)
         self.steps = self.stage.epochs * math.ceil(examples / self.stage.window_clips)
         self.journal = Journal(
@@ -124,23 +131,24 @@ class _Training:
         return self.best
 
     def _epoch(self) -> None:
-        run, started_at = self.run, self.progress.window
-        windows = epoch_windows(
-            self._clips, self.stage, seed=run.recipe.seed, stage_number=run.stage_number, epoch=self.progress.epoch
+        run, stage = self.run, self.stage
+        every = epoch_windows(
+            self._clips, stage, seed=run.recipe.seed, stage_number=run.stage_number, epoch=self.progress.epoch
         )
+        windows = list(every)[self.progress.window :]
+        batches = (batch for window in windows for batch in micro_batches(window, stage.batch_clips, run.processes))
         self.trainee.train()
-        for number, window in enumerate(windows):
-            if number < started_at:
-                continue
-            self._step(window)
-            if run.processes.asked_to_stop():
-                self._save()
-                raise Stopped(f"stopped after step {self.progress.step}; go on with --resume")
-            if time.monotonic() - self.saved_at >= run.save_every_s:
-                self._save()
+        with self.loader.ahead(batches) as load:
+            for window in windows:
+                self._step(window, load)
+                if run.processes.asked_to_stop():
+                    self._save()
+                    raise Stopped(f"stopped after step {self.progress.step}; go on with --resume")
+                if time.monotonic() - self.saved_at >= run.save_every_s:
+                    self._save()
         self._end_epoch(run.processes.of_first(self._validate() if run.processes.first else None))
 
-    def _step(self, window: Sequence[Example]) -> None:
+    def _step(self, window: Sequence[Example], load: Load) -> None:
         processes, progress = self.run.processes, self.progress
         seeds = [self.run.recipe.seed, self.run.stage_number, progress.step, processes.rank]
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
@@ -148,7 +156,7 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         self.optimizer.zero_grad()
-        loss = accumulate(self.shared, window, self._load, micro_batch=self.stage.batch_clips, processes=processes)
+        loss = accumulate(self.shared, window, load, micro_batch=self.stage.batch_clips, processes=processes)
         nn.utils.clip_grad_value_(self.learned.values(), self.stage.gradient_clip_value)
         self.optimizer.step()
         sentences = len(window) * self.stage.captions_per_clip
@@ -174,6 +182,7 @@ class _Training:
         if better and self.run.processes.first:
             checkpoints.save(self.checkpoint, self.best)
         self.journal.epoch(
+            waited_s=self.loader.waited_s,
             stage=self.run.stage_number,
             epoch=progress.epoch + 1,
             step=progress.step,
@@ -195,28 +204,10 @@ class _Training:
             self.trainee,
             self.checkpoint,
             self._validation,
-            self._seen,
+            self.loader.seen,
             self.scorer,
             batch_clips=min(self.stage.batch_clips, 32),
         )
-
-    def _load(self, examples: Sequence[Example]) -> tuple[Tensor, Sentences]:
-        captions = [example.captions for example in examples]
-        sentences = Sentences.encode(captions, self.checkpoint.vocabulary, self.checkpoint.max_words)
-        seen = self._seen([example.clip for example in examples])
-        if self.features is None:
-            for number, example in enumerate(examples):
-                if example.mirrored:
-                    seen[number] = seen[number].flip(-2)
-        return seen, sentences.to(self.run.processes.device)
-
-    def _seen(self, clips: Sequence[Clip]) -> Tensor:
-        """What the clips show: features where they are known already, else frames."""
-        if self.features is None:
-            seen = self.run.dataset.frames_of(clips)
-        else:
-            seen = torch.from_numpy(self.features[[clip.row for clip in clips]])
-        return seen.to(self.run.processes.device, non_blocking=True)
 
     def _known_features(self) -> Any:
         if self.run.dataset.features is not None or self.stage.encoder_learning_rate:

@@ -1,96 +1,147 @@
 """`python -m training.stills demo`: teach an encoder to name the thing and the scene in single frames.
 
-What ImageNet is to the paper's encoder, this is to the demo's: a different task, learnt before captions.
+What ImageNet is to the paper's encoder, this is to the demo's: a different task, learnt before captions. Here, and
+only here, BatchNorm learns too: a deep network with random weights needs it, and has no statistics yet to be frozen.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from etenet.config import FRAMES_PER_CLIP
+from etenet.config import FRAMES_PER_CLIP, Preprocessing
 from etenet.encoder import Encoder, feature_size
+from etenet.errors import EtenetError, UsageError
 from etenet.preprocess import preprocess
 from training.datasets import Clip, Dataset
+from training.loading import read_ahead
 from training.memory import keep_freed_memory
-from training.recipes import RECIPES, Recipe
+from training.recipes import RECIPES, Recipe, Stills, overridden
 
 ATTRIBUTES = ("thing", "scene")
+
+Draw = tuple[NDArray[np.int64], list[int], bool]  # numbers of clips, a moment of each, whether all are mirrored
+Batch = tuple[Tensor, dict[str, Tensor], bool]  # frames uint8, what they show by attribute, whether all are mirrored
 
 
 class StillsClassifier(nn.Module):
     """An encoder with one linear classifier per attribute."""
 
-    def __init__(self, encoder: Encoder, classes: dict[str, int]) -> None:
+    def __init__(self, encoder: Encoder, classes: Mapping[str, int]) -> None:
         super().__init__()
         self.encoder = encoder
+        self.encoder.network.requires_grad_()
         size = feature_size(encoder.name)
         self.heads = nn.ModuleDict({name: nn.Linear(size, count) for name, count in classes.items()})
+
+    def train(self, mode: bool = True) -> StillsClassifier:
+        """Unlike the encoder's own, this lets BatchNorm take statistics."""
+        super().train(mode)
+        self.encoder.network.train(mode)
+        return self
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         features = self.encoder(frames)
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def teach(dataset: Dataset, recipe: Recipe) -> Encoder:
+def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
     """Train on single frames of the training clips; report the share named right on validation clips."""
+    if (stills := recipe.stills) is None:
+        raise UsageError("this recipe starts from ImageNet; choose one that has stills, such as demo")
     torch.manual_seed(recipe.seed)
-    rng, stills, clips = np.random.default_rng(recipe.seed), recipe.stills, dataset.clips["train"]
-    names = {a: sorted({clip.labels[a] for clip in clips}) for a in ATTRIBUTES}
-    labels = {a: _labels(clips, a, names[a]) for a in ATTRIBUTES}
-    model = StillsClassifier(Encoder(recipe.encoder), {a: len(names[a]) for a in ATTRIBUTES})
-    model = model.to(memory_format=torch.channels_last)
+    how, names = recipe.preprocessing(), _names(dataset)
+    model = StillsClassifier(Encoder(recipe.encoder), {a: len(of_it) for a, of_it in names.items()})
+    model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=stills.learning_rate, weight_decay=stills.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, stills.learning_rate, total_steps=stills.steps, pct_start=0.1
     )
-    with tqdm(total=stills.steps, desc="stills", unit="step", disable=None) as bar:
-        for step in range(1, stills.steps + 1):
-            # One frame from each of many clips: frames of one clip are too alike to learn from side by side.
-            chosen = rng.integers(len(clips), size=stills.batch)
-            pixels = [dataset.frames[clips[i].row, rng.integers(FRAMES_PER_CLIP)] for i in chosen]
-            frames = preprocess(torch.from_numpy(np.stack(pixels)), recipe.preprocessing())
-            if rng.random() < 0.5:
-                frames = frames.flip(-1)
-            with torch.autocast(frames.device.type, torch.bfloat16):
-                scores = model(frames.contiguous(memory_format=torch.channels_last))
-            loss = torch.stack(
-                [nn.functional.cross_entropy(scores[a].float(), labels[a][chosen]) for a in ATTRIBUTES]
-            ).sum()
+    draws = _draws(np.random.default_rng(recipe.seed), stills, len(dataset.clips["train"]))
+    read = partial(_read, dataset, names, pinned=device.type == "cuda")
+    with (
+        tqdm(total=stills.steps, desc="stills", unit="step", disable=None) as bar,
+        closing(read_ahead(read, draws)) as batches,
+    ):
+        for step, batch in enumerate(batches, start=1):
+            loss = _loss(model, batch, how, device)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}")
             if step % stills.report_every == 0 or step == stills.steps:
-                shares = _right(model, dataset, recipe, names)
+                shares = _right(model, dataset, how, names, device)
                 report = ", ".join(f"{attribute} {share:.1%}" for attribute, share in shares.items())
-                print(f"step {step}: right on validation frames: {report}", file=sys.stderr, flush=True)
-    return model.encoder
+                told = f"step {step}: loss {loss.item():.3f}; right on validation frames: {report}"
+                print(told, file=sys.stderr, flush=True)
+    return model.encoder.cpu()
+
+
+def _names(dataset: Dataset) -> dict[str, list[str]]:
+    """Every value of each attribute, whichever split shows it."""
+    every = [clip for clips in dataset.clips.values() for clip in clips]
+    return {attribute: sorted({clip.labels[attribute] for clip in every}) for attribute in ATTRIBUTES}
+
+
+def _draws(rng: np.random.Generator, stills: Stills, clips: int) -> Iterator[Draw]:
+    """One frame from each of many clips: frames of one clip are too alike to learn from side by side."""
+    for _ in range(stills.steps):
+        chosen = rng.integers(clips, size=stills.batch)
+        yield chosen, [int(rng.integers(FRAMES_PER_CLIP)) for _ in chosen], bool(rng.random() < 0.5)
+
+
+def _read(dataset: Dataset, names: Mapping[str, Sequence[str]], draw: Draw, *, pinned: bool) -> Batch:
+    chosen, moments, mirrored = draw
+    clips = [dataset.clips["train"][number] for number in chosen]
+    frames = dataset.stills_of(clips, moments, pinned=pinned)
+    shown = {attribute: _labels(clips, attribute, of_it) for attribute, of_it in names.items()}
+    return frames, {a: labels.pin_memory() if pinned else labels for a, labels in shown.items()}, mirrored
 
 
 def _labels(clips: Sequence[Clip], attribute: str, names: Sequence[str]) -> Tensor:
     return torch.tensor([names.index(clip.labels[attribute]) for clip in clips])
 
 
+def _loss(model: StillsClassifier, batch: Batch, how: Preprocessing, device: torch.device) -> Tensor:
+    pixels, shown, mirrored = batch
+    frames = preprocess(pixels.to(device, non_blocking=True), how)
+    frames = (frames.flip(-1) if mirrored else frames).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16):
+        scores = model(frames)
+    labels = {attribute: of_it.to(device, non_blocking=True) for attribute, of_it in shown.items()}
+    return torch.stack([nn.functional.cross_entropy(scores[a].float(), labels[a]) for a in ATTRIBUTES]).sum()
+
+
 @torch.no_grad()
-def _right(model: StillsClassifier, dataset: Dataset, recipe: Recipe, names: dict[str, list[str]]) -> dict[str, float]:
-    """Share of all validation frames that are named right, by attribute."""
+def _right(
+    model: StillsClassifier,
+    dataset: Dataset,
+    how: Preprocessing,
+    names: Mapping[str, Sequence[str]],
+    device: torch.device,
+) -> dict[str, float]:
+    """Share of all validation frames that are named right, by attribute, as the caption stages will see them."""
     clips, hits = dataset.clips["validation"], dict.fromkeys(ATTRIBUTES, 0)
     model.eval()
     for clip in clips:
-        scores = model(preprocess(dataset.frames_of([clip]), recipe.preprocessing()).flatten(0, 1))
+        frames = preprocess(dataset.frames_of([clip]).to(device), how).flatten(0, 1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            scores = model(frames)
         for attribute in ATTRIBUTES:
-            hits[attribute] += int((scores[attribute].argmax(-1) == _labels([clip], attribute, names[attribute])).sum())
+            right = _labels([clip], attribute, names[attribute]).to(device)
+            hits[attribute] += int((scores[attribute].argmax(-1) == right).sum())
     model.train()
     return {attribute: count / (len(clips) * FRAMES_PER_CLIP) for attribute, count in hits.items()}
 
@@ -100,12 +151,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="F.pt", help="the encoder's weights")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
     options = parser.parse_args(arguments)
     keep_freed_memory()
-    encoder = teach(Dataset.load(options.data), RECIPES[options.recipe]())
+    recipe = overridden(RECIPES[options.recipe](), "stills", options.set)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = teach(Dataset.load(options.data), recipe, device)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(encoder.state_dict(), options.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EtenetError as error:
+        print(f"training: {error}", file=sys.stderr)
+        sys.exit(2)

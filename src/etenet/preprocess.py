@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -21,9 +23,16 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
     pixels = frames[..., inside, inside, :].movedim(-1, -3).float()
     if how.channels == "BGR":
         pixels = pixels.flip(-3)
-    mean = torch.tensor(how.mean, device=frames.device)[:, None, None]
-    std = torch.tensor(how.std, device=frames.device)[:, None, None]
+    mean, std = _of_channels(how, frames.device)
     return (pixels * (how.input_max / 255) - mean) / std
+
+
+@cache
+def _of_channels(how: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (3, 1, 1) each; kept, as who brings them to a GPU waits for it."""
+    with torch.inference_mode(False):  # for training, too, whoever comes first
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (how.mean, how.std))
+    return mean, std
 
 
 def crop_start(how: Preprocessing) -> int:

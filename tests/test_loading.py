@@ -1,0 +1,116 @@
+"""Reading ahead changes nothing but the time: same batches, same order, errors in their turn, no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from etenet.vocabulary import Vocabulary
+from tests.conftest import wait_until
+from training.datasets import Clip, Dataset, Sentences
+from training.loading import Loader, read_ahead
+from training.order import Example
+
+VOCABULARY = Vocabulary(["a", "dog", "cat", "runs"])
+CPU = torch.device("cpu")
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("read ahead")]
+
+
+@pytest.mark.parametrize(("count", "ahead"), [(0, 2), (1, 2), (2, 2), (20, 1), (20, 3), (3, 50)])
+def test_what_is_read_ahead_is_what_is_read_one_by_one(count: int, ahead: int) -> None:
+    assert list(read_ahead(lambda number: number**2, range(count), ahead)) == [n**2 for n in range(count)]
+    assert not readers()
+
+
+def test_the_next_ones_are_read_meanwhile_and_no_more_than_those() -> None:
+    begun: list[int] = []
+    with closing(read_ahead(begun.append, range(100), 3)) as found:
+        next(found)
+        wait_until(lambda: len(begun) == 4, 10)
+        next(found)
+        wait_until(lambda: len(begun) == 5, 10)
+    assert begun == [0, 1, 2, 3, 4]
+
+
+def test_an_error_comes_in_its_turn_and_leaves_no_thread() -> None:
+    def read(number: int) -> int:
+        return 10 // (3 - number)
+
+    found = read_ahead(read, range(9))
+    assert [next(found) for _ in range(3)] == [3, 5, 10]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+    assert not readers()
+
+
+def test_who_leaves_early_leaves_no_thread_and_waits_for_no_more_than_one_read() -> None:
+    begun: list[int] = []
+    go_on = threading.Event()
+
+    def read(number: int) -> None:
+        begun.append(number)
+        if number:
+            go_on.wait(10)
+
+    with closing(read_ahead(read, range(100), 5)) as found:
+        next(found)
+        wait_until(lambda: len(begun) == 2, 10)
+        threading.Timer(0.2, go_on.set).start()
+    assert begun == [0, 1]
+    assert not readers()
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Twelve clips of noise, in a file."""
+    pixels = np.random.default_rng(0).integers(256, size=(12, 2, 6, 6, 3), dtype=np.uint8)
+    np.save(tmp_path / "frames.npy", pixels)
+    clips = [Clip(row=row, video=str(row), captions=("a dog runs", "a cat")) for row in range(12)]
+    return Dataset(tmp_path, {"train": clips}, np.load(tmp_path / "frames.npy", mmap_mode="r"))
+
+
+@pytest.fixture
+def batches(dataset: Dataset) -> list[list[Example]]:
+    """Of three clips each, in no order; every other one is seen in a mirror."""
+    order = np.random.default_rng(1).permutation(12)
+    examples = [Example(dataset.clips["train"][row], ("a dog runs", "a cat"), bool(row % 2)) for row in order]
+    return [examples[start : start + 3] for start in range(0, 12, 3)]
+
+
+def test_batches_hold_the_frames_of_their_clips_mirrored_where_asked(
+    dataset: Dataset, batches: list[list[Example]]
+) -> None:
+    loader = Loader(dataset, VOCABULARY, 2, CPU)
+    with loader.ahead(iter(batches)) as load:
+        loaded = [load(batch) for batch in batches]
+    for batch, (seen, sentences) in zip(batches, loaded, strict=True):
+        rows = [dataset.frames[example.clip.row] for example in batch]
+        expected = [row[..., ::-1, :] if e.mirrored else row for row, e in zip(rows, batch, strict=True)]
+        np.testing.assert_array_equal(seen.numpy(), np.stack(expected))
+        said = Sentences.encode([example.captions for example in batch], VOCABULARY, 2)
+        assert torch.equal(sentences.target, said.target)
+    assert loader.waited_s > 0
+
+
+def test_known_features_stand_for_frames_and_have_no_mirror(dataset: Dataset, batches: list[list[Example]]) -> None:
+    features = np.random.default_rng(0).normal(size=(12, 2, 5)).astype(np.float32)
+    loader = Loader(replace(dataset, frames=None), VOCABULARY, 20, CPU, features)
+    with loader.ahead(batches) as load:
+        for batch in batches:
+            np.testing.assert_array_equal(load(batch)[0].numpy(), features[[example.clip.row for example in batch]])
+
+
+def test_batches_in_another_order_than_announced_are_refused(dataset: Dataset, batches: list[list[Example]]) -> None:
+    loader = Loader(dataset, VOCABULARY, 20, CPU)
+    with loader.ahead(batches) as load, pytest.raises(AssertionError, match="in the order in which"):
+        load(batches[1])
+    assert not readers()

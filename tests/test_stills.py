@@ -1,0 +1,87 @@
+"""What is learnt from stills: a network with BatchNorm learns its statistics too, and keeps them when frozen."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from etenet.encoder import Encoder
+from etenet.encoder_weights import load_encoder
+from etenet.errors import UsageError
+from etenet.preprocess import preprocess
+from training import demo_world, recipes, stills
+from training.datasets import Clip, Dataset
+from training.recipes import Stills, overridden
+
+THINGS, SCENES = ("balloon", "bus", "octopus"), ("beach", "meadow")
+RECIPE = replace(
+    recipes.demo(),
+    encoder="resnet18",
+    crop_px=48,
+    stills=Stills(steps=60, batch=24, learning_rate=2e-3, weight_decay=1e-4),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    """A corner of the demo world with little motion, without files."""
+    side, clips, frames = RECIPE.preprocessing().resize_px, {"train": [], "validation": []}, []
+    for clip in demo_world.clips(train_per_combination=12, held_out_per_combination=6):
+        what = clip.combination
+        if what.thing in THINGS and what.scene in SCENES and what.motion in ("standing", "bouncing"):
+            split = "validation" if clip.seed % 6 == 0 else "train"
+            labels = {"thing": what.thing, "scene": what.scene}
+            clips[split].append(Clip(row=len(frames), video=clip.name, captions=("a",), labels=labels))
+            frames.append(np.stack(list(demo_world.frames(clip, count=16, size_px=(side, side)))))
+    return Dataset(Path(), clips, np.stack(frames))
+
+
+def norms(encoder: Encoder) -> list[nn.BatchNorm2d]:
+    return [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def seen(encoder: Encoder, dataset: Dataset, clips: list[Clip]) -> torch.Tensor:
+    """Features (B, L, D)."""
+    return encoder(preprocess(dataset.frames_of(clips), RECIPE.preprocessing()).flatten(0, 1)).view(len(clips), 16, -1)
+
+
+def test_batch_norm_learns_and_its_statistics_serve_when_frozen(
+    dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    taught = stills.teach(dataset, RECIPE, torch.device("cpu"))
+    assert all(norm.running_mean.abs().max() > 0.01 for norm in norms(taught))
+    assert all((norm.weight != 1).any() and (norm.bias != 0).any() for norm in norms(taught))
+    (told,) = re.findall(r"step 60: .*thing ([\d.]+)%, scene ([\d.]+)%", capfd.readouterr().err)
+    assert min(map(float, told)) > 70  # things by chance: 33
+
+    torch.save(taught.state_dict(), tmp_path / "encoder.pt")
+    frozen = load_encoder("resnet18", tmp_path / "encoder.pt").train()
+    train, unseen = dataset.clips["train"], dataset.clips["validation"]
+    centres = torch.stack(
+        [seen(frozen, dataset, [c for c in train if c.labels["thing"] == t]).mean((0, 1)) for t in THINGS]
+    )
+    named = torch.cdist(seen(frozen, dataset, unseen), centres).argmin(-1)
+    right = torch.tensor([THINGS.index(clip.labels["thing"]) for clip in unseen])
+    assert (named == right[:, None]).float().mean() > 0.6
+    for before, after in zip(norms(taught), norms(frozen), strict=True):
+        assert torch.equal(before.running_var, after.running_var)
+
+
+def test_a_recipe_that_starts_from_imagenet_has_no_stills(dataset: Dataset) -> None:
+    with pytest.raises(UsageError, match="starts from ImageNet; choose one that has stills"):
+        stills.teach(dataset, recipes.msvd(), torch.device("cpu"))
+
+
+def test_stills_have_settings_too() -> None:
+    changed = overridden(recipes.demo(), "stills", ["steps=7", "encoder=resnet18"])
+    assert (changed.stills.steps, changed.encoder) == (7, "resnet18")
+    assert changed.stages == recipes.demo().stages
+    with pytest.raises(UsageError, match="no field 'epochs'; choose one of steps, "):
+        overridden(recipes.demo(), "stills", ["epochs=7"])
