@@ -1,4 +1,4 @@
-"""What a chip does at best, and how long something takes on it."""
+"""What a chip does at best, how long something takes on it, and what the network asks of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from etenet.config import FRAMES_PER_CLIP
+from etenet.encoder import Encoder
 
 
 def median_ms(run: Callable[[], object], rounds: int, device: torch.device) -> float:
@@ -40,3 +44,11 @@ def ceilings(matrix: int, rounds: int, device: torch.device) -> dict[str, float]
         "tflop_per_s": 2 * matrix**3 / product_ms / 1e9,
         "copy_gb_per_s": 2 * block.nbytes / copy_ms / 1e6,
     }
+
+
+def clip_flops(encoder: Encoder, crop_px: int) -> float:
+    """Operations for 16 frames, forth only, as torch counts them: two for a multiplication and an addition."""
+    device = next(encoder.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        encoder(torch.zeros(1, 3, crop_px, crop_px, device=device))
+    return FRAMES_PER_CLIP * float(counter.get_total_flops())

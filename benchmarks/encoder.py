@@ -22,8 +22,8 @@ import onnxruntime
 import openvino
 import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.chip import clip_flops
 from benchmarks.record import RESULTS, conclude
 from benchmarks.untrained import untrained
 from etenet import checkpoint as checkpoints
@@ -97,15 +97,13 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
 
 def ceiling(checkpoint: Checkpoint) -> Callable[[], float]:
     """Seconds the network's multiplications take as one large matrix product, as measured when it is called."""
-    crop_px = checkpoint.preprocessing.crop_px
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        checkpoint.model.encoder(torch.zeros(1, 3, crop_px, crop_px))
+    flops = clip_flops(checkpoint.model.encoder, checkpoint.preprocessing.crop_px)
     a, b = torch.randn(2, MATRIX, MATRIX)
 
     def measure() -> float:
         started = time.perf_counter()
         torch.mm(a, b)
-        return (time.perf_counter() - started) * FRAMES * counter.get_total_flops() / (2 * MATRIX**3)
+        return (time.perf_counter() - started) * flops / (2 * MATRIX**3)
 
     return measure
 

@@ -28,10 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import full_size
-from benchmarks.chip import ceilings, timed_s
+from benchmarks.chip import ceilings, clip_flops, timed_s
 from benchmarks.full_size import Plan
 from benchmarks.record import RESULTS, conclude
 from etenet import checkpoint as checkpoints
@@ -178,14 +177,6 @@ def noise(scale: Scale, folder: Path) -> Dataset:
     return Dataset(folder, {"train": clips}, np.load(folder / "frames.npy", mmap_mode="r"))
 
 
-def clip_flops(recipe: Recipe) -> int:
-    """Of the encoder, forth only."""
-    encoder = Encoder(recipe.encoder).eval()
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        encoder(torch.zeros(1, 3, recipe.crop_px, recipe.crop_px))
-    return FRAMES_PER_CLIP * counter.get_total_flops()
-
-
 def eager_rows(bench: Bench) -> list[dict[str, Any]]:
     """A row per micro-batch, activations kept, then computed twice."""
     rows = []
@@ -274,7 +265,8 @@ def figures(scale: Scale, device: torch.device, watch: Watch, keep: Path | None,
             watch.done("full-size checkpoint")
             rows += compiled_rows(bench, best_of(rows)["micro_batch"], watch.time_is_left)
             watch.done("compiled steps")
-    flops, flops_per_s = clip_flops(scale.recipe), 1e12 * found["ceilings"]["tflop_per_s"]
+    encoder = Encoder(scale.recipe.encoder).eval()
+    flops, flops_per_s = clip_flops(encoder, scale.recipe.crop_px), 1e12 * found["ceilings"]["tflop_per_s"]
     for row in rows:
         if "clips_per_s" in row:
             row["share_of_bound"] = row["clips_per_s"] * 3 * flops / flops_per_s

@@ -1,8 +1,9 @@
-"""What a GPU runs, run here without one: the same sums in the same order, neither recorded nor uploaded."""
+"""What a GPU runs: on one where there is one, and always without: the same sums, neither recorded nor uploaded."""
 
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 from tests.test_codebase import python_files
 
 CPU = torch.device("cpu")
+DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +32,16 @@ def checkpoint() -> checkpoints.Checkpoint:
     return checkpoints.load(DEMO)
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("clips", [1, 3, 16, 19])
-def test_a_search_without_a_look_at_the_host_finds_the_same(checkpoint: checkpoints.Checkpoint, clips: int) -> None:
-    decoder = checkpoint.model.decoder.eval()
+def test_a_search_without_a_look_at_the_host_finds_the_same(
+    checkpoint: checkpoints.Checkpoint, clips: int, device: torch.device
+) -> None:
+    decoder = copy.deepcopy(checkpoint.model.decoder).to(device).eval()
     torch.manual_seed(clips)
-    features = torch.randn(clips, 16, decoder.config.feature_size).abs()
+    features = torch.randn(clips, 16, decoder.config.feature_size).abs().to(device)
     plain = search(decoder, features, beam_size=5, max_words=checkpoint.max_words, words=WORDS)
-    recorded = GpuSearch(decoder, max_words=checkpoint.max_words, words=WORDS, device=CPU)(features)
+    recorded = GpuSearch(decoder, max_words=checkpoint.max_words, words=WORDS, device=device)(features)
     assert [[said.words for said in of_clip] for of_clip in recorded] == [
         [said.words for said in of_clip] for of_clip in plain
     ]
@@ -45,15 +50,16 @@ def test_a_search_without_a_look_at_the_host_finds_the_same(checkpoint: checkpoi
         np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("frames", [1, 16, 17, 256, 300])
 def test_frames_of_any_number_have_the_features_of_the_network(
-    checkpoint: checkpoints.Checkpoint, captioner: Captioner, frames: int
+    checkpoint: checkpoints.Checkpoint, captioner: Captioner, frames: int, device: torch.device
 ) -> None:
     how = checkpoint.preprocessing
     shape = (frames, how.resize_px, how.resize_px, 3)
     pictures = np.random.default_rng(frames).integers(0, 256, shape, dtype=np.uint8)
-    encoder = GpuEncoder(checkpoint.model.encoder, how, device=CPU, compiled=False)
-    found, expected = encoder(pictures), captioner.features(pictures[None])[0]
+    encoder = GpuEncoder(checkpoint.model.encoder, how, device=device, compiled=False)
+    found, expected = encoder(pictures).cpu(), captioner.features(pictures[None])[0]
     assert found.shape == expected.shape
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99999
 
@@ -103,6 +109,17 @@ def test_who_is_given_what_was_compiled_compiles_nothing() -> None:
     assert first["fxgraph_cache_miss"] == 1
     assert again["fxgraph_cache_hit"] == again["unique_graphs"] == 1  # one for all sizes of batches
     assert "fxgraph_cache_miss" not in again
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_batches_one_after_the_other_do_not_mix(checkpoint: checkpoints.Checkpoint, device: torch.device) -> None:
+    """On a GPU each goes up while the one before is computed, through places that are used again and again."""
+    how, rng = checkpoint.preprocessing, np.random.default_rng(0)
+    encoder = GpuEncoder(checkpoint.model.encoder, how, device=device, compiled=False)
+    batches = [rng.integers(0, 256, (n, how.resize_px, how.resize_px, 3), dtype=np.uint8) for n in (16, 32, 5, 16, 1)]
+    together = [encoder(batch) for batch in batches]
+    for batch, found in zip(batches, together, strict=True):
+        torch.testing.assert_close(encoder(batch), found)
 
 
 @pytest.mark.parametrize("kernels", [None, b"damaged"])

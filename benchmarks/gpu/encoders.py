@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.chip import median_ms, timed_s, wait_for
+from benchmarks.chip import clip_flops, median_ms, timed_s, wait_for
 from benchmarks.gpu.scale import Scale
 from etenet.checkpoint import Checkpoint
 from etenet.config import FRAMES_PER_CLIP
@@ -55,13 +54,14 @@ def encoding(
         print(f"{name}: {found[name]}", flush=True)
     ours = found[OURS]["best_clips_per_s"]
     best = {name: of["best_clips_per_s"] for name, of in found.items() if "best_clips_per_s" in of}
+    flops = clip_flops(checkpoint.model.encoder, how.crop_px)
     cosine = torch.nn.functional.cosine_similarity(features[OURS], features[EXACT])
     return {
         "contenders": found,
-        "clip_gflop": clip_flops(checkpoint) / 1e9,
+        "clip_gflop": flops / 1e9,
         "best_clips_per_s": ours,
         "one_clip_ms": found[OURS]["one_clip_ms"],
-        "share_of_ceiling": ours * clip_flops(checkpoint) / (tflop_per_s * 1e12),
+        "share_of_ceiling": ours * flops / (tflop_per_s * 1e12),
         "ratio_to_peers": {name: ours / best[name] for name in PEERS if name in best},
         "feature_cosine": float(cosine.min()),
     }
@@ -168,12 +168,3 @@ def _speed(encode: Encode, frames: np.ndarray, scale: Scale, device: torch.devic
 def _calls(encode: Encode, batch: np.ndarray, count: int) -> None:
     for _ in range(count):
         encode(batch)
-
-
-def clip_flops(checkpoint: Checkpoint) -> float:
-    """Operations of the network for 16 frames, as torch counts them: two for a multiplication and an addition."""
-    crop_px = checkpoint.preprocessing.crop_px
-    where = next(checkpoint.model.encoder.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        checkpoint.model.encoder(torch.zeros(1, 3, crop_px, crop_px, device=where))
-    return FRAMES_PER_CLIP * float(counter.get_total_flops())
