@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from etenet.config import DecodeLimits
 from etenet.server import ServerConfig
@@ -170,8 +171,8 @@ def places() -> int:
 
 def test_it_lets_in_as_many_and_as_much_as_the_server_takes() -> None:
     config = ServerConfig.read(REPOSITORY / "config.properties")
-    (batch,) = re.findall(r"batchSize: (\d+)", (REPOSITORY / "handler" / "model-config.yaml").read_text())
-    assert places() == config.queue + int(batch)
+    batch = yaml.safe_load((REPOSITORY / "handler" / "model-config.yaml").read_text())["batchSize"]
+    assert places() == config.queue + batch
     (largest,) = re.findall(r"client_max_body_size (\d+)m;", (CONFIGURATION / "nginx.conf").read_text())
     assert DecodeLimits().max_body_bytes < int(largest) * 2**20 <= config.max_body_bytes
 

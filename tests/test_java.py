@@ -22,7 +22,7 @@ Pretend = Callable[[str], None]
 def _nothing_is_left_behind() -> Iterator[None]:
     before = psutil.Process().children()
     yield
-    assert psutil.Process().children() == before
+    assert {*psutil.Process().children()} <= {*before}  # what others left may end meanwhile
 
 
 def test_java_is_the_wheels_own() -> None:
