@@ -24,6 +24,7 @@ import pytest
 from benchmarks.servers import free_ports
 from etenet import caption_json, job_records, jobs
 from etenet.cli import main
+from etenet.config import SPIN_COUNT
 from etenet.errors import Stopped, UsageError
 from etenet.job_inputs import Clip
 from etenet.job_progress import Summary
@@ -139,6 +140,7 @@ def kill_captioning_actors(job: subprocess.Popen[str]) -> None:
     actors = [process for process in psutil.Process(job.pid).children(recursive=True) if "_Captions" in title(process)]
     assert actors
     for actor in actors:
+        assert actor.environ()["GOMP_SPINCOUNT"] == SPIN_COUNT
         actor.kill()
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from etenet.config import thread_settings
 from etenet.errors import EtenetError, JavaError, Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ FORMATS = ("jsonl", "csv", "coco", "parquet", "vtt", "srt")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    os.environ.update(thread_settings(os.environ))
     try:
         status: int = options.run(options)
     except EtenetError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import pickle
 import tempfile
 from collections import Counter, defaultdict
@@ -26,7 +27,7 @@ from etenet import checkpoint as checkpoints
 from etenet import job_local
 from etenet.captioner import SANDBOX_EXISTS
 from etenet.captions import Caption, outcome_of
-from etenet.config import CaptionOptions
+from etenet.config import CaptionOptions, thread_settings
 from etenet.errors import CaptionError, Stopped
 from etenet.job_inputs import Clip, is_remote
 from etenet.job_local import JOB_LIMITS
@@ -52,7 +53,13 @@ def engine(
             path = clip.path if is_remote(clip.path) else str(Path(clip.path).resolve())
             sources.setdefault((path, part_of(clip, options.cut)), []).append(clip.video)
         try:
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": thread_settings(os.environ)},
+            )
         except (ConnectionError, ValueError) as error:
             raise Stopped(f"there is no Ray cluster at {address}: {error}") from error
         try:

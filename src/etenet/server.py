@@ -25,7 +25,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from etenet import archive, metrics
-from etenet.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE
+from etenet.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE, thread_settings
 from etenet.errors import EtenetError, UsageError
 from etenet.health import Address, Health, exporter
 from etenet.java import find_java
@@ -197,6 +197,7 @@ def _environment(scratch: Path) -> Mapping[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
     return {
         _COMPILED_CODE_VARIABLE: str(_compiled_code()),
+        **thread_settings(inherited),
         **inherited,
         **dict.fromkeys(("TEMP", "TMP", "TMPDIR"), str(scratch)),
         "LOG_LOCATION": str(scratch / "logs"),
