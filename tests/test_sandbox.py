@@ -20,7 +20,7 @@ import pytest
 
 from etenet import poison, sandbox
 from etenet.config import DecodeLimits
-from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError, UndecodableVideo
+from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError, TooMuchMemory
 from etenet.poison import Poison
 from etenet.sandbox import InProcess, Sandbox
 from etenet.segments import Cut
@@ -152,12 +152,33 @@ def test_a_clip_whose_decoder_was_stopped_may_come_again() -> None:
 
 def test_memory_is_limited_and_given_back(walled: Sandbox) -> None:
     error = error_of(walled, b"eat")
-    assert isinstance(error, UndecodableVideo)
+    assert isinstance(error, TooMuchMemory)
     assert "more than 256 MiB" in str(error)
     status = Path(f"/proc/{only(walled)}/status").read_text()
     peak_kib = int(status.partition("VmHWM:")[2].split()[0])
     assert 100 * 1024 < peak_kib < (256 + 64) * 1024
     assert walled.submit(clips.video()).result()[0].codec == "h264"
+
+
+LARGE = clips.video(16, size=(3840, 2160), preset="ultrafast")
+
+
+def test_a_process_keeps_nothing_of_the_large_clips_it_has_decoded() -> None:
+    """Their wanted frames take 200 MB each time: what is kept of three would be too much."""
+    limits = DecodeLimits(decode_deadline_s=60.0, max_memory_bytes=512 * 2**20)
+    with decoding("etenet.decoder_process:main", limits) as walled:
+        for _ in range(6):
+            assert walled.submit(LARGE).result()[0].width_px == 3840
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])  # the first calls it invalid data
+def test_a_clip_that_takes_too_much_memory_is_told_so_and_not_that_it_is_damaged(codec: str) -> None:
+    large = LARGE if codec == "libx264" else clips.video(4, size=(3840, 2160), codec=codec)
+    limits = DecodeLimits(decode_deadline_s=60.0, max_memory_bytes=24 * 2**20)
+    with decoding("etenet.decoder_process:main", limits) as walled:
+        error = error_of(walled, large)
+        assert isinstance(error, TooMuchMemory)
+        assert "more than 24 MiB" in str(error)
 
 
 def test_a_bug_of_ours_is_no_fault_of_the_clips(walled: Sandbox, caplog: pytest.LogCaptureFixture) -> None:

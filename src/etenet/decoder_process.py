@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from etenet.config import CANARY_CLIP, MOVING_CLIP, DecodeLimits, GpuDecoding
-from etenet.errors import CaptionError, UndecodableVideo
+from etenet.errors import CaptionError, TooMuchMemory
 from etenet.ffmpeg import import_all_of_pyav
 from etenet.gpu_decoder import hold
 from etenet.prctl import PR_SET_PDEATHSIG, prctl
@@ -121,7 +121,7 @@ def _answer(
         return {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
         needed = f"decoding it takes more than {limits.max_memory_bytes // 2**20} MiB of memory; scale the video down"
-        return {"error": UndecodableVideo.__name__, "message": needed}
+        return {"error": TooMuchMemory.__name__, "message": needed}
     except Exception:
         return {"bug": traceback.format_exc()[-MESSAGE_BYTES // 2 :]}
     return {"videos": [asdict(replace(video, frames=np.empty(0, np.uint8))) | {"frames": None} for video in videos]}

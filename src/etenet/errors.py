@@ -13,6 +13,7 @@
         NotAVideo              415 not_a_video
         UndecodableVideo       422 undecodable_video
         TooManyPixels          422 too_many_pixels
+        TooMuchMemory          422 too_much_memory
         DecodeTimeout          422 decode_timeout
         DecoderCrashed         422 decoder_crashed
         Overloaded             503 overloaded
@@ -94,6 +95,10 @@ class UndecodableVideo(CaptionError):
 
 class TooManyPixels(CaptionError):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "too_many_pixels"
+
+
+class TooMuchMemory(CaptionError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "too_much_memory"
 
 
 class DecodeTimeout(CaptionError):

@@ -109,7 +109,10 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
 def sample_segments(
     body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None, gpu: GpuDecoding | None = None
 ) -> list[SampledVideo]:
-    """The same of each segment of a video, which is decoded once; `BadOption` where it cannot be cut so."""
+    """The same of each segment of a video, which is decoded once; `BadOption` where it cannot be cut so.
+
+    `MemoryError` where decoding takes more memory than there is: whoever set the limit knows how much that is.
+    """
     limits = limits or DecodeLimits()
     if not body:
         raise EmptyBody("the body is empty; send the video itself, for example with curl -T clip.mp4")
@@ -260,7 +263,8 @@ class _Clip:
                         delivered[frame.pts] = None
                     if frame.pts in wanted:
                         stills[frame.pts] = self._still(frame, frame.pts)
-            except (av.FFmpegError, MemoryError):
+            except av.FFmpegError as error:
+                self._check_memory(error)
                 return None
             if self.codec in _CODECS_THAT_SKIP:
                 promised = [pts for pts in promised if pts in delivered]
@@ -299,7 +303,7 @@ class _Clip:
             pts = _pts(frame, number)
             if (pts - first_pts) * self.tick_s > cut.end_s:
                 return
-            if changes.begins_with(self._resized(frame, COMPARED_PX)):
+            if changes.begins_with(_pixels(self._resized(frame, COMPARED_PX))):
                 yield pts
 
     def _decode_what_is_needed(
@@ -325,7 +329,8 @@ class _Clip:
                 self._check_time()
                 try:
                     frames = self.context.decode(packet)
-                except (av.FFmpegError, MemoryError):
+                except av.FFmpegError as error:
+                    self._check_memory(error)
                     continue
                 yield from self._checked(frames)
         finally:
@@ -340,13 +345,14 @@ class _Clip:
             yield frame
 
     def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
-        return _Still(pts, _upright(self._resized(frame, self.resize_px), frame))
+        small = self._resized(frame, self.resize_px)
+        return _Still(pts, _upright(_pixels(small), small))
 
-    def _resized(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
+    def _resized(self, frame: av.VideoFrame, size_px: int) -> av.VideoFrame:
         if frame.colorspace not in _COLOUR_SPACES_THAT_SWSCALE_KNOWS:
             frame.colorspace = _COLOUR_SPACE_UNKNOWN
         try:
-            small = self.reformatter.reformat(
+            return self.reformatter.reformat(
                 frame,
                 width=size_px,
                 height=size_px,
@@ -355,8 +361,8 @@ class _Clip:
                 threads=1,
             )
         except av.FFmpegError as error:
+            self._check_memory(error)
             raise UndecodableVideo(f"pictures of the kind {frame.format.name} cannot be read; use yuv420p") from error
-        return small.to_ndarray().astype(np.uint8, copy=False)
 
     def _span(self, packets: Sequence[VideoPacket], shown_pts: Sequence[int]) -> tuple[int, int]:
         """First moment and end of what is shown, in units of the stream's time base."""
@@ -369,6 +375,15 @@ class _Clip:
     def _check_time(self) -> None:
         if time.monotonic() - self.started > self.limits.decode_deadline_s:
             raise DecodeTimeout(f"decoding took longer than {self.limits.decode_deadline_s} s; send a shorter clip")
+
+    def _check_memory(self, error: av.FFmpegError) -> None:
+        """Raises `MemoryError` where that is what an error of FFmpeg means.
+
+        H.264's decoder says invalid data where it finds no memory for a picture, so we ask for as much.
+        """
+        if isinstance(error, MemoryError):
+            raise error
+        np.empty((*self.size_px, 3), np.uint16)
 
     def _check_pixels(self, width: int, height: int) -> None:
         if width * height > self.limits.max_pixels:
@@ -385,13 +400,20 @@ def _pts(frame: av.VideoFrame, number: int) -> int:
     return number if frame.pts is None else frame.pts
 
 
-def _upright(pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:
+def _pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """Of an RGB frame, (height, width, 3)."""
+    return frame.to_ndarray().astype(np.uint8, copy=False)
+
+
+def _upright(pixels: NDArray[np.uint8], small: av.VideoFrame) -> NDArray[np.uint8]:
     """Apply the display matrix, to the quarter turn, to a square picture.
 
+    It is read from the small frame: `side_data` hangs a reference on a frame that leads back to it, so the frame lives
+    until the garbage collector runs.
     Source: ISO/IEC 14496-12, 8.5.3: a point (x, y) is shown at (a x + c y, b x + d y).
     """
     try:
-        matrix = bytes(frame.side_data["DISPLAYMATRIX"])  # type: ignore[typeddict-item]  # a gap in the stub
+        matrix = bytes(small.side_data["DISPLAYMATRIX"])  # type: ignore[typeddict-item]  # a gap in the stub
     except KeyError:
         return pixels
     a, b, _, c, d = np.frombuffer(matrix, np.int32, count=5).tolist()
