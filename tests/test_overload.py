@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -82,6 +83,21 @@ def test_ten_times_overload_is_answered_with_captions_and_refusals_only(door: Se
         assert refused <= 0.05
         assert accepted <= bound_s
     assert door.caption(CLIP).status == 200
+
+
+def test_json_takes_no_more_memory_than_its_bytes(busy: Server) -> None:
+    worker = busy.worker()
+    assert worker is not None
+    status = Path(f"/proc/{worker.pid}/status")
+
+    def peak_mib() -> int:
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) // 1024
+
+    before, body = peak_mib(), b"[" + b"[]," * (7 * 2**20) + b"[]]"
+    with ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(lambda _: busy.caption(body, Content_Type="application/json"), range(4)))
+    assert [answer.json()["error"]["code"] for answer in answers] == ["not_a_video"] * 4
+    assert peak_mib() - before < 8 * 4 * 21
 
 
 def large(clip: bytes) -> bytes:
