@@ -45,5 +45,6 @@ USER 10001
 EXPOSE 8080 8082 8083
 STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=60s --interval=10s --timeout=5s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8083/ready', timeout=4)"]
+    CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; \
+         build_opener(ProxyHandler({})).open('http://127.0.0.1:8083/ready', timeout=4)"]
 ENTRYPOINT ["tini", "--", "etenet", "serve"]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from etenet import checkpoint as checkpoints
 from etenet import health, server
@@ -62,22 +63,28 @@ def examine_server(url: str) -> Iterator[Finding]:
     where = f"{url.rstrip('/')}/predictions/{MODEL_NAME}"
     request = urllib.request.Request(where, CANARY_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
     try:
-        with urllib.request.urlopen(request, timeout=health.CANARY_DEADLINE_S) as response:
+        with _opener(url).open(request, timeout=health.CANARY_DEADLINE_S) as response:
             answer = json.load(response)
         yield Finding(True, f"{where} captions: {answer['caption']!r} ({answer['model']['checkpoint'][:19]}...)")
-        yield _throughput(where)
+        yield _throughput(where, _opener(url))
     except urllib.error.HTTPError as error:
         yield Finding(False, f"{where} answers {error.code}", "read the server's own log; is its model loaded?")
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield Finding(False, f"{where} does not answer ({error})", "start it with: etenet serve")
 
 
-def _throughput(where: str) -> Finding:
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """By the proxies of the environment, unless it is this machine that is asked."""
+    here = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    return health.DIRECTLY if here else urllib.request.build_opener()
+
+
+def _throughput(where: str, opener: urllib.request.OpenerDirector) -> Finding:
     """How many small clips are captioned per second when there are always more to take."""
     request = urllib.request.Request(where, MOVING_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
 
     def ask(_: int) -> None:
-        with urllib.request.urlopen(request, timeout=health.CANARY_DEADLINE_S) as response:
+        with opener.open(request, timeout=health.CANARY_DEADLINE_S) as response:
             response.read()
 
     started = time.monotonic()
