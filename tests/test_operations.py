@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.servers import config_on_free_ports
 from etenet import archive
+from etenet.cli import main
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, ask, running_server, runs, wait_until
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
@@ -115,6 +116,31 @@ def test_sixty_four_requests_in_flight_are_answered_before_it_ends(
     assert roomy.process.wait(30) == 0
 
 
+def test_a_torchserve_that_is_silent_while_it_ends_costs_no_request(
+    roomy: Server, many_clients: ThreadPoolExecutor
+) -> None:
+    java = java_of(roomy)
+    answers = all_in_flight(roomy, many_clients)
+    java.suspend()
+    roomy.process.terminate()
+    wait_until(lambda: b"it is asked again" in roomy.log.read_bytes(), 10)
+    java.resume()
+    assert [future.result().status for future in answers] == [200] * IN_FLIGHT
+    assert roomy.process.wait(30) == 0
+
+
+def test_proxies_of_the_environment_are_not_asked_for_this_machine(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with running_server("--checkpoint", str(small_checkpoint)) as server:
+        assert server.caption(CLIP).status == 200
+        assert main(["doctor", "--server", server.inference]) == 0
+        assert server.stop() == 0
+        assert "asked again" not in server.log.read_text()
+
+
 def all_in_flight(server: Server, clients: ThreadPoolExecutor) -> list[Future[Answer]]:
     """Requests that the server has all taken in, and not yet answered."""
     sent = [clients.submit(server.caption, CLIP) for _ in range(IN_FLIGHT)]
@@ -152,12 +178,16 @@ def outcome_of(server: Server) -> str:
         return "lost"
 
 
+def java_of(server: Server) -> psutil.Process:
+    (java,) = [p for p in psutil.Process(server.process.pid).children(recursive=True) if "java" in p.name()]
+    return java
+
+
 def test_when_java_is_killed_all_ends_and_says_so(small_checkpoint: Path) -> None:
     with running_server("--checkpoint", str(small_checkpoint)) as server:
         family = psutil.Process(server.process.pid).children(recursive=True)
         assert len(family) >= 3
-        (java,) = [process for process in family if "java" in process.name()]
-        java.kill()
+        java_of(server).kill()
         assert server.process.wait(30) == 1
         assert "TorchServe ended by itself" in server.log.read_text()
         wait_until(lambda: not any(runs(process.pid) for process in family), 30)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -263,7 +264,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
                 if not leave.is_set():
                     raise EtenetError("TorchServe ended by itself; its last words are above")
                 health.leaving = True
-                _drain(health, at_once, config.drain_deadline_s)
+                _drain(torchserve, health, at_once, config.drain_deadline_s)
         except EtenetError as error:
             _say(f"error: {error}")
             _show_tail(torchserve.log)
@@ -314,19 +315,22 @@ def _await_ready(torchserve: TorchServe, health: Health, leave: threading.Event)
             raise EtenetError(f"not ready after {START_DEADLINE_S:.0f} s: {fault}")
 
 
-def _drain(health: Health, at_once: threading.Event, deadline_s: float) -> None:
-    """Wait until all that was taken in is answered."""
+def _drain(torchserve: TorchServe, health: Health, at_once: threading.Event, deadline_s: float) -> None:
+    """Wait until everything accepted is answered.
+
+    TorchServe may be silent for seconds, while Java collects garbage or a container is throttled: it is asked again.
+    """
     _say("stopping: what was taken in is answered first; once more, and it is dropped ...")
-    end = time.monotonic() + deadline_s
-    idle_since = time.monotonic()
-    while time.monotonic() - idle_since < IDLE_S and not at_once.wait(0.05):
+    end, idle_since, silent = time.monotonic() + deadline_s, math.inf, False
+    while time.monotonic() - idle_since < IDLE_S and torchserve.alive and not at_once.wait(0.05):
         try:
-            pending = health.pending()
-        except (OSError, ValueError, KeyError, IndexError):
-            _say("TorchServe does not say what is pending; it is not waited for")
-            return
-        if pending:
-            idle_since = time.monotonic()
+            pending = str(health.pending() or "")
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            pending = "an unknown number of"
+            if not silent:
+                _say(f"TorchServe does not say what is pending ({error}); it is asked again")
+            silent = True
+        idle_since = math.inf if pending else min(idle_since, time.monotonic())
         if time.monotonic() > end:
             _say(f"{pending} requests are dropped: they were not answered within {deadline_s:g} s")
             return
