@@ -26,6 +26,7 @@ from PIL import Image
 from benchmarks.record import RESULTS, conclude
 from etenet.config import MOVING_CLIP, DecodeLimits
 from etenet.errors import CaptionError, EtenetError, UsageError
+from etenet.ffmpeg import LENIENT_METADATA
 from etenet.video import middle_of_slices, sample_frames
 
 SIZE_PX = 314
@@ -57,7 +58,7 @@ def torchcodec(seek_mode: str, *, resized_by_it: bool) -> Contender:
 
 
 def everything_then_pillow(body: bytes) -> Frames:
-    with av.open(io.BytesIO(body), metadata_errors="replace") as container:
+    with av.open(io.BytesIO(body), **LENIENT_METADATA) as container:
         container.streams.video[0].thread_count = 1
         frames = [frame.to_image() for frame in container.decode(video=0)]
     chosen = [frames[number] for number in middle_of_slices(len(frames))]
@@ -84,7 +85,7 @@ def contenders() -> dict[str, Contender]:
 
 def full_decode(body: bytes) -> Frames:
     """The 16 frames of the definition: every frame decoded, the middles of 16 equal slices taken, resized as we do."""
-    with av.open(io.BytesIO(body), metadata_errors="replace") as container:
+    with av.open(io.BytesIO(body), **LENIENT_METADATA) as container:
         container.streams.video[0].thread_count = 1
         count = sum(1 for _ in container.decode(video=0))
         container.seek(0)
@@ -172,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def full_decode_once(body: bytes) -> Frames:
     """Every frame decoded, the wanted ones resized; what they are is known from the number of packets."""
-    with av.open(io.BytesIO(body), metadata_errors="replace") as container:
+    with av.open(io.BytesIO(body), **LENIENT_METADATA) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
         chosen, frames = set(middle_of_slices(stream.frames)), []

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from etenet import checkpoint as checkpoints
 from etenet.decoder import Decoder, Memory, State
+from etenet.ffmpeg import LENIENT_METADATA
 from etenet.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID, sentence
 
 BEAM_SIZE = 5
@@ -80,7 +81,7 @@ class PlainCaptioner:
 
     def frames(self, body: bytes) -> Tensor:
         """All frames decoded, 16 of them resized, cropped and normalised: (16, 3, S, S)."""
-        with av.open(io.BytesIO(body), metadata_errors="replace") as container:
+        with av.open(io.BytesIO(body), **LENIENT_METADATA) as container:
             pictures = [frame.to_image() for frame in container.decode(video=0)]
         chosen = [pictures[(2 * number + 1) * len(pictures) // (2 * FRAMES)] for number in range(FRAMES)]
         size, crop = self.preprocessing.resize_px, self.preprocessing.crop_px

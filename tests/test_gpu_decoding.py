@@ -25,7 +25,7 @@ import pytest
 
 from etenet import errors, metrics
 from etenet.config import MOVING_CLIP, DecodeLimits, GpuDecoding
-from etenet.ffmpeg import CODEC_WHITELIST, OPEN_OPTIONS
+from etenet.ffmpeg import CODEC_WHITELIST, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.sandbox import Sandbox, _Process
 from etenet.segments import WHOLE, Cut
 from etenet.video import SampledVideo, sample_segments
@@ -107,7 +107,7 @@ def test_the_gpus_decoder_is_opened_with_the_same_allow_lists_and_limits(stand_i
     sampled(FOR_A_GPU["h264"], gpu=GpuDecoding(device=3, from_pixels=1))
     (accelerator,) = stand_in.accelerators
     assert (accelerator.device_id, accelerator.options) == (3, {"primary_ctx": "1"})
-    assert stand_in.keywords == [{"options": OPEN_OPTIONS, "metadata_errors": "replace"}]
+    assert stand_in.keywords == [{"options": OPEN_OPTIONS, **LENIENT_METADATA}]
     assert stand_in.told["options"] == {"max_pixels": str(LIMITS.max_pixels), "codec_whitelist": CODEC_WHITELIST}
     assert stand_in.told["thread_count"] == 1
 

@@ -23,7 +23,7 @@ SIZE_PX = 48
 def every_frame(body: bytes) -> list[NDArray[np.uint8]]:
     """All frames of a clip, resized, as the decoder puts them out; packets it refuses are left out."""
     pictures = []
-    with av.open(io.BytesIO(body), metadata_errors="replace") as container:
+    with av.open(io.BytesIO(body), **ffmpeg.LENIENT_METADATA) as container:
         container.streams.video[0].thread_count = 1
         for packet in container.demux(video=0):
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from typing import Any
 
 import av
 
@@ -28,6 +29,9 @@ OPEN_OPTIONS = {
     "probesize": "5000000",  # bytes
     "analyzeduration": "5000000",  # microseconds
 }
+
+# Tags that are not UTF-8 are no reason to refuse a clip. PyAV 19 takes them as they are, and has no such argument.
+LENIENT_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def require_supported_ffmpeg() -> None:

@@ -45,7 +45,7 @@ from etenet.errors import (
     TooManyPixels,
     UndecodableVideo,
 )
-from etenet.ffmpeg import CODEC_WHITELIST, CONTAINERS, DECODERS, OPEN_OPTIONS
+from etenet.ffmpeg import CODEC_WHITELIST, CONTAINERS, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.gpu_decoder import GPU_CODECS, GPU_PICTURES, accelerator
 from etenet.packet_runs import TimedPacket, runs
 from etenet.scenes import COMPARED_PX, SceneChanges
@@ -137,7 +137,7 @@ def sample_on_gpu(
 
 def _open(body: bytes, hwaccel: HWAccel | None = None) -> InputContainer:
     try:
-        return av.open(io.BytesIO(body), "r", options=OPEN_OPTIONS, metadata_errors="replace", hwaccel=hwaccel)
+        return av.open(io.BytesIO(body), "r", options=OPEN_OPTIONS, hwaccel=hwaccel, **LENIENT_METADATA)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if hwaccel:
             raise
