@@ -57,12 +57,12 @@ def test_with_gpus_torchserve_gets_the_settings_for_them(tmp_path: Path, monkeyp
     monkeypatch.setenv("PATH", path_with_gpus(tmp_path, 1))
     with running_server("--checkpoint", str(DEMO)) as server:
         (model,) = ask(f"{server.management}/models/etenet").json()
-        assert len(model["workers"]) == model["minWorkers"] == CONFIG["gpu"]["workers"] > CONFIG["minWorkers"]
+        assert len(model["workers"]) == model["minWorkers"] == CONFIG["gpu"]["workers"] == 1
         assert model["batchSize"] == CONFIG["gpu"]["batchSize"] > CONFIG["batchSize"]
         assert {worker["gpu"] for worker in model["workers"]} == {True}
         for name, caption in EXAMPLES.items():
             assert server.caption((REPOSITORY / "examples" / name).read_bytes()).json()["caption"] == caption
-        assert "1 GPU: 2 workers with 16 clips at a time" in server.log.read_text()
+        assert "1 GPU: 1 worker with 16 clips at a time" in server.log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,9 @@ def test_a_job_records_the_gpu_where_that_is_worth_its_time(
     asked: dict[str, Any] = {}
     monkeypatch.setattr(captioner, "load", lambda _, **settings: asked.update(settings))
     job_local.load(DEMO, limits=job_local.JOB_LIMITS, clips=clips)
-    assert (asked["device"], asked["record_gpu"], asked["gpu_decoding"]) == ("cuda", recorded, GpuDecoding())
+    assert asked == {"device": "cuda", "record_gpu": recorded, "limits": job_local.JOB_LIMITS}
 
 
-def test_jobs_and_servers_let_the_gpu_decode_the_same_videos() -> None:
-    assert GpuDecoding().from_pixels == CONFIG["gpu"]["decode_from_pixels"]
+def test_what_was_never_measured_is_off() -> None:
+    assert CONFIG["gpu"]["decode_from_pixels"] == 0
+    assert CONFIG["gpu"]["workers"] == 1

@@ -146,7 +146,9 @@ def _decoded_by_gpu() -> str:
 
     sandbox = Sandbox(resize_px=16, processes=1, gpu=GpuDecoding())
     sandbox.close()
-    return f"decode no video: {sandbox.gpu_fault}" if sandbox.gpu_fault else "decode large videos, too"
+    return (
+        f"decode no video: {sandbox.gpu_fault}" if sandbox.gpu_fault else "can decode large videos (decode_from_pixels)"
+    )
 
 
 def _torchserve() -> Finding:

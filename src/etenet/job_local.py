@@ -12,7 +12,7 @@ from etenet import captioner as captioners
 from etenet import checkpoint as checkpoints
 from etenet.caption_stream import caption_stream
 from etenet.captioner import Captioner
-from etenet.config import CaptionOptions, DecodeLimits, GpuDecoding
+from etenet.config import CaptionOptions, DecodeLimits
 from etenet.errors import CaptionError
 from etenet.job_records import record_of
 from etenet.jobs import Answers, Engine, Reached, of_bodies, segments_expected
@@ -45,9 +45,7 @@ def load(checkpoint: Path, *, limits: DecodeLimits, clips: int) -> Captioner:
     """What captions so many clips soonest: on a GPU where there is one, else compiled where that is worth its time."""
     if torch.cuda.is_available():
         worth_recording = clips >= WORTH_COMPILING_CLIPS
-        return captioners.load(
-            checkpoint, device="cuda", limits=limits, record_gpu=worth_recording, gpu_decoding=GpuDecoding()
-        )
+        return captioners.load(checkpoint, device="cuda", limits=limits, record_gpu=worth_recording)
     if clips < WORTH_COMPILING_CLIPS:
         return captioners.load(checkpoint, limits=limits)
     from etenet.compiled_encoder import compile_encoder

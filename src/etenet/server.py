@@ -298,10 +298,14 @@ def _set_up(model: Path, gpus: int) -> int:
     found = archive.configuration(model)
     if gpus and (on_gpus := found.get("gpu")):
         workers, batch = gpus * on_gpus["workers"], on_gpus["batchSize"]
-        _say(f"{gpus} GPU{'s' if gpus > 1 else ''}: {workers} workers with {batch} clips at a time")
+        _say(f"{_counted(gpus, 'GPU')}: {_counted(workers, 'worker')} with {batch} clips at a time")
         archive.configure(model, {"minWorkers": workers, "maxWorkers": workers, "batchSize": batch})
         return int(workers * batch)
     return int(found.get("maxWorkers", 1) * found.get("batchSize", IN_HAND))
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _await_ready(torchserve: TorchServe, health: Health, leave: threading.Event) -> None:
