@@ -23,11 +23,12 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.record import RESULTS, conclude
-from etenet.config import MOVING_CLIP, DecodeLimits
+from benchmarks.rig.record import RESULTS, conclude
+from etenet.assets import MOVING_CLIP
 from etenet.errors import CaptionError, EtenetError, UsageError
-from etenet.ffmpeg import LENIENT_METADATA
-from etenet.video import middle_of_slices, sample_frames
+from etenet.video.ffmpeg import LENIENT_METADATA
+from etenet.video.limits import DecodeLimits
+from etenet.video.sampling import middle_of_slices, sample_frames
 
 SIZE_PX = 314
 NO_DEADLINE = DecodeLimits(decode_deadline_s=3600)

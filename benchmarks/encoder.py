@@ -23,14 +23,14 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.chip import clip_flops
-from benchmarks.record import RESULTS, conclude
-from benchmarks.untrained import untrained
-from etenet import checkpoint as checkpoints
-from etenet.checkpoint import Checkpoint
-from etenet.compiled_encoder import CompiledEncoder, compile_encoder
+from benchmarks.rig.chip import clip_flops
+from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig.untrained import untrained
 from etenet.errors import EtenetError
-from etenet.preprocess import preprocess
+from etenet.model import checkpoint as checkpoints
+from etenet.model.checkpoint import Checkpoint
+from etenet.model.preprocess import preprocess
+from etenet.runtime.openvino import CompiledEncoder, compile_encoder
 
 FRAMES = 16
 MATRIX = 2048

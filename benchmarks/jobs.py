@@ -17,45 +17,47 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import servers
-from benchmarks.clips import drifting
-from benchmarks.record import RESULTS, conclude
-from etenet import checkpoint as checkpoints
-from etenet import job_inputs, job_local, job_ray, job_server
-from etenet.config import CaptionOptions, DecodeLimits
+from benchmarks.rig import servers
+from benchmarks.rig.clips import drifting
+from benchmarks.rig.record import RESULTS, conclude
+from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
-from etenet.jobs import Engine, Record
-from etenet.sandbox import Sandbox
-from etenet.vocabulary import Vocabulary
+from etenet.jobs import inputs
+from etenet.jobs.engines import local, ray, server
+from etenet.jobs.run import Engine, Record
+from etenet.model import checkpoint as checkpoints
+from etenet.model.vocabulary import Vocabulary
+from etenet.sandbox.pool import Sandbox
+from etenet.video.limits import DecodeLimits
 
 
-def different(clip: bytes, count: int, folder: Path) -> list[job_inputs.Clip]:
+def different(clip: bytes, count: int, folder: Path) -> list[inputs.Clip]:
     """Files that show the same and differ in a box at their end, so that none is captioned for another."""
     for number in range(count):
         (folder / f"{number:04}.mp4").write_bytes(clip + struct.pack(">I4sI", 12, b"free", number))
-    return job_inputs.clips([str(folder)])
+    return inputs.clips([str(folder)])
 
 
-def alone(checkpoint: Path, clips: Sequence[job_inputs.Clip]) -> tuple[float, float]:
+def alone(checkpoint: Path, clips: Sequence[inputs.Clip]) -> tuple[float, float]:
     """Clips per second of decoding on all cores, and of encoding in full batches."""
     bodies = [Path(clip.path).read_bytes() for clip in clips]
-    captioner = job_local.load(checkpoint, limits=DecodeLimits(), clips=job_local.WORTH_COMPILING_CLIPS)
+    captioner = local.load(checkpoint, limits=DecodeLimits(), clips=local.WORTH_COMPILING_CLIPS)
     decoders = Sandbox(resize_px=captioner.checkpoint.preprocessing.resize_px)
     started = time.perf_counter()
     decoded = [decoders.submit(body) for body in bodies]
     wait(decoded)
     decode_s = time.perf_counter() - started
     decoders.close()
-    frames = np.stack([future.result()[0].frames for future in decoded[: job_local.BATCH_CLIPS]])
+    frames = np.stack([future.result()[0].frames for future in decoded[: local.BATCH_CLIPS]])
     captioner.features(frames)
     started = time.perf_counter()
-    for _ in range(len(clips) // job_local.BATCH_CLIPS):
+    for _ in range(len(clips) // local.BATCH_CLIPS):
         captioner.features(frames)
     encode_s = time.perf_counter() - started
-    return len(clips) / decode_s, len(clips) // job_local.BATCH_CLIPS * job_local.BATCH_CLIPS / encode_s
+    return len(clips) / decode_s, len(clips) // local.BATCH_CLIPS * local.BATCH_CLIPS / encode_s
 
 
-def rate(engine: Engine, clips: Sequence[job_inputs.Clip]) -> tuple[float, float]:
+def rate(engine: Engine, clips: Sequence[inputs.Clip]) -> tuple[float, float]:
     """Clips per second from the first that is taken to the last record, and seconds to the first record."""
     started, moments = time.perf_counter(), []
     for _ in _good(engine(clips, lambda *_: None)):
@@ -89,14 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clips = different(clip, options.clips, folder)
         checkpoints.save(checkpoints.initialise(options.encoder, words, crop_px=options.crop_px), checkpoint)
         decode, encode = alone(checkpoint, clips)
-        rates = {"here": rate(job_local.engine(checkpoint, wish, details=False, clips=len(clips)), clips)}
+        rates = {"here": rate(local.engine(checkpoint, wish, details=False, clips=len(clips)), clips)}
         url = stack.enter_context(servers.ours(checkpoint, clip)).url
-        for number in (1, 2, job_server.IN_FLIGHT):
-            engine = job_server.engine(url, wish, details=False, in_flight=number)
+        for number in (1, 2, server.IN_FLIGHT):
+            engine = server.engine(url, wish, details=False, in_flight=number)
             rates[f"server, {number} in flight"] = rate(engine, clips)
         stack.close()
         for number in (1, 2):
-            engine = job_ray.engine(checkpoint, wish, details=False, actors=number)
+            engine = ray.engine(checkpoint, wish, details=False, actors=number)
             rates[f"ray, {number} actors"] = rate(engine, clips)
     print(f"{'decoding alone':22} {decode:8.3f} clips/s")
     print(f"{'encoding alone':22} {encode:8.3f} clips/s")

@@ -19,21 +19,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.record import RESULTS, conclude
-from etenet.captioner import Captioner
-from etenet.checkpoint import Checkpoint
-from etenet.config import CaptionOptions
+from benchmarks.rig.record import RESULTS, conclude
+from etenet.captioning.captioner import Captioner
+from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
-from etenet.scores import score
-from etenet.video import middle_of_slices
+from etenet.model.checkpoint import Checkpoint
+from etenet.scoring.scores import score
+from etenet.video.sampling import middle_of_slices
 from training import prepare
-from training.datasets import Clip, Dataset
-from training.processes import joined
+from training.data.datasets import Clip, Dataset
+from training.data.sources import msrvtt_annotations
+from training.data.wording import clean_caption
+from training.loop.processes import joined
+from training.loop.stage import Run, train_stage
 from training.recipes import Recipe, Stage, msrvtt
-from training.sources import msrvtt_annotations
-from training.stage import Run, train_stage
 from training.train import first_checkpoint
-from training.wording import clean_caption
 
 SHARES = {"validation": 100, "test": 100, "train": 800}
 

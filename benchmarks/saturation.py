@@ -17,12 +17,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks import servers
-from benchmarks.clips import drifting
-from benchmarks.load import Arrival, closed_loop, open_loop, throughput_per_s
-from benchmarks.record import REPOSITORY, RESULTS, conclude
-from etenet import archive
+from benchmarks.rig import servers
+from benchmarks.rig.clips import drifting
+from benchmarks.rig.load import Arrival, closed_loop, open_loop, throughput_per_s
+from benchmarks.rig.record import REPOSITORY, RESULTS, conclude
 from etenet.errors import EtenetError
+from etenet.serving import archive
 
 SIZES = ((320, 240),) * 4 + ((640, 480),) * 2 + ((1280, 720),)
 SECONDS_OF_CLIP = 10

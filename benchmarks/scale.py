@@ -20,16 +20,18 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks import servers
-from benchmarks.clips import drifting
-from benchmarks.load import closed_loop, throughput_per_s
-from benchmarks.record import RESULTS, conclude
+from benchmarks.rig import servers
+from benchmarks.rig.clips import drifting
+from benchmarks.rig.load import closed_loop, throughput_per_s
+from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.search import captioner
-from etenet import archive, video
-from etenet import checkpoint as checkpoints
-from etenet.config import FRAMES_PER_CLIP, CaptionOptions
+from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
-from etenet.vocabulary import Vocabulary
+from etenet.model import checkpoint as checkpoints
+from etenet.model.vocabulary import Vocabulary
+from etenet.serving import archive
+from etenet.video import sampling
+from etenet.video.sampling import FRAMES_PER_CLIP
 
 LENGTHS_S = (10, 30, 60, 180, 360)
 LENGTHS_AT = (640, 360)
@@ -51,7 +53,7 @@ def median_ms(run: Callable[[], object], rounds: int) -> float:
 
 
 def decode_ms(clip: bytes, size_px: int, rounds: int) -> float:
-    return median_ms(lambda: video.sample_frames(clip, resize_px=size_px), rounds)
+    return median_ms(lambda: sampling.sample_frames(clip, resize_px=size_px), rounds)
 
 
 def search_ms(encoder: str, words: int, rounds: int) -> dict[str, float]:

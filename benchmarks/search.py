@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.plain import Beam, search_by_loop
-from benchmarks.record import RESULTS, conclude
-from etenet import checkpoint as checkpoints
-from etenet.captioner import Captioner
-from etenet.compiled_encoder import CompiledEncoder, compile_encoder
-from etenet.config import CaptionOptions
+from benchmarks.peers.plain import Beam, search_by_loop
+from benchmarks.rig.record import RESULTS, conclude
+from etenet.captioning.captioner import Captioner
+from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
-from etenet.vocabulary import EOS_ID, Vocabulary
+from etenet.model import checkpoint as checkpoints
+from etenet.model.vocabulary import EOS_ID, Vocabulary
+from etenet.runtime.openvino import CompiledEncoder, compile_encoder
 
 CLIPS = 16
 FRAMES = 16

@@ -18,13 +18,13 @@ from pathlib import Path
 import psutil
 
 import etenet
-from benchmarks import servers
-from benchmarks.load import Arrival, Client, closed_loop, throughput_per_s
-from benchmarks.record import REPOSITORY, RESULTS, conclude
-from etenet import checkpoint as checkpoints
-from etenet.compiled_encoder import compile_encoder
+from benchmarks.rig import servers
+from benchmarks.rig.load import Arrival, Client, closed_loop, throughput_per_s
+from benchmarks.rig.record import REPOSITORY, RESULTS, conclude
 from etenet.errors import EtenetError
-from etenet.vocabulary import Vocabulary
+from etenet.model import checkpoint as checkpoints
+from etenet.model.vocabulary import Vocabulary
+from etenet.runtime.openvino import compile_encoder
 
 CLIENTS = 8
 PEERS = {"plain TorchServe": servers.plain_torchserve, "plain LitServe": servers.plain_litserve}

@@ -29,22 +29,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import full_size
-from benchmarks.chip import ceilings, clip_flops, timed_s
-from benchmarks.full_size import Plan
-from benchmarks.record import RESULTS, conclude
-from etenet import checkpoint as checkpoints
-from etenet.config import FRAMES_PER_CLIP
-from etenet.encoder import Encoder
-from training.compiling import Compiler
-from training.datasets import Clip, Dataset
-from training.features import cached_features
-from training.loading import Loader
-from training.memory import checkpoint_activations, keep_freed_memory, peak_bytes
-from training.order import Example
-from training.processes import Processes
+from benchmarks.rig import full_size
+from benchmarks.rig.chip import ceilings, clip_flops, timed_s
+from benchmarks.rig.full_size import Plan
+from benchmarks.rig.record import RESULTS, conclude
+from etenet.model import checkpoint as checkpoints
+from etenet.model.encoder import Encoder
+from etenet.video.sampling import FRAMES_PER_CLIP
+from training.data.datasets import Clip, Dataset
+from training.loop.compiling import Compiler
+from training.loop.features import cached_features
+from training.loop.loading import Loader
+from training.loop.memory import checkpoint_activations, keep_freed_memory, peak_bytes
+from training.loop.order import Example
+from training.loop.processes import Processes
+from training.loop.step import Trainee, accumulate, micro_batches
 from training.recipes import Recipe, msrvtt
-from training.step import Trainee, accumulate, micro_batches
 
 CAPTION = " ".join(["w1"] * 12)
 COMPILING_S = 120.0  # what a compiled row may take

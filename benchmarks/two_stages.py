@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import etenet
-from benchmarks.record import RESULTS, conclude
-from etenet import checkpoint as checkpoints
+from benchmarks.rig.record import RESULTS, conclude
 from etenet.errors import EtenetError
-from etenet.scores import Scorer
-from training.datasets import Dataset
+from etenet.model import checkpoint as checkpoints
+from etenet.scoring.scores import Scorer
+from training.data.datasets import Dataset
 from training.evaluate import caption_split, demo_accuracy
-from training.memory import keep_freed_memory
-from training.processes import joined
+from training.loop.memory import keep_freed_memory
+from training.loop.processes import joined
+from training.loop.stage import Run, train_stage
 from training.recipes import Recipe, demo
-from training.stage import Run, train_stage
 from training.train import first_checkpoint
 
 

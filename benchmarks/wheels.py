@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.record import REPOSITORY
+from benchmarks.rig.record import REPOSITORY
 
 BINARY = ("av", "joblib", "munch", "nltk", "pycocoevalcap", "regex")
 BUILT_HERE = ("pretrainedmodels",)  # published as source

@@ -18,12 +18,16 @@ from typing import Any
 import torch
 
 import etenet
-from etenet import metrics, subtitles
-from etenet.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
-from etenet.captions import Outcome, SegmentCaptions
-from etenet.config import CANARY_CLIP, ERROR_HEADER, FAILURE_FILE_VARIABLE, OPTION_HEADERS, GpuDecoding
-from etenet.errors import DeviceFailed, EmptyBody, InternalError, NotAVideo, Overloaded
-from etenet.request_log import Answered, record
+from etenet import metrics
+from etenet.assets import CANARY_CLIP
+from etenet.captioning import subtitles
+from etenet.captioning.captions import Outcome, SegmentCaptions
+from etenet.captioning.options import OPTION_HEADERS
+from etenet.errors import ERROR_HEADER, DeviceFailed, EmptyBody, InternalError, NotAVideo, Overloaded
+from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
+from etenet.serving.config import FAILURE_FILE_VARIABLE
+from etenet.serving.request_log import Answered, record
+from etenet.video.nvdec import GpuDecoding
 
 _log = logging.getLogger("etenet.handler")
 

@@ -24,11 +24,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import etenet
-from benchmarks.servers import config_on_free_ports
-from etenet import checkpoint as checkpoints
+from benchmarks.rig.servers import config_on_free_ports
 from etenet import java
-from etenet.server import ServerConfig
-from etenet.vocabulary import Vocabulary
+from etenet.model import checkpoint as checkpoints
+from etenet.model.vocabulary import Vocabulary
+from etenet.serving.config import ServerConfig
 from tests.hostile.alarm import Alarm
 from training import prepare
 

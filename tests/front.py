@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.servers import free_ports
+from benchmarks.rig.servers import free_ports
 from tests.conftest import REPOSITORY, Server, is_open, wait_until
 
 CONFIGURATION = REPOSITORY / "deploy" / "nginx"

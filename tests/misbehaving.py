@@ -19,10 +19,11 @@ from typing import Any
 
 import av
 
-from etenet import decoder_process, video
 from etenet.errors import DecodeTimeout, NotAVideo
-from etenet.segments import Cut
-from etenet.video import SampledVideo, sample_segments
+from etenet.sandbox import worker
+from etenet.video import sampling
+from etenet.video.sampling import SampledVideo, sample_segments
+from etenet.video.segments import Cut
 from tests.gpu_stand_in import Frames, StandIn
 
 
@@ -76,35 +77,35 @@ def _obey(body: bytes, cut: Cut, **settings: Any) -> list[SampledVideo]:
 
 
 def main(settings: Mapping[str, Any]) -> None:
-    decoder_process.sample_segments = _obey
-    decoder_process.main(settings)
+    worker.sample_segments = _obey
+    worker.main(settings)
 
 
 def unfiltered_main(settings: Mapping[str, Any]) -> None:
-    decoder_process.allow_only_decoding = lambda **_: None
+    worker.allow_only_decoding = lambda **_: None
     main(settings)
 
 
 def lying_main(settings: Mapping[str, Any]) -> None:
     """Answers with what the body holds, instead of decoding it."""
-    decoder_process._answer = lambda file, asked, *_: json.loads(os.pread(file, asked["body_bytes"], 0))
-    decoder_process.main(settings)
+    worker._answer = lambda file, asked, *_: json.loads(os.pread(file, asked["body_bytes"], 0))
+    worker.main(settings)
 
 
 def credulous_main(settings: Mapping[str, Any]) -> None:
     """Decodes for real, but opens whatever a file asks for."""
     believe_everything()
-    decoder_process.main(settings)
+    worker.main(settings)
 
 
 def credulous_unfiltered_main(settings: Mapping[str, Any]) -> None:
-    decoder_process.allow_only_decoding = lambda **_: None
+    worker.allow_only_decoding = lambda **_: None
     credulous_main(settings)
 
 
 def believe_everything() -> None:
-    video.OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
-    video.DECODERS = tuple(av.codecs_available)
+    sampling.OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
+    sampling.DECODERS = tuple(av.codecs_available)
 
 
 DEADLY_WIDTH_PX = 128
@@ -138,7 +139,7 @@ def gpu_that_crashes_at_once_main(settings: Mapping[str, Any]) -> None:
 
 
 def _with_gpu(settings: Mapping[str, Any], stand_in: StandIn) -> None:
-    decoder_process.hold = lambda device: device
+    worker.hold = lambda device: device
     av.open = stand_in.open
     main(settings)
 

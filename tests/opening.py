@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from etenet.errors import NotAVideo
-from etenet.video import SampledVideo
+from etenet.video.sampling import SampledVideo
 from tests import misbehaving
 
 ENDLESS = b"a name without an end"

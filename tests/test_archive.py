@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from etenet import archive
 from etenet.errors import CheckpointError, UsageError
+from etenet.serving import archive
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 
@@ -104,7 +104,7 @@ def test_what_is_no_archive_is_not_unpacked(contents: bytes | None, wrong: str, 
         archive.unpack(tmp_path / "etenet.mar", tmp_path / "unpacked")
 
 
-@pytest.mark.parametrize("name", [archive.MANIFEST_FILE, archive.CHECKPOINT_FILE, "etenet/config.py"])
+@pytest.mark.parametrize("name", [archive.MANIFEST_FILE, archive.CHECKPOINT_FILE, "etenet/model/config.py"])
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_the_handler_loads_nothing_of_a_damaged_archive(unpacked: Path, name: str, damage: str) -> None:
     file = unpacked / name

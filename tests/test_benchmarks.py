@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import etenet
-from benchmarks import chip, decode, encoder, real_language, saturation, scale, search, server, training
+from benchmarks import decode, encoder, real_language, saturation, scale, search, server, training
+from benchmarks.rig import chip
 from tests import clips
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from etenet import caption_json
 from etenet.errors import UsageError
+from etenet.scoring import caption_json
 
 CAPTIONS = {"7": ["a dog runs", "a dog"], "clips/größe.mp4": ["un café \u2028 et \x85 \r\n deux"]}
 ENTRIES = [(clip, sentence) for clip, sentences in CAPTIONS.items() for sentence in sentences]

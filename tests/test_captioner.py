@@ -11,16 +11,17 @@ import pytest
 import torch
 
 import etenet
-from etenet import checkpoint as checkpoints
 from etenet import errors
-from etenet.captioner import Captioner
-from etenet.compiled_encoder import compile_encoder
-from etenet.config import FRAMES_PER_CLIP, CaptionOptions
-from etenet.encoder import Encoder
-from etenet.preprocess import preprocess
-from etenet.segments import Cut
-from etenet.video import SampledVideo, sample_frames
-from etenet.vocabulary import Vocabulary
+from etenet.captioning.captioner import Captioner
+from etenet.captioning.options import CaptionOptions
+from etenet.model import checkpoint as checkpoints
+from etenet.model.encoder import Encoder
+from etenet.model.preprocess import preprocess
+from etenet.model.vocabulary import Vocabulary
+from etenet.runtime.openvino import compile_encoder
+from etenet.sandbox import pool
+from etenet.video.sampling import FRAMES_PER_CLIP, SampledVideo, sample_frames
+from etenet.video.segments import Cut
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 
@@ -65,8 +66,8 @@ def test_permuting_the_frames_changes_no_caption(monkeypatch: pytest.MonkeyPatch
     def shuffled(body: bytes, cut: Cut, **options: object) -> list[SampledVideo]:
         return [replace(video, frames=video.frames[order]) for video in sample(body, cut, **options)]
 
-    sample = etenet.sandbox.sample_segments
-    monkeypatch.setattr(etenet.sandbox, "sample_segments", shuffled)
+    sample = pool.sample_segments
+    monkeypatch.setattr(pool, "sample_segments", shuffled)
     captioner = etenet.load(DEMO, sandboxed=False)
     for name, body in BODIES.items():
         assert captioner.caption(body).text == EXAMPLES[name]
@@ -90,14 +91,14 @@ def test_a_single_frame_is_enough(captioner: Captioner) -> None:
 
 
 def test_a_bug_in_decoding_hurts_one_clip_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, (first, second, *_) = etenet.sandbox.sample_segments, BODIES.values()
+    sample, (first, second, *_) = pool.sample_segments, BODIES.values()
 
     def broken(body: bytes, cut: Cut, **options: object) -> list[SampledVideo]:
         if body == first:
             raise ZeroDivisionError
         return sample(body, cut, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(etenet.sandbox, "sample_segments", broken)
+    monkeypatch.setattr(pool, "sample_segments", broken)
     bad, good = etenet.load(DEMO, sandboxed=False).caption_batch([first, second], [DEFAULT] * 2)
     assert isinstance(bad, errors.InternalError)
     assert isinstance(good, etenet.Caption)
@@ -120,7 +121,7 @@ def test_a_batch_that_does_not_fit_is_captioned_one_by_one(monkeypatch: pytest.M
     sizes: list[int] = []
     whole = Encoder.forward
     monkeypatch.setattr(Encoder, "forward", encode)
-    monkeypatch.setattr("etenet.captioner.FIRST_COMPLETED", ALL_COMPLETED)
+    monkeypatch.setattr("etenet.captioning.captioner.FIRST_COMPLETED", ALL_COMPLETED)
     outcomes = etenet.load(DEMO, sandboxed=False).caption_batch(list(BODIES.values()), [DEFAULT] * 6)
     assert sizes[0] > 5 * FRAMES_PER_CLIP
     assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == list(EXAMPLES.values())
@@ -142,7 +143,7 @@ def test_of_a_batch_that_fails_only_the_guilty_clip_has_no_caption(monkeypatch: 
     shown = sample_frames(list(BODIES.values())[culprit], resize_px=preprocessing.resize_px).frames
     bad_frame = preprocess(torch.from_numpy(shown), preprocessing)[5]
     monkeypatch.setattr(Encoder, "forward", encode)
-    monkeypatch.setattr("etenet.captioner.FIRST_COMPLETED", ALL_COMPLETED)
+    monkeypatch.setattr("etenet.captioning.captioner.FIRST_COMPLETED", ALL_COMPLETED)
     outcomes = captioner.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
     assert isinstance(outcomes.pop(culprit), errors.InternalError)
     others = [text for number, text in enumerate(EXAMPLES.values()) if number != culprit]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from etenet import checkpoint as checkpoints
 from etenet.errors import CheckpointError
-from etenet.vocabulary import Vocabulary
+from etenet.model import checkpoint as checkpoints
+from etenet.model.vocabulary import Vocabulary
 
 WORDS = Vocabulary(["a", "dog", "runs"])
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import etenet
-from benchmarks.servers import config_on_free_ports
+from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
-from etenet.server import ServerConfig
+from etenet.serving.config import ServerConfig
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.test_step import STAGE, examples, load, trainee
-from training.compiling import CompiledForward
-from training.memory import checkpoint_activations
-from training.processes import Processes
-from training.step import Trainee, accumulate
+from training.loop.compiling import CompiledForward
+from training.loop.memory import checkpoint_activations
+from training.loop.processes import Processes
+from training.loop.step import Trainee, accumulate
 
 # All of torch.compile but the writing of machine code, which takes minutes.
 TRACED = partial(torch.compile, backend="aot_eager")

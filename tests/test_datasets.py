@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from etenet.errors import UsageError
-from training.datasets import Clip, Dataset
+from training.data.datasets import Clip, Dataset
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from etenet.config import DecoderConfig
-from etenet.decoder import Decoder, State
+from etenet.model.config import DecoderConfig
+from etenet.model.decoder import Decoder, State
 
 Array = NDArray[np.float64]
 B, L, K = 3, 16, 4

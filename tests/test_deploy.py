@@ -19,8 +19,8 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from benchmarks.servers import free_ports
-from etenet.server import ServerConfig
+from benchmarks.rig.servers import free_ports
+from etenet.serving.config import ServerConfig
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, is_open, running_server, wait_until
 from tests.front import program
 

@@ -14,15 +14,16 @@ from platform import machine
 import psutil
 import pytest
 
-from etenet import device_files, seccomp
-from etenet.config import DecodeLimits, GpuDecoding
 from etenet.errors import DecoderCrashed, DecodeTimeout
-from etenet.sandbox import Sandbox
+from etenet.sandbox import nvidia_files, seccomp
+from etenet.sandbox.pool import Sandbox
+from etenet.video.limits import DecodeLimits
+from etenet.video.nvdec import GpuDecoding
 from tests.conftest import wait_until
 from tests.test_gpu_decoding import ALL, FOR_A_GPU
 from tests.test_sandbox import FORBIDDEN, LIMITS, error_of, only
 
-of_the_gpu = device_files.of_the_gpu
+of_the_gpu = nvidia_files.of_the_gpu
 ZERO = "/dev/zero"  # stands in for a GPU's device
 ZERO_SAYS = f"done: {bytes(4)}"
 
@@ -33,7 +34,7 @@ def decoding(
 ) -> Iterator[Sandbox]:
     before = threading.active_count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device_files, "of_the_gpu", lambda: frozenset(files))
+        patch.setattr(nvidia_files, "of_the_gpu", lambda: frozenset(files))
         walled = Sandbox(resize_px=64, limits=limits, processes=1, gpu=gpu, entry=entry)
         try:
             yield walled
@@ -143,7 +144,7 @@ def test_a_process_has_as_many_files_as_its_limit_allows(walled: Sandbox) -> Non
 
 
 def test_a_process_that_floods_is_slowed_down(walled: Sandbox) -> None:
-    most = device_files._AT_ONCE * (0.5 / device_files._AT_ONCE_S + 2)
+    most = nvidia_files._AT_ONCE * (0.5 / nvidia_files._AT_ONCE_S + 2)
     assert 100 < int(said(walled, "flood", ZERO).removeprefix("done: ")) <= most
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from etenet.encoder import Encoder, default_preprocessing, encoder_names, feature_size
 from etenet.errors import UsageError
+from etenet.model.encoder import Encoder, default_preprocessing, encoder_names, feature_size
 
 
 @pytest.mark.filterwarnings("ignore:.*pretrained.*:UserWarning", "ignore:.*weight enum.*:UserWarning")

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils import model_zoo
 
-from etenet import encoder_weights
-from etenet.encoder import Encoder, encoder_names
-from etenet.encoder_weights import load_encoder
 from etenet.errors import UsageError
+from etenet.model import pretrained
+from etenet.model.encoder import Encoder, encoder_names
+from etenet.model.pretrained import load_encoder
 
 Publish = Callable[[str, object], Path]
 
@@ -56,8 +56,8 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
         prefix = hashlib.sha256(unnamed.read_bytes()).hexdigest()[:8]
         path = unnamed.rename(unnamed.with_name(f"{name}-{prefix}.pth"))
         monkeypatch.setitem(pretrainedmodels.pretrained_settings[name]["imagenet"], "url", path.as_uri())
-        if name in encoder_weights.PUBLISHED_SHA256:
-            monkeypatch.setitem(encoder_weights.PUBLISHED_SHA256, name, prefix)
+        if name in pretrained.PUBLISHED_SHA256:
+            monkeypatch.setitem(pretrained.PUBLISHED_SHA256, name, prefix)
         return path
 
     return published
@@ -125,7 +125,7 @@ def test_the_papers_weights_are_those_of_the_constant_whatever_the_address_says(
     publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish("inceptionresnetv2", published_form(network("inceptionresnetv2", 1001)))
-    monkeypatch.setitem(encoder_weights.PUBLISHED_SHA256, "inceptionresnetv2", "520b38e4")
+    monkeypatch.setitem(pretrained.PUBLISHED_SHA256, "inceptionresnetv2", "520b38e4")
     assert 'expected "520b38e4"' in complaint("inceptionresnetv2")
 
 
@@ -174,7 +174,7 @@ def test_published_weights_cannot_run_code(publish: Publish, tmp_path: Path, mon
 
 @pytest.mark.parametrize("name", encoder_names())
 def test_every_encoder_knows_a_hash_and_takes_its_weights_from_what_it_is_given(name: str) -> None:
-    prefix = encoder_weights._published_sha256(name)
+    prefix = pretrained._published_sha256(name)
     assert len(prefix) >= 8
     assert set(prefix) <= set("0123456789abcdef")
     fetch = model_zoo.load_url

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from etenet.errors import UsageError
-from etenet.video import sample_frames
+from etenet.video.sampling import sample_frames
 from tests.clips import audio_only, video
-from training import frame_cache
-from training.frame_cache import Failure, Job, Progress, fill
+from training.data import frame_cache
+from training.data.frame_cache import Failure, Job, Progress, fill
 
 SIZE_PX = 24
 

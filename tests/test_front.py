@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from etenet.config import DecodeLimits
-from etenet.server import ServerConfig
+from etenet.serving.config import ServerConfig
+from etenet.video.limits import DecodeLimits
 from tests.conftest import EXAMPLES, REPOSITORY, Server, ask, wait_until
 from tests.front import CONFIGURATION, behind_nginx, edit, nginx
 

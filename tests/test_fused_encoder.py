@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from etenet.encoder import Encoder, default_preprocessing
-from etenet.fused_encoder import FusedEncoder
-from etenet.preprocess import preprocess
+from etenet.model.encoder import Encoder, default_preprocessing
+from etenet.model.preprocess import preprocess
+from etenet.runtime.fusion import FusedEncoder
 
 # A padded first convolution, BGR and 0..255, residuals with scales, siblings of size 1, BatchNorm before convolution,
 # a convolution that is called twice

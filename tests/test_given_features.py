@@ -11,7 +11,7 @@ import pytest
 
 from etenet.errors import UsageError
 from training import prepare
-from training.datasets import Dataset
+from training.data.datasets import Dataset
 
 
 def command(tmp_path: Path, features: np.ndarray, captions: str) -> list[str]:

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from etenet import captioner as captioners
-from etenet import checkpoint as checkpoints
-from etenet.captioner import WORDS, Captioner
-from etenet.config import CaptionOptions, Preprocessing
-from etenet.decoder_search import GpuSearch, search
-from etenet.gpu_encoder import GpuEncoder
+from etenet.captioning import captioner as captioners
+from etenet.captioning.captioner import WORDS, Captioner
+from etenet.captioning.options import CaptionOptions
+from etenet.model import checkpoint as checkpoints
+from etenet.model.config import Preprocessing
+from etenet.model.generate import search
+from etenet.runtime.cuda import GpuEncoder, GpuSearch
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 from tests.test_codebase import python_files
 
@@ -41,7 +42,9 @@ def test_a_search_without_a_look_at_the_host_finds_the_same(
     torch.manual_seed(clips)
     features = torch.randn(clips, 16, decoder.config.feature_size).abs().to(device)
     plain = search(decoder, features, beam_size=5, max_words=checkpoint.max_words, words=WORDS)
-    recorded = GpuSearch(decoder, max_words=checkpoint.max_words, words=WORDS, device=device)(features)
+    recorded = GpuSearch(
+        decoder, max_words=checkpoint.max_words, words=WORDS, frames_per_clip=features.shape[1], device=device
+    )(features)
     assert [[said.words for said in of_clip] for of_clip in recorded] == [
         [said.words for said in of_clip] for of_clip in plain
     ]
@@ -70,7 +73,7 @@ import json, torch
 import numpy as np
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
-from etenet.gpu_encoder import GpuEncoder, compiled_kernels
+from etenet.runtime.cuda import GpuEncoder, compiled_kernels
 from tests.test_gpu import CPU, SMALL, SmallEncoder
 
 found = []

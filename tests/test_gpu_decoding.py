@@ -24,11 +24,14 @@ import numpy as np
 import pytest
 
 from etenet import errors, metrics
-from etenet.config import MOVING_CLIP, DecodeLimits, GpuDecoding
-from etenet.ffmpeg import CODEC_WHITELIST, LENIENT_METADATA, OPEN_OPTIONS
-from etenet.sandbox import Sandbox, _Process
-from etenet.segments import WHOLE, Cut
-from etenet.video import SampledVideo, sample_segments
+from etenet.assets import MOVING_CLIP
+from etenet.sandbox.pool import Sandbox
+from etenet.sandbox.process import DecoderProcess
+from etenet.video.ffmpeg import CODEC_WHITELIST, LENIENT_METADATA, OPEN_OPTIONS
+from etenet.video.limits import DecodeLimits
+from etenet.video.nvdec import GpuDecoding
+from etenet.video.sampling import SampledVideo, sample_segments
+from etenet.video.segments import WHOLE, Cut
 from tests import clips
 from tests.conftest import REPOSITORY
 from tests.gpu_stand_in import Frames, StandIn
@@ -272,7 +275,7 @@ def test_a_process_without_a_gpu_may_ask_no_driver() -> None:
 
 THREAD = """
 import os, socket, threading
-from etenet.seccomp import allow_only_decoding
+from etenet.sandbox.seccomp import allow_only_decoding
 filtered = threading.Event()
 def work():
     filtered.wait()
@@ -324,7 +327,7 @@ def test_a_gpu_that_is_lost_later_is_not_asked_again(caplog: pytest.LogCaptureFi
     with decoding("tests.misbehaving:gpu_main") as walled:
         (keeper,) = walled._keepers
         entry = "tests.misbehaving:gpu_that_crashes_at_once_main"
-        keeper._process_with = partial(_Process, SIZE_PX, LIMITS, entry)
+        keeper._process_with = partial(DecoderProcess, SIZE_PX, LIMITS, entry)
         for _ in range(2):
             os.kill(only(walled), signal.SIGKILL)
             assert not walled.submit(FOR_A_GPU["h264"]).result()[0].on_gpu

@@ -11,11 +11,15 @@ import torch
 import yaml
 
 import etenet
-from etenet import archive, captioner, doctor, gpu_encoder, job_local
+from etenet import doctor
+from etenet.captioning import captioner
 from etenet.cli import main
-from etenet.config import GpuDecoding
 from etenet.errors import UsageError
-from etenet.server import gpus_of
+from etenet.jobs.engines import local
+from etenet.runtime import cuda
+from etenet.serving import archive
+from etenet.serving.torchserve import gpus_of
+from etenet.video.nvdec import GpuDecoding
 from handler.etenet_handler import EtenetHandler
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, ask, running_server
 
@@ -126,7 +130,7 @@ def test_what_was_compiled_for_a_gpu_is_part_of_the_archive(
         devices.append(device.type)
         return b"kernels"
 
-    monkeypatch.setattr(gpu_encoder, "compiled_kernels", compiled)
+    monkeypatch.setattr(cuda, "compiled_kernels", compiled)
     archive.unpack(archive.package(small_checkpoint, tmp_path / "etenet.mar", gpu=True), tmp_path / "unpacked")
     archive.verify(tmp_path / "unpacked")
     assert (tmp_path / "unpacked" / archive.GPU_KERNELS_FILE).read_bytes() == b"kernels"
@@ -140,7 +144,7 @@ def test_what_does_not_compile_is_not_packaged(
     def broken(*_: object, **__: object) -> bytes:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(gpu_encoder, "compiled_kernels", broken)
+    monkeypatch.setattr(cuda, "compiled_kernels", broken)
     with pytest.raises(UsageError, match="cannot be compiled for this GPU: no compiler"):
         archive.package(small_checkpoint, tmp_path / "etenet.mar", gpu=True)
 
@@ -172,8 +176,8 @@ def test_a_job_records_the_gpu_where_that_is_worth_its_time(
 ) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(captioner, "load", lambda _, **settings: asked.update(settings))
-    job_local.load(DEMO, limits=job_local.JOB_LIMITS, clips=clips)
-    assert asked == {"device": "cuda", "record_gpu": recorded, "limits": job_local.JOB_LIMITS}
+    local.load(DEMO, limits=local.JOB_LIMITS, clips=clips)
+    assert asked == {"device": "cuda", "record_gpu": recorded, "limits": local.JOB_LIMITS}
 
 
 def test_what_was_never_measured_is_off() -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import psutil
 import pytest
 
-from etenet import sandbox
-from etenet.config import DecodeLimits
 from etenet.errors import CaptionError
-from etenet.sandbox import InProcess
-from etenet.video import SampledVideo
+from etenet.sandbox import pool
+from etenet.sandbox.pool import InProcess
+from etenet.video.limits import DecodeLimits
+from etenet.video.sampling import SampledVideo
 from tests.hostile import HostileFile, hostile_files, playlists
 from tests.hostile.alarm import Alarm
 from tests.hostile.damage import containers, flipped
@@ -37,7 +37,7 @@ def outcome(file: HostileFile, future: Future[list[SampledVideo]]) -> str:
 def test_every_file_gets_what_it_must_and_no_decoder_dies(alarm: Alarm) -> None:
     files = list(hostile_files(alarm.trap))
     assert len({file.name for file in files}) == len(files) >= 250
-    with decoding("etenet.decoder_process:main", LIMITS, processes=2) as walled:
+    with decoding("etenet.sandbox.worker:main", LIMITS, processes=2) as walled:
         decoders = walled.pids
         futures = [walled.submit(file.body) for file in files]
         found = {file.name: outcome(file, future) for file, future in zip(files, futures, strict=True)}
@@ -59,7 +59,7 @@ def peak_bytes(pid: int) -> int:
 
 
 WALLS = {
-    "both": "etenet.decoder_process:main",
+    "both": "etenet.sandbox.worker:main",
     "only the allow-lists": "tests.misbehaving:unfiltered_main",
     "only the sandbox": "tests.misbehaving:credulous_main",
 }
@@ -92,10 +92,10 @@ def test_allow_lists_hold_without_a_process_of_their_own(alarm: Alarm) -> None:
 
 
 def test_mutants_kill_no_decoder(thorough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "CLIPS_PER_PROCESS", 1_000_000)
+    monkeypatch.setattr(pool, "CLIPS_PER_PROCESS", 1_000_000)
     count, rng = 20_000 if thorough else 1_000, np.random.default_rng(1)
     seeds = list(containers().values())
-    with decoding("etenet.decoder_process:main", LIMITS, processes=2) as walled:
+    with decoding("etenet.sandbox.worker:main", LIMITS, processes=2) as walled:
         decoders = walled.pids
         for number in range(0, count, 100):
             mutants = [mutant(seeds[rng.integers(len(seeds))], rng) for _ in range(number, number + 100)]
@@ -126,11 +126,11 @@ def mutant(whole: bytes, rng: np.random.Generator) -> bytes:
 
 
 def test_processes_of_many_clips_grow_no_larger(thorough: bool, alarm: Alarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "CLIPS_PER_PROCESS", 1_000_000)
+    monkeypatch.setattr(pool, "CLIPS_PER_PROCESS", 1_000_000)
     rounds = 5 if thorough else 1
     files = [file.body for file in hostile_files(alarm.trap)]
     here = psutil.Process()
-    with decoding("etenet.decoder_process:main", LIMITS, processes=1) as walled:
+    with decoding("etenet.sandbox.worker:main", LIMITS, processes=1) as walled:
         (decoder,) = map(psutil.Process, walled.pids)
 
         def through() -> tuple[tuple[int, int, int], tuple[int, int]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from etenet import job_inputs
 from etenet.errors import UsageError
-from etenet.job_inputs import Clip
+from etenet.jobs import inputs
+from etenet.jobs.inputs import Clip
 
 CLIPS = 20
 
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def manifest(tmp_path: Path, name: str, text: str) -> list[Clip]:
     (tmp_path / name).write_text(text)
-    return job_inputs.clips([str(tmp_path / name)])
+    return inputs.clips([str(tmp_path / name)])
 
 
 def test_manifests_of_every_kind_name_the_same_clips(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_parts_of_files_have_their_seconds(tmp_path: Path) -> None:
 
 def test_a_list_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("x.mp4\ny.mp4\nx.mp4\n"))
-    assert job_inputs.clips(["-"]) == [Clip("x.mp4", "x.mp4"), Clip("y.mp4", "y.mp4")]
+    assert inputs.clips(["-"]) == [Clip("x.mp4", "x.mp4"), Clip("y.mp4", "y.mp4")]
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,19 @@ def test_a_manifest_that_is_wrong_is_told_so(name: str, text: str, tmp_path: Pat
 
 
 def test_folders_globs_and_files_name_each_clip_once(folder: Path) -> None:
-    all_below = job_inputs.clips([str(folder)])
+    all_below = inputs.clips([str(folder)])
     assert len(all_below) == CLIPS
     one = all_below[7].video
-    assert job_inputs.clips([one, str(folder), f"{folder}/**/*.mp4"])[0].video == one
-    assert {clip.video for clip in job_inputs.clips([f"{folder}/**/*.mp4"])} == {clip.video for clip in all_below}
+    assert inputs.clips([one, str(folder), f"{folder}/**/*.mp4"])[0].video == one
+    assert {clip.video for clip in inputs.clips([f"{folder}/**/*.mp4"])} == {clip.video for clip in all_below}
     for nothing in (f"{folder}/*.mkv", f"{folder}/missing.mp4"):
         with pytest.raises(UsageError, match=r"no file"):
-            job_inputs.clips([nothing])
+            inputs.clips([nothing])
 
 
 @pytest.mark.parametrize("of", [1, 3, 7])
 def test_shards_are_all_of_it_and_no_two_share_a_clip(of: int, folder: Path) -> None:
-    shards = [job_inputs.clips([str(folder)], shard=(number, of)) for number in range(1, of + 1)]
+    shards = [inputs.clips([str(folder)], shard=(number, of)) for number in range(1, of + 1)]
     together = Counter(clip.video for shard in shards for clip in shard)
     assert set(together.values()) == {1}
     assert len(together) == CLIPS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from etenet.job_ray import without_copies
-from etenet.segments import WHOLE, Cut
+from etenet.jobs.engines.ray import without_copies
+from etenet.video.segments import WHOLE, Cut
 
 
 def test_files_with_the_same_bytes_are_captioned_once(tmp_path: Path) -> None:

@@ -21,15 +21,16 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.servers import free_ports
-from etenet import caption_json, job_records, jobs
+from benchmarks.rig.servers import free_ports
 from etenet.cli import main
-from etenet.config import SPIN_COUNT
 from etenet.errors import Stopped, UsageError
-from etenet.job_inputs import Clip
-from etenet.job_progress import Summary
-from etenet.job_records import Journal, Record
-from etenet.segments import Cut
+from etenet.jobs import journal, run
+from etenet.jobs.inputs import Clip
+from etenet.jobs.journal import Journal, Record
+from etenet.jobs.progress import Summary
+from etenet.linux import SPIN_COUNT
+from etenet.scoring import caption_json
+from etenet.video.segments import Cut
 from tests import clips
 from tests.conftest import EXAMPLES, REPOSITORY, Server, ask, wait_until
 
@@ -245,7 +246,7 @@ def test_what_is_broken_is_listed_and_all_else_is_done(
     assert {video: said[video] for video in expected} == expected
 
 
-def echo(bodies: Iterable[tuple[str, bytes, Cut]], _: jobs.Reached) -> Iterator[tuple[str, Record]]:
+def echo(bodies: Iterable[tuple[str, bytes, Cut]], _: run.Reached) -> Iterator[tuple[str, Record]]:
     """An engine that answers in another order: the last of a few first."""
     few: list[tuple[str, Record]] = []
     for key, body, _ in bodies:
@@ -270,31 +271,31 @@ def texts(tmp_path: Path) -> list[Clip]:
     return found
 
 
-def run(clips: list[Clip], out: Path, engine: jobs.BodyEngine = echo, **how: Any) -> Summary:
-    form = job_records.format_of(out)
-    return jobs.run(clips, jobs.of_bodies(engine, 1000), out=out, form=form, **how)
+def do(clips: list[Clip], out: Path, engine: run.BodyEngine = echo, **how: Any) -> Summary:
+    form = journal.format_of(out)
+    return run.run(clips, run.of_bodies(engine, 1000), out=out, form=form, **how)
 
 
 def test_the_order_is_that_of_the_input_where_it_is_asked_for(texts: list[Clip], tmp_path: Path) -> None:
     names = [clip.video for clip in texts]
-    run(texts, tmp_path / "any.jsonl")
+    do(texts, tmp_path / "any.jsonl")
     assert [record["video"] for record in records(tmp_path / "any.jsonl")] != names
-    run(texts, tmp_path / "ordered.jsonl", in_order=True)
+    do(texts, tmp_path / "ordered.jsonl", in_order=True)
     assert [record["video"] for record in records(tmp_path / "ordered.jsonl")] == names
-    run(texts[10:], tmp_path / "both.jsonl")
-    run(texts, tmp_path / "both.jsonl", in_order=True)
+    do(texts[10:], tmp_path / "both.jsonl")
+    do(texts, tmp_path / "both.jsonl", in_order=True)
     assert [record["video"] for record in records(tmp_path / "both.jsonl")] == names
 
 
 def test_what_failed_is_tried_again_when_asked(texts: list[Clip], tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
-    first = run(texts, out)
+    first = do(texts, out)
     assert (first.captioned, first.failed) == (20, 3)
-    again = run(texts, out)
+    again = do(texts, out)
     assert (again.total, again.before, again.failed_before) == (0, 23, 3)
     for clip in texts:
         Path(clip.path).write_text(Path(clip.path).read_text().replace("bad", "better"))
-    mended = run(texts, out, retry_failed=True)
+    mended = do(texts, out, retry_failed=True)
     assert (mended.total, mended.captioned, mended.before, mended.failed_before) == (3, 3, 20, 0)
     assert {record["caption"].split()[0] for record in by_clip(out).values()} == {"a", "better"}
 
@@ -302,7 +303,7 @@ def test_what_failed_is_tried_again_when_asked(texts: list[Clip], tmp_path: Path
 def test_the_same_bytes_are_captioned_once(texts: list[Clip], tmp_path: Path) -> None:
     seen: list[bytes] = []
 
-    def counting(bodies: Iterable[tuple[str, bytes, Cut]], reached: jobs.Reached) -> Iterator[tuple[str, Record]]:
+    def counting(bodies: Iterable[tuple[str, bytes, Cut]], reached: run.Reached) -> Iterator[tuple[str, Record]]:
         def counted() -> Iterator[tuple[str, bytes, Cut]]:
             for key, body, cut in bodies:
                 seen.append(body)
@@ -312,7 +313,7 @@ def test_the_same_bytes_are_captioned_once(texts: list[Clip], tmp_path: Path) ->
 
     again = [Clip(f"{clip.video} again {number}", clip.path) for clip in texts for number in range(3)]
     many = [*again, *texts]  # some before their first is answered, some long after
-    run(many, tmp_path / "captions.jsonl", counting)
+    do(many, tmp_path / "captions.jsonl", counting)
     assert len(by_clip(tmp_path / "captions.jsonl")) == len(many)
     assert len(seen) == len(texts)
 
@@ -325,18 +326,18 @@ def test_no_more_is_read_than_the_engine_has_room_for(texts: list[Clip]) -> None
         for taken, clip in enumerate(texts * 100):  # noqa: B007
             yield clip
 
-    def idle(bodies: Iterable[tuple[str, bytes, Cut]], _: jobs.Reached) -> Iterator[tuple[str, Record]]:
+    def idle(bodies: Iterable[tuple[str, bytes, Cut]], _: run.Reached) -> Iterator[tuple[str, Record]]:
         key, _, _ = next(iter(bodies))
         yield key, {"caption": "one"}
 
-    assert next(jobs.of_bodies(idle, 1000)(endless(), lambda *_: None))["caption"] == "one"
-    assert taken < 2 * jobs.READ_AHEAD
+    assert next(run.of_bodies(idle, 1000)(endless(), lambda *_: None))["caption"] == "one"
+    assert taken < 2 * run.READ_AHEAD
 
 
 def test_a_file_that_goes_away_is_an_error_of_its_own(texts: list[Clip], tmp_path: Path) -> None:
     Path(texts[5].path).unlink()
     Path(texts[6].path).write_text("x" * 2000)
-    run(texts, tmp_path / "captions.jsonl")
+    do(texts, tmp_path / "captions.jsonl")
     found = by_clip(tmp_path / "captions.jsonl")
     assert found["05"]["error"]["code"] == "unreadable_file"
     assert found["06"]["error"]["code"] == "too_large"
@@ -344,11 +345,11 @@ def test_a_file_that_goes_away_is_an_error_of_its_own(texts: list[Clip], tmp_pat
 
 
 def test_a_table_has_all_and_coco_what_can_be_scored(texts: list[Clip], tmp_path: Path) -> None:
-    run(texts, tmp_path / "captions.csv", in_order=True)
+    do(texts, tmp_path / "captions.csv", in_order=True)
     table = list(csv.DictReader(io.StringIO((tmp_path / "captions.csv").read_text())))
     assert [row["video"] for row in table] == [clip.video for clip in texts]
     assert Counter(row["error_code"] for row in table) == {"": 20, "bad": 3}
-    run(texts, tmp_path / "captions.json")
+    do(texts, tmp_path / "captions.json")
     predictions = {
         entry["image_id"]: entry["caption"] for entry in json.loads((tmp_path / "captions.json").read_text())
     }
@@ -363,33 +364,33 @@ def test_no_other_file_is_written_to(text: str, texts: list[Clip], tmp_path: Pat
     out = tmp_path / "precious.jsonl"
     out.write_text(text)
     with pytest.raises(UsageError, match="name another file"):
-        run(texts, out)
+        do(texts, out)
     assert out.read_text() == text
 
 
 def test_two_jobs_do_not_write_one_file(texts: list[Clip], tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
     with Journal(out), pytest.raises(UsageError, match="another job"):
-        run(texts, out)
-    run(texts, out)
+        do(texts, out)
+    do(texts, out)
     assert len(by_clip(out)) == len(texts)
 
 
 def test_a_full_disk_ends_the_job_and_it_goes_on_when_there_is_room(texts: list[Clip], tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the kernel then writes a part of a line, and after it none."""
     out, whole = tmp_path / "captions.jsonl", tmp_path / "whole.jsonl"
-    run(texts, whole)
+    do(texts, whole)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 2, hard))
     try:
         with pytest.raises(Stopped, match="start the job again"):
-            run(texts, out)
+            do(texts, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
     assert not out.read_bytes().endswith(b"\n")
-    run(texts, out)
+    do(texts, out)
     assert by_clip(out) == by_clip(whole)
 
 

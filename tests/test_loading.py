@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from etenet.vocabulary import Vocabulary
+from etenet.model.vocabulary import Vocabulary
 from tests.conftest import wait_until
-from training.datasets import Clip, Dataset, Sentences
-from training.loading import Loader, read_ahead
-from training.order import Example
+from training.data.datasets import Clip, Dataset, Sentences
+from training.loop.loading import Loader, read_ahead
+from training.loop.order import Example
 
 VOCABULARY = Vocabulary(["a", "dog", "cat", "runs"])
 CPU = torch.device("cpu")

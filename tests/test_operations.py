@@ -14,9 +14,9 @@ import psutil
 import pytest
 import torch
 
-from benchmarks.servers import config_on_free_ports
-from etenet import archive
+from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
+from etenet.serving import archive
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, ask, running_server, runs, wait_until
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()

@@ -17,11 +17,11 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks.load import closed_loop, open_loop, throughput_per_s
-from etenet import checkpoint as checkpoints
-from etenet.config import DecodeLimits
-from etenet.server import ServerConfig
-from etenet.vocabulary import Vocabulary
+from benchmarks.rig.load import closed_loop, open_loop, throughput_per_s
+from etenet.model import checkpoint as checkpoints
+from etenet.model.vocabulary import Vocabulary
+from etenet.serving.config import ServerConfig
+from etenet.video.limits import DecodeLimits
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, running_server
 from tests.front import behind_nginx
 

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from etenet.video import sample_frames
-from etenet.vocabulary import words
+from etenet.model.vocabulary import words
+from etenet.video.sampling import sample_frames
 from tests.clips import video
 from tests.conftest import REPOSITORY, wait_until
 from tests.test_sources import msvd_csv
-from training import demo_world, prepare
-from training.caption_files import SPLITS
-from training.datasets import Dataset
+from training import prepare
+from training.data.caption_files import SPLITS
+from training.data.datasets import Dataset
+from training.demo import world
 
 SIZE = ["--resize-px", "24"]
 DEADLINE_S = 120.0
@@ -197,8 +198,8 @@ def test_killed_at_any_moment_it_goes_on_and_makes_the_same(own_clips: list[str]
 
 
 def test_a_dataset_folder_may_be_moved_with_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = [replace(clip, split=split) for clip, split in zip(demo_world.clips(), ("train", "test"), strict=False)]
-    monkeypatch.setattr(demo_world, "clips", lambda **_: iter(few))
+    few = [replace(clip, split=split) for clip, split in zip(world.clips(), ("train", "test"), strict=False)]
+    monkeypatch.setattr(world, "clips", lambda **_: iter(few))
     assert prepare.main(["demo", "--out", str(tmp_path / "demo")]) == 0
     (tmp_path / "demo").rename(tmp_path / "moved")
     dataset = Dataset.load(tmp_path / "moved")
@@ -206,8 +207,8 @@ def test_a_dataset_folder_may_be_moved_with_its_clips(tmp_path: Path, monkeypatc
     assert dataset.clip_file(clip) == tmp_path / "moved" / "clips" / f"{few[1].name}.mp4"
     seen = sample_frames(dataset.clip_file(clip).read_bytes(), resize_px=118).frames
     np.testing.assert_array_equal(dataset.frames_of([clip])[0].numpy(), seen)
-    assert list(clip.captions) == demo_world.references(few[1])
-    assert demo_world.Combination(**clip.labels) == few[1].combination
+    assert list(clip.captions) == world.references(few[1])
+    assert world.Combination(**clip.labels) == few[1].combination
 
 
 def test_the_demo_world_can_be_seen_in_part_and_by_a_larger_encoder(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_the_demo_world_can_be_seen_in_part_and_by_a_larger_encoder(tmp_path: Pa
     assert prepare.main(["demo", *size, "--clips-per-split", "1", "--out", str(tmp_path / "demo")]) == 0
     dataset = Dataset.load(tmp_path / "demo")
     assert dataset.frames.shape == (3, 16, 314, 314, 3)
-    whole = list(demo_world.clips(train_per_combination=1))
+    whole = list(world.clips(train_per_combination=1))
     for split, clips in dataset.clips.items():
         assert [clip.video for clip in clips] == [next(clip.name for clip in whole if clip.split == split)]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from etenet.config import Preprocessing
-from etenet.preprocess import preprocess
+from etenet.model.config import Preprocessing
+from etenet.model.preprocess import preprocess
 
 
 def frames(size: int) -> torch.Tensor:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from etenet.config import DecodeLimits
 from etenet.errors import CaptionError
-from etenet.ffmpeg import CONTAINERS, DECODERS
+from etenet.video.ffmpeg import CONTAINERS, DECODERS
+from etenet.video.limits import DecodeLimits
 from tests.conftest import REPOSITORY, Server
 
 README = (REPOSITORY / "README.md").read_text()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from etenet.encoder import Encoder
+from etenet.model.encoder import Encoder
 from training import evaluate, prepare, train
 
 FEW = ["--set", "epoch_of=clips", "--set", "batch_clips=1", "--set", "captions_per_clip=4", "--set", "meteor=False"]

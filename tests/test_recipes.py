@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from etenet.errors import UsageError
-from training import demo_world
-from training.datasets import Clip
-from training.order import epoch_windows, examples_per_epoch
+from training.data.datasets import Clip
+from training.demo import world
+from training.loop.order import epoch_windows, examples_per_epoch
 from training.recipes import RECIPES, Stage, overridden
 
 
@@ -29,9 +29,9 @@ def test_the_full_size_demo_takes_what_its_docstring_says() -> None:
     recipe = RECIPES["demo-full"]()
     assert (recipe.encoder, recipe.preprocessing().resize_px) == ("inceptionresnetv2", 314)
     assert all(stage.tokenizer == "none" and not stage.meteor for stage in recipe.stages.values())  # no Java
-    rendered = list(demo_world.clips(train_per_combination=3))
+    rendered = list(world.clips(train_per_combination=3))
     clips = [
-        Clip(row=row, video=clip.name, captions=tuple(demo_world.references(clip)))
+        Clip(row=row, video=clip.name, captions=tuple(world.references(clip)))
         for row, clip in enumerate(rendered)
         if clip.split == "train"
     ]

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from etenet import archive
+from etenet.serving import archive
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, decoders_of, running_server, runs, wait_until
 from tests.front import behind_nginx
 from tests.hostile import Trap, hostile_files

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from etenet import poison, sandbox
-from etenet.config import DecodeLimits
 from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError, TooMuchMemory
-from etenet.poison import Poison
-from etenet.sandbox import InProcess, Sandbox
-from etenet.segments import Cut
+from etenet.sandbox import pool, quarantine
+from etenet.sandbox.pool import InProcess, Sandbox
+from etenet.sandbox.quarantine import Poison
+from etenet.video.limits import DecodeLimits
+from etenet.video.segments import Cut
 from tests import clips
 from tests.conftest import REPOSITORY, decoders_of, runs, wait_until
 
@@ -166,7 +166,7 @@ LARGE = clips.video(16, size=(3840, 2160), preset="ultrafast")
 def test_a_process_keeps_nothing_of_the_large_clips_it_has_decoded() -> None:
     """Their wanted frames take 200 MB each time: what is kept of three would be too much."""
     limits = DecodeLimits(decode_deadline_s=60.0, max_memory_bytes=512 * 2**20)
-    with decoding("etenet.decoder_process:main", limits) as walled:
+    with decoding("etenet.sandbox.worker:main", limits) as walled:
         for _ in range(6):
             assert walled.submit(LARGE).result()[0].width_px == 3840
 
@@ -175,7 +175,7 @@ def test_a_process_keeps_nothing_of_the_large_clips_it_has_decoded() -> None:
 def test_a_clip_that_takes_too_much_memory_is_told_so_and_not_that_it_is_damaged(codec: str) -> None:
     large = LARGE if codec == "libx264" else clips.video(4, size=(3840, 2160), codec=codec)
     limits = DecodeLimits(decode_deadline_s=60.0, max_memory_bytes=24 * 2**20)
-    with decoding("etenet.decoder_process:main", limits) as walled:
+    with decoding("etenet.sandbox.worker:main", limits) as walled:
         error = error_of(walled, large)
         assert isinstance(error, TooMuchMemory)
         assert "more than 24 MiB" in str(error)
@@ -241,7 +241,7 @@ def test_a_process_owns_nothing_but_its_channel(walled: Sandbox) -> None:
 
 
 def test_a_process_is_replaced_after_many_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "CLIPS_PER_PROCESS", 2)
+    monkeypatch.setattr(pool, "CLIPS_PER_PROCESS", 2)
     with decoding() as walled:
         first = only(walled)
         for _ in range(2):
@@ -262,8 +262,8 @@ def test_processes_end_with_the_sandbox_closed_or_forgotten() -> None:
 
 
 HOST = """
-from etenet.config import DecodeLimits
-from etenet.sandbox import Sandbox
+from etenet.video.limits import DecodeLimits
+from etenet.sandbox.pool import Sandbox
 walled = Sandbox(resize_px=64, limits=DecodeLimits(decode_deadline_s=2.0), processes=1, entry="tests.misbehaving:main")
 future = walled.submit(b"spin")
 print("spinning", flush=True)
@@ -288,9 +288,9 @@ def test_poison_is_forgotten_after_an_hour_and_when_there_is_too_much(monkeypatc
     known.remember(b"bad", DecoderCrashed("it crashed"))
     assert isinstance(known.verdict(b"bad"), DecoderCrashed)
     assert known.verdict(b"bat") is None
-    now[0] = poison.REFUSED_S + 1
+    now[0] = quarantine.REFUSED_S + 1
     assert known.verdict(b"bad") is None
-    monkeypatch.setattr(poison, "REMEMBERED", 2)
+    monkeypatch.setattr(quarantine, "REMEMBERED", 2)
     for body in (b"one", b"two", b"six"):
         known.remember(body, DecoderCrashed("it crashed"))
     assert [known.verdict(body) is None for body in (b"one", b"two", b"six")] == [True, False, False]

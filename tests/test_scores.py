@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from etenet import java, scores
+from etenet import java
 from etenet.cli import main
 from etenet.errors import JavaError, UsageError
-from etenet.scores import Scorer, Scores, score, tokenize
+from etenet.scoring import scores
+from etenet.scoring.scores import Scorer, Scores, score, tokenize
 
 Captions = dict[str, list[str]]
 MEASURES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]

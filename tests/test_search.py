@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from etenet import search
-from etenet.search import Hypothesis, Words, greedy_search
+from etenet.model import search
+from etenet.model.search import Hypothesis, Words, greedy_search
 
 V, SOS, EOS = 5, 0, 1
 WORDS = Words(sos=SOS, eos=EOS)

@@ -13,13 +13,14 @@ import av
 import numpy as np
 import pytest
 
-from etenet import errors, video
-from etenet.caption_stream import caption_stream
-from etenet.captioner import Captioner
-from etenet.captions import Caption, Outcome, SegmentCaptions
-from etenet.config import CaptionOptions
-from etenet.sandbox import Sandbox
-from etenet.segments import SHORTEST_SEGMENT_S, Cut, Segment
+from etenet import errors
+from etenet.captioning.captioner import Captioner
+from etenet.captioning.captions import Caption, Outcome, SegmentCaptions
+from etenet.captioning.options import CaptionOptions
+from etenet.captioning.stream import caption_stream
+from etenet.sandbox.pool import Sandbox
+from etenet.video import sampling
+from etenet.video.segments import SHORTEST_SEGMENT_S, Cut, Segment
 from tests import clips
 from tests.conftest import EXAMPLES, REPOSITORY
 from tests.test_video import every_frame
@@ -173,18 +174,18 @@ def test_a_segment_has_the_frames_of_its_part_of_the_video(name: str) -> None:
         (Cut(start_s=2.0, end_s=2.2), 1),
         (Cut(start_s=5.59), 1),
     ):
-        segments = video.sample_segments(body, cut, resize_px=SIZE_PX)
+        segments = sampling.sample_segments(body, cut, resize_px=SIZE_PX)
         assert len(segments) == count
         for segment in segments:
             inside = [n for n, t in enumerate(times_s) if segment.start_s - 0.001 <= t < segment.end_s - 0.001]
-            wanted = [(inside or [139])[place] for place in video.middle_of_slices(len(inside or [139]))]
+            wanted = [(inside or [139])[place] for place in sampling.middle_of_slices(len(inside or [139]))]
             np.testing.assert_allclose(segment.times_s, [times_s[n] for n in wanted], atol=1e-6)
             np.testing.assert_array_equal(segment.frames, [pictures[n] for n in wanted])
 
 
 def test_a_start_after_the_end_names_both() -> None:
     with pytest.raises(errors.BadOption, match=r"ends at 5\.600 s, before start_s=6"):
-        video.sample_segments(clips.video(140), Cut(start_s=6.0), resize_px=SIZE_PX)
+        sampling.sample_segments(clips.video(140), Cut(start_s=6.0), resize_px=SIZE_PX)
 
 
 def test_scenes_begin_where_the_picture_changes() -> None:
@@ -196,35 +197,35 @@ def test_scenes_begin_where_the_picture_changes() -> None:
 
 
 def test_no_scene_is_looked_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, seen = video._Clip._decode, []
+    decode, seen = sampling._Clip._decode, []
 
-    def counted(clip: video._Clip, packets: Iterable[video.VideoPacket]) -> Iterator[av.VideoFrame]:
+    def counted(clip: sampling._Clip, packets: Iterable[sampling.VideoPacket]) -> Iterator[av.VideoFrame]:
         for frame in decode(clip, packets):
             seen.append(frame.time)
             yield frame
 
-    monkeypatch.setattr(video._Clip, "_decode", counted)
-    video.sample_segments(FILM, replace(SCENES, end_s=4.0), resize_px=SIZE_PX)
+    monkeypatch.setattr(sampling._Clip, "_decode", counted)
+    sampling.sample_segments(FILM, replace(SCENES, end_s=4.0), resize_px=SIZE_PX)
     assert 4.0 < max(seen) < 4.5
     seen.clear()
-    video.sample_segments(FILM, replace(SCENES, max_segments=2), resize_px=SIZE_PX)
+    sampling.sample_segments(FILM, replace(SCENES, max_segments=2), resize_px=SIZE_PX)
     assert max(seen) == 2 * PART_S
 
 
 def test_a_video_without_presentation_times_is_told_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As some AVI files are: then the frames' numbers are their times."""
-    demux = video._Clip._demux
+    demux = sampling._Clip._demux
 
-    def without_times(clip: video._Clip) -> list[video.VideoPacket]:
+    def without_times(clip: sampling._Clip) -> list[sampling.VideoPacket]:
         packets = demux(clip)
         for packet in packets:
             packet.pts = packet.dts = None
         return packets
 
-    monkeypatch.setattr(video._Clip, "_demux", without_times)
+    monkeypatch.setattr(sampling._Clip, "_demux", without_times)
     body, rest, segments = clips.video(400, codec="mpeg4", container="avi"), Cut(segment_s=3.5, max_segments=2), []
     while rest:
-        segments += video.sample_segments(body, rest, resize_px=SIZE_PX)
+        segments += sampling.sample_segments(body, rest, resize_px=SIZE_PX)
         rest = rest.rest(segments[-1].end_s, segments[-1].duration_s)
     assert [segment.start_s for segment in segments] == [0.0, 3.5, 7.0, 10.5, 14.0]
     assert {segment.duration_s for segment in segments} == {segments[-1].end_s}
@@ -233,9 +234,9 @@ def test_a_video_without_presentation_times_is_told_to_its_end(monkeypatch: pyte
 
 @pytest.mark.parametrize("cut", [Cut(start_s=2.5, segment_s=2.0), replace(SCENES, start_s=4.0)])
 def test_segments_are_the_same_where_timestamps_cannot_be_trusted(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_timestamps = video.sample_segments(FILM, cut, resize_px=SIZE_PX)
-    monkeypatch.setattr(video._Clip, "_by_timestamps", lambda *_: None)
-    by_counting = video.sample_segments(FILM, cut, resize_px=SIZE_PX)
+    by_timestamps = sampling.sample_segments(FILM, cut, resize_px=SIZE_PX)
+    monkeypatch.setattr(sampling._Clip, "_by_timestamps", lambda *_: None)
+    by_counting = sampling.sample_segments(FILM, cut, resize_px=SIZE_PX)
     assert len(by_counting) == len(by_timestamps)
     for one, other in zip(by_counting, by_timestamps, strict=True):
         np.testing.assert_array_equal(one.frames, other.frames)

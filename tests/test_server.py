@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 import etenet
-from benchmarks.servers import config_on_free_ports
-from etenet import checkpoint as checkpoints
+from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
-from etenet.vocabulary import Vocabulary
+from etenet.model import checkpoint as checkpoints
+from etenet.model.vocabulary import Vocabulary
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, running_server, runs, wait_until
 

@@ -14,7 +14,7 @@ import torch
 
 from etenet.errors import UsageError
 from tests.conftest import REPOSITORY
-from training import snapshots
+from training.loop import snapshots
 
 
 def contents(step: int) -> dict[str, object]:

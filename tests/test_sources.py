@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from etenet.errors import UsageError
-from training import sources
-from training.caption_files import Described, read_captions
-from training.sources import ClipFolder, Shares
-from training.wording import Wording, clean_caption, vocabulary_of
+from training.data import sources
+from training.data.caption_files import Described, read_captions
+from training.data.sources import ClipFolder, Shares
+from training.data.wording import Wording, clean_caption, vocabulary_of
 
 SHARES = Shares(validation=0.1, test=0.1, seed=0)
 SPLIT_ORDER = ("train", "validation", "test")

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from etenet.config import DecoderConfig
-from etenet.decoder import Decoder
-from etenet.encoder import Encoder, default_preprocessing, feature_size
 from etenet.errors import UsageError
-from etenet.model import EtENet
-from etenet.vocabulary import Vocabulary
-from training.datasets import Clip, Sentences
-from training.memory import checkpoint_activations
-from training.order import Example
-from training.processes import Processes
+from etenet.model.config import DecoderConfig
+from etenet.model.decoder import Decoder
+from etenet.model.encoder import Encoder, default_preprocessing, feature_size
+from etenet.model.etenet import EtENet
+from etenet.model.vocabulary import Vocabulary
+from training.data.datasets import Clip, Sentences
+from training.loop.memory import checkpoint_activations
+from training.loop.order import Example
+from training.loop.processes import Processes
+from training.loop.step import Trainee, accumulate
 from training.recipes import Stage
-from training.step import Trainee, accumulate
 
 VOCABULARY = Vocabulary(list("abcdefgh"))
 STAGE = Stage(

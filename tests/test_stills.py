@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from etenet.encoder import Encoder
-from etenet.encoder_weights import load_encoder
 from etenet.errors import UsageError
-from etenet.preprocess import preprocess
-from training import demo_world, recipes, stills
-from training.datasets import Clip, Dataset
+from etenet.model.encoder import Encoder
+from etenet.model.preprocess import preprocess
+from etenet.model.pretrained import load_encoder
+from training import recipes, stills
+from training.data.datasets import Clip, Dataset
+from training.demo import world
 from training.recipes import Stills, overridden
 
 THINGS, SCENES = ("balloon", "bus", "octopus"), ("beach", "meadow")
@@ -32,13 +33,13 @@ RECIPE = replace(
 def dataset() -> Dataset:
     """A corner of the demo world with little motion, without files."""
     side, clips, frames = RECIPE.preprocessing().resize_px, {"train": [], "validation": []}, []
-    for clip in demo_world.clips(train_per_combination=12, held_out_per_combination=6):
+    for clip in world.clips(train_per_combination=12, held_out_per_combination=6):
         what = clip.combination
         if what.thing in THINGS and what.scene in SCENES and what.motion in ("standing", "bouncing"):
             split = "validation" if clip.seed % 6 == 0 else "train"
             labels = {"thing": what.thing, "scene": what.scene}
             clips[split].append(Clip(row=len(frames), video=clip.name, captions=("a",), labels=labels))
-            frames.append(np.stack(list(demo_world.frames(clip, count=16, size_px=(side, side)))))
+            frames.append(np.stack(list(world.frames(clip, count=16, size_px=(side, side)))))
     return Dataset(Path(), clips, np.stack(frames))
 
 

@@ -8,7 +8,7 @@ import io
 import av
 import webvtt
 
-from etenet import subtitles
+from etenet.captioning import subtitles
 
 SEGMENTS = [
     {"start_s": 0.0, "end_s": 10.0, "caption": "a dog <runs> & jumps"},

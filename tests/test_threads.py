@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from etenet.config import SPIN_COUNT, thread_settings
+from etenet.linux import SPIN_COUNT, thread_settings
 from tests.conftest import REPOSITORY, Server
 
 

@@ -13,27 +13,28 @@ import pytest
 import torch
 
 import etenet
-from etenet import checkpoint as checkpoints
-from etenet.config import DecoderConfig
-from etenet.decoder import Decoder
-from etenet.video import sample_frames
-from etenet.vocabulary import EOS_ID, SOS_ID, Vocabulary
-from training import demo_world, evaluate, prepare, recipes, ship, stills, train
-from training.datasets import Dataset, Sentences
-from training.loss import ATTENTION_PENALTY, sentence_losses
-from training.processes import Processes
-from training.stage import Run, train_stage
+from etenet.model import checkpoint as checkpoints
+from etenet.model.config import DecoderConfig
+from etenet.model.decoder import Decoder
+from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
+from etenet.video.sampling import sample_frames
+from training import evaluate, prepare, recipes, ship, stills, train
+from training.data.datasets import Dataset, Sentences
+from training.demo import world
+from training.loop.loss import ATTENTION_PENALTY, sentence_losses
+from training.loop.processes import Processes
+from training.loop.stage import Run, train_stage
 
-CLIPS = list(demo_world.clips())
+CLIPS = list(world.clips())
 
 
 def test_the_world_is_as_large_as_promised() -> None:
-    assert len(demo_world.THINGS) >= 24
-    assert len(demo_world.MOTIONS) == len(demo_world.SCENES) == 6
+    assert len(world.THINGS) >= 24
+    assert len(world.MOTIONS) == len(world.SCENES) == 6
 
 
 def test_whole_combinations_are_held_out_and_all_names_are_taught() -> None:
-    splits = demo_world.combinations_by_split()
+    splits = world.combinations_by_split()
     everything = [combination for split in splits.values() for combination in split]
     assert len(set(everything)) == len(everything) == 24 * 6 * 6
     for attribute in ("thing", "motion", "scene"):
@@ -43,20 +44,20 @@ def test_whole_combinations_are_held_out_and_all_names_are_taught() -> None:
 
 def test_every_reference_names_its_own_combination_and_no_other() -> None:
     for clip in CLIPS:
-        sentences = demo_world.references(clip)
+        sentences = world.references(clip)
         assert len(set(sentences)) >= 5
         for sentence in sentences:
-            assert demo_world.named(sentence) == clip.combination, sentence
+            assert world.named(sentence) == clip.combination, sentence
 
 
 @pytest.mark.parametrize("caption", ["", "a dog and a cat are rising in the sky", "a man is playing a guitar"])
 def test_what_a_caption_does_not_say_is_not_counted(caption: str) -> None:
-    assert "" in dataclasses.astuple(demo_world.named(caption))
+    assert "" in dataclasses.astuple(world.named(caption))
 
 
 def test_a_clip_is_a_function_of_its_seed() -> None:
     first, again, other = (
-        np.stack(list(demo_world.frames(clip, count=5, size_px=(64, 48)))) for clip in (CLIPS[0], CLIPS[0], CLIPS[1])
+        np.stack(list(world.frames(clip, count=5, size_px=(64, 48)))) for clip in (CLIPS[0], CLIPS[0], CLIPS[1])
     )
     assert (first == again).all()
     assert (first != other).any()
@@ -98,7 +99,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n, s in enumerate(3 * ["train"] * 2 + ["validation", "test"] * 3)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_world, "clips", lambda **_: iter(few))
+        patch.setattr(world, "clips", lambda **_: iter(few))
         assert prepare.main(["demo", "--out", str(folder)]) == 0
     return folder
 

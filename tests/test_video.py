@@ -13,8 +13,9 @@ import pytest
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
-from etenet import errors, ffmpeg, video
-from etenet.config import DecodeLimits
+from etenet import errors
+from etenet.video import ffmpeg, sampling
+from etenet.video.limits import DecodeLimits
 from tests import clips
 
 SIZE_PX = 48
@@ -65,7 +66,7 @@ RENDERED = {
 @pytest.mark.parametrize("name", RENDERED)
 def test_frames_are_those_of_a_full_decode(name: str) -> None:
     body = RENDERED[name]
-    sampled = video.sample_frames(body, resize_px=SIZE_PX)
+    sampled = sampling.sample_frames(body, resize_px=SIZE_PX)
     expected = every_frame(body)
     np.testing.assert_array_equal(sampled.frames, sixteen_of(expected))
     assert sampled.distinct_frames == min(16, len(expected))
@@ -75,15 +76,15 @@ def test_frames_are_those_of_a_full_decode(name: str) -> None:
 def test_frames_that_nobody_wants_or_leans_on_are_not_decoded(
     monkeypatch: pytest.MonkeyPatch, name: str, share: float
 ) -> None:
-    def counted(clip: video._Clip, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    def counted(clip: sampling._Clip, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in checked(clip, frames):
             decoded.append(frame.pts)
             yield frame
 
     decoded: list[int] = []
-    checked = video._Clip._checked
-    monkeypatch.setattr(video._Clip, "_checked", counted)
-    video.sample_frames(RENDERED[name], resize_px=SIZE_PX)
+    checked = sampling._Clip._checked
+    monkeypatch.setattr(sampling._Clip, "_checked", counted)
+    sampling.sample_frames(RENDERED[name], resize_px=SIZE_PX)
     assert 16 <= len(decoded) <= share * len(every_frame(RENDERED[name]))
 
 
@@ -98,16 +99,16 @@ def with_damaged_picture(number: int) -> bytes:
 
 
 def test_a_wanted_frame_that_is_damaged_is_left_out_of_the_frame_list() -> None:
-    damaged = with_damaged_picture(video.middle_of_slices(64)[5])
+    damaged = with_damaged_picture(sampling.middle_of_slices(64)[5])
     assert len(every_frame(damaged)) == 63
-    sampled = video.sample_frames(damaged, resize_px=SIZE_PX)
+    sampled = sampling.sample_frames(damaged, resize_px=SIZE_PX)
     np.testing.assert_array_equal(sampled.frames, sixteen_of(every_frame(damaged)))
 
 
 def test_damage_where_nothing_is_wanted_changes_nothing() -> None:
-    damaged = with_damaged_picture(video.middle_of_slices(64)[5] + 1)
+    damaged = with_damaged_picture(sampling.middle_of_slices(64)[5] + 1)
     whole = clips.video(64, container="avi", codec="mjpeg", pixels="yuvj420p")
-    sampled = video.sample_frames(damaged, resize_px=SIZE_PX)
+    sampled = sampling.sample_frames(damaged, resize_px=SIZE_PX)
     np.testing.assert_array_equal(sampled.frames, sixteen_of(every_frame(whole)))
 
 
@@ -129,7 +130,7 @@ def test_a_clip_cut_short_is_captioned_as_far_as_it_goes(options: dict[str, str]
             expected = sixteen_of(every_frame(cut))
         except av.FFmpegError:  # cut in the middle of an index
             continue
-        sampled = video.sample_frames(cut, resize_px=SIZE_PX)
+        sampled = sampling.sample_frames(cut, resize_px=SIZE_PX)
         np.testing.assert_array_equal(sampled.frames, expected, f"cut at {share:.3f}")
         compared += 1
     assert compared > 40
@@ -143,7 +144,7 @@ CORNERS = {(-1, -1): (255, 0, 0), (1, -1): (0, 255, 0), (-1, 1): (0, 0, 255), (1
 )
 def test_a_turned_or_mirrored_clip_is_shown_upright(matrix: tuple[int, int, int, int]) -> None:
     body = clips.turned(clips.video(3, crf="5"), matrix)
-    frame = video.sample_frames(body, resize_px=SIZE_PX).frames[0].astype(int)
+    frame = sampling.sample_frames(body, resize_px=SIZE_PX).frames[0].astype(int)
     a, b, c, d = matrix
     for (x, y), colour in CORNERS.items():
         across, down = a * x + c * y, b * x + d * y
@@ -152,8 +153,8 @@ def test_a_turned_or_mirrored_clip_is_shown_upright(matrix: tuple[int, int, int,
 
 
 def test_times_are_seconds_from_the_first_frame() -> None:
-    sampled = video.sample_frames(RENDERED["non-zero start"], resize_px=SIZE_PX)
-    assert sampled.times_s == pytest.approx([n / 25 for n in video.middle_of_slices(40)], abs=1e-3)
+    sampled = sampling.sample_frames(RENDERED["non-zero start"], resize_px=SIZE_PX)
+    assert sampled.times_s == pytest.approx([n / 25 for n in sampling.middle_of_slices(40)], abs=1e-3)
     assert sampled.duration_s == pytest.approx(40 / 25, abs=0.05)
 
 
@@ -168,7 +169,7 @@ def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(referen
     for path in [*odd, *others[:: 1 if thorough else 3]]:
         body = path.read_bytes()
         try:
-            sampled = video.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(decode_deadline_s=60))
+            sampled = sampling.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(decode_deadline_s=60))
         except errors.CaptionError as error:
             refused[path.name] = error.code
             continue
@@ -191,14 +192,14 @@ def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(referen
 def test_only_the_groups_of_pictures_that_are_needed_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     body = clips.video(640, size=(32, 32), g="5", sc_threshold="0")
     fed = []
-    decode = video._Clip._decode
+    decode = sampling._Clip._decode
 
-    def counting(self: video._Clip, packets: list[video.VideoPacket]) -> object:
+    def counting(self: sampling._Clip, packets: list[sampling.VideoPacket]) -> object:
         fed.append(len(packets))
         return decode(self, packets)
 
-    monkeypatch.setattr(video._Clip, "_decode", counting)
-    video.sample_frames(body, resize_px=SIZE_PX)
+    monkeypatch.setattr(sampling._Clip, "_decode", counting)
+    sampling.sample_frames(body, resize_px=SIZE_PX)
     assert sum(fed) <= 16 * 5
 
 
@@ -219,7 +220,7 @@ REFUSED = {
 def test_what_is_not_a_video_is_refused_with_a_reason(name: str) -> None:
     body, error = REFUSED[name]
     with pytest.raises(error) as caught:
-        video.sample_frames(body, resize_px=SIZE_PX)
+        sampling.sample_frames(body, resize_px=SIZE_PX)
     assert len(str(caught.value)) > 20
 
 
@@ -231,8 +232,8 @@ def test_limits_hold() -> None:
         (DecodeLimits(decode_deadline_s=1e-6), errors.DecodeTimeout),
     ):
         with pytest.raises(error):
-            video.sample_frames(body, resize_px=SIZE_PX, limits=limits)
-    assert video.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(max_pixels=320 * 240)).width_px == 320
+            sampling.sample_frames(body, resize_px=SIZE_PX, limits=limits)
+    assert sampling.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(max_pixels=320 * 240)).width_px == 320
 
 
 def test_every_decoder_of_the_allow_list_is_there() -> None:
@@ -242,4 +243,4 @@ def test_every_decoder_of_the_allow_list_is_there() -> None:
 def test_the_middle_of_slices_is_where_the_definition_puts_it() -> None:
     for length in range(1, 200):
         centres = [(number + 0.5) * length / 16 for number in range(16)]
-        assert video.middle_of_slices(length) == [int(centre) for centre in centres], json.dumps(length)
+        assert sampling.middle_of_slices(length) == [int(centre) for centre in centres], json.dumps(length)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etenet.vocabulary import EOS_ID, UNKNOWN_ID, Vocabulary, sentence, words
+from etenet.model.vocabulary import EOS_ID, UNKNOWN_ID, Vocabulary, sentence, words
 
 
 def test_captions_are_lower_case_treebank_words_without_punctuation() -> None:

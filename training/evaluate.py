@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 import etenet
 from etenet.errors import EtenetError, UsageError
-from etenet.scores import Scores, score
-from training import demo_world
-from training.datasets import Clip, Dataset
+from etenet.scoring.scores import Scores, score
+from training.data.datasets import Clip, Dataset
+from training.demo import world
 from training.report import Example, html
 
 BATCH_CLIPS = 8
@@ -49,7 +49,7 @@ def demo_accuracy(clips: Sequence[Clip], captions: Mapping[str, str]) -> dict[st
     """Share of clips whose caption is right about each attribute, and about all three."""
     right = {"thing": 0, "motion": 0, "scene": 0, "all": 0}
     for clip in clips:
-        said = demo_world.named(captions[clip.video])
+        said = world.named(captions[clip.video])
         hits = [attribute for attribute in clip.labels if getattr(said, attribute) == clip.labels[attribute]]
         for attribute in hits:
             right[attribute] += 1

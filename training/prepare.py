@@ -20,15 +20,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from etenet.encoder import default_preprocessing
 from etenet.errors import UsageError
-from training import given_features, sources
-from training.dataset_folder import DEFAULT_MAX_WORDS, Entry, Wishes, write
-from training.demo_world import TRAIN_PER_COMBINATION
-from training.frame_cache import Failure, Job, Progress, fill
+from etenet.model.encoder import default_preprocessing
+from training.data import given_features, sources
+from training.data.dataset_folder import DEFAULT_MAX_WORDS, Entry, Wishes, write
+from training.data.frame_cache import Failure, Job, Progress, fill
+from training.data.sources import SourceClip
+from training.data.wording import Wording
+from training.demo.world import TRAIN_PER_COMBINATION
 from training.recipes import RECIPES, demo
-from training.sources import SourceClip
-from training.wording import Wording
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

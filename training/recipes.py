@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from etenet.config import Preprocessing
-from etenet.encoder import default_preprocessing
 from etenet.errors import UsageError
-from etenet.scores import TOKENIZERS, Tokenizer
-from training.loss import ATTENTION_PENALTY
+from etenet.model.config import Preprocessing
+from etenet.model.encoder import default_preprocessing
+from etenet.scoring.scores import TOKENIZERS, Tokenizer
+from training.loop.loss import ATTENTION_PENALTY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 import etenet
-from etenet import checkpoint as checkpoints
 from etenet.errors import EtenetError
-from training import demo_world
-from training.datasets import Clip, Dataset
+from etenet.model import checkpoint as checkpoints
+from training.data.datasets import Clip, Dataset
+from training.demo import world
 from training.evaluate import caption_split, demo_accuracy
 
 REPOSITORY = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def choose_examples(dataset: Dataset, captions: dict[str, str]) -> list[Clip]:
     for clip in dataset.clips["test"]:
         taken = {value for other in chosen for value in other.labels.values()}
         small = dataset.clip_file(clip).stat().st_size < MAX_EXAMPLE_BYTES
-        right = demo_world.named(captions[clip.video]) == demo_world.Combination(**clip.labels)
+        right = world.named(captions[clip.video]) == world.Combination(**clip.labels)
         if small and right and not taken & set(clip.labels.values()):
             chosen.append(clip)
     return chosen

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from etenet.config import FRAMES_PER_CLIP, Preprocessing
-from etenet.encoder import Encoder, feature_size
 from etenet.errors import EtenetError, UsageError
-from etenet.preprocess import preprocess
-from training.datasets import Clip, Dataset
-from training.loading import read_ahead
-from training.memory import keep_freed_memory
+from etenet.model.config import Preprocessing
+from etenet.model.encoder import Encoder, feature_size
+from etenet.model.preprocess import preprocess
+from etenet.video.sampling import FRAMES_PER_CLIP
+from training.data.datasets import Clip, Dataset
+from training.loop.loading import read_ahead
+from training.loop.memory import keep_freed_memory
 from training.recipes import RECIPES, Recipe, Stills, overridden
 
 ATTRIBUTES = ("thing", "scene")

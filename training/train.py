@@ -14,19 +14,19 @@ from pathlib import Path
 
 import torch
 
-from etenet import checkpoint as checkpoints
-from etenet.checkpoint import Checkpoint
-from etenet.config import DecoderConfig
-from etenet.decoder import Decoder
-from etenet.encoder_weights import load_encoder
 from etenet.errors import EtenetError, UsageError
-from etenet.model import EtENet
-from training.datasets import Dataset
-from training.features import GivenFeatures
-from training.memory import keep_freed_memory
-from training.processes import joined
+from etenet.model import checkpoint as checkpoints
+from etenet.model.checkpoint import Checkpoint
+from etenet.model.config import DecoderConfig
+from etenet.model.decoder import Decoder
+from etenet.model.etenet import EtENet
+from etenet.model.pretrained import load_encoder
+from training.data.datasets import Dataset
+from training.loop.features import GivenFeatures
+from training.loop.memory import keep_freed_memory
+from training.loop.processes import joined
+from training.loop.stage import Run, Stopped, train_stage
 from training.recipes import RECIPES, Recipe, overridden
-from training.stage import Run, Stopped, train_stage
 
 
 def first_checkpoint(recipe: Recipe, dataset: Dataset, encoder_weights: Path | None) -> Checkpoint:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from benchmarks import saturation
-from benchmarks.chip import ceilings
 from benchmarks.gpu.captions import equality
 from benchmarks.gpu.decoders import decoding
 from benchmarks.gpu.encoders import encoding
@@ -29,10 +28,11 @@ from benchmarks.gpu.searching import searching
 from benchmarks.gpu.starting import starting
 from benchmarks.gpu.streaming import streaming
 from benchmarks.gpu.workers import working
-from benchmarks.record import RESULTS, conclude
-from benchmarks.untrained import untrained
-from etenet import checkpoint as checkpoints
-from etenet.config import FRAMES_PER_CLIP
+from benchmarks.rig.chip import ceilings
+from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig.untrained import untrained
+from etenet.model import checkpoint as checkpoints
+from etenet.video.sampling import FRAMES_PER_CLIP
 
 
 def parts(scale: Scale, device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:

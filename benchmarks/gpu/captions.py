@@ -11,14 +11,14 @@ import torch
 
 import etenet
 from benchmarks.gpu.scale import Scale
-from benchmarks.record import REPOSITORY
-from etenet import checkpoint as checkpoints
-from etenet.caption_stream import caption_stream
-from etenet.captioner import Captioner
-from etenet.config import CaptionOptions
-from etenet.gpu_encoder import GpuEncoder
-from etenet.segments import WHOLE
-from training import demo_world
+from benchmarks.rig.record import REPOSITORY
+from etenet.captioning.captioner import Captioner
+from etenet.captioning.options import CaptionOptions
+from etenet.captioning.stream import caption_stream
+from etenet.model import checkpoint as checkpoints
+from etenet.runtime.cuda import GpuEncoder
+from etenet.video.segments import WHOLE
+from training.demo import world
 
 DEMO = REPOSITORY / "model_store" / "demo.pt"
 
@@ -47,7 +47,7 @@ def rendered(count: int) -> list[bytes]:
     """The examples, and clips of the demo world."""
     examples = [path.read_bytes() for path in sorted((REPOSITORY / "examples").glob("*.mp4"))]
     with multiprocessing.get_context("forkserver").Pool() as processes:
-        return [*examples, *processes.map(demo_world.render, islice(demo_world.clips(), count))]
+        return [*examples, *processes.map(world.render, islice(world.clips(), count))]
 
 
 def _captions(captioner: Captioner, bodies: Sequence[bytes]) -> list[str]:

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from av.codec.hwaccel import HWAccel
 
-from benchmarks.chip import median_ms
-from benchmarks.clips import drifting
 from benchmarks.gpu.scale import Scale
-from etenet.config import GpuDecoding
-from etenet.sandbox import Sandbox
-from etenet.segments import WHOLE
-from etenet.video import middle_of_slices, sample_frames, sample_segments
+from benchmarks.rig.chip import median_ms
+from benchmarks.rig.clips import drifting
+from etenet.sandbox.pool import Sandbox
+from etenet.video.nvdec import GpuDecoding
+from etenet.video.sampling import middle_of_slices, sample_frames, sample_segments
+from etenet.video.segments import WHOLE
 
 RESIZE_PX = 314
 ROUNDS = 3

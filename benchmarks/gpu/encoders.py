@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.chip import clip_flops, median_ms, timed_s, wait_for
 from benchmarks.gpu.scale import Scale
-from etenet.checkpoint import Checkpoint
-from etenet.config import FRAMES_PER_CLIP
-from etenet.gpu_encoder import GpuEncoder
-from etenet.preprocess import preprocess
+from benchmarks.rig.chip import clip_flops, median_ms, timed_s, wait_for
+from etenet.model.checkpoint import Checkpoint
+from etenet.model.preprocess import preprocess
+from etenet.runtime.cuda import GpuEncoder
+from etenet.video.sampling import FRAMES_PER_CLIP
 
 Encode = Callable[[np.ndarray], Tensor]
 OURS, EXACT = "ours", "eager torch, float32"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.chip import median_ms
 from benchmarks.gpu.scale import Scale
-from etenet.captioner import WORDS
-from etenet.config import FRAMES_PER_CLIP
-from etenet.decoder import Decoder
-from etenet.decoder_search import GpuSearch, search
+from benchmarks.rig.chip import median_ms
+from etenet.captioning.captioner import WORDS
+from etenet.model.decoder import Decoder
+from etenet.model.generate import search
+from etenet.runtime.cuda import GpuSearch
+from etenet.video.sampling import FRAMES_PER_CLIP
 
 CLIPS = 16
 
@@ -18,7 +19,7 @@ def searching(decoder: Decoder, scale: Scale, device: torch.device) -> dict[str,
     """Milliseconds for 16 clips, to sentences on the host."""
     decoder = decoder.to(device).eval()
     features = torch.rand(CLIPS, FRAMES_PER_CLIP, decoder.config.feature_size, device=device)
-    ours = GpuSearch(decoder, max_words=scale.max_words, words=WORDS, device=device)
+    ours = GpuSearch(decoder, max_words=scale.max_words, words=WORDS, frames_per_clip=FRAMES_PER_CLIP, device=device)
     return {
         "ours_ms": median_ms(lambda: ours(features), scale.rounds, device),
         "step_by_step_ms": median_ms(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import REPOSITORY
+from benchmarks.rig.record import REPOSITORY
 
 DEADLINE_S = 300.0
 _LOAD = """
@@ -17,16 +17,17 @@ import sys, time
 from pathlib import Path
 started = time.perf_counter()
 import etenet
+from etenet.assets import CANARY_CLIP
 checkpoint, device, kernels = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]) if len(sys.argv) > 3 else None
 captioner = etenet.load(checkpoint, device=device, record_gpu=True, gpu_kernels=kernels)
-captioner.caption(etenet.config.CANARY_CLIP.read_bytes())
+captioner.caption(CANARY_CLIP.read_bytes())
 print(time.perf_counter() - started)
 """
 _COMPILE = """
 import sys, torch
 from pathlib import Path
-from etenet import checkpoint as checkpoints
-from etenet.gpu_encoder import compiled_kernels
+from etenet.model import checkpoint as checkpoints
+from etenet.runtime.cuda import compiled_kernels
 checkpoint = checkpoints.load(Path(sys.argv[1]))
 kernels = compiled_kernels(checkpoint.model.encoder, checkpoint.preprocessing, device=torch.device(sys.argv[2]))
 Path(sys.argv[3]).write_bytes(kernels)

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 import etenet
-from benchmarks.clips import drifting
 from benchmarks.gpu.scale import Scale
-from etenet.caption_stream import caption_stream
-from etenet.config import CaptionOptions
-from etenet.sandbox import Sandbox
-from etenet.segments import WHOLE
+from benchmarks.rig.clips import drifting
+from etenet.captioning.options import CaptionOptions
+from etenet.captioning.stream import caption_stream
+from etenet.sandbox.pool import Sandbox
+from etenet.video.segments import WHOLE
 
 BATCH_CLIPS = 16
 

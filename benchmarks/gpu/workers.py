@@ -2,7 +2,7 @@
 
 A worker takes the first clip that is there, and what else has come by then, up to its batch: what TorchServe does with
 a `maxBatchDelay` of 1 ms. Its front end is left out: it needs Java, and takes less than `benchmarks.server` could tell
-from noise. The peer is the plain code of `benchmarks.plain` on the GPU, one clip at a time.
+from noise. The peer is the plain code of `benchmarks.peers.plain` on the GPU, one clip at a time.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 
 import etenet
 from benchmarks import saturation
-from benchmarks.clips import drifting
 from benchmarks.gpu.scale import Scale
-from benchmarks.load import Arrival, throughput_per_s
-from benchmarks.plain import PlainCaptioner
-from etenet.config import CaptionOptions
+from benchmarks.peers.plain import PlainCaptioner
+from benchmarks.rig.clips import drifting
+from benchmarks.rig.load import Arrival, throughput_per_s
+from etenet.captioning.options import CaptionOptions
 
 START_DEADLINE_S = 300.0
 ANSWER_DEADLINE_S = 60.0

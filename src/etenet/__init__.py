@@ -12,18 +12,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from etenet.captioner import Captioner, load
-    from etenet.captions import Caption, SegmentCaptions, Sentence
-    from etenet.config import CaptionOptions, DecodeLimits
+    from etenet.captioning.captioner import Captioner, load
+    from etenet.captioning.captions import Caption, SegmentCaptions, Sentence
+    from etenet.captioning.options import CaptionOptions
     from etenet.errors import CaptionError, EtenetError
-    from etenet.segments import Cut
+    from etenet.video.limits import DecodeLimits
+    from etenet.video.segments import Cut
 
 _HOMES = {
-    "etenet.captioner": ("Captioner", "load"),
-    "etenet.captions": ("Caption", "SegmentCaptions", "Sentence"),
-    "etenet.config": ("CaptionOptions", "DecodeLimits"),
+    "etenet.captioning.captioner": ("Captioner", "load"),
+    "etenet.captioning.captions": ("Caption", "SegmentCaptions", "Sentence"),
+    "etenet.captioning.options": ("CaptionOptions",),
     "etenet.errors": ("CaptionError", "EtenetError"),
-    "etenet.segments": ("Cut",),
+    "etenet.video.limits": ("DecodeLimits",),
+    "etenet.video.segments": ("Cut",),
 }
 
 __all__ = [

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from etenet.config import thread_settings
 from etenet.errors import EtenetError, JavaError, Stopped, UsageError
+from etenet.linux import thread_settings
 
 if TYPE_CHECKING:
-    from etenet.config import CaptionOptions
-    from etenet.jobs import Engine
+    from etenet.captioning.options import CaptionOptions
+    from etenet.jobs.run import Engine
 
 DEFAULT_CHECKPOINT = Path("model_store/demo.pt")
 DEFAULT_ARCHIVE = Path("model_store/etenet.mar")
@@ -41,25 +41,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(options: argparse.Namespace) -> int:
-    from etenet import server
+    from etenet.serving import launcher
+    from etenet.serving.config import ServerConfig
 
-    config = server.ServerConfig.read(options.config)
-    return server.serve(config, mar=DEFAULT_ARCHIVE, checkpoint=options.checkpoint)
+    config = ServerConfig.read(options.config)
+    return launcher.serve(config, mar=DEFAULT_ARCHIVE, checkpoint=options.checkpoint)
 
 
 def caption(options: argparse.Namespace) -> int:
-    from etenet import job_inputs, job_records, jobs, subtitles
-    from etenet.config import CaptionOptions
+    from etenet.captioning import subtitles
+    from etenet.captioning.options import CaptionOptions
+    from etenet.jobs import formats, inputs, run
 
     names = ("beam_size", "captions", "max_words", "length_penalty", "segment_s", "segment")
     wish = CaptionOptions.parse({n: getattr(options, n) for n in names if getattr(options, n) is not None})
-    form = options.format or job_records.format_of(options.out)
+    form = options.format or formats.format_of(options.out)
     if form in subtitles.WRITERS and not wish.cut.into_segments:
         raise UsageError(f"{form} shows when something is said: give --segment-s N or --segment scenes")
     if form == "coco" and wish.cut.into_segments:
         raise UsageError("COCO's results have one caption per clip; segments need another --format")
-    clips = job_inputs.clips(options.paths, shard=options.shard)
-    summary = jobs.run(
+    clips = inputs.clips(options.paths, shard=options.shard)
+    summary = run.run(
         clips,
         _engine(options, wish, len(clips)),
         out=options.out,
@@ -74,39 +76,37 @@ def caption(options: argparse.Namespace) -> int:
 def _engine(options: argparse.Namespace, wish: CaptionOptions, clips: int) -> Engine:
     details = options.probabilities or wish.captions > 1
     if options.server:
-        from etenet import job_server
+        from etenet.jobs.engines import server
 
-        return job_server.engine(
-            options.server, wish, details=details, in_flight=options.workers or job_server.IN_FLIGHT
-        )
+        return server.engine(options.server, wish, details=details, in_flight=options.workers or server.IN_FLIGHT)
     if options.engine == "ray":
         try:
-            from etenet import job_ray
+            from etenet.jobs.engines import ray
         except ModuleNotFoundError as error:
             raise UsageError(f"--engine ray needs the extra: pip install 'etenet[ray]' ({error})") from error
 
-        return job_ray.engine(
+        return ray.engine(
             options.checkpoint,
             wish,
             details=details,
             address=options.ray_address,
-            actors=options.workers or job_ray.ACTORS,
+            actors=options.workers or ray.ACTORS,
         )
-    from etenet import job_local
+    from etenet.jobs.engines import local
 
-    return job_local.engine(options.checkpoint, wish, details=details, clips=clips)
+    return local.engine(options.checkpoint, wish, details=details, clips=clips)
 
 
 def package(options: argparse.Namespace) -> int:
-    from etenet import archive
+    from etenet.serving import archive
 
     print(archive.package(options.source, options.out, gpu=options.gpu))
     return 0
 
 
 def init(options: argparse.Namespace) -> int:
-    from etenet import checkpoint as checkpoints
-    from etenet.vocabulary import Vocabulary
+    from etenet.model import checkpoint as checkpoints
+    from etenet.model.vocabulary import Vocabulary
 
     if not options.words.is_file():
         raise UsageError(f"no word list at {options.words}; give a text file with one word per line")
@@ -123,7 +123,7 @@ def init(options: argparse.Namespace) -> int:
 
 
 def score(options: argparse.Namespace) -> int:
-    from etenet import caption_json, scores
+    from etenet.scoring import caption_json, scores
 
     if options.per_clip and not options.per_clip.parent.is_dir():
         raise UsageError(f"no folder for {options.per_clip}; make it, or name another place with --per-clip")

@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from etenet import checkpoint as checkpoints
-from etenet import health, server
-from etenet.archive import MODEL_NAME
-from etenet.config import CANARY_CLIP, MOVING_CLIP, GpuDecoding
+from etenet.assets import CANARY_CLIP, MOVING_CLIP
 from etenet.errors import EtenetError
 from etenet.java import find_java
+from etenet.model import checkpoint as checkpoints
+from etenet.serving import health
+from etenet.serving.archive import MODEL_NAME
+from etenet.serving.config import ServerConfig, is_free
+from etenet.serving.torchserve import gpus_of
+from etenet.video.nvdec import GpuDecoding
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_JAVA = 17
@@ -129,7 +132,7 @@ def _torch_and_torchvision() -> Finding:
 def _gpus() -> Finding:
     import torch
 
-    listed = server.gpus_of(os.environ)
+    listed = gpus_of(os.environ)
     if not listed:
         return Finding(True, "no GPU: the CPU captions")
     if not torch.cuda.is_available():
@@ -142,7 +145,7 @@ def _gpus() -> Finding:
 
 
 def _decoded_by_gpu() -> str:
-    from etenet.sandbox import Sandbox
+    from etenet.sandbox.pool import Sandbox
 
     sandbox = Sandbox(resize_px=16, processes=1, gpu=GpuDecoding())
     sandbox.close()
@@ -164,7 +167,7 @@ def _torchserve() -> Finding:
 
 
 def _ffmpeg() -> Finding:
-    from etenet.ffmpeg import CONTAINERS, DECODERS, missing_decoders, require_supported_ffmpeg
+    from etenet.video.ffmpeg import CONTAINERS, DECODERS, missing_decoders, require_supported_ffmpeg
 
     mend = "pip install -c constraints.txt av"
     try:
@@ -181,7 +184,7 @@ def _ffmpeg() -> Finding:
 
 
 def _sandbox() -> Finding:
-    from etenet.sandbox import Sandbox
+    from etenet.sandbox.pool import Sandbox
 
     mend = "run on Linux with a kernel and a container profile that allow seccomp filters"
     try:
@@ -204,10 +207,10 @@ def _checkpoint(path: Path) -> Finding:
 
 def _ports(config: Path) -> Finding:
     try:
-        addresses = server.ServerConfig.read(config).addresses
+        addresses = ServerConfig.read(config).addresses
     except EtenetError as error:
         return Finding(False, str(error), "run in the repository's folder or give --config")
-    taken = [str(address.port) for address in addresses if not server.is_free(address)]
+    taken = [str(address.port) for address in addresses if not is_free(address)]
     if taken:
         mend = f"stop what uses it, or copy {config.name}, change its ports and give the copy with --config"
         return Finding(False, f"port {', '.join(taken)} is taken", mend)

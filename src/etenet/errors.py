@@ -28,6 +28,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import ClassVar
 
+ERROR_HEADER = "x-etenet-error"  # of an answer: the code in its body; what TorchServe itself answers has none
+
 _NAMED = 3
 
 

@@ -1,0 +1,1 @@
+"""What a fair user would write, to compare with."""

@@ -1,0 +1,1 @@
+"""What benchmarks stand on: records, clips, load, servers."""

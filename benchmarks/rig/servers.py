@@ -1,0 +1,140 @@
+"""Captioning servers as processes of their own: ours, and two that a fair user would write with the plain code."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.rig.load import PREDICTIONS
+from benchmarks.rig.record import REPOSITORY
+from etenet.serving import archive as archives
+from etenet.serving.config import ServerConfig
+from etenet.serving.torchserve import TorchServe
+
+START_DEADLINE_S = 180.0
+_HANDLER = REPOSITORY / "benchmarks" / "peers" / "torchserve_handler.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    url: str
+    ready_s: float  # from the command to the first caption
+
+
+@contextmanager
+def ours(checkpoint: Path, clip: bytes) -> Iterator[Served]:
+    """`etenet serve` with an archive that was packaged before."""
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = Path(scratch) / "model_store" / "etenet.mar"
+        config = ServerConfig.read(config_on_free_ports(Path(scratch)))
+        subprocess.run([sys.executable, "-m", "etenet", "package", checkpoint, "--out", archive], check=True)
+        with _started(config.inference.url, clip, Path(scratch), "etenet", "serve", "--config", str(config.path)) as us:
+            yield us
+
+
+@contextmanager
+def ours_with(archive: Path, clip: bytes, **settings: int) -> Iterator[Served]:
+    """TorchServe as `etenet serve` starts it, with other values of model-config.yaml than those in the archive."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "model_store" / "etenet"
+        archives.unpack(archive, model)
+        archives.configure(model, settings)
+        with _torchserve(model, clip, Path(scratch)) as it:
+            yield it
+
+
+@contextmanager
+def plain_litserve(checkpoint: Path, clip: bytes) -> Iterator[Served]:
+    """LitServe with the plain code."""
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    with _started(url, clip, REPOSITORY, "benchmarks.peers.litserve_api", str(checkpoint), str(port)) as it:
+        yield it
+
+
+@contextmanager
+def plain_torchserve(checkpoint: Path, clip: bytes) -> Iterator[Served]:
+    """TorchServe, started as we start it, with the plain code in a handler."""
+    model = {"modelName": "etenet", "modelVersion": "1.0", "handler": _HANDLER.name, "serializedFile": "checkpoint.pt"}
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = Path(scratch) / "etenet.mar"
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": model}))
+            file.write(checkpoint, "checkpoint.pt")
+            file.write(_HANDLER, _HANDLER.name)
+            file.write(_HANDLER.with_name("plain.py"), "benchmarks/peers/plain.py")
+        with _torchserve(archive, clip, Path(scratch)) as it:
+            yield it
+
+
+@contextmanager
+def _torchserve(model: Path, clip: bytes, scratch: Path) -> Iterator[Served]:
+    config, started = ServerConfig.read(config_on_free_ports(scratch)), time.monotonic()
+    torchserve = TorchServe(model, config, scratch)
+    try:
+        await_caption(config.inference.url, clip, lambda: torchserve.alive)
+        yield Served(config.inference.url, time.monotonic() - started)
+    finally:
+        torchserve.stop()
+
+
+@contextmanager
+def _started(url: str, clip: bytes, folder: Path, *module: str) -> Iterator[Served]:
+    started = time.monotonic()
+    process = psutil.Popen([sys.executable, "-m", *module], cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        await_caption(url, clip, process.is_running)
+        yield Served(url, time.monotonic() - started)
+    finally:
+        family = process.children(recursive=True)
+        process.terminate()
+        _, left = psutil.wait_procs([process, *family], timeout=10)
+        for one in left:
+            one.kill()
+
+
+def await_caption(url: str, clip: bytes, alive: Callable[[], bool]) -> None:
+    """Ask until the clip is captioned."""
+    deadline = time.monotonic() + START_DEADLINE_S
+    while alive() and time.monotonic() < deadline:
+        request = urllib.request.Request(url + PREDICTIONS, data=clip, headers={"Content-Type": "video/mp4"})
+        try:
+            with urllib.request.urlopen(request, timeout=START_DEADLINE_S):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise RuntimeError(f"{url} gave no caption within {START_DEADLINE_S:.0f} s")
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
+
+
+def config_on_free_ports(folder: Path) -> Path:
+    """The repository's config.properties with every port replaced by a free one."""
+    lines = (REPOSITORY / "config.properties").read_text().splitlines()
+    names = ("inference_address", "management_address", "metrics_address", "exporter_address")
+    ports = free_ports(6)
+    values = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, ports[:4], strict=True)}
+    values |= {"grpc_inference_port": str(ports[4]), "grpc_management_port": str(ports[5])}
+    changed = [f"{key}={values.get(key, value)}" for key, _, value in (line.partition("=") for line in lines) if value]
+    path = folder / "config.properties"
+    path.write_text("\n".join(changed) + "\n")
+    return path

@@ -1,0 +1,1 @@
+"""Clips and a network become captions, one outcome for each clip."""

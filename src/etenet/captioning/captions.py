@@ -1,0 +1,114 @@
+"""What is said about a video: values, and the JSON of the HTTP contract. Knows no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from etenet.errors import CaptionError
+from etenet.video.sampling import SampledVideo
+from etenet.video.segments import Cut
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sentence:
+    """One sentence of the beam. `attention` has, per word, the weight of each of the 16 frames."""
+
+    text: str
+    log_prob: float
+    words: tuple[str, ...]
+    word_probs: tuple[float, ...]
+    attention: tuple[tuple[float, ...], ...]
+
+    def as_dict(self, *, attention: bool) -> dict[str, Any]:
+        said: dict[str, Any] = {
+            "caption": self.text,
+            "log_prob": round(self.log_prob, 4),
+            "words": [
+                {"word": word, "prob": round(prob, 4)} for word, prob in zip(self.words, self.word_probs, strict=True)
+            ],
+        }
+        if attention:
+            said["attention"] = [[round(weight, 4) for weight in weights] for weights in self.attention]
+        return said
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Milliseconds. `encode` and `search` are those of the whole batch, `total` runs from batch in to batch out."""
+
+    decode: float
+    encode: float
+    search: float
+    total: float
+
+    def as_dict(self) -> dict[str, float]:
+        stages = {"decode": self.decode, "encode": self.encode, "search": self.search, "total": self.total}
+        return {name: round(ms, 1) for name, ms in stages.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caption:
+    """What is said about one clip, or one segment of a video; best sentence first."""
+
+    sentences: tuple[Sentence, ...]
+    video: SampledVideo  # without its frames
+    timing_ms: Timing
+
+    @property
+    def text(self) -> str:
+        return self.sentences[0].text
+
+    def as_dict(self, *, attention: bool = False) -> dict[str, Any]:
+        """The answer of the HTTP contract, but for what only the server knows (`model`)."""
+        return {**self._said(attention), "video": _facts(self.video), "timing_ms": self.timing_ms.as_dict()}
+
+    def as_segment(self, *, attention: bool = False) -> dict[str, Any]:
+        """One of the `segments` of the HTTP contract."""
+        times = {"start_s": round(self.video.start_s, 3), "end_s": round(self.video.end_s, 3)}
+        return {**times, **self._said(attention)}
+
+    def _said(self, attention: bool) -> dict[str, Any]:
+        times_s = [round(time_s, 3) for time_s in self.video.times_s]
+        return {
+            "caption": self.text,
+            "captions": [said.as_dict(attention=attention) for said in self.sentences],
+            "frames": {"times_s": times_s, "decoded": self.video.distinct_frames},
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentCaptions:
+    """What is said about the segments of one video, in order."""
+
+    segments: tuple[Caption, ...]
+
+    def as_dict(self, *, attention: bool = False) -> dict[str, Any]:
+        """The answer of the HTTP contract to who asked for segments."""
+        first = self.segments[0]
+        return {
+            "segments": [caption.as_segment(attention=attention) for caption in self.segments],
+            "video": _facts(first.video),
+            "timing_ms": first.timing_ms.as_dict(),
+        }
+
+
+Outcome: TypeAlias = Caption | SegmentCaptions | CaptionError
+
+
+def outcome_of(segments: Sequence[Caption | CaptionError], cut: Cut) -> Outcome:
+    """Of a video, from those of its segments: what is wrong with one of them is wrong with all."""
+    for segment in segments:
+        if isinstance(segment, CaptionError) or not cut.into_segments:
+            return segment
+    return SegmentCaptions(segments=tuple(segment for segment in segments if isinstance(segment, Caption)))
+
+
+def _facts(video: SampledVideo) -> Mapping[str, Any]:
+    return {
+        "codec": video.codec,
+        "width": video.width_px,
+        "height": video.height_px,
+        "duration_s": round(video.duration_s, 3),
+    }

@@ -1,0 +1,1 @@
+"""Many clips become a file of captions, each once."""

@@ -1,0 +1,173 @@
+"""What a batch job is asked to caption: files, folders, globs and manifests -> clips, each once, in a fixed order.
+
+A manifest is a path that ends in .jsonl, .csv or .txt, or `-` for standard input:
+
+    {"video": "id", "path": "clips/a.mp4", "start_s": 1.5, "end_s": 12}     one per line
+    video,path,start_s,end_s                                                a table with a header, of the same columns
+    clips/a.mp4                                                             one path per line
+
+Without "path", the id is the path. Without "video", the path is the id, of a part of it with the part's seconds, as in
+clips/a.mp4#t=1.5,12 (W3C Media Fragments). Only the path is needed.
+
+Its paths are relative to the manifest's folder (on standard input: to the current one). Anything may also be a URL
+that fsspec knows (s3://bucket/folder), where what it needs for that is installed.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etenet.errors import BadOption, UsageError, named
+from etenet.video.segments import Cut
+
+VIDEO_SUFFIXES = frozenset(
+    (
+        *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"),
+        *(".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"),
+    )
+)
+MANIFEST_SUFFIXES = frozenset((".csv", ".jsonl", ".txt"))
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip of a job. `video` names it in the output; `path` may be a URL that fsspec knows.
+
+    Of the file, it is what is shown from `start_s` to `end_s`.
+    """
+
+    video: str
+    path: str
+    start_s: float = 0.0
+    end_s: float = math.inf
+
+    @property
+    def source(self) -> str:
+        return self.path + Cut(start_s=self.start_s, end_s=self.end_s).fragment
+
+
+def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[Clip]:
+    """All clips that are named, in order; of shard (i, n) every n-th from the i-th.
+
+    Raises `UsageError` for what is not there, and for an id that stands for two files.
+    """
+    found: dict[str, Clip] = {}
+    for name in names:
+        for clip in _named_by(name):
+            if found.setdefault(clip.video, clip) != clip:
+                raise UsageError(
+                    f"the id {clip.video!r} stands for {found[clip.video].source} and {clip.source}; "
+                    "give each clip an id of its own"
+                )
+    number, of = shard
+    return list(found.values())[number - 1 :: of]
+
+
+def _named_by(name: str) -> Iterator[Clip]:
+    path = Path(name)
+    if name == STANDARD_INPUT:
+        yield from _manifest(sys.stdin.read(), "standard input", Path())
+    elif is_remote(name):
+        yield from _of_paths(_remote(name))
+    elif path.is_dir():
+        yield from _of_paths(_videos_below(path))
+    elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+        yield from _manifest(_text(path), name, path.parent)
+    elif path.is_file():
+        yield Clip(name, name)
+    elif glob.has_magic(name):
+        matches = sorted(match for match in map(Path, glob.glob(name, recursive=True)) if match.is_file())
+        if not matches:
+            raise UsageError(f"no file is like {name}")
+        yield from _of_paths(matches)
+    else:
+        raise UsageError(f"no file at {name}")
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _of_paths(paths: Iterable[Path | str]) -> Iterator[Clip]:
+    return (Clip(str(path), str(path)) for path in paths)
+
+
+def _remote(url: str) -> list[str]:
+    """The videos at a URL: of a folder or a glob, or itself."""
+    from fsspec.core import url_to_fs
+
+    try:
+        files, path = url_to_fs(url)
+        if glob.has_magic(path):
+            found = files.glob(path)
+        elif files.isdir(path):
+            found = [name for name in files.find(path) if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        else:
+            return [url]
+        if not found:
+            raise UsageError(f"no video at {url}")
+        return sorted(files.unstrip_protocol(name) for name in found)
+    except (ImportError, OSError, ValueError) as error:
+        raise UsageError(f"cannot look into {url}: {error}") from error
+
+
+def _videos_below(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    if not found:
+        raise UsageError(f"no video in {folder}; looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
+    return found
+
+
+def _text(manifest: Path) -> str:
+    try:
+        return manifest.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {manifest}: {error}; a manifest is text in UTF-8") from error
+
+
+def _manifest(text: str, where: str, folder: Path) -> Iterator[Clip]:
+    """The contents decide which kind it is."""
+    lines = text.splitlines()
+    first = next((line.strip() for line in lines if line.strip()), "")
+    try:
+        if first.startswith("{"):
+            rows: Iterable[Mapping[str, Any]] = (json.loads(line) for line in lines if line.strip())
+        elif "video" in (columns := next(csv.reader([first]), [])) or "path" in columns:
+            rows = csv.DictReader(io.StringIO(text))
+        else:
+            rows = ({"path": line.strip()} for line in lines if line.strip())
+        found = [_clip(row, folder) for row in rows]
+    except (ValueError, TypeError, BadOption, csv.Error) as error:
+        raise UsageError(
+            f"{where}: {error}; a line of a manifest is a path, or has video, path, start_s and end_s"
+        ) from error
+    if not found:
+        raise UsageError(f"{where} names no clip")
+    yield from found
+
+
+def _clip(row: Mapping[str, Any], folder: Path) -> Clip:
+    said: dict[str, Any] = {name: float(row[name]) for name in ("start_s", "end_s") if row.get(name) not in (None, "")}
+    part = Cut(**said)
+    match row:
+        case {"video": str(video) | int(video), "path": str(path)} if path and video != "":
+            return Clip(str(video), _below(folder, path), part.start_s, part.end_s)
+        case {"video": str(name)} if name:
+            return Clip(name, _below(folder, name), part.start_s, part.end_s)
+        case {"path": str(name)} if name:
+            return Clip(name + part.fragment, _below(folder, name), part.start_s, part.end_s)
+    raise ValueError(f"no clip is named in {named([json.dumps(row)])}")
+
+
+def _below(folder: Path, path: str) -> str:
+    return path if is_remote(path) else str(folder / path)

@@ -1,0 +1,91 @@
+"""How far a batch job is: a bar on a terminal, a line now and then elsewhere, and a summary at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from etenet.jobs.journal import Record
+
+SAID_AGAIN_S = 30.0  # between two lines where there is no terminal
+
+
+@dataclass
+class Summary:
+    """What became of the clips of one run; `before` were done by an earlier one, `failed_before` of them in vain."""
+
+    total: int
+    before: int = 0
+    failed_before: int = 0
+    captioned: int = 0
+    failed: int = 0
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def clips_per_s(self) -> float:
+        return (self.captioned + self.failed) / (time.monotonic() - self.began_s)
+
+    def __str__(self) -> str:
+        done = self.captioned + self.failed
+        text = f"{done} of {self.total} clips, {self.failed} failed, {self.clips_per_s:.2f} clips/s"
+        if self.before:
+            text += f"; {self.before} were done before"
+        if self.failed_before:
+            text += f", {self.failed_before} of them failed (--retry-failed tries them again)"
+        return text
+
+
+class Progress:
+    """What standard error hears while a job runs."""
+
+    def __init__(self, summary: Summary) -> None:
+        self._summary, self._said_s = summary, time.monotonic()
+        self._on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=summary.total, unit="clip", disable=not self._on_terminal, file=sys.stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.close()
+
+    def of(self, records: Iterator[Record]) -> Iterator[Record]:
+        """The same records, each told of."""
+        for record in records:
+            if "error" in record:
+                self._summary.failed += 1
+                self._bar.write(f"etenet caption: {record['video']}: {record['error']['message']}", file=sys.stderr)
+                self._bar.set_postfix(failed=self._summary.failed)
+            else:
+                self._summary.captioned += 1
+            yield record
+            self._bar.update()
+            if self._is_time():
+                done = self._summary.captioned + self._summary.failed
+                left_s = (self._summary.total - done) / self._summary.clips_per_s
+                self._say(f"{self._summary}, {left_s / 60:.0f} min left")
+
+    def reached(self, video: str, said_until_s: float, duration_s: float) -> None:
+        """Of a video in segments."""
+        how_far = f"{video}: {_clock(said_until_s)} of {_clock(duration_s)}"
+        self._bar.set_postfix_str(how_far)
+        if self._is_time():
+            self._say(how_far)
+
+    def _is_time(self) -> bool:
+        return not self._on_terminal and time.monotonic() - self._said_s > SAID_AGAIN_S
+
+    def _say(self, text: str) -> None:
+        self._said_s = time.monotonic()
+        print(f"etenet caption: {text}", file=sys.stderr)
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -1,0 +1,1 @@
+"""Frames become words. Knows no video file."""

@@ -1,0 +1,131 @@
+"""One file = weights + sizes + vocabulary + encoder name + preprocessing: all that is needed to caption.
+
+Read with `weights_only`, so a checkpoint cannot run code; written to a neighbour and renamed, so a crash leaves
+the old file whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etenet.errors import CheckpointError, UsageError
+from etenet.files import replacing
+from etenet.model.config import DecoderConfig, Preprocessing
+from etenet.model.decoder import Decoder
+from etenet.model.encoder import Encoder, default_preprocessing, feature_size
+from etenet.model.etenet import EtENet
+from etenet.model.vocabulary import Vocabulary
+
+FORMAT = "etenet-checkpoint"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A network with everything that belongs to it. `max_words` is the longest sentence it was trained to say."""
+
+    model: EtENet
+    vocabulary: Vocabulary
+    preprocessing: Preprocessing
+    max_words: int = 20
+
+
+def initialise(
+    encoder: Encoder | str,
+    vocabulary: Vocabulary,
+    *,
+    crop_px: int | None = None,
+    max_words: int = 20,
+    dropout: float = 0.0,
+) -> Checkpoint:
+    """A new network: a random decoder on the encoder given, or on a random one of that name."""
+    encoder = Encoder(encoder) if isinstance(encoder, str) else encoder
+    decoder = DecoderConfig(feature_size=feature_size(encoder.name), vocabulary_size=len(vocabulary), dropout=dropout)
+    preprocessing = default_preprocessing(encoder.name, crop_px=crop_px)
+    return Checkpoint(EtENet(encoder, Decoder(decoder)), vocabulary, preprocessing, max_words)
+
+
+def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write atomically; `dtype` is what floating-point weights are stored as (torch.float16 halves the file)."""
+    weights = {
+        name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+        for name, value in checkpoint.model.state_dict().items()
+    }
+    contents = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "encoder": checkpoint.model.encoder.name,
+        "decoder": asdict(checkpoint.model.decoder.config),
+        "preprocessing": asdict(checkpoint.preprocessing),
+        "vocabulary": list(checkpoint.vocabulary.known_words),
+        "max_words": checkpoint.max_words,
+        "weights": weights,
+    }
+    with replacing(path) as file:
+        torch.save(contents, file)
+
+
+def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool = True) -> Checkpoint:
+    """Read a checkpoint for inference: float32, eval mode, gradients off; on any fault `CheckpointError`.
+
+    Without its encoder, which then is `Encoder.absent`, no more of the file is read than the rest.
+    """
+    contents = _read(path, mmap=not with_encoder)
+    try:
+        vocabulary = Vocabulary(contents["vocabulary"])
+        decoder = DecoderConfig(**contents["decoder"])
+        preprocessing = Preprocessing(**contents["preprocessing"])
+        if decoder.vocabulary_size != len(vocabulary):
+            raise ValueError(f"{len(vocabulary)} words for a decoder of {decoder.vocabulary_size}")
+        with torch.device("meta"):
+            encoder = Encoder(contents["encoder"]) if with_encoder else Encoder.absent(contents["encoder"])
+            model = EtENet(encoder, Decoder(decoder))
+        weights = {
+            name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=not with_encoder)
+            for name, value in contents["weights"].items()
+            if with_encoder or not name.startswith("encoder.")
+        }
+        model.load_state_dict(weights, assign=True)
+        checkpoint = Checkpoint(model, vocabulary, preprocessing, int(contents["max_words"]))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not from this version ({_first_line(error)}); make it again with training.train"
+        ) from error
+    model.to(device).eval().requires_grad_(False)
+    return checkpoint
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path, *, mmap: bool) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give the path of a .pt file made by training.train")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({_first_line(error)}); give a .pt file made by training.train"
+        ) from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not an EtENet checkpoint; give a .pt file made by training.train")
+    if contents.get("version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {contents.get('version')}, this etenet reads version {FORMAT_VERSION}; "
+            "use the etenet that wrote it, or train again"
+        )
+    return contents
+
+
+def _first_line(error: BaseException) -> str:
+    lines: Iterable[str] = str(error).strip().splitlines() or [type(error).__name__]
+    return next(iter(lines))[:160]

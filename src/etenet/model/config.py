@@ -1,0 +1,54 @@
+"""Settings of a network as frozen values that cannot be wrong: checked when made, units in the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How frames become encoder input: resize (both sides), centre crop, scale, normalise.
+
+    A pixel x in 0..255 becomes (x / 255 * input_max - mean) / std, per channel.
+    """
+
+    resize_px: int
+    crop_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    input_max: float = 1.0
+    channels: Literal["RGB", "BGR"] = "RGB"
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.crop_px <= self.resize_px, f"need 0 < crop_px <= resize_px, got {self.crop_px}, {self.resize_px}"
+        )
+        _require(
+            len(self.mean) == len(self.std) == 3, f"mean and std are per channel, got mean={self.mean}, std={self.std}"
+        )
+        _require(all(value > 0 for value in self.std), f"std must be positive, got {self.std}")
+        _require(self.channels in ("RGB", "BGR"), f"channels is RGB or BGR, got {self.channels!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """Sizes of the soft-attention LSTM. Hidden and embedding sizes are the paper's; the attention size is ours."""
+
+    feature_size: int
+    vocabulary_size: int
+    hidden_size: int = 512
+    embedding_size: int = 486
+    attention_size: int = 512
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for size in fields(self):
+            value = getattr(self, size.name)
+            _require(size.name == "dropout" or value > 0, f"{size.name} must be positive, got {value}")
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")

@@ -1,0 +1,83 @@
+"""A new encoder with weights out of a file: ImageNet's as published, or those that training.stills made.
+
+A published file is checked against the SHA-256 that its name begins to tell (torch hub's `name-xxxxxxxx.pth`). Eight
+digits tell a damaged file, not a forged one; a forged one still runs no code, because all are read `weights_only`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from http.client import HTTPException
+from pathlib import Path
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+from etenet.errors import UsageError
+from etenet.model.encoder import Encoder, published_url
+
+# How the SHA-256 of a file begins. The paper's network stands here so that no release of pretrainedmodels changes it.
+PUBLISHED_SHA256 = {"inceptionresnetv2": "520b38e4"}
+
+
+def load_encoder(name: str, file: Path | None = None) -> Encoder:
+    """The encoder `name` with ImageNet's weights, from `file`, or from torch hub's folder, fetched into it if need be.
+
+    Instead of the published file, `file` may be one that training.stills made: the state dict of an `Encoder`. There
+    is no hash to check that against. `UsageError` if there are no weights, or damaged ones, or another network's.
+    """
+    file, expected = file or _fetched(name), _published_sha256(name)
+    mend = f"put {published_url(name)} there, or give a file that training.stills made for {name}"
+    if not file.is_file():
+        raise UsageError(f"no encoder weights at {file}; {mend}")
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    is_published = digest.startswith(expected)
+    what = f"{file} (SHA-256 {digest}; that of {name}'s ImageNet weights begins with {expected})"
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UsageError(f"{what} is damaged or not a state dict; {mend}") from error
+    if not _is_state_dict(weights):
+        raise UsageError(f"{what} is not a state dict; {mend}")
+    if not is_published and not all(key.startswith("network.") for key in weights):
+        raise UsageError(f"{what} is damaged or another network's; {mend}")
+    try:
+        if is_published:
+            return Encoder(name, imagenet=weights)
+        encoder = Encoder(name)
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(f"{what} holds the weights of another network; {mend}") from error
+    return encoder
+
+
+def _published_sha256(name: str) -> str:
+    return PUBLISHED_SHA256.get(name) or published_url(name).rpartition("-")[-1].removesuffix(".pth")
+
+
+def _fetched(name: str) -> Path:
+    """The published file where torch hub would have it."""
+    url = published_url(name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[-1]
+    mend = f"get it elsewhere and give it with --encoder-weights FILE, or put it at {path}"
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), _published_sha256(name), progress=sys.stderr.isatty())
+    except RuntimeError as error:  # torch hub's answer to a wrong hash; it names both
+        raise UsageError(f"what came from {url} is damaged: {error}; {mend}") from error
+    except (OSError, HTTPException) as error:
+        raise UsageError(f"cannot fetch the ImageNet weights of {name} from {url} ({error}); {mend}") from error
+    return path
+
+
+def _is_state_dict(contents: object) -> TypeGuard[dict[str, Tensor]]:
+    return (
+        isinstance(contents, dict)
+        and bool(contents)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in contents.items())
+    )

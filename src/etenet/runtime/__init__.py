@@ -1,0 +1,1 @@
+"""The model package made fast, on a CPU and on a GPU."""

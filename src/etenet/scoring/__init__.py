@@ -1,0 +1,1 @@
+"""Captions and references become scores. Knows no model."""

@@ -1,0 +1,96 @@
+"""What `etenet serve` reads of config.properties, and what launcher and workers agree on. Imports no torch."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from etenet.errors import UsageError
+
+FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # where a worker says why it cannot start
+REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"  # json, plain or off
+IN_HAND = 8  # clips that one worker has at a time: batchSize in handler/model-config.yaml
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches the address."""
+        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """What `etenet serve` reads of config.properties; TorchServe reads the file itself."""
+
+    path: Path
+    inference: Address
+    management: Address
+    metrics: Address  # TorchServe's own
+    exporter: Address
+    grpc: tuple[Address, Address]
+    queue: int  # requests waiting at most
+    max_body_bytes: int
+    request_log: str  # json, plain or off
+    drain_deadline_s: float  # how long a shutdown waits for what was taken in
+
+    @classmethod
+    def read(cls, path: Path) -> ServerConfig:
+        if not path.is_file():
+            raise UsageError(f"no configuration at {path}; give one with --config or run in the repository's folder")
+        properties = {
+            key.strip(): value.strip()
+            for key, separator, value in (line.partition("=") for line in path.read_text().splitlines())
+            if separator and not key.lstrip().startswith("#")
+        }
+
+        def address(name: str, default: str) -> Address:
+            parts = urlsplit(properties.get(name, default))
+            try:
+                return Address(parts.hostname or "127.0.0.1", parts.port or 80)
+            except ValueError as error:
+                raise UsageError(f"{path}: {name} must look like {default}, got {properties[name]!r}") from error
+
+        return cls(
+            path=path.resolve(),
+            inference=address("inference_address", "http://127.0.0.1:8080"),
+            management=address("management_address", "http://127.0.0.1:8081"),
+            metrics=address("metrics_address", "http://127.0.0.1:8082"),
+            exporter=address("exporter_address", "http://127.0.0.1:8083"),
+            grpc=(
+                Address("127.0.0.1", int(properties.get("grpc_inference_port", "7070"))),
+                Address("127.0.0.1", int(properties.get("grpc_management_port", "7071"))),
+            ),
+            queue=int(properties.get("job_queue_size", "100")),
+            max_body_bytes=int(properties.get("max_request_size", "6553500")),
+            request_log=properties.get("request_log", "plain"),
+            drain_deadline_s=float(properties.get("drain_deadline_s", "60")),
+        )
+
+    def java_memory_bytes(self, in_hand: int = IN_HAND) -> int:
+        """What TorchServe's Java may take of the heap, and the same again outside it.
+
+        Enough for the queue, the `in_hand` clips that are captioned, as many that are waited for and that come in, all
+        of the largest size: where Java runs out of memory, TorchServe answers nobody any more.
+        """
+        return max(2**29, 5 * (self.queue + 3 * in_hand) * self.max_body_bytes // 4)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return (self.inference, self.management, self.metrics, self.exporter, *self.grpc)
+
+
+def is_free(address: Address) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError:
+            return False
+    return True

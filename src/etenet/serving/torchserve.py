@@ -1,0 +1,140 @@
+"""The TorchServe process: its command line, its environment, its end, and the GPUs that its workers get."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from etenet import metrics
+from etenet.errors import UsageError
+from etenet.java import find_java
+from etenet.linux import PR_SET_PDEATHSIG, prctl, thread_settings
+from etenet.serving import archive
+from etenet.serving.config import FAILURE_FILE_VARIABLE, IN_HAND, REQUEST_LOG_VARIABLE, ServerConfig
+
+STOP_DEADLINE_S = 20.0
+GPU_QUESTION_DEADLINE_S = 30.0
+
+_COMPILED_CODE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+class TorchServe:
+    """The TorchServe process, with one archive or the folder that one was unpacked to.
+
+    `scratch` is a short path (its sockets must stay under 108 bytes).
+    """
+
+    def __init__(self, model: Path, config: ServerConfig, scratch: Path, *, in_hand: int = IN_HAND) -> None:
+        spec = importlib.util.find_spec("ts")
+        if spec is None or spec.origin is None:
+            raise UsageError("TorchServe is not installed; install it with: pip install torchserve pyyaml")
+        packages = Path(spec.origin).parent.parent
+        self.log, self.figures, self._failure = (
+            scratch / "logs" / "worker.log",
+            scratch / "metrics",
+            scratch / "failure",
+        )
+        self.figures.mkdir()
+        java_memory_bytes = config.java_memory_bytes(in_hand)
+        command = [
+            str(find_java()),
+            f"-Dmodel_server_home={packages}",
+            f"-Djava.io.tmpdir={scratch}",
+            f"-Dlog4j.configurationFile={(archive.handler_folder() / 'log4j2.xml').as_uri()}",
+            "-XX:-UsePerfData",
+            # Java passes bytes on: the optimising compiler would only take cores from the network.
+            "-XX:TieredStopAtLevel=1",
+            # Bodies are large arrays: G1, the default, would scatter them until none finds room any more.
+            "-XX:+UseParallelGC",
+            f"-Xmx{java_memory_bytes}",
+            f"-XX:MaxDirectMemorySize={java_memory_bytes}",
+            *("-cp", str(packages / "ts" / "frontend" / "*")),
+            "org.pytorch.serve.ModelServer",
+            *("--python", sys.executable),
+            *("-f", str(config.path)),
+            *("-s", str(model.parent)),
+            "-ncs",
+            *("-m", f"{archive.MODEL_NAME}={model.name}"),
+        ]
+        # Its own session: Ctrl-C in a terminal must reach the launcher only, which then ends TorchServe in order.
+        self._process = subprocess.Popen(
+            command,
+            cwd=scratch,
+            env={
+                **_environment(scratch),
+                metrics.FOLDER_VARIABLE: str(self.figures),
+                FAILURE_FILE_VARIABLE: str(self._failure),
+                REQUEST_LOG_VARIABLE: config.request_log,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+            stderr=sys.stderr.fileno(),
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def failure(self) -> str:
+        """Why the model does not load, or an empty string."""
+        return self._failure.read_text() if self._failure.exists() else ""
+
+    def stop(self) -> None:
+        """End TorchServe and its workers; returns when they are gone."""
+        if self.alive:
+            self._process.terminate()
+        try:
+            self._process.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes TorchServe: be sent SIGTERM when the launcher dies, however it dies."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _environment(scratch: Path) -> Mapping[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
+    return {
+        _COMPILED_CODE_VARIABLE: str(_compiled_code()),
+        **thread_settings(inherited),
+        **inherited,
+        **dict.fromkeys(("TEMP", "TMP", "TMPDIR"), str(scratch)),
+        "LOG_LOCATION": str(scratch / "logs"),
+    }
+
+
+def _compiled_code() -> Path:
+    """Where what was compiled for a GPU outlives the server. Source: XDG Base Directory Specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etenet" / "compiled"
+
+
+def gpus_of(environment: Mapping[str, str]) -> int:
+    """How many GPUs there are for workers. torch would say so, but takes seconds to import."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return sum(name.strip() not in ("", "-1") for name in visible.split(","))
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            env=environment,
+            capture_output=True,
+            check=True,
+            timeout=GPU_QUESTION_DEADLINE_S,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return len(listed.stdout.split())

@@ -1,0 +1,1 @@
+"""Bytes become frames. Knows no network."""

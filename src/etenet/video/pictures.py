@@ -1,0 +1,78 @@
+"""A decoded frame -> a small upright picture. Knows one frame at a time, nothing of clips."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from etenet.errors import UndecodableVideo
+
+_COLOUR_SPACE_UNKNOWN = 2
+_COLOUR_SPACES_THAT_SWSCALE_KNOWS = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
+
+
+class Resizer:
+    """Frames of one clip -> RGB pictures (size_px, size_px, 3) uint8, by one scaler that is made once."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def upright(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
+        """As a player shows it: turned and mirrored as the display matrix says."""
+        small = self._resized(frame, size_px)
+        return _upright(_pixels(small), small)
+
+    def as_coded(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
+        return _pixels(self._resized(frame, size_px))
+
+    def _resized(self, frame: av.VideoFrame, size_px: int) -> av.VideoFrame:
+        if frame.colorspace not in _COLOUR_SPACES_THAT_SWSCALE_KNOWS:
+            frame.colorspace = _COLOUR_SPACE_UNKNOWN
+        try:
+            return self._reformatter.reformat(
+                frame,
+                width=size_px,
+                height=size_px,
+                format="rgb24",
+                interpolation=Interpolation.BILINEAR,
+                threads=1,
+            )
+        except av.FFmpegError as error:
+            check_memory(error, (frame.width, frame.height))
+            raise UndecodableVideo(f"pictures of the kind {frame.format.name} cannot be read; use yuv420p") from error
+
+
+def check_memory(error: av.FFmpegError, size_px: tuple[int, int]) -> None:
+    """Raises `MemoryError` where that is what an error of FFmpeg means.
+
+    H.264's decoder says invalid data where it finds no memory for a picture, so we ask for as much.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    np.empty((*size_px, 3), np.uint16)
+
+
+def _pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """Of an RGB frame, (height, width, 3)."""
+    return frame.to_ndarray().astype(np.uint8, copy=False)
+
+
+def _upright(pixels: NDArray[np.uint8], small: av.VideoFrame) -> NDArray[np.uint8]:
+    """Apply the display matrix, to the quarter turn, to a square picture.
+
+    It is read from the small frame: `side_data` hangs a reference on a frame that leads back to it, so the frame lives
+    until the garbage collector runs.
+    Source: ISO/IEC 14496-12, 8.5.3: a point (x, y) is shown at (a x + c y, b x + d y).
+    """
+    try:
+        matrix = bytes(small.side_data["DISPLAYMATRIX"])  # type: ignore[typeddict-item]  # a gap in the stub
+    except KeyError:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, np.int32, count=5).tolist()
+    if abs(b) > abs(a):
+        pixels, across, down = pixels.swapaxes(0, 1), c, b
+    else:
+        across, down = a, d
+    return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]

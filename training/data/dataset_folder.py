@@ -1,0 +1,134 @@
+"""Clips whose frames or features are cached -> the other files of a dataset folder, and a report of what is in it.
+
+    manifest.jsonl     one object per usable clip: video, row of the cache, split, file, captions (demo: labels)
+    vocabulary.json    the words to learn, most frequent first
+    skipped.jsonl      clips without a file, frames or captions, each with its error
+
+`datasets.py` reads these; each of them is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from etenet.files import replacing
+from etenet.model.vocabulary import Vocabulary
+from training.data.frame_cache import Failure
+from training.data.sources import SourceClip
+from training.data.wording import Wording, vocabulary_of
+
+DEFAULT_MAX_WORDS = 30
+REASONS_SHOWN = 5
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """What may change from one run to the next on the same folder."""
+
+    vocabulary_from: Literal["train", "all"] = "train"
+    minimum_count: int = 1
+    max_words: int = DEFAULT_MAX_WORDS  # longer captions are kept and counted; training cuts them
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A clip, its captions and its row in the cache."""
+
+    clip: SourceClip
+    wording: Wording
+    row: int
+
+
+def write(
+    out: Path,
+    entries: Sequence[Entry],
+    failures: Mapping[int, Failure],
+    wishes: Wishes,
+    missing: Sequence[SourceClip] = (),
+) -> int:
+    """Write all but the cache; says on stderr what there is, and returns the exit status.
+
+    `failures` are the rows of entries that cannot be used, `missing` the clips without a file.
+    """
+    usable = [entry for entry in entries if entry.row not in failures]
+    vocabulary = vocabulary_of(
+        ((entry.clip.split, entry.wording) for entry in usable),
+        splits=wishes.vocabulary_from,
+        minimum_count=wishes.minimum_count,
+    )
+    known = {
+        "words": vocabulary.known_words,
+        "splits": wishes.vocabulary_from,
+        "minimum_count": wishes.minimum_count,
+    }
+    skipped = [_skipped_line(out, entry.clip, failures[entry.row]) for entry in entries if entry.row in failures]
+    for clip in missing:
+        nowhere = Failure("missing_file", f"no file is called {clip.video}; put it among the clips")
+        skipped.append(_skipped_line(out, clip, nowhere))
+    _write_lines(out / "skipped.jsonl", skipped)
+    _write_lines(out / "vocabulary.json", [known])
+    _write_lines(out / "manifest.jsonl", [_manifest_line(out, entry) for entry in usable])
+    print("\n".join(_report(out, entries, usable, skipped, vocabulary, wishes)), file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def _manifest_line(out: Path, entry: Entry) -> dict[str, Any]:
+    clip = entry.clip
+    line = {
+        "video": clip.video,
+        "row": entry.row,
+        "split": clip.split,
+        "file": _place(out, clip.file),
+        "captions": entry.wording.captions,
+    }
+    return line | ({"labels": clip.labels} if clip.labels else {})
+
+
+def _skipped_line(out: Path, clip: SourceClip, failure: Failure) -> dict[str, Any]:
+    error = {"code": failure.code, "message": failure.message}
+    return {"video": clip.video, "file": _place(out, clip.file), "error": error}
+
+
+def _place(out: Path, file: Path | None) -> str | None:
+    """Relative inside the dataset folder, which may be moved; absolute elsewhere."""
+    if file is None:
+        return None
+    file, out = file.resolve(), out.resolve()
+    return str(file.relative_to(out) if file.is_relative_to(out) else file)
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    with replacing(path) as file:
+        file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def _report(
+    out: Path,
+    entries: Sequence[Entry],
+    usable: Sequence[Entry],
+    skipped: Sequence[Mapping[str, Any]],
+    vocabulary: Vocabulary,
+    wishes: Wishes,
+) -> list[str]:
+    clips = Counter(entry.clip.split for entry in usable)
+    captions = Counter(entry.clip.split for entry in usable for _ in entry.wording.captions)
+    dropped = sum(entry.wording.dropped for entry in entries)
+    too_long = sum(length > wishes.max_words for entry in usable for length in entry.wording.lengths)
+    return [
+        f"{out}: {len(usable)} clips",
+        *(f"  {split}: {clips[split]} clips, {captions[split]} captions" for split in SPLITS),
+        f"  vocabulary: {len(vocabulary.known_words)} words that {wishes.vocabulary_from} captions"
+        f" use at least {wishes.minimum_count} times",
+        f"  captions dropped, as they hold no word: {dropped}",
+        f"  captions longer than {wishes.max_words} words, kept, and cut in training: {too_long}",
+        f"  skipped: {len(skipped)} clips" + (f", listed in {out / 'skipped.jsonl'}" if skipped else ""),
+        *(f"    {line['video']}: {line['error']['message']}" for line in skipped[:REASONS_SHOWN]),
+        *(["    ..."] if len(skipped) > REASONS_SHOWN else []),
+    ]

@@ -1,0 +1,269 @@
+"""Data sets as they are distributed -> a list of clips: who says what about which file, in which split.
+
+Reads annotations and looks for files; opens no clip. Captions come out as they were written (`wording` cleans them).
+The clips of a data set always come in the same order, whichever of their files are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from etenet.errors import UsageError
+from training.demo import world
+from training.data.caption_files import SPLITS, Described, decoded, parse_json, read_captions, read_csv, read_text
+from training.data.wording import clean_caption
+
+MSVD_CLIPS = 1970
+MSVD_COLUMNS = ("VideoID", "Start", "End", "Language", "Description")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceClip:
+    """One clip of a data set. `render` makes the bytes of a file that is not there yet."""
+
+    video: str
+    split: str
+    captions: tuple[str, ...]
+    file: Path | None = None  # None: not found
+    render: Callable[[], bytes] | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class ClipFolder:
+    """The files anywhere below a folder, by their path from there, their name, or their name without extension."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder; name the one that holds the clips with --clips")
+        self.folder = folder
+        self._files: defaultdict[str, set[Path]] = defaultdict(set)
+        for place, folders, names in os.walk(folder):
+            folders.sort()
+            for name in names:
+                if not name.startswith("."):
+                    file = Path(place, name)
+                    self._files[name].add(file)
+                    self._files[file.stem].add(file)
+
+    def find(self, *names: str) -> Path | None:
+        """The file that goes by the first of these names that any file goes by."""
+        for name in names:
+            if (exact := self.folder / name).is_file() and not Path(name).is_absolute():
+                return exact
+            if found := sorted(self._files.get(name, ())):
+                if len(found) > 1:
+                    listed = " and ".join(str(file) for file in found[:2])
+                    raise UsageError(f"{name} may be {listed}; keep one, or name the clip by its path below --clips")
+                return found[0]
+        return None
+
+    def stems(self, pattern: str) -> list[str]:
+        """Names without extension that match a pattern, sorted as in the C locale."""
+        return sorted(name for name in {Path(name).stem for name in self._files} if re.fullmatch(pattern, name))
+
+    def checked(self, clips: list[SourceClip]) -> list[SourceClip]:
+        """The clips, if at least one has its file and no two have the same."""
+        if not any(clip.file for clip in clips):
+            raise UsageError(
+                f"none of the {len(clips)} clips is below {self.folder} ({clips[0].video}, ...); see --clips"
+            )
+        owner: dict[Path, str] = {}
+        for clip in clips:
+            if clip.file and owner.setdefault(clip.file, clip.video) != clip.video:
+                raise UsageError(f"{owner[clip.file]} and {clip.video} are the same clip, {clip.file}; use one name")
+        return clips
+
+
+def msvd(clips: Path, *, corpus: Path | None = None, sentences: Sequence[Path] = ()) -> list[SourceClip]:
+    """MSVD, from its CSV or from `vidN<TAB>caption` files.
+
+    Its 1,970 names, sorted, are numbered from 1, and the number decides the split. Files may be called by name or
+    vidN; to find those called by name from sentences alone, all of them must be there.
+    """
+    folder = ClipFolder(clips)
+    if corpus is not None:
+        captions = msvd_corpus(corpus)
+        names = _msvd_names(captions, corpus, folder)
+        told = {number: captions[name] for number, name in enumerate(names, 1)}
+    else:
+        told = msvd_sentences(sentences)
+        names = folder.stems(r".+_\d+_\d+")
+        names = names if len(names) == MSVD_CLIPS else []
+    return folder.checked(
+        [
+            SourceClip(
+                video=names[number - 1] if corpus else f"vid{number}",
+                split=msvd_split(number),
+                captions=tuple(said),
+                file=folder.find(*names[number - 1 : number], f"vid{number}"),
+            )
+            for number, said in sorted(told.items())
+        ]
+    )
+
+
+def msvd_split(number: int) -> str:
+    return "train" if number <= 1200 else "validation" if number <= 1300 else "test"
+
+
+def msvd_corpus(path: Path) -> dict[str, list[str]]:
+    """English captions by `<VideoID>_<Start>_<End>`; clips without any words in English are left out."""
+    captions: defaultdict[str, list[str]] = defaultdict(list)
+    for _, row in read_csv(path, MSVD_COLUMNS):
+        if row["Language"].strip() == "English":
+            captions["_".join(row[name].strip() for name in ("VideoID", "Start", "End"))].append(row["Description"])
+    return {name: said for name, said in captions.items() if any(map(clean_caption, said))}
+
+
+def _msvd_names(captions: Iterable[str], path: Path, folder: ClipFolder) -> list[str]:
+    """The 1,970 names in the order that numbers them. The corpus may tell of more clips than are distributed."""
+    names = sorted(captions)
+    if len(names) > MSVD_CLIPS:
+        names = [name for name in names if folder.find(name)]
+    if len(names) != MSVD_CLIPS:
+        raise UsageError(
+            f"{path} and {folder.folder} make {len(names)} clips with English captions, but the order of all "
+            f"{MSVD_CLIPS} decides the splits; take both whole, or use --sentences"
+        )
+    return names
+
+
+def msvd_sentences(paths: Sequence[Path]) -> dict[int, list[str]]:
+    """Captions by number, out of files with lines `vidN<TAB>caption`."""
+    captions: defaultdict[int, list[str]] = defaultdict(list)
+    for path in _each_once(paths):
+        for place, line in enumerate(read_text(path).split("\n"), 1):
+            if line.strip():
+                name, tab, caption = line.partition("\t")
+                number = int(name[3:]) if re.fullmatch(r"vid[0-9]{1,4}", name) else 0
+                if not tab or not 1 <= number <= MSVD_CLIPS:
+                    raise UsageError(
+                        f"{path}, line {place}: it must be vidN, a tab and a caption, N up to {MSVD_CLIPS}"
+                    )
+                captions[number].append(caption)
+    if not captions:
+        raise UsageError(f"{paths[0]} names no clip; lines must be vidN, a tab and a caption")
+    return captions
+
+
+def msrvtt(clips: Path, annotations: Sequence[Path]) -> list[SourceClip]:
+    """MSR-VTT, from its JSON files or the zips they come in."""
+    folder = ClipFolder(clips)
+    videos = msrvtt_videos(annotations)
+    return folder.checked(
+        [
+            SourceClip(video=name, split=video.split or "", captions=tuple(video.captions), file=folder.find(name))
+            for name, video in videos.items()
+        ]
+    )
+
+
+def msrvtt_videos(paths: Sequence[Path]) -> dict[str, Described]:
+    """Split and captions by video, in the order of the numbers in their names."""
+    videos: dict[str, Described] = {}
+    for path in _each_once(paths):
+        for annotation in msrvtt_annotations(path):
+            try:
+                for video in annotation["videos"]:
+                    name, split = video["video_id"], SPLITS[video["split"]]
+                    if name in videos:
+                        raise UsageError(f"{path}: {name} is told of twice; give every annotation once")
+                    videos[name] = Described(split=split)
+                for sentence in annotation["sentences"]:
+                    videos[sentence["video_id"]].captions.append(str(sentence["caption"]))
+            except (KeyError, TypeError) as error:
+                raise UsageError(f"{path}: this is no MSR-VTT annotation ({error} is missing or unknown)") from error
+    return dict(sorted(videos.items(), key=lambda item: _natural(item[0])))
+
+
+def msrvtt_annotations(path: Path) -> list[Any]:
+    """The annotations of a JSON file, or of a zip as it is distributed."""
+    if path.suffix.lower() != ".zip":
+        return [parse_json(path, read_text(path))]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if re.fullmatch(r"(?!__MACOSX).*videodatainfo.*\.json", name)]
+            found = [parse_json(path / name, decoded(path / name, archive.read(name))) for name in names]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read {path}: {error}; give the zip as it is distributed, or its JSON") from error
+    if not found:
+        raise UsageError(f"{path} holds no *videodatainfo*.json; give the zip as it is distributed, or its JSON")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shares:
+    """How clips without splits are shared out."""
+
+    validation: float
+    test: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.validation < 1 and 0 <= self.test < 1 and self.validation + self.test < 1):
+            raise UsageError(f"shares must be from 0 and leave some to train on, got {self.validation} and {self.test}")
+
+
+def folder(clips: Path, captions: Path, shares: Shares) -> list[SourceClip]:
+    """Your own clips."""
+    files, told = ClipFolder(clips), read_captions(captions)
+    splits = splits_of(told, captions, shares)
+    return files.checked(
+        [
+            SourceClip(video=name, split=splits[name], captions=tuple(clip.captions), file=files.find(name))
+            for name, clip in told.items()
+        ]
+    )
+
+
+def splits_of(told: dict[str, Described], path: Path, shares: Shares) -> dict[str, str]:
+    """The splits that the file names, or else shares of the clips: a function of seed and names alone."""
+    if any(clip.split for clip in told.values()):
+        if without := [name for name, clip in told.items() if not clip.split]:
+            raise UsageError(f"{path}: {without[0]} has no split, others have; give all of them one, or none")
+        return {name: str(clip.split) for name, clip in told.items()}
+    shuffled = sorted(told, key=lambda name: hashlib.sha256(f"{shares.seed} {name}".encode()).digest())
+    test, validation = (max(round(share * len(told)), int(share > 0)) for share in (shares.test, shares.validation))
+    if test + validation >= len(told):
+        raise UsageError(f"{path}: of {len(told)} clips none is left to train on; name more, or smaller shares")
+    drawn = dict.fromkeys(shuffled, "train")
+    drawn |= dict.fromkeys(shuffled[:test], "test")
+    return drawn | dict.fromkeys(shuffled[test : test + validation], "validation")
+
+
+def demo(out: Path, *, train_per_combination: int, clips_per_split: int | None = None) -> list[SourceClip]:
+    """The rendered world, or the first clips of each split; they are made below `out` when their frames are taken."""
+    by_split = groupby(world.clips(train_per_combination=train_per_combination), lambda clip: clip.split)
+    return [
+        SourceClip(
+            video=clip.name,
+            split=clip.split,
+            captions=tuple(world.references(clip)),
+            file=out / f"{clip.name}.mp4",
+            render=partial(world.render, clip),
+            labels=asdict(clip.combination),
+        )
+        for _, clips in by_split
+        for clip in islice(clips, clips_per_split)
+    ]
+
+
+def _each_once(paths: Sequence[Path]) -> Sequence[Path]:
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError(f"{', '.join(map(str, paths))}: a file is given twice; give each once")
+    return paths
+
+
+def _natural(name: str) -> tuple[tuple[str, int], ...]:
+    """video9 before video10."""
+    return tuple((text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name))

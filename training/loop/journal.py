@@ -1,0 +1,78 @@
+"""What a run writes down while it goes: `log.jsonl`, `speed.jsonl`, and a progress line on a terminal.
+
+`log.jsonl` has one object per step and per epoch and holds nothing that depends on the machine's mood, so that a
+run which was killed and went on leaves the same bytes. Time and memory go to `speed.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from training.loop.memory import peak_bytes
+
+
+class Journal:
+    """Silent in every process but the first."""
+
+    def __init__(self, folder: Path, *, title: str, clips: int, device: torch.device, silent: bool) -> None:
+        self._log, self._speed, self._silent, self._device = (
+            folder / "log.jsonl",
+            folder / "speed.jsonl",
+            silent,
+            device,
+        )
+        self._bar = tqdm(total=clips, desc=title, unit="clip", disable=True if silent else None)
+        self._epoch_started, self._epoch_clips = time.monotonic(), 0
+
+    def go_on_from(self, log_bytes: int, clips: int) -> None:
+        """Forget lines after the snapshot that the run goes on from; a new run forgets all."""
+        if not self._silent:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("ab") as log:
+                log.truncate(log_bytes)
+        self._bar.update(clips)
+
+    def flushed_bytes(self) -> int:
+        """How long the log is, now that it is on the disk."""
+        with self._log.open("ab") as log:
+            os.fsync(log.fileno())
+            return log.tell()
+
+    def step(self, clips: int, **line: Any) -> None:
+        self._write(self._log, {"kind": "step", **line})
+        self._epoch_clips += clips
+        self._bar.update(clips)
+        self._bar.set_postfix(epoch=line["epoch"], loss=f"{line['loss']:.2f}")
+
+    def epoch(self, waited_s: float, **line: Any) -> None:
+        self._write(self._log, {"kind": "epoch", **line})
+        seconds = time.monotonic() - self._epoch_started
+        speed = {
+            "stage": line["stage"],
+            "epoch": line["epoch"],
+            "seconds": round(seconds, 3),
+            "clips_per_s": round(self._epoch_clips / seconds, 3),
+            "waited_for_data_s": round(waited_s, 3),
+            "peak_memory_bytes": peak_bytes(self._device),
+        }
+        self._write(self._speed, speed)
+        self._epoch_started, self._epoch_clips = time.monotonic(), 0
+        if not self._silent:
+            with tqdm.external_write_mode(file=sys.stderr):
+                print(json.dumps({**line, **speed}), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _write(self, file: Path, line: dict[str, Any]) -> None:
+        if not self._silent:
+            with file.open("a") as lines:
+                lines.write(json.dumps(line) + "\n")

@@ -1,0 +1,53 @@
+"""Which clips with which sentences come when: a function of data set, recipe, seed, stage and epoch alone.
+
+So a run that goes on after a kill sees what it would have seen. Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from training.data.datasets import Clip
+from training.recipes import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A clip and the K sentences to learn from it this time; `mirrored` says that left and right change places."""
+
+    clip: Clip
+    captions: tuple[str, ...]
+    mirrored: bool = False
+
+
+def epoch_windows(
+    clips: Sequence[Clip], stage: Stage, *, seed: int, stage_number: int, epoch: int
+) -> Iterator[list[Example]]:
+    """The examples of each optimizer step of an epoch; the last step may have fewer."""
+    rng = np.random.default_rng([seed, stage_number, epoch])
+    examples = [example for clip in clips for example in _examples(clip, stage, rng)]
+    order = rng.permutation(len(examples))
+    mirrored = rng.random(len(examples)) < stage.mirrored_share
+    for start in range(0, len(order), stage.window_clips):
+        window = slice(start, start + stage.window_clips)
+        yield [
+            replace(examples[i], mirrored=bool(flip)) for i, flip in zip(order[window], mirrored[window], strict=True)
+        ]
+
+
+def _examples(clip: Clip, stage: Stage, rng: np.random.Generator) -> Iterator[Example]:
+    """Groups of K different captions, as far as there are enough; one group, or as many as hold all captions."""
+    count, each = len(clip.captions), stage.captions_per_clip
+    groups = 1 if stage.epoch_of == "clips" else -(-count // each)
+    for group in np.resize(rng.permutation(count), (groups, each)):
+        yield Example(clip, tuple(clip.captions[i] for i in group))
+
+
+def examples_per_epoch(clips: Sequence[Clip], stage: Stage) -> int:
+    """How many examples an epoch has."""
+    if stage.epoch_of == "clips":
+        return len(clips)
+    return sum(-(-len(clip.captions) // stage.captions_per_clip) for clip in clips)

@@ -1,0 +1,86 @@
+"""One optimizer step's gradients: a window of examples, in micro-batches, over one process or several.
+
+Shapes: B clips, L frames per clip, D feature size, K sentences per clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from etenet.errors import UsageError
+from etenet.model.config import Preprocessing
+from etenet.model.etenet import EtENet
+from etenet.model.preprocess import preprocess
+from training.data.datasets import Sentences
+from training.loop.compiling import CompiledForward, Compiler
+from training.loop.loss import sentence_losses
+from training.loop.order import Example
+from training.loop.processes import Processes
+from training.recipes import Stage
+
+Load = Callable[[Sequence[Example]], tuple[Tensor, Sentences]]  # what a clip shows, and what is said about it
+
+
+class Trainee(nn.Module):
+    """A network with its loss, as the one module that DDP wraps."""
+
+    def __init__(
+        self, model: EtENet, preprocessing: Preprocessing, stage: Stage, compiler: Compiler = torch.compile
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocessing = preprocessing
+        self.stage = stage
+        self.compiled = CompiledForward(model.encode, model.encoder, compiler) if stage.compiled else None
+
+    def features(self, seen: Tensor) -> Tensor:
+        """uint8 frames (B, L, resize_px, resize_px, 3), or features that are known already -> features (B, L, D)."""
+        if seen.dtype != torch.uint8:
+            return seen
+        weights = self.model.decoder.embedding.weight
+        frames = preprocess(seen, self.preprocessing).to(weights.dtype)
+        with torch.autocast(seen.device.type, torch.bfloat16, enabled=self.stage.mixed_precision):
+            encode = self.compiled if self.compiled and self.training and torch.is_grad_enabled() else self.model.encode
+            return encode(frames).to(weights.dtype)
+
+    def losses(self, features: Tensor, sentences: Sentences) -> Tensor:
+        """features (B, L, D), K sentences per clip -> the loss of each (B, K)."""
+        return sentence_losses(self.model.decoder, features, sentences, attention_penalty=self.stage.attention_penalty)
+
+    def forward(self, seen: Tensor, sentences: Sentences) -> Tensor:
+        return self.losses(self.features(seen), sentences)
+
+
+def micro_batches(window: Sequence[Example], size: int, processes: Processes) -> list[Sequence[Example]]:
+    """What this process learns from, in order. Who has nothing to add must still take part, with an example."""
+    mine = window[processes.rank :: processes.count] or window[:1]
+    return [mine[start : start + size] for start in range(0, len(mine), size)]
+
+
+def accumulate(
+    trainee: nn.Module, window: Sequence[Example], load: Load, *, micro_batch: int, processes: Processes
+) -> float:
+    """Add the gradient of the window's mean loss, whatever the micro-batch; return the sum of its losses.
+
+    Each sentence weighs 1 / (sentences in the window). Processes exchange gradients once, with the last
+    micro-batch. `trainee` is a `Trainee`, wrapped by `Processes.together`. Nobody waits for a GPU before the end.
+    """
+    sentences = len(window) * len(window[0].captions)
+    has_part = processes.rank < len(window)
+    weight = processes.count / sentences if has_part else 0.0  # DDP takes the mean of the processes' gradients
+    total = torch.zeros((), dtype=torch.float64, device=processes.device)
+    batches = micro_batches(window, micro_batch, processes)
+    for number, examples in enumerate(batches, start=1):
+        with nullcontext() if number == len(batches) or processes.count == 1 else trainee.no_sync():
+            losses = trainee(*load(examples))
+            (losses.sum() * weight).backward()
+        total += losses.detach().double().sum()
+    of_all = processes.total(total.item() * has_part)
+    if not math.isfinite(of_all):
+        raise UsageError("the loss is not finite any more; lower the learning rate (--set ...) and go on")
+    return of_all

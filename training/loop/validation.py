@@ -1,0 +1,63 @@
+"""How good a network is on the validation split, between epochs: loss and scores, from features seen once.
+
+Knows nothing of optimizers or files. The final evaluation, from video files, is `evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from etenet.captioning.captioner import Captioner
+from etenet.captioning.options import CaptionOptions
+from etenet.model.checkpoint import Checkpoint
+from etenet.scoring.scores import Scorer
+from training.data.datasets import Clip, Sentences
+from training.loop.step import Trainee
+
+LOGGED = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """`loss` is the mean over all sentences."""
+
+    loss: float
+    scores: dict[str, float]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better: CIDEr, and the loss where CIDEr cannot tell."""
+        return self.scores["CIDEr"], -self.loss
+
+
+@torch.inference_mode()
+def validate(
+    trainee: Trainee,
+    checkpoint: Checkpoint,
+    clips: Sequence[Clip],
+    seen: Callable[[Sequence[Clip]], Tensor],
+    scorer: Scorer,
+    *,
+    batch_clips: int,
+) -> Validation:
+    """`checkpoint` holds the trainee's network; `scorer` the references of `clips`."""
+    trainee.eval()
+    captioner = Captioner(checkpoint, device=str(trainee.model.decoder.embedding.weight.device))
+    loss, count, captions = 0.0, 0, {}
+    for start in range(0, len(clips), batch_clips):
+        batch = clips[start : start + batch_clips]
+        features = trainee.features(seen(batch))
+        for clip, said in zip(batch, captioner.caption_features(features, CaptionOptions()), strict=True):
+            captions[clip.video] = [said[0].text]
+        most = max(len(clip.captions) for clip in batch)
+        repeated = [[clip.captions[i % len(clip.captions)] for i in range(most)] for clip in batch]
+        sentences = Sentences.encode(repeated, checkpoint.vocabulary, checkpoint.max_words).to(features.device)
+        losses = trainee.losses(features, sentences).double()
+        for clip, of_clip in zip(batch, losses, strict=True):
+            loss, count = loss + of_clip[: len(clip.captions)].sum().item(), count + len(clip.captions)
+    scores = scorer.score(captions).overall
+    return Validation(loss / count, {name: scores[name] for name in LOGGED if name in scores})
