@@ -18,6 +18,7 @@ from etenet.model import checkpoint as checkpoints
 from etenet.model.encoder import Encoder
 from etenet.model.preprocess import preprocess
 from etenet.model.vocabulary import Vocabulary
+from etenet.runtime import openvino
 from etenet.runtime.openvino import compile_encoder
 from etenet.sandbox import pool
 from etenet.video.sampling import FRAMES_PER_CLIP, SampledVideo, sample_frames
@@ -222,7 +223,7 @@ def test_any_preprocessing_is_compiled_along(name: str, tmp_path: Path) -> None:
 def test_a_compiled_encoder_that_is_another_network_is_not_written(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etenet.compiled_encoder, "crop_start", lambda _: 0)
+    monkeypatch.setattr(openvino, "crop_start", lambda _: 0)
     with pytest.raises(RuntimeError, match="features of squeezenet1_1 are off by"):
         compile_encoder(checkpoints.load(small_checkpoint), tmp_path / "encoder.xml")
 
