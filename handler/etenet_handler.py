@@ -22,7 +22,7 @@ from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
 from etenet.captioning.captions import Outcome, SegmentCaptions
-from etenet.captioning.options import OPTION_HEADERS
+from etenet.captioning.options import OPTIONS
 from etenet.errors import ERROR_HEADER, DeviceFailed, EmptyBody, InternalError, NotAVideo, Overloaded
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.serving.config import FAILURE_FILE_VARIABLE
@@ -172,10 +172,12 @@ def _wanted_text(accept: str) -> str | None:
 
 def _option_texts(row: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
     """Options from headers; a form field of the option's own name goes before them."""
-    texts = {option: headers[header] for header, option in OPTION_HEADERS.items() if header in headers}
-    for option in OPTION_HEADERS.values():
-        if option in row:
-            texts[option] = _bytes(row[option]).decode(errors="replace")
+    texts = {}
+    for option in OPTIONS:
+        if option.name in row:
+            texts[option.name] = _bytes(row[option.name]).decode(errors="replace")
+        elif option.header.lower() in headers:
+            texts[option.name] = headers[option.header.lower()]
     return texts
 
 

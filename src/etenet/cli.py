@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import EtenetError, JavaError, Stopped, UsageError
 from etenet.linux import thread_settings
 
 if TYPE_CHECKING:
-    from etenet.captioning.options import CaptionOptions
     from etenet.jobs.run import Engine
 
 DEFAULT_CHECKPOINT = Path("model_store/demo.pt")
@@ -50,11 +50,10 @@ def serve(options: argparse.Namespace) -> int:
 
 def caption(options: argparse.Namespace) -> int:
     from etenet.captioning import subtitles
-    from etenet.captioning.options import CaptionOptions
     from etenet.jobs import formats, inputs, run
 
-    names = ("beam_size", "captions", "max_words", "length_penalty", "segment_s", "segment")
-    wish = CaptionOptions.parse({n: getattr(options, n) for n in names if getattr(options, n) is not None})
+    texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
+    wish = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
     form = options.format or formats.format_of(options.out)
     if form in subtitles.WRITERS and not wish.cut.into_segments:
         raise UsageError(f"{form} shows when something is said: give --segment-s N or --segment scenes")
@@ -203,12 +202,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster, default: one on this machine")
     command.add_argument("--workers", type=_count, metavar="N", help="requests in flight (8), or captioning actors (1)")
     command.add_argument("--probabilities", action="store_true", help="also the probabilities of sentences and words")
-    command.add_argument("--segment-s", metavar="N", help="caption each N seconds of a video for themselves")
-    command.add_argument("--segment", choices=("scenes",), help="caption each scene of a video for itself")
-    command.add_argument("--beam-size", metavar="N", help="1 to 10, default 5")
-    command.add_argument("--captions", metavar="N", help="how many of the beam to give, default 1")
-    command.add_argument("--max-words", metavar="N", help="1 to 50, default: the checkpoint's own")
-    command.add_argument("--length-penalty", metavar="X", help="0 to 2, default 0")
+    for option in OPTIONS:
+        if option.is_flag:
+            metavar = None if option.choices else "X" if option.kind is float else "N"
+            command.add_argument(option.flag, choices=option.choices or None, metavar=metavar, help=option.usage)
 
     command = commands.add_parser("package", help="make a TorchServe archive of a checkpoint")
     command.set_defaults(run=package)

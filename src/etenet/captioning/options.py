@@ -1,25 +1,101 @@
-"""What a client may ask for: options, their headers and their bounds."""
+"""What a client may ask for: one table, from which the parser, the bounds, the headers and the flags are made.
+
+Knows no HTTP and no command line. A test holds docs/openapi.yaml to the table.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from etenet.errors import BadOption
-from etenet.video.segments import WHOLE, Cut
+from etenet.video.segments import SHORTEST_SEGMENT_S, WHOLE, Cut
 
-OPTION_HEADERS = {  # of a request, in lower case, and the option of `CaptionOptions` that each stands for
-    "x-etenet-beam-size": "beam_size",
-    "x-etenet-captions": "captions",
-    "x-etenet-max-words": "max_words",
-    "x-etenet-length-penalty": "length_penalty",
-    "x-etenet-start-s": "start_s",
-    "x-etenet-end-s": "end_s",
-    "x-etenet-segment-s": "segment_s",
-    "x-etenet-segment": "segment",
-    "x-etenet-max-segments": "max_segments",
-}
+_SHOWN_LETTERS = 40
+_OF_CUT = {field.name for field in fields(Cut)}  # which checks them itself
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """One option: its form field has its own name, its header and its flag have names made from that."""
+
+    name: str  # of a field of `CaptionOptions` or of its `Cut`
+    kind: type[int] | type[float] | type[str]
+    help: str
+    least: float = -math.inf
+    most: float = math.inf
+    choices: tuple[str, ...] = ()
+    otherwise: str = ""  # what happens without it, where the default is no number
+    is_flag: bool = True  # of `etenet caption`; the others are set per clip, by lists of clips
+
+    @property
+    def header(self) -> str:
+        """Of a request, matched without regard to case."""
+        return f"X-Etenet-{self.name.replace('_', '-').title()}"
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def range(self) -> str:
+        if self.choices:
+            return " or ".join(self.choices)
+        return f"{self.least:g} to {self.most:g}" if self.most < math.inf else f"at least {self.least:g}"
+
+    @property
+    def default(self) -> int | float | None:
+        """The value that stands for "not set"; None where that is no number."""
+        value = _values(CaptionOptions())[self.name]
+        return None if value is None or math.isinf(value) else value
+
+    @property
+    def usage(self) -> str:
+        """The line for `--help`, which shows choices itself."""
+        bounds = "" if self.choices else f"{self.range}, "
+        default = f"default: {self.otherwise}" if self.default is None else f"default {self.default:g}"
+        return f"{self.help}; {bounds}{default}"
+
+    def allows(self, value: float | None) -> bool:
+        return value is None or self.least <= value <= self.most
+
+    def parse(self, text: str) -> Any:
+        """Of the option's type; the bounds are checked where the values meet: in `CaptionOptions` and in `Cut`."""
+        try:
+            return self.kind(text.strip())
+        except ValueError as error:
+            wanted = "a whole number" if self.kind is int else "a number"
+            raise BadOption(f"{self.name} must be {wanted}, got {text[:_SHOWN_LETTERS]!r}") from error
+
+
+OPTIONS = (
+    Option(name="beam_size", kind=int, least=1, most=10, help="sentences kept while searching"),
+    Option(name="captions", kind=int, least=1, most=10, help="how many of them to return, at most the beam size"),
+    Option(name="max_words", kind=int, least=1, most=50, otherwise="the checkpoint's", help="longest sentence"),
+    Option(name="length_penalty", kind=float, least=0, most=2, help="divide log_prob by the length to this power"),
+    Option(name="start_s", kind=float, least=0, is_flag=False, help="leave out what is shown before"),
+    Option(
+        name="end_s", kind=float, least=0.001, otherwise="the end", is_flag=False, help="leave out what is shown after"
+    ),
+    Option(
+        name="segment_s",
+        kind=float,
+        least=SHORTEST_SEGMENT_S,
+        otherwise="one caption",
+        help="caption each segment of this many seconds",
+    ),
+    Option(name="segment", kind=str, choices=("scenes",), otherwise="one caption", help="caption each scene"),
+    Option(
+        name="max_segments",
+        kind=int,
+        least=1,
+        otherwise="all",
+        is_flag=False,
+        help="return this many segments and leave the rest for another request",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +109,9 @@ class CaptionOptions:
     cut: Cut = WHOLE
 
     def __post_init__(self) -> None:
-        bounds = {"beam_size": (1, 10), "captions": (1, 10), "max_words": (1, 50), "length_penalty": (0, 2)}
-        for name, (lowest, highest) in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value <= highest:
-                raise BadOption(f"{name} must be from {lowest} to {highest}, got {value}")
+        for option in OPTIONS:
+            if option.name not in _OF_CUT and not option.allows(value := getattr(self, option.name)):
+                raise BadOption(f"{option.name} must be from {option.range}, got {value}")
         if self.captions > self.beam_size:
             raise BadOption(
                 f"captions={self.captions} is more than the beam holds; raise beam_size (now {self.beam_size})"
@@ -46,26 +120,20 @@ class CaptionOptions:
     @classmethod
     def parse(cls, texts: Mapping[str, str]) -> CaptionOptions:
         """From option texts as they come in headers, form fields or on a command line; unknown names are ignored."""
-        values = {name: _parsed(name, texts[name], kind) for name, kind in _OPTIONS.items() if name in texts}
-        of_cut = {option.name: values.pop(option.name) for option in fields(Cut) if option.name in values}
+        values = {option.name: option.parse(texts[option.name]) for option in OPTIONS if option.name in texts}
+        of_cut = {name: values.pop(name) for name in _OF_CUT & values.keys()}
         return cls(**values, cut=Cut(**of_cut))
 
     def as_texts(self) -> dict[str, str]:
-        """What `parse` makes the same options of; what is not asked for is left out."""
-        said, unasked = asdict(self) | asdict(self.cut), asdict(CaptionOptions()) | asdict(WHOLE)
-        return {name: str(said[name]) for name in _OPTIONS if said[name] != unasked[name]}
+        """What `parse` makes the same options of; options at their default are left out."""
+        values, defaults = _values(self), _values(CaptionOptions())
+        return {o.name: str(values[o.name]) for o in OPTIONS if values[o.name] != defaults[o.name]}
+
+    def as_headers(self) -> dict[str, str]:
+        """The headers of a request for the same."""
+        texts = self.as_texts()
+        return {option.header: texts[option.name] for option in OPTIONS if option.name in texts}
 
 
-_OPTIONS = {
-    **dict.fromkeys(("beam_size", "captions", "max_words", "max_segments"), int),
-    **dict.fromkeys(("length_penalty", "start_s", "end_s", "segment_s"), float),
-    "segment": str,
-}
-
-
-def _parsed(name: str, text: str, kind: type) -> Any:
-    try:
-        return kind(text.strip())
-    except ValueError as error:
-        wanted = "a whole number" if kind is int else "a number"
-        raise BadOption(f"{name} must be {wanted}, got {text[:40]!r}") from error
+def _values(options: CaptionOptions) -> dict[str, Any]:
+    return asdict(options) | asdict(options.cut)

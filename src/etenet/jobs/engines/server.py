@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from etenet.captioning.options import OPTION_HEADERS, CaptionOptions
+from etenet.captioning.options import CaptionOptions
 from etenet.errors import ERROR_HEADER, Stopped, UsageError
 from etenet.jobs.journal import Record, joined, record_of
 from etenet.jobs.run import Answers, Engine, Reached, of_bodies
@@ -97,9 +97,7 @@ class _Client:
         return joined(records)
 
     def _answer(self, body: bytes, cut: Cut) -> _Answer:
-        texts = replace(self._options, cut=cut).as_texts()
-        headers = {header: texts[name] for header, name in OPTION_HEADERS.items() if name in texts}
-        headers["Content-Type"] = "application/octet-stream"
+        headers = replace(self._options, cut=cut).as_headers() | {"Content-Type": "application/octet-stream"}
         began_s, wait_s = time.monotonic(), FIRST_WAIT_S
         while not self.leaving.is_set():
             try:
