@@ -9,10 +9,8 @@ possible, where an engine multiplies faster or avoids multiplications.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,14 +23,15 @@ from numpy.typing import NDArray
 
 from benchmarks.rig.chip import clip_flops
 from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig.timing import medians_s
 from benchmarks.rig.untrained import untrained
 from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.preprocess import preprocess
 from etenet.runtime.openvino import CompiledEncoder, compile_encoder
+from etenet.video.sampling import FRAMES_PER_CLIP
 
-FRAMES = 16
 MATRIX = 2048
 PEERS = ("ONNX Runtime", "OpenVINO, its hint for latency", "OpenVINO, its hint for throughput")
 
@@ -40,7 +39,7 @@ Features = NDArray[np.float32]
 
 
 def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) -> dict[str, Callable[[], Features]]:
-    encoder, threads = checkpoint.model.encoder, torch.get_num_threads()
+    encoder, threads = checkpoint.encoder, torch.get_num_threads()
 
     def ready() -> torch.Tensor:
         return preprocess(torch.from_numpy(frames), checkpoint.preprocessing).contiguous()
@@ -95,19 +94,6 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
     }
 
 
-def ceiling(checkpoint: Checkpoint) -> Callable[[], float]:
-    """Seconds the network's multiplications take as one large matrix product, as measured when it is called."""
-    flops = clip_flops(checkpoint.model.encoder, checkpoint.preprocessing.crop_px)
-    a, b = torch.randn(2, MATRIX, MATRIX)
-
-    def measure() -> float:
-        started = time.perf_counter()
-        torch.mm(a, b)
-        return (time.perf_counter() - started) * flops / (2 * MATRIX**3)
-
-    return measure
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder", description=__doc__.splitlines()[0])
     parser.add_argument("--encoder", default="inceptionresnetv2")
@@ -116,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     size_px = checkpoints.default_preprocessing(options.encoder, crop_px=options.crop_px).resize_px
-    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, size_px, size_px, 3), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES_PER_CLIP, size_px, size_px, 3), dtype=np.uint8)
     checkpoint = untrained(options.encoder, options.crop_px, torch.from_numpy(frames))
     with tempfile.TemporaryDirectory() as folder:
         runs = contenders(checkpoint, frames, Path(folder))
@@ -124,14 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error = float(np.abs(runs["ours"]() - expected).max() / np.abs(expected).max())
         for name in PEERS:
             np.testing.assert_allclose(runs[name](), expected, atol=1e-3 * np.abs(expected).max(), err_msg=name)
-        limit, times = ceiling(checkpoint), {name: [] for name in [*runs, "ceiling"]}
-        for _ in range(options.rounds):
-            times["ceiling"].append(limit())
-            for name, run in runs.items():
-                started = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(of_rounds) for name, of_rounds in times.items()}
+        a, b = torch.randn(2, MATRIX, MATRIX)
+        medians = medians_s({**runs, "ceiling": lambda: torch.mm(a, b)}, options.rounds)
+    flops = clip_flops(checkpoint.encoder, checkpoint.preprocessing.crop_px)
+    medians["ceiling"] *= flops / (2 * MATRIX**3)
     for name, median in medians.items():
         print(f"{name:36} {1000 * median:8.1f} ms")
     conclude(

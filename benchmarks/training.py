@@ -30,9 +30,10 @@ import torch
 from torch import nn
 
 from benchmarks.rig import full_size
-from benchmarks.rig.chip import ceilings, clip_flops, timed_s
+from benchmarks.rig.chip import ceilings, clip_flops
 from benchmarks.rig.full_size import Plan
 from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig.timing import timed_s
 from etenet.model import checkpoint as checkpoints
 from etenet.model.encoder import Encoder
 from etenet.video.sampling import FRAMES_PER_CLIP
@@ -97,7 +98,7 @@ class Bench:
         )
         model = start.model.to(device).to(memory_format=torch.channels_last)
         if checkpointing:
-            checkpoint_activations(model.encoder.network)
+            checkpoint_activations(start.encoder.network)
         settings = replace(recipe.stages[stage], activation_checkpointing=checkpointing, compiled=compiled)
         return Trainee(model, start.preprocessing, settings, self.scale.compiler).train()
 

@@ -61,7 +61,7 @@ def test_frames_of_any_number_have_the_features_of_the_network(
     how = checkpoint.preprocessing
     shape = (frames, how.resize_px, how.resize_px, 3)
     pictures = np.random.default_rng(frames).integers(0, 256, shape, dtype=np.uint8)
-    encoder = GpuEncoder(checkpoint.model.encoder, how, device=device, compiled=False)
+    encoder = GpuEncoder(checkpoint.encoder, how, device=device, compiled=False)
     found, expected = encoder(pictures).cpu(), captioner.features(pictures[None])[0]
     assert found.shape == expected.shape
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99999
@@ -118,7 +118,7 @@ def test_who_is_given_what_was_compiled_compiles_nothing() -> None:
 def test_batches_one_after_the_other_do_not_mix(checkpoint: checkpoints.Checkpoint, device: torch.device) -> None:
     """On a GPU each goes up while the one before is computed, through places that are used again and again."""
     how, rng = checkpoint.preprocessing, np.random.default_rng(0)
-    encoder = GpuEncoder(checkpoint.model.encoder, how, device=device, compiled=False)
+    encoder = GpuEncoder(checkpoint.encoder, how, device=device, compiled=False)
     batches = [rng.integers(0, 256, (n, how.resize_px, how.resize_px, 3), dtype=np.uint8) for n in (16, 32, 5, 16, 1)]
     together = [encoder(batch) for batch in batches]
     for batch, found in zip(batches, together, strict=True):

@@ -19,10 +19,10 @@ from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.config import DecoderConfig
 from etenet.model.decoder import Decoder
+from etenet.model.encoder import AbsentEncoder
 from etenet.model.etenet import EtENet
 from etenet.model.pretrained import load_encoder
 from training.data.datasets import Dataset
-from training.loop.features import GivenFeatures
 from training.loop.memory import keep_freed_memory
 from training.loop.processes import joined
 from training.loop.stage import Run, Stopped, train_stage
@@ -37,7 +37,7 @@ def first_checkpoint(recipe: Recipe, dataset: Dataset, encoder_weights: Path | N
         sizes = DecoderConfig(
             feature_size=dataset.features.shape[-1], vocabulary_size=len(vocabulary), dropout=recipe.dropout
         )
-        model = EtENet(GivenFeatures(), Decoder(sizes))
+        model = EtENet(AbsentEncoder(), Decoder(sizes))
         return Checkpoint(model, vocabulary, recipe.preprocessing(), recipe.max_words)
     return checkpoints.initialise(
         load_encoder(recipe.encoder, encoder_weights),

@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 
 import etenet
-from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.workload import Workload
 from benchmarks.rig.record import REPOSITORY
 from etenet.captioning.captioner import Captioner
 from etenet.captioning.options import CaptionOptions
@@ -23,16 +23,16 @@ from training.demo import world
 DEMO = REPOSITORY / "model_store" / "demo.pt"
 
 
-def equality(scale: Scale, device: torch.device) -> dict[str, float]:
+def equality(workload: Workload, device: torch.device) -> dict[str, float]:
     """Shares of the examples and of rendered clips of the demo world, with the demo checkpoint."""
-    bodies = rendered(scale.rendered)
+    bodies = rendered(workload.rendered)
     expected = _captions(etenet.load(DEMO), bodies)
     ours = etenet.load(DEMO, device=str(device), record_gpu=True)
     found = _captions(ours, bodies)
     alone = [text for body in bodies for text in _captions(ours, [body])]
     checkpoint = checkpoints.load(DEMO)
     in_bfloat16 = GpuEncoder(
-        checkpoint.model.encoder, checkpoint.preprocessing, device=device, compiled=False, dtype=torch.bfloat16
+        checkpoint.encoder, checkpoint.preprocessing, device=device, compiled=False, dtype=torch.bfloat16
     )
     coarser = _captions(Captioner(checkpoint, device=str(device), compiled_encoder=in_bfloat16), bodies)
     return {

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.scale import Scale
-from benchmarks.rig.chip import clip_flops, median_ms, timed_s, wait_for
+from benchmarks.gpu.workload import Workload
+from benchmarks.rig.chip import clip_flops
+from benchmarks.rig.timing import median_ms, timed_s, wait_for
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.preprocess import preprocess
 from etenet.runtime.cuda import GpuEncoder
@@ -30,15 +31,15 @@ PEERS = ("eager torch, float16 autocast", EXACT, "ONNX Runtime", "TensorRT")
 
 
 def encoding(
-    checkpoint: Checkpoint, scale: Scale, device: torch.device, tflop_per_s: float, folder: Path
+    checkpoint: Checkpoint, workload: Workload, device: torch.device, tflop_per_s: float, folder: Path
 ) -> dict[str, Any]:
     """Clips per second by batch size, one clip's latency, the share of the chip's ceiling, and the peers' ratios."""
     how, rng = checkpoint.preprocessing, np.random.default_rng(0)
-    most = max(scale.batches) * FRAMES_PER_CLIP
+    most = max(workload.batches) * FRAMES_PER_CLIP
     frames = rng.integers(0, 256, (most, how.resize_px, how.resize_px, 3), dtype=np.uint8)
     found: dict[str, dict[str, Any]] = {}
     features: dict[str, Tensor] = {}
-    for name, prepare in contenders(checkpoint, scale, device, folder):
+    for name, prepare in contenders(checkpoint, workload, device, folder):
         started = time.perf_counter()
         try:
             encode = prepare()
@@ -47,14 +48,14 @@ def encoding(
             found[name] = {"not_possible_here": f"{type(error).__name__}: {error}"[:300]}
         else:
             prepared_s = time.perf_counter() - started
-            found[name] = {"prepared_s": prepared_s, **_speed(encode, frames, scale, device)}
+            found[name] = {"prepared_s": prepared_s, **_speed(encode, frames, workload, device)}
             del encode
         if device.type == "cuda":
             torch.cuda.empty_cache()
         print(f"{name}: {found[name]}", flush=True)
     ours = found[OURS]["best_clips_per_s"]
     best = {name: of["best_clips_per_s"] for name, of in found.items() if "best_clips_per_s" in of}
-    flops = clip_flops(checkpoint.model.encoder, how.crop_px)
+    flops = clip_flops(checkpoint.encoder, how.crop_px)
     cosine = torch.nn.functional.cosine_similarity(features[OURS], features[EXACT])
     return {
         "contenders": found,
@@ -68,10 +69,10 @@ def encoding(
 
 
 def contenders(
-    checkpoint: Checkpoint, scale: Scale, device: torch.device, folder: Path
+    checkpoint: Checkpoint, workload: Workload, device: torch.device, folder: Path
 ) -> Iterator[tuple[str, Callable[[], Encode]]]:
     """By name, what prepares them."""
-    how, plain = checkpoint.preprocessing, checkpoint.model.encoder.to(device).eval()
+    how, plain = checkpoint.preprocessing, checkpoint.encoder.to(device).eval()
     on_gpu = device.type == "cuda"
 
     @torch.inference_mode()
@@ -86,11 +87,13 @@ def contenders(
     yield "ours, uncompiled", lambda: GpuEncoder(plain, how, device=device, compiled=False)
     yield PEERS[0], lambda: lambda frames: eager(frames, half=True)
     yield EXACT, lambda: lambda frames: eager(frames, half=False)
-    yield PEERS[2], lambda: by_onnxruntime(checkpoint, scale, device, folder, "CUDA" if on_gpu else "CPU")
-    yield PEERS[3], lambda: by_onnxruntime(checkpoint, scale, device, folder, "Tensorrt")
+    yield PEERS[2], lambda: by_onnxruntime(checkpoint, workload, device, folder, "CUDA" if on_gpu else "CPU")
+    yield PEERS[3], lambda: by_onnxruntime(checkpoint, workload, device, folder, "Tensorrt")
 
 
-def by_onnxruntime(checkpoint: Checkpoint, scale: Scale, device: torch.device, folder: Path, provider: str) -> Encode:
+def by_onnxruntime(
+    checkpoint: Checkpoint, workload: Workload, device: torch.device, folder: Path, provider: str
+) -> Encode:
     """The network by one of ONNX Runtime's providers; `RuntimeError` where that is not installed."""
     import onnxruntime
 
@@ -105,7 +108,7 @@ def by_onnxruntime(checkpoint: Checkpoint, scale: Scale, device: torch.device, f
         _export(checkpoint, device, dtype, graph)
     shapes = {
         name: f"pixels:{clips * FRAMES_PER_CLIP}x3x{how.crop_px}x{how.crop_px}"
-        for name, clips in (("min", 1), ("opt", max(scale.batches)), ("max", max(scale.batches)))
+        for name, clips in (("min", 1), ("opt", max(workload.batches)), ("max", max(workload.batches)))
     }
     settings = {f"trt_profile_{name}_shapes": shape for name, shape in shapes.items()} | {"trt_fp16_enable": "True"}
     session = onnxruntime.InferenceSession(
@@ -133,7 +136,7 @@ def by_onnxruntime(checkpoint: Checkpoint, scale: Scale, device: torch.device, f
 
 def _export(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, graph: Path) -> None:
     encoder, crop_px = (
-        copy.deepcopy(checkpoint.model.encoder).to(device, dtype).eval(),
+        copy.deepcopy(checkpoint.encoder).to(device, dtype).eval(),
         checkpoint.preprocessing.crop_px,
     )
     torch.onnx.export(
@@ -148,18 +151,18 @@ def _export(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, gr
     )
 
 
-def _speed(encode: Encode, frames: np.ndarray, scale: Scale, device: torch.device) -> dict[str, Any]:
+def _speed(encode: Encode, frames: np.ndarray, workload: Workload, device: torch.device) -> dict[str, Any]:
     """A clip alone until its features are there; and batches one after the other, nobody waited for but the last."""
     clips_per_s = {}
-    for clips in scale.batches:
+    for clips in workload.batches:
         batch = frames[: clips * FRAMES_PER_CLIP]
         encode(batch)
-        calls = partial(_calls, encode, batch, scale.rounds)
+        calls = partial(_calls, encode, batch, workload.rounds)
         seconds = statistics.median(timed_s(calls, device) for _ in range(3))
-        clips_per_s[clips] = scale.rounds * clips / seconds
+        clips_per_s[clips] = workload.rounds * clips / seconds
     one = frames[:FRAMES_PER_CLIP]
     return {
-        "one_clip_ms": median_ms(lambda: encode(one), scale.rounds, device),
+        "one_clip_ms": median_ms(lambda: encode(one), workload.rounds, device),
         "clips_per_s": clips_per_s,
         "best_clips_per_s": max(clips_per_s.values()),
     }

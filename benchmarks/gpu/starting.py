@@ -29,7 +29,7 @@ from pathlib import Path
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime.cuda import compiled_kernels
 checkpoint = checkpoints.load(Path(sys.argv[1]))
-kernels = compiled_kernels(checkpoint.model.encoder, checkpoint.preprocessing, device=torch.device(sys.argv[2]))
+kernels = compiled_kernels(checkpoint.encoder, checkpoint.preprocessing, device=torch.device(sys.argv[2]))
 Path(sys.argv[3]).write_bytes(kernels)
 """
 

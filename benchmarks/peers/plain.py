@@ -96,7 +96,7 @@ class PlainCaptioner:
 
     @torch.inference_mode()
     def caption(self, body: bytes) -> str:
-        features = self.model.encoder(self.frames(body).to(self.device))
+        features = self.checkpoint.encoder(self.frames(body).to(self.device))
         best, *_ = search_by_loop(
             self.model.decoder, features, beam_size=BEAM_SIZE, max_words=self.checkpoint.max_words
         )

@@ -27,19 +27,13 @@ from training.loop.step import Trainee
 SPLITS = ("train", "validation")
 
 
-class GivenFeatures(nn.Module):
-    """Stands for the encoder where a data set comes as features: such a checkpoint cannot look at clips."""
-
-    name = "given features"
-
-
 def cached_features(
     trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int, processes: Processes
 ) -> NDArray[np.float32] | None:
     """(N, L, D), by row of the data set; None where SIGTERM came first. Processes share the work and the file."""
     made_with = json.dumps(
         {
-            "encoder": digest(trainee.model.encoder),
+            "encoder": digest(trainee.encoder),
             "dataset": dataset.digest(),
             "preprocessing": asdict(trainee.preprocessing),
             "mixed_precision": trainee.stage.mixed_precision,

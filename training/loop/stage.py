@@ -22,6 +22,7 @@ from torch import nn
 from etenet.errors import UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
+from etenet.model.encoder import Encoder
 from etenet.scoring.scores import Scorer
 from training import curves
 from training.data.datasets import Clip, Dataset
@@ -84,9 +85,12 @@ class _Training:
         self.made_with = _made_with(run, start)
         model = start.model.to(run.processes.device).to(memory_format=torch.channels_last)
         model.decoder.requires_grad_(True)
-        model.encoder.requires_grad_(self.stage.encoder_learning_rate > 0)
-        if self.stage.activation_checkpointing and self.stage.encoder_learning_rate:
-            checkpoint_activations(model.encoder.network)
+        if isinstance(model.encoder, Encoder):
+            model.encoder.requires_grad_(self.stage.encoder_learning_rate > 0)
+            if self.stage.activation_checkpointing and self.stage.encoder_learning_rate:
+                checkpoint_activations(model.encoder.network)
+        elif self.stage.encoder_learning_rate:
+            raise UsageError("the data set holds features, not frames: there is no encoder to learn at a rate")
         self.learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.trainee = Trainee(model, start.preprocessing, self.stage)
         self.optimizer = torch.optim.Adam(_parameter_groups(model, self.stage))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from etenet.errors import UsageError
 from etenet.model.config import Preprocessing
+from etenet.model.encoder import Encoder
 from etenet.model.etenet import EtENet
 from etenet.model.preprocess import preprocess
 from training.data.datasets import Sentences
@@ -36,7 +37,14 @@ class Trainee(nn.Module):
         self.model = model
         self.preprocessing = preprocessing
         self.stage = stage
-        self.compiled = CompiledForward(model.encode, model.encoder, compiler) if stage.compiled else None
+        has_encoder = isinstance(model.encoder, Encoder)
+        self.compiled = CompiledForward(model.encode, self.encoder, compiler) if stage.compiled and has_encoder else None
+
+    @property
+    def encoder(self) -> Encoder:
+        """Not for a network that learns from given features: it has none."""
+        assert isinstance(self.model.encoder, Encoder)
+        return self.model.encoder
 
     def features(self, seen: Tensor) -> Tensor:
         """uint8 frames (B, L, resize_px, resize_px, 3), or features that are known already -> features (B, L, D)."""

@@ -274,7 +274,7 @@ class Captioner:
     @torch.inference_mode()
     def _encode_exactly(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         pixels = preprocess(torch.from_numpy(frames).to(self.device), self.checkpoint.preprocessing)
-        features: torch.Tensor = self._model.encoder(pixels)
+        features: torch.Tensor = self.checkpoint.encoder(pixels)
         return features
 
     @property
@@ -374,7 +374,7 @@ def _recorded(
 
     try:
         encoder = GpuEncoder(
-            checkpoint.model.encoder,
+            checkpoint.encoder,
             checkpoint.preprocessing,
             device=device,
             kernels=kernels.read_bytes() if kernels else None,

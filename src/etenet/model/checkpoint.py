@@ -18,7 +18,7 @@ from etenet.errors import CheckpointError, UsageError
 from etenet.files import replacing
 from etenet.model.config import DecoderConfig, Preprocessing
 from etenet.model.decoder import Decoder
-from etenet.model.encoder import Encoder, default_preprocessing, feature_size
+from etenet.model.encoder import GIVEN_FEATURES, AbsentEncoder, Encoder, default_preprocessing, feature_size
 from etenet.model.etenet import EtENet
 from etenet.model.vocabulary import Vocabulary
 
@@ -34,6 +34,13 @@ class Checkpoint:
     vocabulary: Vocabulary
     preprocessing: Preprocessing
     max_words: int = 20
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; `CheckpointError` where the checkpoint has none."""
+        if isinstance(self.model.encoder, AbsentEncoder):
+            raise CheckpointError(f"there is no encoder here, only its name: {self.model.encoder.name!r}")
+        return self.model.encoder
 
 
 def initialise(
@@ -74,9 +81,14 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
 def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool = True) -> Checkpoint:
     """Read a checkpoint for inference: float32, eval mode, gradients off; on any fault `CheckpointError`.
 
-    Without its encoder, which then is `Encoder.absent`, no more of the file is read than the rest.
+    `with_encoder=False` gives an `AbsentEncoder` and reads only the rest of the file. A decoder that was trained on
+    features alone can be loaded in no other way.
     """
     contents = _read(path, mmap=not with_encoder)
+    if with_encoder and contents.get("encoder") == GIVEN_FEATURES:
+        raise CheckpointError(
+            f"{path} has no encoder: it was trained on features, so it cannot caption video; train on clips"
+        )
     try:
         vocabulary = Vocabulary(contents["vocabulary"])
         decoder = DecoderConfig(**contents["decoder"])
@@ -84,7 +96,7 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
         if decoder.vocabulary_size != len(vocabulary):
             raise ValueError(f"{len(vocabulary)} words for a decoder of {decoder.vocabulary_size}")
         with torch.device("meta"):
-            encoder = Encoder(contents["encoder"]) if with_encoder else Encoder.absent(contents["encoder"])
+            encoder = Encoder(contents["encoder"]) if with_encoder else AbsentEncoder(contents["encoder"])
             model = EtENet(encoder, Decoder(decoder))
         weights = {
             name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=not with_encoder)

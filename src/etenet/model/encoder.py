@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,8 @@ from etenet.model.config import Preprocessing
 
 # The paper resizes to 314 and crops to Inception-ResNet-v2's 299; other input sizes keep that ratio.
 RESIZE_OVER_CROP = 314 / 299
+
+GIVEN_FEATURES = "given features"  # stands for the encoder's name where a decoder was trained on features alone
 
 _UNFIT = ("alexnet", "vgg", "resnext101_")  # these end in a vector, or cannot be built without their weights' memory
 
@@ -79,14 +82,6 @@ class Encoder(nn.Module):
                 setattr(self.network, classifier, nn.Identity())
         self.requires_grad_().train()
 
-    @classmethod
-    def absent(cls, name: str) -> Encoder:
-        """Only the name of one, for who has its features already."""
-        encoder = cls.__new__(cls)
-        nn.Module.__init__(encoder)
-        encoder.name = name
-        return encoder
-
     def _batch_norms(self) -> Iterable[nn.Module]:
         return (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
 
@@ -107,6 +102,13 @@ class Encoder(nn.Module):
         """frames (N, 3, crop_px, crop_px) -> features (N, D)."""
         feature_map: Tensor = self.network.features(frames)
         return feature_map.mean(dim=(-2, -1), dtype=torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentEncoder:
+    """The name of an encoder whose weights are not here: the network can decode features and cannot look at frames."""
+
+    name: str = GIVEN_FEATURES
 
 
 def feature_size(name: str) -> int:

@@ -55,7 +55,7 @@ def compile_encoder(checkpoint: Checkpoint, graph: Path) -> None:
 
     `RuntimeError` where the outcome does not compute what the plain network does.
     """
-    how, encoder = checkpoint.preprocessing, checkpoint.model.encoder.eval()
+    how, encoder = checkpoint.preprocessing, checkpoint.encoder.eval()
     example = np.random.default_rng(0).integers(0, 256, (2, how.resize_px, how.resize_px, 3), dtype=np.uint8)
     pixels = preprocess(torch.from_numpy(example), how)
     with warnings.catch_warnings(), torch.inference_mode():

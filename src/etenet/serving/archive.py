@@ -102,7 +102,7 @@ def _gpu_kernels(checkpoint: Checkpoint) -> bytes:
             "there is no GPU here to compile for; package on a machine with a GPU like the one that serves"
         )
     try:
-        return compiled_kernels(checkpoint.model.encoder, checkpoint.preprocessing, device=torch.device("cuda"))
+        return compiled_kernels(checkpoint.encoder, checkpoint.preprocessing, device=torch.device("cuda"))
     except RuntimeError as error:
         raise UsageError(f"the encoder cannot be compiled for this GPU: {error}") from error
 
