@@ -1,8 +1,8 @@
 """The only file that speaks TorchServe's handler protocol: rows and headers in, JSON bytes out.
 
-TorchServe wants exactly one class here. One exception would answer for a whole batch, so none leaves `handle`: every
-row gets its own status and its own body. Status phrases are fixed ASCII and bodies are bytes, since a newline or a
-lone surrogate in either would kill the worker.
+TorchServe wants exactly one class here. An exception would fail a whole batch, so none leaves `handle`: every row gets
+its own status and its own body. Status phrases are fixed ASCII and bodies are bytes, because a newline or a lone
+surrogate in either would kill the worker.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
 from etenet.captioning.captions import Outcome, SegmentCaptions
-from etenet.captioning.options import OPTIONS
-from etenet.errors import ERROR_HEADER, DeviceFailed, EmptyBody, InternalError, NotAVideo, Overloaded
+from etenet.errors import ERROR_HEADER, DeviceFailed, InternalError, Overloaded
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.serving.config import FAILURE_FILE_VARIABLE
-from etenet.serving.request_log import Answered, record
+from etenet.serving.request import Request
+from etenet.serving.request_log import RequestRecord, record_batch
 from etenet.video.nvdec import GpuDecoding
 
 _log = logging.getLogger("etenet.handler")
@@ -81,54 +81,43 @@ class EtenetHandler:
         }
 
     def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:
-        started, count = time.perf_counter(), len(data)
-        headers = [_text_headers(context.get_all_request_header(number)) for number in range(count)]
-        waited_s = [metrics.seconds_since(of_request.get("x-request-start", "")) for of_request in headers]
-        with metrics.in_progress(count):
-            outcomes = self._outcomes(data, headers)
-            answers = [self._answer(number, outcomes[number], headers[number], context) for number in range(count)]
+        started = time.perf_counter()
+        with metrics.in_progress(len(data)):
+            requests = [
+                Request.read(str(context.get_request_id(number)), row, context.get_all_request_header(number))
+                for number, row in enumerate(data)
+            ]
+            outcomes = self._outcomes(requests)
+            pairs = list(zip(requests, outcomes, strict=True))
+            bodies = [self._respond(number, *pair, context) for number, pair in enumerate(pairs)]
         seconds = time.perf_counter() - started
-        record(
+        record_batch(
             [
-                Answered(
-                    id=str(context.get_request_id(number)),
-                    body_bytes=_size(data[number]),
-                    waited_s=waited_s[number],
-                    seconds=seconds,
-                    outcome=outcomes[number],
-                )
-                for number in range(count)
-                if data[number].get("body") != CANARY
+                RequestRecord(request=request, outcome=outcome, seconds=seconds)
+                for request, outcome in pairs
+                if request.body != CANARY
             ]
         )
-        return answers
+        return bodies
 
-    def _outcomes(self, data: list[Mapping[str, Any]], headers: list[dict[str, str]]) -> list[Outcome]:
-        outcomes: dict[int, Outcome] = {}
-        bodies: dict[int, bytes] = {}
-        options: dict[int, etenet.CaptionOptions] = {}
-        for number, row in enumerate(data):
-            try:
-                options[number] = etenet.CaptionOptions.parse(_option_texts(row, headers[number]))
-                bodies[number] = _body(row)
-            except etenet.CaptionError as error:
-                outcomes[number] = error
-        good = [number for number in range(len(data)) if number not in outcomes]
+    def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
+        good = [request for request in requests if not request.error]
         try:
-            captions = self.captioner.caption_batch(
-                [bodies[number] for number in good], [options[number] for number in good]
+            captions = iter(
+                self.captioner.caption_batch([request.body for request in good], [request.options for request in good])
             )
-            outcomes.update(zip(good, captions, strict=True))
+            return [request.error or next(captions) for request in requests]
         except DeviceFailed:
             _log.exception("this worker cannot go on; TorchServe starts another")
             logging.shutdown()
             os._exit(1)
         except Exception:
-            _log.exception("captioning a batch failed in a way that is our own bug")
-            outcomes.update(dict.fromkeys(good, InternalError("the clip could not be captioned; the log says why")))
-        return [outcomes[number] for number in range(len(data))]
+            _log.exception("captioning a batch failed because of a bug")
+            bug = InternalError("the clip could not be captioned; the log says why")
+            return [request.error or bug for request in requests]
 
-    def _answer(self, number: int, outcome: Outcome, headers: Mapping[str, str], context: Any) -> bytes:
+    def _respond(self, number: int, request: Request, outcome: Outcome, context: Any) -> bytes:
+        """Set status and headers of a response, and return its body."""
         content_type = "application/json"
         if isinstance(outcome, etenet.CaptionError):
             context.set_response_status(outcome.status.value, outcome.status.phrase, number)
@@ -136,31 +125,26 @@ class EtenetHandler:
             if isinstance(outcome, Overloaded):
                 context.set_response_header(number, "Retry-After", "1")
             body = _json(outcome.as_dict())
-        elif wanted := _wanted_text(headers.get("accept", "")):
+        elif text_type := _text_type(request.accept):
             captions = outcome.segments if isinstance(outcome, SegmentCaptions) else (outcome,)
-            content_type = f"{wanted}; charset=utf-8"
-            body = TEXTS[wanted]([caption.as_segment() for caption in captions]).encode()
+            content_type = f"{text_type}; charset=utf-8"
+            body = TEXTS[text_type]([caption.as_segment() for caption in captions]).encode()
         else:
-            answer = outcome.as_dict(attention=headers.get("explain") == "True")
-            timing = answer.pop("timing_ms")
-            body = _json({**answer, "model": self.model, "timing_ms": timing})
+            fields = outcome.as_dict(attention=request.explain)
+            timing = fields.pop("timing_ms")
+            body = _json({**fields, "model": self.model, "timing_ms": timing})
         context.set_response_content_type(number, content_type)
         return body
 
 
 def _on_gpu(number: int, settings: Mapping[str, Any]) -> tuple[str, GpuDecoding | None]:
-    """The device of a worker that TorchServe gave a GPU, and which clips that decodes, too."""
+    """The device of a worker with a GPU, and which clips the GPU decodes."""
     from_pixels = settings.get("decode_from_pixels", 0)
     return f"cuda:{number}", GpuDecoding(device=number, from_pixels=from_pixels) if from_pixels else None
 
 
-def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
-    """Header names in lower case; TorchServe mixes in dictionaries, one per form field, which are left out."""
-    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-
-
-def _wanted_text(accept: str) -> str | None:
-    """The first media type that we know, if that is not JSON. Source: RFC 9110, 12.5.1, without weights."""
+def _text_type(accept: str) -> str | None:
+    """The first known media type of an Accept header, None for JSON. Source: RFC 9110, 12.5.1, without weights."""
     for media_range in accept.lower().split(","):
         media_type = media_range.partition(";")[0].strip()
         if media_type in TEXTS:
@@ -168,41 +152,6 @@ def _wanted_text(accept: str) -> str | None:
         if media_type in ("application/json", "*/*"):
             break
     return None
-
-
-def _option_texts(row: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
-    """Options from headers; a form field of the option's own name goes before them."""
-    texts = {}
-    for option in OPTIONS:
-        if option.name in row:
-            texts[option.name] = _bytes(row[option.name]).decode(errors="replace")
-        elif option.header.lower() in headers:
-            texts[option.name] = headers[option.header.lower()]
-    return texts
-
-
-def _body(row: Mapping[str, Any]) -> bytes:
-    """The video: the request's body, or the form field `data`."""
-    for name in ("body", "data"):
-        if name in row:
-            return _bytes(row[name])
-    raise EmptyBody(
-        "there is no video in the request; send it as the body (curl -T clip.mp4) or as the form field 'data'"
-    )
-
-
-def _size(row: Mapping[str, Any]) -> int:
-    sent = row.get("body", row.get("data"))
-    return len(sent) if isinstance(sent, bytes | bytearray | str) else 0
-
-
-def _bytes(value: Any) -> bytes:
-    """With another configuration than ours, TorchServe gives text as str and JSON as what it parses to."""
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    if isinstance(value, str):
-        return value.encode(errors="replace")
-    raise NotAVideo("the body is JSON; send the video itself, for example with curl -T clip.mp4")
 
 
 def _json(value: Any) -> bytes:

@@ -1,0 +1,85 @@
+"""One request for a caption: its video and its options, or what is wrong with them.
+
+Knows nothing of TorchServe but the mappings that it gives: a row with the fields of the body, and headers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from etenet import metrics
+from etenet.captioning.options import OPTIONS, CaptionOptions
+from etenet.errors import CaptionError, EmptyBody, NotAVideo
+
+_BODY_FIELDS = ("body", "data")  # a plain body, and the field of a multipart form
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """`error` says why it cannot be captioned; then `options` are the default ones, and `body` may be empty.
+
+    `waited_s` is the time from the front to the worker, None without a front.
+    """
+
+    id: str
+    body: bytes
+    options: CaptionOptions
+    accept: str
+    explain: bool
+    waited_s: float | None
+    error: CaptionError | None = None
+
+    @classmethod
+    def read(cls, id: str, row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
+        """Raises nothing for what a client may send: it becomes `error`."""
+        # TorchServe puts a dictionary for each field of a form among the headers.
+        texts = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+        body, options, error = b"", CaptionOptions(), None
+        try:
+            options = CaptionOptions.parse(_option_texts(row, texts))
+        except CaptionError as wrong:
+            error = wrong
+        try:
+            body = _body(row)
+        except CaptionError as wrong:
+            error = error or wrong
+        return cls(
+            id=id,
+            body=body,
+            options=options,
+            accept=texts.get("accept", ""),
+            explain=texts.get("explain") == "True",
+            waited_s=metrics.seconds_since(texts.get("x-request-start", "")),
+            error=error,
+        )
+
+
+def _option_texts(row: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
+    """A form field goes before the header of the same option."""
+    texts = {}
+    for option in OPTIONS:
+        if option.name in row:
+            texts[option.name] = _bytes(row[option.name]).decode(errors="replace")
+        elif option.header.lower() in headers:
+            texts[option.name] = headers[option.header.lower()]
+    return texts
+
+
+def _body(row: Mapping[str, Any]) -> bytes:
+    for name in _BODY_FIELDS:
+        if name in row:
+            return _bytes(row[name])
+    raise EmptyBody(
+        "there is no video in the request; send it as the body (curl -T clip.mp4) or as the form field 'data'"
+    )
+
+
+def _bytes(value: Any) -> bytes:
+    """With `decode_input_request` on, TorchServe gives text as str and JSON as parsed."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if isinstance(value, str):
+        return value.encode(errors="replace")
+    raise NotAVideo("the body is JSON; send the video itself, for example with curl -T clip.mp4")

@@ -1,0 +1,52 @@
+"""A request is read once: video, options and headers, or the reason why it cannot be captioned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from etenet.captioning.options import CaptionOptions
+from etenet.errors import BadOption, EmptyBody, NotAVideo
+from etenet.serving.request import Request
+
+
+def read(row: dict[str, Any], headers: dict[str, Any] | None = None) -> Request:
+    return Request.read("7", row, headers or {})
+
+
+@pytest.mark.parametrize("value", [b"clip", bytearray(b"clip"), "clip"])
+@pytest.mark.parametrize("field", ["body", "data"])
+def test_the_video_is_the_body_or_the_field_data(field: str, value: object) -> None:
+    request = read({field: value})
+    assert (request.id, request.body, request.options, request.error) == ("7", b"clip", CaptionOptions(), None)
+    assert (request.accept, request.explain, request.waited_s) == ("", False, None)
+
+
+def test_headers_are_read_without_regard_to_case() -> None:
+    headers = {"X-ETENET-Captions": "2", "Accept": "text/vtt", "Explain": "True", "beam_size": {"a form": "field"}}
+    request = read({"body": b"clip"}, headers)
+    assert (request.options, request.accept, request.explain) == (CaptionOptions(captions=2), "text/vtt", True)
+
+
+def test_a_form_field_goes_before_the_header() -> None:
+    request = read({"data": b"clip", "captions": b"3"}, {"x-etenet-captions": "2", "x-etenet-beam-size": "4"})
+    assert request.options == CaptionOptions(captions=3, beam_size=4)
+
+
+def test_a_bad_option_leaves_the_body_to_be_counted() -> None:
+    request = read({"body": b"clip"}, {"x-etenet-captions": "many"})
+    assert isinstance(request.error, BadOption)
+    assert request.body == b"clip"
+
+
+@pytest.mark.parametrize(
+    ("row", "error"),
+    [({}, EmptyBody), ({"body": {"video": 1}}, NotAVideo), ({"body": b"clip", "captions": {"a": 1}}, NotAVideo)],
+)
+def test_what_holds_no_video_becomes_an_error(row: dict[str, Any], error: type[Exception]) -> None:
+    assert isinstance(read(row).error, error)
+
+
+def test_of_two_errors_the_options_come_first() -> None:
+    assert isinstance(read({}, {"x-etenet-captions": "many"}).error, BadOption)
