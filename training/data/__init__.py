@@ -1,0 +1,1 @@
+"""Annotations and clips become a dataset folder, and a dataset folder becomes batches."""
