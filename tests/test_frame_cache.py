@@ -16,7 +16,7 @@ from etenet.errors import UsageError
 from etenet.video.sampling import sample_frames
 from tests.clips import audio_only, video
 from training.data import frame_cache
-from training.data.frame_cache import Failure, Job, Progress, fill
+from training.data.frame_cache import CacheLog, Failure, Job, fill
 
 SIZE_PX = 24
 
@@ -37,9 +37,9 @@ def test_every_row_holds_the_frames_of_its_clip_and_bad_clips_leave_theirs_empty
     bad = [tmp_path / name for name in ("sound.mp4", "cut.mp4", "gone.mp4")]
     jobs = [Job(row, file) for row, file in enumerate([*clips, *bad])]
     out = tmp_path / "out"
-    with Progress(out, {}) as progress:
-        failures = fill(out, jobs, progress, rows=9, resize_px=SIZE_PX)
-        assert progress.done == set(range(5))
+    with CacheLog(out, {}) as log:
+        failures = fill(out, jobs, log, rows=9, resize_px=SIZE_PX)
+        assert log.done == set(range(5))
     assert {row: failure.code for row, failure in failures.items()} == {
         5: "not_a_video",
         6: "undecodable_video",
@@ -57,9 +57,9 @@ def test_a_clip_that_takes_its_process_down_is_told_apart_from_its_neighbours(
 ) -> None:
     jobs = [Job(row, file) for row, file in enumerate(clips)]
     jobs.insert(2, Job(7, tmp_path / "deadly.mp4", render=partial(os._exit, 3)))
-    with Progress(tmp_path / "out", {}) as progress:
-        failures = fill(tmp_path / "out", jobs, progress, rows=8, resize_px=SIZE_PX)
-        assert progress.done == set(range(5))
+    with CacheLog(tmp_path / "out", {}) as log:
+        failures = fill(tmp_path / "out", jobs, log, rows=8, resize_px=SIZE_PX)
+        assert log.done == set(range(5))
     assert {row: failure.code for row, failure in failures.items()} == {7: "decoder_crashed"}
     assert np.load(tmp_path / "out" / "frames.npy")[:5].any(axis=(1, 2, 3, 4)).all()
 
@@ -75,13 +75,13 @@ def test_our_own_bug_costs_one_clip(clips: list[Path], tmp_path: Path, monkeypat
 
 def test_rows_that_are_done_are_left_alone_and_the_rest_is_tried_again(clips: list[Path], tmp_path: Path) -> None:
     file, out = tmp_path / "clip.mp4", tmp_path / "out"
-    with Progress(out, {}) as progress:
+    with CacheLog(out, {}) as log:
         jobs = [Job(0, clips[0]), Job(1, file)]
-        assert fill(out, jobs, progress, rows=2, resize_px=SIZE_PX).keys() == {1}
+        assert fill(out, jobs, log, rows=2, resize_px=SIZE_PX).keys() == {1}
     shutil.copyfile(clips[1], file)
-    with Progress(out, {}) as progress:
+    with CacheLog(out, {}) as log:
         jobs = [Job(0, tmp_path / "no longer there"), Job(1, file)]
-        assert fill(out, jobs, progress, rows=2, resize_px=SIZE_PX) == {}
+        assert fill(out, jobs, log, rows=2, resize_px=SIZE_PX) == {}
     frames = np.load(out / "frames.npy")
     for row in (0, 1):
         expected = sample_frames(clips[row].read_bytes(), resize_px=SIZE_PX).frames
@@ -89,62 +89,62 @@ def test_rows_that_are_done_are_left_alone_and_the_rest_is_tried_again(clips: li
 
 
 def test_a_folder_begun_with_something_else_is_refused(tmp_path: Path) -> None:
-    with Progress(tmp_path, {"resize_px": 24, "clips": "a"}):
+    with CacheLog(tmp_path, {"resize_px": 24, "clips": "a"}):
         pass
-    with Progress(tmp_path, {"resize_px": 24, "clips": "a"}) as progress:
-        progress.note(3)
+    with CacheLog(tmp_path, {"resize_px": 24, "clips": "a"}) as log:
+        log.note(3)
     with pytest.raises(UsageError, match="begun with resize_px = 24, now it is 32; name another folder or empty this"):
-        Progress(tmp_path, {"resize_px": 32, "clips": "a"})
+        CacheLog(tmp_path, {"resize_px": 32, "clips": "a"})
     with pytest.raises(UsageError, match="begun with seed = None, now it is 1"):
-        Progress(tmp_path, {"resize_px": 24, "clips": "a", "seed": 1})
-    with Progress(tmp_path, {"resize_px": 24, "clips": "a"}) as progress:
-        assert progress.done == {3}
+        CacheLog(tmp_path, {"resize_px": 24, "clips": "a", "seed": 1})
+    with CacheLog(tmp_path, {"resize_px": 24, "clips": "a"}) as log:
+        assert log.done == {3}
 
 
 def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(UsageError, match="holds other files; name an empty folder"):
-        Progress(tmp_path, {})
+        CacheLog(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UsageError, match=r"cannot write to .*thesis"):
-        Progress(tmp_path / "thesis.txt", {})
+        CacheLog(tmp_path / "thesis.txt", {})
 
 
 def test_two_runs_on_one_folder_are_refused(tmp_path: Path) -> None:
-    with Progress(tmp_path, {}), pytest.raises(UsageError, match="another run is preparing"):
-        Progress(tmp_path, {})
-    with Progress(tmp_path, {}):
+    with CacheLog(tmp_path, {}), pytest.raises(UsageError, match="another run is preparing"):
+        CacheLog(tmp_path, {})
+    with CacheLog(tmp_path, {}):
         pass
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"ro', b'{"row": 1'])
 def test_a_line_that_was_cut_by_a_kill_counts_as_not_written(tmp_path: Path, torn: bytes) -> None:
-    with Progress(tmp_path, {"a": 1}) as progress:
-        progress.note(0)
+    with CacheLog(tmp_path, {"a": 1}) as log:
+        log.note(0)
     with (tmp_path / "progress.jsonl").open("ab") as file:
         file.write(torn)
-    with Progress(tmp_path, {"a": 1}) as progress:
-        assert progress.done == {0}
-        progress.note(2)
+    with CacheLog(tmp_path, {"a": 1}) as log:
+        assert log.done == {0}
+        log.note(2)
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert lines == [{"a": 1}, {"row": 0}, {"row": 2}]
 
 
 def test_a_run_killed_before_its_first_line_was_whole_begins_again(tmp_path: Path) -> None:
     (tmp_path / "progress.jsonl").write_bytes(b'{"resize_px"')
-    with Progress(tmp_path, {"a": 1}) as progress:
-        assert progress.done == set()
+    with CacheLog(tmp_path, {"a": 1}) as log:
+        assert log.done == set()
     assert (tmp_path / "progress.jsonl").read_text() == '{"a": 1}\n'
 
 
 def test_what_was_done_and_is_damaged_or_gone_is_said(clips: list[Path], tmp_path: Path) -> None:
-    with Progress(tmp_path, {}) as progress:
-        progress.note(0)
+    with CacheLog(tmp_path, {}) as log:
+        log.note(0)
         with pytest.raises(UsageError, match=r"the frames that .*progress.jsonl speaks of are gone; empty"):
-            fill(tmp_path, [Job(0, clips[0])], progress, rows=1, resize_px=SIZE_PX)
+            fill(tmp_path, [Job(0, clips[0])], log, rows=1, resize_px=SIZE_PX)
     (tmp_path / "progress.jsonl").write_text("{}\n{}\n")
     with pytest.raises(UsageError, match=r"progress.jsonl is damaged; empty"):
-        Progress(tmp_path, {})
+        CacheLog(tmp_path, {})
 
 
 def test_frames_that_will_not_fit_are_not_begun(
@@ -152,8 +152,8 @@ def test_frames_that_will_not_fit_are_not_begun(
 ) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(free=16 * SIZE_PX**2 * 3))
-    with Progress(tmp_path / "out", {}) as progress:
+    with CacheLog(tmp_path / "out", {}) as log:
         jobs = [Job(row, file) for row, file in enumerate(clips)]
         with pytest.raises(UsageError, match=r"the frames need 0.0 GB and .* has 0.0 GB free; make room"):
-            fill(tmp_path / "out", jobs, progress, rows=5, resize_px=SIZE_PX)
-        assert fill(tmp_path / "out", jobs[:1], progress, rows=5, resize_px=SIZE_PX) == {}
+            fill(tmp_path / "out", jobs, log, rows=5, resize_px=SIZE_PX)
+        assert fill(tmp_path / "out", jobs[:1], log, rows=5, resize_px=SIZE_PX) == {}

@@ -24,7 +24,7 @@ import pytest
 from benchmarks.rig.servers import free_ports
 from etenet.cli import main
 from etenet.errors import Stopped, UsageError
-from etenet.jobs import journal, run
+from etenet.jobs import formats, run
 from etenet.jobs.inputs import Clip
 from etenet.jobs.journal import Journal, Record
 from etenet.jobs.progress import Summary
@@ -272,7 +272,7 @@ def texts(tmp_path: Path) -> list[Clip]:
 
 
 def do(clips: list[Clip], out: Path, engine: run.BodyEngine = echo, **how: Any) -> Summary:
-    form = journal.format_of(out)
+    form = formats.format_of(out)
     return run.run(clips, run.of_bodies(engine, 1000), out=out, form=form, **how)
 
 

@@ -24,7 +24,7 @@ from etenet.errors import UsageError
 from etenet.model.encoder import default_preprocessing
 from training.data import given_features, sources
 from training.data.dataset_folder import DEFAULT_MAX_WORDS, Entry, Wishes, write
-from training.data.frame_cache import Failure, Job, Progress, fill
+from training.data.frame_cache import CacheLog, Failure, Job, fill
 from training.data.sources import SourceClip
 from training.data.wording import Wording
 from training.demo.world import TRAIN_PER_COMBINATION
@@ -70,7 +70,7 @@ def prepare_demo(options: argparse.Namespace) -> int:
 def prepare_features(options: argparse.Namespace) -> int:
     """A dataset folder around features (N, L, D) that somebody else computed."""
     clips = given_features.clips_by_row(options.features, options.captions, _shares(options))
-    with Progress(options.out, _made_from(options, list(clips.values()))):
+    with CacheLog(options.out, _made_from(options, list(clips.values()))):
         given_features.copy(options.features, options.out / "features.npy")
         entries = _entries(clips)
         return write(options.out, entries, _without_captions(entries), _wishes(options))
@@ -79,12 +79,12 @@ def prepare_features(options: argparse.Namespace) -> int:
 def _prepare(clips: Sequence[SourceClip], options: argparse.Namespace) -> int:
     if options.resize_px is None:
         options.resize_px = default_preprocessing(options.encoder).resize_px
-    with Progress(options.out, _made_from(options, clips)) as progress:
+    with CacheLog(options.out, _made_from(options, clips)) as log:
         found = {row: clip for row, clip in enumerate(clips) if clip.file is not None}
         entries = _entries(found)
         failures = _without_captions(entries)
         jobs = [Job(row, clip.file, clip.render) for row, clip in found.items() if clip.file and row not in failures]
-        failures |= fill(options.out, jobs, progress, rows=len(clips), resize_px=options.resize_px)
+        failures |= fill(options.out, jobs, log, rows=len(clips), resize_px=options.resize_px)
         missing = [clip for clip in clips if clip.file is None]
         return write(options.out, entries, failures, _wishes(options), missing=missing)
 

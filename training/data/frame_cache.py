@@ -8,7 +8,6 @@ Knows files and rows, nothing of captions, splits or vocabularies.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -24,16 +23,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from etenet.files import replacing
-from etenet.video.sampling import FRAMES_PER_CLIP
-from etenet.video.limits import DecodeLimits
 from etenet.errors import CaptionError, DecoderCrashed, InternalError, UsageError
-from etenet.video.sampling import sample_frames
+from etenet.files import AppendOnlyLog, replacing
+from etenet.video.limits import DecodeLimits
+from etenet.video.sampling import FRAMES_PER_CLIP, sample_frames
 
 # What is served is what is trained on, but for the time: how fast a clip decodes depends on what else runs here.
 LIMITS = DecodeLimits(decode_deadline_s=120.0)
@@ -60,10 +59,10 @@ class Failure:
     message: str
 
 
-class Progress:
-    """What a folder is made from and which rows are done; holds the folder against a second run.
+class CacheLog:
+    """What a folder is made from and which rows are done. While it is open, no other run can use the folder.
 
-    Raises `UsageError` where the folder was begun with something else, or holds what this did not make.
+    Raises `UsageError` where the folder was begun with something else, holds other files or cannot be written.
     """
 
     def __init__(self, folder: Path, made_from: Mapping[str, object]) -> None:
@@ -72,62 +71,49 @@ class Progress:
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists() and any(folder.iterdir()):
                 raise UsageError(f"{folder} holds other files; name an empty folder or a new one with --out")
-            self._file = path.open("a+b")
-        except OSError as error:
-            raise UsageError(f"cannot write to {folder}: {error.strerror}; name another folder with --out") from error
-        try:
-            self._hold(folder)
-            self.done = self._begin(folder, json.loads(json.dumps(made_from)))
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _hold(self, folder: Path) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._log = AppendOnlyLog(path)
+            try:
+                self.done = self._begin(folder, json.loads(json.dumps(made_from)))
+            except BaseException:
+                self._log.close()
+                raise
         except BlockingIOError as error:
             raise UsageError(f"another run is preparing {folder}; wait until it ends") from error
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error.strerror}; name another folder with --out") from error
 
     def _begin(self, folder: Path, made_from: dict[str, object]) -> set[int]:
-        self._file.seek(0)
-        # A line that was cut by the end of its process was never written.
-        whole = [line for line in self._file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-        self._file.truncate(sum(map(len, whole)))
-        if not whole:
-            self._write(made_from)
-            return set()
+        whole = [line for line in self._log.lines() if line.endswith(b"\n")]
         try:
-            begun_with, *rows = [json.loads(line) for line in whole]
+            begun_with, *rows = [json.loads(line) for line in whole] or [made_from]
             done = {int(line["row"]) for line in rows}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{folder / 'progress.jsonl'} is damaged; empty {folder} and start again") from error
-        for name in sorted(begun_with.keys() | made_from.keys()):
+            names = sorted(begun_with.keys() | made_from.keys())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{self._log.path} is damaged; empty {folder} and start again") from error
+        for name in names:
             before, now = begun_with.get(name), made_from.get(name)
             if before != now:
                 raise UsageError(
                     f"{folder} was begun with {name} = {before}, now it is {now}; name another folder or empty this one"
                 )
+        self._log.cut_off_half_line()
+        if not whole:
+            self._log.add(made_from)
         return done
 
     def note(self, row: int) -> None:
-        """To be called once the row is on the disk."""
-        self._write({"row": row})
+        """To be called once the row is on the disk. Raises `OSError`."""
+        self._log.add({"row": row})
         self.done.add(row)
 
-    def _write(self, line: dict[str, object]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._log.close()
 
 
-def fill(folder: Path, jobs: Sequence[Job], progress: Progress, *, rows: int, resize_px: int) -> dict[int, Failure]:
+def fill(folder: Path, jobs: Sequence[Job], log: CacheLog, *, rows: int, resize_px: int) -> dict[int, Failure]:
     """Write `frames.npy`, (rows, 16, resize_px, resize_px, 3) uint8, and return the rows that stay empty.
 
     Rows already noted as done are left alone; those that failed before are tried again.
@@ -135,18 +121,18 @@ def fill(folder: Path, jobs: Sequence[Job], progress: Progress, *, rows: int, re
     whole, unfinished = folder / "frames.npy", folder / "frames.npy.partial"
     cache = whole if whole.exists() else unfinished
     shape = (rows, FRAMES_PER_CLIP, resize_px, resize_px, 3)
-    if not progress.done and cache is unfinished:
+    if not log.done and cache is unfinished:
         np.lib.format.open_memmap(cache, mode="w+", dtype=np.uint8, shape=shape)
     elif not cache.exists():
         raise UsageError(f"the frames that {folder / 'progress.jsonl'} speaks of are gone; empty {folder}, start again")
-    todo = [job for job in jobs if job.row not in progress.done]
+    todo = [job for job in jobs if job.row not in log.done]
     _check_space(folder, len(todo) * int(np.prod(shape[1:])))
     failures = {}
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="clip", disable=None) as bar:
         try:
             for job, failure in _outcomes(todo, partial(_store, cache=cache, resize_px=resize_px)):
                 if failure is None:
-                    progress.note(job.row)
+                    log.note(job.row)
                 else:
                     failures[job.row] = failure
                 bar.update()

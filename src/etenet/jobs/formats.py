@@ -12,7 +12,8 @@ from typing import Any
 
 from etenet.captioning import subtitles
 from etenet.errors import UsageError
-from etenet.jobs.journal import Record, line
+from etenet.files import json_line
+from etenet.jobs.journal import Record
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -65,7 +66,7 @@ def as_coco(records: Iterable[Record]) -> Iterator[bytes]:
     before = b"["
     for record in records:
         if "caption" in record:
-            yield before + line({"image_id": record["video"], "caption": record["caption"]}).rstrip()
+            yield before + json_line({"image_id": record["video"], "caption": record["caption"]}).rstrip()
             before = b",\n "
     yield b"[]\n" if before == b"[" else b"]\n"
 
@@ -77,7 +78,7 @@ def _as_subtitles(form: str, records: Iterable[Record]) -> Iterator[bytes]:
 
 
 WRITERS: dict[str, Callable[[Iterable[Record]], Iterator[bytes]]] = {
-    "jsonl": lambda records: map(line, records),
+    "jsonl": lambda records: map(json_line, records),
     "csv": as_csv,
     "coco": as_coco,
     "parquet": as_parquet,

@@ -26,7 +26,6 @@ from etenet.files import replacing
 from etenet.jobs import formats, subtitles
 from etenet.jobs.inputs import Clip, is_remote
 from etenet.jobs.journal import Journal, Record
-from etenet.jobs.journal import read as read_records
 from etenet.jobs.progress import Progress, Summary
 from etenet.video.segments import WHOLE, Cut
 
@@ -80,10 +79,10 @@ def run(
             if in_order:
                 journal.put_in_order(clip.video for clip in clips)
             if out and form in subtitles.FORMATS:
-                subtitles.write(read_records(journal.path), subtitles.places(clips, out, form), form)
+                subtitles.write(journal.records(), subtitles.places(clips, out, form), form)
             elif out and form != "jsonl":
                 with replacing(out) as file:
-                    file.writelines(formats.WRITERS[form](read_records(journal.path)))
+                    file.writelines(formats.WRITERS[form](journal.records()))
         else:
             for text in formats.WRITERS[form](records):
                 sys.stdout.buffer.write(text)

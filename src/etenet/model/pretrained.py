@@ -6,7 +6,6 @@ digits tell a damaged file, not a forged one; a forged one still runs no code, b
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from http.client import HTTPException
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from etenet.errors import UsageError
+from etenet.files import sha256
 from etenet.model.encoder import Encoder, published_url
 
 # How the SHA-256 of a file begins. The paper's network stands here so that no release of pretrainedmodels changes it.
@@ -32,8 +32,7 @@ def load_encoder(name: str, file: Path | None = None) -> Encoder:
     mend = f"put {published_url(name)} there, or give a file that training.stills made for {name}"
     if not file.is_file():
         raise UsageError(f"no encoder weights at {file}; {mend}")
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = sha256(file)
     is_published = digest.startswith(expected)
     what = f"{file} (SHA-256 {digest}; that of {name}'s ImageNet weights begins with {expected})"
     try:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from etenet.errors import UsageError
-from etenet.files import replacing
+from etenet.files import replacing, sha256
 
 if TYPE_CHECKING:
     from etenet.model.checkpoint import Checkpoint
@@ -155,8 +155,7 @@ def configure(unpacked: Path, settings: Mapping[str, object]) -> None:
 
 def _sha256(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError:
         return None
 

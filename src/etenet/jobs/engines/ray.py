@@ -7,7 +7,6 @@ to it.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pickle
@@ -27,10 +26,11 @@ from etenet.captioning.captioner import SANDBOX_EXISTS
 from etenet.captioning.captions import Caption, outcome_of
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import CaptionError, Stopped
+from etenet.files import sha256
 from etenet.jobs.engines import local
 from etenet.jobs.engines.local import JOB_LIMITS
 from etenet.jobs.inputs import Clip, is_remote
-from etenet.jobs.journal import Record, joined, record_of
+from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.run import Engine, Reached, part_of, read, segments_expected, size_of
 from etenet.linux import thread_settings
 from etenet.model import checkpoint as checkpoints
@@ -99,7 +99,7 @@ def engine(
                 else:
                     reached(names[clip_number][0], row["said_until_s"], row["duration_s"])
                 if len(parts[clip_number]) == parts_in_all.get(clip_number):
-                    record = joined([answer for _, answer in sorted(parts.pop(clip_number).items())])
+                    record = merged([answer for _, answer in sorted(parts.pop(clip_number).items())])
                     for video in names[clip_number]:
                         yield {"video": video, **record}
         except ray.exceptions.RayError as error:
@@ -141,8 +141,7 @@ def _digests(paths: list[str]) -> dict[str, str]:
 def _digest(row: dict[str, Any]) -> dict[str, Any]:
     """Of what a file holds; of one that cannot be read, its path, which is no other's."""
     try:
-        with open(row["path"], "rb") as file:
-            return {**row, "digest": hashlib.file_digest(file, "blake2b").hexdigest()}
+        return {**row, "digest": sha256(Path(row["path"]))}
     except OSError:
         return {**row, "digest": row["path"]}
 

@@ -21,7 +21,7 @@ import urllib3
 
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import ERROR_HEADER, Stopped, UsageError
-from etenet.jobs.journal import Record, joined, record_of
+from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.run import Answers, Engine, Reached, of_bodies
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import Cut
@@ -94,7 +94,7 @@ class _Client:
             records.append(answer.record)
             if rest := answer.rest:
                 reached(rest.start_s, answer.duration_s)
-        return joined(records)
+        return merged(records)
 
     def _answer(self, body: bytes, cut: Cut) -> _Answer:
         headers = replace(self._options, cut=cut).as_headers() | {"Content-Type": "application/octet-stream"}
