@@ -1,16 +1,23 @@
-"""Features that somebody else computed become a dataset folder, at the rows of their clips."""
+"""Features that somebody else computed become a dataset folder, and a decoder without an encoder learns from it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from etenet.errors import UsageError
-from training import prepare
+import etenet
+from etenet.cli import main
+from etenet.errors import CheckpointError, UsageError
+from etenet.model import checkpoint as checkpoints
+from etenet.model.encoder import AbsentEncoder
+from tests.conftest import DEMO, REPOSITORY
+from training import evaluate, prepare, train
 from training.data.datasets import Dataset
 
 
@@ -62,3 +69,76 @@ def test_features_with_a_hole_are_refused(tmp_path: Path, capsys: pytest.Capture
     assert prepare.main(command(tmp_path, given, '{"video": "a", "caption": "a dog"}')) == 2
     assert "row 0 holds infinities or NaN" in capsys.readouterr().err
     assert not (tmp_path / "out" / "features.npy").exists()
+
+
+def stage_1(data: Path, out: Path, *settings: str) -> Path:
+    given = ["epochs=2", "batch_clips=4", "meteor=False", "tokenizer=none", *settings]
+    sets = [argument for setting in given for argument in ("--set", setting)]
+    train.main(["demo", "--stage", "1", "--data", str(data), "--out", str(out), *sets])
+    return out / "stage1" / "best.pt"
+
+
+@pytest.fixture(scope="module")
+def decoder_alone(features_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that stage 1 made of given features."""
+    return stage_1(features_dataset, tmp_path_factory.mktemp("run"))
+
+
+def test_a_decoder_alone_says_by_type_that_it_has_no_encoder(decoder_alone: Path) -> None:
+    alone = checkpoints.load(decoder_alone, with_encoder=False)
+    assert alone.model.encoder == AbsentEncoder("given features")
+    with pytest.raises(CheckpointError, match="only its name: 'given features'"):
+        _ = alone.encoder
+    for load in (checkpoints.load, etenet.load):
+        with pytest.raises(CheckpointError, match=r"best\.pt has no encoder: .*; train on clips"):
+            load(decoder_alone)
+
+
+def test_a_decoder_alone_is_evaluated_on_features(
+    decoder_alone: Path, features_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--split", "validation", "--tokenizer", "none", "--out", str(tmp_path)]
+    evaluate.main(["--checkpoint", str(decoder_alone), "--data", str(features_dataset), *out])
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["checkpoint"] == f"sha256:{hashlib.sha256(decoder_alone.read_bytes()).hexdigest()}"
+    assert metrics["clips"] == 3
+    assert set(metrics["scores"]) >= {"BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
+    dataset = Dataset.load(features_dataset)
+    captions = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    assert [line["video"] for line in captions] == [clip.video for clip in dataset.clips["validation"]]
+    captioner = evaluate.load_captioner(decoder_alone, dataset)
+    for line, clip in zip(captions, dataset.clips["validation"], strict=True):
+        features = torch.from_numpy(dataset.features[[clip.row]])
+        ((best,),) = captioner.caption_features(features, etenet.CaptionOptions())
+        assert line["caption"] == best.text != ""
+    report = (tmp_path / "report.html").read_text()
+    assert (report.count("<article>"), report.count("<img")) == (3, 0)
+
+
+@pytest.mark.parametrize("command", ["package", "caption"])
+def test_what_captions_video_refuses_a_decoder_alone_in_one_line(
+    decoder_alone: Path, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = next((REPOSITORY / "examples").glob("*.mp4"))
+    arguments = {
+        "package": [str(decoder_alone), "--out", str(tmp_path / "etenet.mar")],
+        "caption": [str(clip), "--checkpoint", str(decoder_alone), "--out", str(tmp_path / "captions.jsonl")],
+    }
+    assert main([command, *arguments[command]]) == 2
+    error = capsys.readouterr().err
+    assert "best.pt has no encoder: it was trained on features, so it cannot caption video; train on clips" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_of_another_size_than_the_decoders_are_refused(features_dataset: Path) -> None:
+    with pytest.raises(UsageError, match=r"demo\.pt takes features of size 512, those of .* have 8"):
+        evaluate.load_captioner(DEMO, Dataset.load(features_dataset))
+
+
+def test_given_features_have_no_encoder_to_train(decoder_alone: Path, features_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no encoder to train in stage 2"):
+        train.main(["demo", "--stage", "2", "--data", str(features_dataset), "--out", str(decoder_alone.parents[1])])
+    with pytest.raises(UsageError, match="set encoder_learning_rate to 0"):
+        stage_1(features_dataset, tmp_path, "encoder_learning_rate=1e-5")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from training import report
-from training.report import Example
+from training.report import ReportedClip
 
 HOSTILE = "</p><script>alert('x')</script><img src=http://evil.example/a.png onerror=\"x\"> & \ud800"
 VOID = {"meta", "img"}
@@ -54,9 +54,9 @@ def example(
     caption: str = "a dog runs",
     shape: tuple[int, int, int] = (16, 120, 90),
     **scores: float,
-) -> Example:
+) -> ReportedClip:
     frames = np.broadcast_to(np.linspace(0, 255, shape[0], dtype=np.uint8)[:, None, None, None], (*shape, 3))
-    return Example(video=video, frames=frames, caption=caption, references=["a dog", "it runs"], scores=scores)
+    return ReportedClip(video=video, frames=frames, caption=caption, references=["a dog", "it runs"], scores=scores)
 
 
 def test_every_tag_is_closed_and_everything_given_is_shown() -> None:
@@ -72,7 +72,7 @@ def test_hostile_text_is_shown_and_not_obeyed(where: str) -> None:
         return HOSTILE if place == where else "harmless"
 
     frames = np.zeros((1, 8, 8, 3), np.uint8)
-    hostile = Example(
+    hostile = ReportedClip(
         video=at("video"),
         frames=frames,
         caption=at("caption"),
@@ -108,7 +108,7 @@ def test_pictures_are_a_few_frames_from_first_to_last(
     assert [brightness[0], brightness[-1]] == pytest.approx(wanted if pictures > 1 else [0, 0], abs=2)
 
 
-def videos(examples: list[Example], count: int) -> list[str]:
+def videos(examples: list[ReportedClip], count: int) -> list[str]:
     page = Page(report.html("t", {}, examples, count=count))
     return [line for line in page.text.split() if line.endswith(".mp4")]
 

@@ -1,8 +1,9 @@
 """`python -m training.evaluate`: caption the clips of a split with exactly the serving code, and score the captions.
 
-Writes `captions.jsonl`, `metrics.json` and `report.html` (the best and the worst clips) into the folder asked for and
-prints the metrics. Where clips carry labels (the demo world), a caption is right about an attribute if it names the
-clip's own value and no other.
+Writes `captions.jsonl`, `metrics.json` and `report.html` (the best and the worst clips) into the folder given by --out
+and prints the metrics. A data set of given features has no video files: its features go to the serving search, and the
+report has no pictures. Where clips carry labels (the demo world), a caption is right about an attribute if it names
+the clip's own value and no other.
 """
 
 from __future__ import annotations
@@ -10,47 +11,74 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 import etenet
 from etenet.errors import EtenetError, UsageError
+from etenet.model import checkpoint as checkpoints
 from etenet.scoring.scores import Scores, score
 from training.data.datasets import Clip, Dataset
 from training.demo import world
-from training.report import Example, html
+from training.report import ReportedClip, html
 
 BATCH_CLIPS = 8
 
 
+def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu") -> etenet.Captioner:
+    """What captions this data set: with its encoder for clips, without for given features."""
+    if dataset.features is None:
+        return etenet.load(checkpoint, device=device)
+    loaded, size = checkpoints.load(checkpoint, with_encoder=False), dataset.features.shape[-1]
+    if (expected := loaded.model.decoder.config.feature_size) != size:
+        raise UsageError(f"{checkpoint} takes features of size {expected}, those of {dataset.folder} have {size}")
+    return etenet.Captioner(loaded, checkpoint_id=f"sha256:{checkpoints.sha256(checkpoint)}", device=device)
+
+
 def caption_split(captioner: etenet.Captioner, dataset: Dataset, split: str) -> dict[str, str]:
-    """video -> caption; a clip that cannot be captioned raises its error."""
-    clips, captions = dataset.clips.get(split, []), {}
+    """video -> caption; a clip that cannot be captioned raises `UsageError`."""
+    clips = dataset.clips.get(split, [])
+    captions: dict[str, str] = {}
     if not clips:
         raise UsageError(f"{dataset.folder} has no {split} split; it has {', '.join(dataset.clips)}")
+    caption = _caption_clips if dataset.features is None else _caption_features
     with tqdm(total=len(clips), unit="clip", disable=None) as bar:
         for start in range(0, len(clips), BATCH_CLIPS):
             batch = clips[start : start + BATCH_CLIPS]
-            bodies = [dataset.clip_file(clip).read_bytes() for clip in batch]
-            for clip, outcome in zip(
-                batch, captioner.caption_batch(bodies, [etenet.CaptionOptions()] * len(batch)), strict=True
-            ):
-                if isinstance(outcome, etenet.CaptionError):
-                    raise UsageError(f"{dataset.clip_file(clip)}: {outcome}") from outcome
-                captions[clip.video] = outcome.text
+            captions |= zip((clip.video for clip in batch), caption(captioner, dataset, batch), strict=True)
             bar.update(len(batch))
     return captions
+
+
+def _caption_clips(captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[Clip]) -> Iterator[str]:
+    bodies = [dataset.clip_file(clip).read_bytes() for clip in clips]
+    outcomes = captioner.caption_batch(bodies, [etenet.CaptionOptions()] * len(clips))
+    for clip, outcome in zip(clips, outcomes, strict=True):
+        if isinstance(outcome, etenet.CaptionError):
+            raise UsageError(f"{dataset.clip_file(clip)}: {outcome}") from outcome
+        assert isinstance(outcome, etenet.Caption)
+        yield outcome.text
+
+
+def _caption_features(captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[Clip]) -> Iterator[str]:
+    assert dataset.features is not None
+    features = torch.from_numpy(dataset.features[[clip.row for clip in clips]]).to(captioner.device)
+    for clip, sentences in zip(clips, captioner.caption_features(features, etenet.CaptionOptions()), strict=True):
+        if not sentences:
+            raise UsageError(f"the network has no finite probabilities for the features of {clip.video}")
+        yield sentences[0].text
 
 
 def demo_accuracy(clips: Sequence[Clip], captions: Mapping[str, str]) -> dict[str, float]:
     """Share of clips whose caption is right about each attribute, and about all three."""
     right = {"thing": 0, "motion": 0, "scene": 0, "all": 0}
     for clip in clips:
-        said = world.named(captions[clip.video])
-        hits = [attribute for attribute in clip.labels if getattr(said, attribute) == clip.labels[attribute]]
+        named = world.named(captions[clip.video])
+        hits = [attribute for attribute in clip.labels if getattr(named, attribute) == clip.labels[attribute]]
         for attribute in hits:
             right[attribute] += 1
         right["all"] += len(hits) == len(clip.labels)
@@ -59,17 +87,17 @@ def demo_accuracy(clips: Sequence[Clip], captions: Mapping[str, str]) -> dict[st
 
 def report(dataset: Dataset, clips: Sequence[Clip], captions: Mapping[str, str], scores: Scores, title: str) -> str:
     """A page with the figures and the clips of highest and lowest CIDEr."""
-    examples = [
-        Example(
+    reported = [
+        ReportedClip(
             video=clip.video,
-            frames=dataset.frames[clip.row],
+            frames=None if dataset.frames is None else dataset.frames[clip.row],
             caption=captions[clip.video],
             references=clip.captions,
             scores=scores.per_clip[clip.video],
         )
         for clip in clips
     ]
-    return html(title, scores.overall, examples)
+    return html(title, scores.overall, reported)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", metavar="NAME", help="of torch, such as cuda; default: cpu")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN")
     options = parser.parse_args(arguments)
-    captioner, dataset = etenet.load(options.checkpoint, device=options.device), Dataset.load(options.data)
+    dataset = Dataset.load(options.data)
+    captioner = load_captioner(options.checkpoint, dataset, device=options.device)
     captions = caption_split(captioner, dataset, options.split)
     clips = dataset.clips[options.split]
     scores = score(

@@ -48,27 +48,27 @@ ul { margin: 0; padding-left: 1.2rem; color: var(--soft); }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """A clip and what was said of it; `frames` are RGB, (L, H, W, 3)."""
+class ReportedClip:
+    """A clip, its caption and its references; `frames` are RGB, (L, H, W, 3), or None where there are only features."""
 
     video: str
-    frames: NDArray[np.uint8]
+    frames: NDArray[np.uint8] | None
     caption: str
     references: Sequence[str]
     scores: Mapping[str, float]
 
 
-def html(title: str, metrics: Mapping[str, float], examples: Sequence[Example], *, count: int = 8) -> str:
-    """The page: `metrics`, then the `count` best and the `count` worst examples by CIDEr.
+def html(title: str, metrics: Mapping[str, float], clips: Sequence[ReportedClip], *, count: int = 8) -> str:
+    """The page: `metrics`, then the `count` best and the `count` worst clips by CIDEr.
 
-    If an example has no CIDEr, the first `2 * count` in the order given.
+    If a clip has no CIDEr, the first `2 * count` in the order given.
     """
-    if all(RANK_BY in example.scores for example in examples):
-        ranked = sorted(examples, key=lambda example: example.scores[RANK_BY], reverse=True)
+    if all(RANK_BY in clip.scores for clip in clips):
+        ranked = sorted(clips, key=lambda clip: clip.scores[RANK_BY], reverse=True)
         best, rest = ranked[:count], ranked[count:]
         sections = {f"Best by {RANK_BY}": best, f"Worst by {RANK_BY}": rest[::-1][:count]}
     else:
-        sections = {"Examples": list(examples[: 2 * count])}
+        sections = {"Examples": list(clips[: 2 * count])}
     return "".join(
         (
             f"{_HEAD}<title>{_text(title)}</title>\n</head>\n<body>\n",
@@ -79,19 +79,25 @@ def html(title: str, metrics: Mapping[str, float], examples: Sequence[Example], 
     )
 
 
-def _section(heading: str, examples: Sequence[Example]) -> str:
-    return f"<section>\n<h2>{_text(heading)}</h2>\n{''.join(map(_article, examples))}</section>\n"
+def _section(heading: str, clips: Sequence[ReportedClip]) -> str:
+    return f"<section>\n<h2>{_text(heading)}</h2>\n{''.join(map(_article, clips))}</section>\n"
 
 
-def _article(example: Example) -> str:
-    shown = np.linspace(0, len(example.frames) - 1, min(FRAMES_SHOWN, len(example.frames))).round().astype(int)
-    pictures = "".join(_picture(example.frames[i], f"frame {i + 1} of {len(example.frames)}") for i in shown)
-    references = "".join(f'<li dir="auto">{_text(reference)}</li>\n' for reference in example.references)
+def _article(clip: ReportedClip) -> str:
+    references = "".join(f'<li dir="auto">{_text(reference)}</li>\n' for reference in clip.references)
     return (
-        f'<article>\n<p class="video">{_text(example.video)}</p>\n<div class="frames">{pictures}</div>\n'
-        f'<p class="caption" dir="auto">{_text(example.caption)}</p>\n'
-        f"<ul>\n{references}</ul>\n{_numbers(example.scores)}</article>\n"
+        f'<article>\n<p class="video">{_text(clip.video)}</p>\n'
+        f"{'' if clip.frames is None else _pictures(clip.frames)}"
+        f'<p class="caption" dir="auto">{_text(clip.caption)}</p>\n'
+        f"<ul>\n{references}</ul>\n{_numbers(clip.scores)}</article>\n"
     )
+
+
+def _pictures(frames: NDArray[np.uint8]) -> str:
+    """frames (L, H, W, 3) -> `FRAMES_SHOWN` of them, from the first to the last."""
+    shown = np.linspace(0, len(frames) - 1, min(FRAMES_SHOWN, len(frames))).round().astype(int)
+    pictures = "".join(_picture(frames[i], f"frame {i + 1} of {len(frames)}") for i in shown)
+    return f'<div class="frames">{pictures}</div>\n'
 
 
 def _picture(frame: NDArray[np.uint8], what: str) -> str:

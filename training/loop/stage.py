@@ -90,7 +90,7 @@ class _Training:
             if self.stage.activation_checkpointing and self.stage.encoder_learning_rate:
                 checkpoint_activations(model.encoder.network)
         elif self.stage.encoder_learning_rate:
-            raise UsageError("the data set holds features, not frames: there is no encoder to learn at a rate")
+            raise UsageError("the data set holds features, so there is no encoder: set encoder_learning_rate to 0")
         self.learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.trainee = Trainee(model, start.preprocessing, self.stage)
         self.optimizer = torch.optim.Adam(_parameter_groups(model, self.stage))

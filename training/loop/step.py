@@ -37,8 +37,8 @@ class Trainee(nn.Module):
         self.model = model
         self.preprocessing = preprocessing
         self.stage = stage
-        has_encoder = isinstance(model.encoder, Encoder)
-        self.compiled = CompiledForward(model.encode, self.encoder, compiler) if stage.compiled and has_encoder else None
+        compiled = stage.compiled and isinstance(model.encoder, Encoder)
+        self.compiled = CompiledForward(model.encode, self.encoder, compiler) if compiled else None
 
     @property
     def encoder(self) -> Encoder:
