@@ -227,7 +227,7 @@ def overridden(recipe: Recipe, part: Part, settings: Sequence[str]) -> Recipe:
             raise UsageError(f"--set {setting}: {name} is a {wanted.__name__}, such as {getattr(owner, name)!r}")
         if isinstance(owner, Stills):
             recipe = replace(recipe, stills=replace(owner, **{name: value}))
-        elif isinstance(owner, Stage):
+        elif isinstance(owner, Stage) and part != "stills":
             recipe = replace(recipe, stages={**recipe.stages, part: replace(owner, **{name: value})})
         else:
             recipe = replace(recipe, **{name: value})

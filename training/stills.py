@@ -77,7 +77,7 @@ def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
         for step, batch in enumerate(batches, start=1):
             loss = _loss(model, batch, how, device)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

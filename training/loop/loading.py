@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -30,7 +30,7 @@ WantedT = TypeVar("WantedT")
 ReadT = TypeVar("ReadT")
 
 
-def read_ahead(read: Callable[[WantedT], ReadT], wanted: Iterable[WantedT], ahead: int = AHEAD) -> Iterator[ReadT]:
+def read_ahead(read: Callable[[WantedT], ReadT], wanted: Iterable[WantedT], ahead: int = AHEAD) -> Generator[ReadT]:
     """`map(read, wanted)`, the next `ahead` of which a thread reads meanwhile; an error comes in its turn.
 
     Whoever may leave before the end closes it (`contextlib.closing`), which ends the thread.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import resource
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +27,8 @@ def keep_freed_memory() -> None:
 
 def checkpoint_activations(network: nn.Module) -> None:
     """Compute each block's activations again in the backward pass instead of keeping them (Chen et al., 2016)."""
-    for module in network.modules():
+    modules: Iterator[Any] = network.modules()
+    for module in modules:
         if getattr(module, "inplace", False):
             module.inplace = False  # or it would overwrite what the block before it is computed again from
     for part in network.children():

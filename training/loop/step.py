@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from etenet.errors import UsageError
 from etenet.model.config import Preprocessing
@@ -84,7 +85,8 @@ def accumulate(
     total = torch.zeros((), dtype=torch.float64, device=processes.device)
     batches = micro_batches(window, micro_batch, processes)
     for number, examples in enumerate(batches, start=1):
-        with nullcontext() if number == len(batches) or processes.count == 1 else trainee.no_sync():
+        more = number < len(batches)
+        with trainee.no_sync() if more and isinstance(trainee, DistributedDataParallel) else nullcontext():
             losses = trainee(*load(examples))
             (losses.sum() * weight).backward()
         total += losses.detach().double().sum()
