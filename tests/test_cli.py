@@ -49,6 +49,13 @@ def test_caption_lists_what_failed_and_does_the_rest(tmp_path: Path, capsys: Cap
     assert all(name in said.err for name in bad)
 
 
+def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"etenet {etenet.__version__}\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+import etenet
 from etenet.captioning.options import OPTIONS, CaptionOptions, Option
 from etenet.errors import BadOption, CaptionError
 from tests.conftest import EXAMPLES, REPOSITORY, Server
@@ -96,6 +98,11 @@ def test_an_option_may_have_what_the_table_says_and_nothing_beyond(option: Optio
         if isinstance(bad, str) or math.isfinite(bad):
             with pytest.raises(BadOption, match=option.name):
                 parse(bad)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert CONTRACT.raw_schema["info"]["version"] == etenet.__version__ == project["version"]
 
 
 def test_it_names_every_code_that_an_error_may_have() -> None:

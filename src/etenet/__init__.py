@@ -43,7 +43,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is: a decoder process needs no torch."""
+    """Import a public name on first use: a decoder process needs no torch, and most programs no version."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("etenet")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(home), name)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import etenet
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import EtenetError, JavaError, Stopped, UsageError
 from etenet.linux import thread_settings
@@ -172,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="etenet", description="Video captioning: a clip goes in, a sentence comes out."
     )
+    parser.add_argument("--version", action="version", version=f"etenet {etenet.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("serve", help="start the server; ends on Ctrl-C or SIGTERM")
