@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run, its answer is the real one, its lists are those of the code."""
+"""The pages tell the truth: their commands run, their answers are the real ones, their lists are those of the code."""
 
 from __future__ import annotations
 
@@ -7,27 +7,41 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from etenet.captioning.options import OPTIONS
 from etenet.errors import CaptionError
 from etenet.video.ffmpeg import CONTAINERS, DECODERS
 from etenet.video.limits import DecodeLimits
 from tests.conftest import REPOSITORY, Server
 
-README = (REPOSITORY / "README.md").read_text()
+PAGES = {
+    name: (REPOSITORY / name).read_text()
+    for name in (
+        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+        *("docs/http.md", "docs/scores.md", "model_store/README.md"),
+    )
+}
+README, HTTP = PAGES["README.md"], PAGES["docs/http.md"]
+ALL_PAGES = "\n".join(PAGES.values())
 BIN = f"{Path(sys.executable).parent}/"
 
 
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(kind: str, text: str = ALL_PAGES) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands(kind: str) -> list[str]:
     return [line for block in blocks(kind) for line in block.splitlines()]
+
+
+REQUESTS_AND_ANSWERS = re.findall(r"^```sh\n(curl [^\n]*)\n```\n\n```(?:json|text)\n(.*?)^```", ALL_PAGES, re.M | re.S)
 
 
 @pytest.fixture
@@ -45,17 +59,32 @@ def test_the_first_screen_has_both_commands_a_request_and_its_answer() -> None:
         assert expected in first
 
 
-def test_its_request_gets_its_answer(server: Server, newcomer: Path) -> None:
-    (request,) = [command for command in commands("sh") if command.startswith("curl")]
-    command = shlex.split(request.replace("localhost:8080", server.inference))
-    said = subprocess.run([*command, "--silent"], cwd=newcomer, capture_output=True, check=True).stdout
-    (shown,) = blocks("json")
-    answer, expected = json.loads(said), json.loads(shown)
-    assert answer.pop("timing_ms").keys() == expected.pop("timing_ms").keys()
-    for sentence in (*answer["captions"], *expected["captions"]):
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) <= 170
+
+
+def test_every_request_is_shown_with_its_answer() -> None:
+    assert [request for request, _ in REQUESTS_AND_ANSWERS] == [c for c in commands("sh") if c.startswith("curl")]
+    assert len(REQUESTS_AND_ANSWERS) == len(blocks("json")) + len(blocks("text"))
+
+
+@pytest.mark.parametrize(("request_line", "shown"), REQUESTS_AND_ANSWERS)
+def test_a_request_gets_the_answer_below_it(server: Server, newcomer: Path, request_line: str, shown: str) -> None:
+    here = request_line.replace("localhost:8080", server.inference).replace("localhost:8083", server.exporter)
+    command = [*shlex.split(here), "--silent"]
+    answer = subprocess.run(command, cwd=newcomer, capture_output=True, text=True, check=True).stdout
+    if shown.startswith("{"):
+        assert comparable(json.loads(answer)) == comparable(json.loads(shown))
+    else:
+        assert answer == shown
+
+
+def comparable(answer: dict[str, Any]) -> Mapping[str, Any]:
+    """An answer in which numbers may differ a little, and times as they like."""
+    for sentence in answer.get("captions", ()):
         sentence["log_prob"] = pytest.approx(sentence["log_prob"], abs=5e-3)
         sentence["words"] = [(word["word"], pytest.approx(word["prob"], abs=5e-3)) for word in sentence["words"]]
-    assert answer == expected
+    return answer | {"timing_ms": sorted(answer.get("timing_ms", ()))}
 
 
 @pytest.mark.parametrize("command", [command for command in commands("sh") if not command.startswith("curl")])
@@ -75,7 +104,10 @@ def test_its_long_commands_know_the_options_they_name(command: str) -> None:
     assert not [option for option in options if option.startswith("--") and option not in shown]
 
 
-@pytest.mark.parametrize("word", sorted(set(re.findall(r"make (serve|test|check|demo-model|clean)\b", README))))
+@pytest.mark.parametrize(
+    "word",
+    sorted(set(re.findall(r"make (serve|test-hostile|test|check|bench-gpu|bench|demo-model|clean)\b", ALL_PAGES))),
+)
 def test_its_make_targets_exist(word: str) -> None:
     assert subprocess.run(["make", "-n", word], cwd=REPOSITORY, capture_output=True, check=False).returncode == 0
 
@@ -85,40 +117,99 @@ def test_its_python_runs(newcomer: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=newcomer, capture_output=True, check=True).stdout.strip()
 
 
-def test_its_tree_names_every_file() -> None:
-    tree = README[README.index("## The parts") :]
-    for folder in ("src/etenet", "handler", "training"):
-        for path in (REPOSITORY / folder).iterdir():
-            if path.suffix in {".py", ".yaml", ".xml", ".mp4"} and not path.stem.startswith("__"):
-                assert path.name in tree, path
+def test_its_tree_names_every_package_and_every_folder() -> None:
+    tree = README[README.index("## How it is built") :].split("\n## ")[0]
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    of_core = {line.split("/")[2] for line in listed.splitlines() if line.startswith("src/etenet/")}
+    at_the_top = {line.split("/")[0] for line in listed.splitlines() if "/" in line}
+    for name in of_core | at_the_top:
+        if not name.startswith(("__", ".")):
+            assert re.search(rf"\s{re.escape(name)}(/|\s)", tree), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_links_to_or_names_exist(page: str) -> None:
+    linked = re.findall(r"\]\(([^)#:]+)[^):]*\)", PAGES[page])
+    assert not [name for name in linked if not ((REPOSITORY / page).parent / name).exists()]
+    named = re.findall(r"`((?:src|handler|tests|docs|training|benchmarks|deploy)/[\w./-]+)`", PAGES[page])
+    named += [f"tests/{name}" for name in re.findall(r"`(test_\w+\.py)`", PAGES[page])]
+    assert not [name for name in named if not (REPOSITORY / name).exists()]
+
+
+def test_its_figures_are_those_of_the_results() -> None:
+    table = README[README.index("| measured |") :].split("\n\n")[0]
+    results = {
+        path.stem: json.loads(path.read_text()) for path in (REPOSITORY / "benchmarks" / "results").glob("*.json")
+    }
+    decode, encoder, server = (results[name] for name in ("decode", "encoder", "server"))
+    of_stages = results["two_stages"]["scores_by_seed_and_stage"].values()
+    real = results["real_language"]["scores"]
+    torchcodec = min(ms for name, ms in decode["median_ms"].items() if name.startswith("torchcodec"))
+    peers = ("plain LitServe", "plain TorchServe")
+    for row in (
+        [f"CIDEr {mean_cider(of_stages, '2'):.1f}", f"{mean_cider(of_stages, '1'):.1f}"],
+        [f"CIDEr {100 * real['stage 1']['CIDEr']:.1f}", f"{100 * real['most frequent caption']['CIDEr']:.1f}"],
+        [f"{decode['median_ms']['ours']:.0f} ms", f"{torchcodec:.0f} ms"],
+        [f"{encoder['median_ms'][name] / 1000:.2f} s" for name in ("ours", "eager torch")],
+        [f"{server['p50_ms'][name] / 1000:.2f} s" for name in ("ours", *peers)],
+        [f"{server['throughput_per_s'][name]:.3f}" for name in ("ours", *peers)],
+    ):
+        assert any(all(figure in line for figure in row) for line in table.splitlines()), row
+
+
+def mean_cider(of_stages: Any, stage: str) -> float:
+    figures = [of_stage[stage]["CIDEr"] for of_stage in of_stages]
+    return float(sum(figures) / len(figures))
 
 
 def test_its_lists_are_those_of_the_code() -> None:
-    assert f"| containers | {', '.join(CONTAINERS)} |".replace("mpeg,", "mpeg (program stream),") in README
-    assert f"| codecs | {', '.join(DECODERS)} |" in README
+    assert f"| containers | {', '.join(CONTAINERS)} |".replace("mpeg,", "mpeg (program stream),") in HTTP
+    assert f"| codecs | {', '.join(DECODERS)} |" in HTTP
+
+
+def test_its_options_are_those_of_the_code() -> None:
+    rows = HTTP[HTTP.index("| header (form field) |") :].split("\n\n")[0].splitlines()[2:]
+    for row, option in zip(rows, OPTIONS, strict=True):
+        name, _, values, default = row.strip("| ").split(" | ")
+        assert name == f"`{option.header}` (`{option.name}`)"
+        assert values.strip("`").startswith(option.range)
+        assert default.startswith(option.otherwise if option.default is None else f"{option.default:g}")
 
 
 def test_its_errors_are_those_of_the_code() -> None:
-    table = README[README.index("| status | code |") :].split("\n\n")[0]
-    named = dict.fromkeys(re.findall(r"`(\w+)`", table))
-    assert set(named) == {kind.code for kind in CaptionError.__subclasses__()}
+    table = HTTP[HTTP.index("| status | code |") :].split("\n\n")[0]
+    shown = {code: int(status) for status, code in re.findall(r"^\| (\d+) \| `(\w+)` \|", table, re.MULTILINE)}
+    assert shown == {kind.code: kind.status for kind in CaptionError.__subclasses__()}
+
+
+def test_its_errors_of_nginx_are_those_of_its_configuration() -> None:
+    table = HTTP[HTTP.index("| status | nginx's code |") :].split("\n\n")[0]
+    configured = set(re.findall(r'"code": "(\w+)"', (REPOSITORY / "deploy" / "nginx" / "nginx.conf").read_text()))
+    assert set(re.findall(r"`(\w+_\w+)`", table)) == configured - {kind.code for kind in CaptionError.__subclasses__()}
+
+
+SHOWN_LIMITS = {
+    "max_body_bytes": f"{DecodeLimits().max_body_bytes // 2**20} MiB",
+    "max_pixels": f"{DecodeLimits().max_pixels:,}",
+    "max_packets": f"{DecodeLimits().max_packets:,}",
+    "max_segments": f"{DecodeLimits().max_segments}",
+    "max_memory_bytes": f"{DecodeLimits().max_memory_bytes // 2**30} GiB",
+    "decode_deadline_s": f"{DecodeLimits().decode_deadline_s:g} s",
+}
+
+
+def test_its_limits_are_those_in_force() -> None:
+    rows = HTTP[HTTP.index("| limit | default |") :].split("\n\n")[0].splitlines()
+    for name, value in SHOWN_LIMITS.items():
+        assert [row for row in rows if f"`{name}`" in row and value in row], name
 
 
 def test_the_security_page_names_the_lists_and_limits_in_force() -> None:
-    page = (REPOSITORY / "SECURITY.md").read_text()
+    page = PAGES["SECURITY.md"]
     assert f"| containers | {', '.join(CONTAINERS)} |" in page
     assert f"| decoders | {', '.join(DECODERS)} |" in page
-    limits = DecodeLimits()
-    shown = {
-        "max_body_bytes": f"{limits.max_body_bytes // 2**20} MiB",
-        "max_pixels": f"{limits.max_pixels:,}",
-        "max_packets": f"{limits.max_packets:,}",
-        "max_segments": f"{limits.max_segments}",
-        "max_memory_bytes": f"{limits.max_memory_bytes // 2**30} GiB",
-        "decode_deadline_s": f"{limits.decode_deadline_s:g} s",
-    }
-    assert shown.keys() == {field.name for field in fields(DecodeLimits)}
-    for name, value in shown.items():
+    assert SHOWN_LIMITS.keys() == {field.name for field in fields(DecodeLimits)}
+    for name, value in SHOWN_LIMITS.items():
         assert f"| {value} | `{name}` |" in page
     settings = yaml.safe_load((REPOSITORY / "handler" / "model-config.yaml").read_text())["etenet"]
-    assert DecodeLimits(**settings) == limits
+    assert DecodeLimits(**settings) == DecodeLimits()
