@@ -16,7 +16,7 @@ from etenet.captioning import captioner
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.jobs.engines import local
-from etenet.runtime import cuda
+from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS, cuda
 from etenet.serving import archive
 from etenet.serving.torchserve import gpus_of
 from etenet.video.nvdec import GpuDecoding
@@ -178,6 +178,10 @@ def test_a_job_records_the_gpu_where_that_is_worth_its_time(
     monkeypatch.setattr(captioner, "load", lambda _, **settings: asked.update(settings))
     local.load(DEMO, limits=local.JOB_LIMITS, clips=clips)
     assert asked == {"device": "cuda", "record_gpu": recorded, "limits": local.JOB_LIMITS}
+
+
+def test_a_server_takes_batches_of_the_size_that_the_network_computes_at_once() -> None:
+    assert (CONFIG["batchSize"], CONFIG["gpu"]["batchSize"]) == (CPU_BATCH_CLIPS, GPU_BATCH_CLIPS)
 
 
 def test_what_was_never_measured_is_off() -> None:

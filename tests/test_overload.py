@@ -20,6 +20,7 @@ import pytest
 from benchmarks.rig.load import closed_loop, open_loop, throughput_per_s
 from etenet.model import checkpoint as checkpoints
 from etenet.model.vocabulary import Vocabulary
+from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving.config import ServerConfig
 from etenet.video.limits import DecodeLimits
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, running_server
@@ -27,7 +28,6 @@ from tests.front import behind_nginx
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 CONFIG = ServerConfig.read(REPOSITORY / "config.properties")
-BATCH = 8
 # SECURITY.md, "The limits": Java in its heap and beside it, and the rest.
 CEILING_BYTES = 2 * CONFIG.java_memory_bytes() + 4 * 2**30
 
@@ -53,7 +53,9 @@ def door(busy: Server, request: pytest.FixtureRequest) -> Iterator[Server]:
 
 def peak_rate_per_s(server: Server, seconds: float) -> float:
     """Captions per second when there is always one more clip to take, and no more."""
-    return throughput_per_s(asyncio.run(closed_loop(server.inference, [CLIP], clients=2 * BATCH, seconds=seconds)))
+    return throughput_per_s(
+        asyncio.run(closed_loop(server.inference, [CLIP], clients=2 * CPU_BATCH_CLIPS, seconds=seconds))
+    )
 
 
 def test_ten_times_overload_is_answered_with_captions_and_refusals_only(door: Server, thorough: bool) -> None:
@@ -64,8 +66,8 @@ def test_ten_times_overload_is_answered_with_captions_and_refusals_only(door: Se
         arrivals = asyncio.run(
             open_loop(door.inference, [CLIP], rate_per_s=10 * peaks[-1], seconds=seconds, steady=True)
         )
-        first, last = arrivals[len(arrivals) // 4].meant_s, arrivals[-1].meant_s
-        goodputs.append(throughput_per_s([arrival for arrival in arrivals if first <= arrival.answered_s < last]))
+        first, last = arrivals[len(arrivals) // 4].intended_s, arrivals[-1].intended_s
+        goodputs.append(throughput_per_s([arrival for arrival in arrivals if first <= arrival.responded_s < last]))
         answered += arrivals
     assert {arrival.status for arrival in answered} == {200, 503}
     if thorough:
@@ -74,7 +76,7 @@ def test_ten_times_overload_is_answered_with_captions_and_refusals_only(door: Se
             np.percentile([arrival.seconds for arrival in answered if arrival.status == status], 99)
             for status in (503, 200)
         )
-        bound_s = 1.2 * (CONFIG.queue + 2 * BATCH) / peak + 1
+        bound_s = 1.2 * (CONFIG.queue + 2 * CPU_BATCH_CLIPS) / peak + 1
         rates = f"peak {peak:.1f}/s, goodput {goodput:.1f}/s"
         print(
             f"{door.inference}: {rates}, p99 of 503 {1000 * refused:.0f} ms, of 200 {accepted:.1f} of {bound_s:.1f} s"
@@ -126,7 +128,7 @@ def test_bodies_of_the_largest_size_take_no_more_memory_than_is_said(
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    places = CONFIG.queue + BATCH
+    places = CONFIG.queue + CPU_BATCH_CLIPS
     # TorchServe itself keeps what it has no place for until the whole body came, and dies of too much.
     count = (places if door is busy else 2 * places) if thorough else 12
     with ThreadPoolExecutor(count) as clients:

@@ -1,18 +1,22 @@
-"""prctl(2): what a process asks of the Linux kernel for itself."""
+"""What a process asks of Linux: prctl(2), to end with its parent, how many cores it may use, and how threads wait."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
+import sys
 from collections.abc import Mapping
 
-PR_SET_PDEATHSIG = 1  # a signal to be sent when the thread that started this process ends
+PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 
-# How often libgomp's threads look again at a barrier before they sleep. A search passes about a hundred barriers; with
-# libgomp's own 300,000 its threads burn the cores that other programs are waiting for. Measured on two cores, p50 of a
-# caption: alone 40 ms (37 with libgomp's own, 59 with 1,000, 64 with OMP_WAIT_POLICY=PASSIVE), beside six busy loops
-# 330 ms (1,200, 320 and 270).
+# How many rounds libgomp's threads spin at a barrier before they sleep. A search passes about a hundred barriers; with
+# libgomp's default of 300,000, its threads hold cores that other programs need. p50 of a caption on two cores, in ms:
+#
+#                            300,000   10,000   1,000   OMP_WAIT_POLICY=PASSIVE
+#     alone                       37       40      59        64
+#     beside six busy loops     1200      330     320       270
 SPIN_COUNT = "10000"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,7 +30,19 @@ def prctl(option: int, *arguments: object) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def end_with_parent(number: signal.Signals, *, parent: int) -> None:
+    """Have this process sent a signal when the parent's thread that started it ends; exit if that is over already."""
+    prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        sys.exit(f"the parent {parent} has ended")
+
+
+def cores() -> int:
+    """How many cores this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def thread_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What an environment needs before torch is imported; nothing where the user has decided how threads wait."""
-    decided = environment.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
-    return {} if decided else {"GOMP_SPINCOUNT": SPIN_COUNT}
+    """What to add to an environment before torch is imported; nothing if the user has chosen how threads wait."""
+    chosen = environment.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    return {} if chosen else {"GOMP_SPINCOUNT": SPIN_COUNT}

@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from etenet.errors import UsageError
+from etenet.runtime import CPU_BATCH_CLIPS
 
 FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # where a worker says why it cannot start
 REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"  # json, plain or off
-IN_HAND = 8  # clips that one worker has at a time: batchSize in handler/model-config.yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,13 @@ class ServerConfig:
             drain_deadline_s=float(properties.get("drain_deadline_s", "60")),
         )
 
-    def java_memory_bytes(self, in_hand: int = IN_HAND) -> int:
+    def java_memory_bytes(self, worker_clips: int = CPU_BATCH_CLIPS) -> int:
         """What TorchServe's Java may take of the heap, and the same again outside it.
 
-        Enough for the queue, the `in_hand` clips that are captioned, as many that are waited for and that come in, all
-        of the largest size: where Java runs out of memory, TorchServe answers nobody any more.
+        Enough for the queue, the clips that workers have, as many that are on their way to them and as many that come
+        in, all of the largest size: once Java runs out of memory, TorchServe answers no request.
         """
-        return max(2**29, 5 * (self.queue + 3 * in_hand) * self.max_body_bytes // 4)
+        return max(2**29, 5 * (self.queue + 3 * worker_clips) * self.max_body_bytes // 4)
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -21,8 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from etenet.errors import EtenetError, UsageError
+from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive
-from etenet.serving.config import IN_HAND, ServerConfig, is_free
+from etenet.serving.config import ServerConfig, is_free
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
 from etenet.serving.torchserve import TorchServe, gpus_of
@@ -68,7 +69,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         _say("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # TorchServe would take ten times as long
-        torchserve = TorchServe(model, config, scratch, in_hand=_set_up(model, gpus_of(os.environ)))
+        torchserve = TorchServe(model, config, scratch, worker_clips=_set_up(model, gpus_of(os.environ)))
         health = Health(
             alive=lambda: torchserve.alive,
             inference=config.inference,
@@ -104,7 +105,7 @@ def _set_up(model: Path, gpus: int) -> int:
         _say(f"{_counted(gpus, 'GPU')}: {_counted(workers, 'worker')} with {batch} clips at a time")
         archive.configure(model, {"minWorkers": workers, "maxWorkers": workers, "batchSize": batch})
         return int(workers * batch)
-    return int(found.get("maxWorkers", 1) * found.get("batchSize", IN_HAND))
+    return int(found.get("maxWorkers", 1) * found.get("batchSize", CPU_BATCH_CLIPS))
 
 
 def _counted(count: int, thing: str) -> str:

@@ -9,14 +9,16 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from etenet import metrics
 from etenet.errors import UsageError
 from etenet.java import find_java
-from etenet.linux import PR_SET_PDEATHSIG, prctl, thread_settings
+from etenet.linux import end_with_parent, thread_settings
+from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive
-from etenet.serving.config import FAILURE_FILE_VARIABLE, IN_HAND, REQUEST_LOG_VARIABLE, ServerConfig
+from etenet.serving.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE, ServerConfig
 
 STOP_DEADLINE_S = 20.0
 GPU_QUESTION_DEADLINE_S = 30.0
@@ -30,7 +32,9 @@ class TorchServe:
     `scratch` is a short path (its sockets must stay under 108 bytes).
     """
 
-    def __init__(self, model: Path, config: ServerConfig, scratch: Path, *, in_hand: int = IN_HAND) -> None:
+    def __init__(
+        self, model: Path, config: ServerConfig, scratch: Path, *, worker_clips: int = CPU_BATCH_CLIPS
+    ) -> None:
         spec = importlib.util.find_spec("ts")
         if spec is None or spec.origin is None:
             raise UsageError("TorchServe is not installed; install it with: pip install torchserve pyyaml")
@@ -41,7 +45,7 @@ class TorchServe:
             scratch / "failure",
         )
         self.figures.mkdir()
-        java_memory_bytes = config.java_memory_bytes(in_hand)
+        java_memory_bytes = config.java_memory_bytes(worker_clips)
         command = [
             str(find_java()),
             f"-Dmodel_server_home={packages}",
@@ -62,6 +66,7 @@ class TorchServe:
             "-ncs",
             *("-m", f"{archive.MODEL_NAME}={model.name}"),
         ]
+        end = partial(end_with_parent, signal.SIGTERM, parent=os.getpid())
         # Its own session: Ctrl-C in a terminal must reach the launcher only, which then ends TorchServe in order.
         self._process = subprocess.Popen(
             command,
@@ -76,7 +81,7 @@ class TorchServe:
             stdout=sys.stderr.fileno(),
             stderr=sys.stderr.fileno(),
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end if sys.platform == "linux" else None,
         )
 
     @property
@@ -99,11 +104,6 @@ class TorchServe:
             self._process.wait()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-
-
-def _end_with_parent() -> None:
-    """In the child, before it becomes TorchServe: be sent SIGTERM when the launcher dies, however it dies."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _environment(scratch: Path) -> Mapping[str, str]:
