@@ -44,9 +44,9 @@ def test_caption_lists_what_failed_and_does_the_rest(tmp_path: Path, capsys: Cap
     assert all(len(line["captions"]) == 2 for line in good)
     codes = [line["error"]["code"] for line in lines if "error" in line]
     assert codes == ["not_a_video", "undecodable_video"]
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert all(name in said.err for name in bad)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert all(name in printed.err for name in bad)
 
 
 def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
@@ -74,10 +74,10 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
 )
 def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Capture) -> None:
     assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    assert said.err.startswith(f"etenet {arguments[0]}: ")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith(f"etenet {arguments[0]}: ")
 
 
 def test_init_makes_a_checkpoint_of_any_encoder_that_captions(tmp_path: Path, capsys: Capture) -> None:
@@ -95,7 +95,7 @@ def test_init_makes_a_checkpoint_of_any_encoder_that_captions(tmp_path: Path, ca
 def test_doctor_finds_nothing_wrong_here(tmp_path: Path, capsys: Capture) -> None:
     config = config_on_free_ports(tmp_path)
     assert main(["doctor", "--config", str(config)]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for expected in (
         "Python",
         "Java 17",
@@ -107,20 +107,20 @@ def test_doctor_finds_nothing_wrong_here(tmp_path: Path, capsys: Capture) -> Non
         str(DEMO.relative_to(REPOSITORY)),
         "ports",
     ):
-        assert f"ok    {expected}" in said
+        assert f"ok    {expected}" in printed
 
 
-def test_doctor_names_what_is_wrong_with_its_mend(tmp_path: Path, capsys: Capture) -> None:
+def test_doctor_names_what_is_wrong_and_how_to_fix_it(tmp_path: Path, capsys: Capture) -> None:
     config = config_on_free_ports(tmp_path)
     port = ServerConfig.read(config).inference.port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         assert main(["doctor", "--config", str(config), "--checkpoint", "missing.pt"]) == 1
-    said = capsys.readouterr().out
-    assert f"WRONG port {port} is taken" in said
-    assert "WRONG no checkpoint at missing.pt" in said
-    assert said.count("mend:") == 2
+    printed = capsys.readouterr().out
+    assert f"FAIL  port {port} is taken" in printed
+    assert "FAIL  no checkpoint at missing.pt" in printed
+    assert printed.count("\n      fix: ") == 2
 
 
 def test_doctor_says_that_no_server_answers(capsys: Capture) -> None:

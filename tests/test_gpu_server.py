@@ -72,9 +72,9 @@ def test_with_gpus_torchserve_gets_the_settings_for_them(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("torch_finds_it", "compiler", "said"),
     [
-        (False, True, "WRONG nvidia-smi lists 1 GPUs, torch finds none"),
-        (True, False, "WRONG torch cannot compile for the GPU without a C++ compiler"),
-        (True, True, "ok    1 GPUs, which decode no video: "),
+        (False, True, "FAIL  nvidia-smi lists 1 GPU, torch finds none"),
+        (True, False, "FAIL  no C++ compiler, so torch cannot compile for the GPU"),
+        (True, True, "ok    1 GPU; videos are not decoded on it: "),
     ],
 )
 def test_doctor_says_what_a_gpu_lacks(

@@ -23,7 +23,7 @@ import pytest
 
 from benchmarks.rig.servers import free_ports
 from etenet.cli import main
-from etenet.errors import Stopped, UsageError
+from etenet.errors import JobStopped, UsageError
 from etenet.jobs import formats, run
 from etenet.jobs.inputs import Clip
 from etenet.jobs.journal import Journal, Record
@@ -384,7 +384,7 @@ def test_a_full_disk_ends_the_job_and_it_goes_on_when_there_is_room(texts: list[
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 2, hard))
     try:
-        with pytest.raises(Stopped, match="start the job again"):
+        with pytest.raises(JobStopped, match="start the job again"):
             do(texts, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

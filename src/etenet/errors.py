@@ -1,12 +1,12 @@
-"""Everything that can go wrong on purpose, as one tree; each caption error knows its HTTP status and its code.
+"""Every error that this package raises on purpose, as one tree. Each caption error has an HTTP status and a code.
 
     EtenetError
       UsageError               wrong use of a command or function: exit status 2, one line, no traceback
         CheckpointError        missing, damaged or of another version
-      Stopped                  a batch job cannot go on now: exit status 1
-      JavaError                a Java program that we asked died, hung or answered nonsense: exit status 1
-      DeviceFailed             the GPU computes nothing any more: only a new process can
-      CaptionError             this clip has no caption; its neighbours do
+      JobStopped               a batch job cannot go on now: exit status 1
+      JavaError                a Java program died, hung or gave an unusable reply: exit status 1
+      DeviceFailed             the GPU no longer computes in this process
+      CaptionError             this clip gets no caption; the other clips of its batch do
         BadOption              400 bad_option
         EmptyBody              400 empty_body
         TooLarge               413 too_large
@@ -17,9 +17,9 @@
         DecodeTimeout          422 decode_timeout
         DecoderCrashed         422 decoder_crashed
         Overloaded             503 overloaded
-        InternalError          500 internal_error: our own bug
+        InternalError          500 internal_error: a bug of ours
 
-A message names the thing and the mend. Foreign errors are translated where they arise, with `raise ... from`.
+A message names the thing and the fix. Foreign errors are translated where they arise, with `raise ... from`.
 """
 
 from __future__ import annotations
@@ -28,40 +28,45 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import ClassVar
 
-ERROR_HEADER = "x-etenet-error"  # of an answer: the code in its body; what TorchServe itself answers has none
+ERROR_HEADER = "x-etenet-error"  # of a response: the code of its error. Errors of TorchServe's own have none
 
 _NAMED = 3
 
 
 def named(things: Iterable[str]) -> str:
-    """'a', 'b', 'c' and 4 more: the first few by name, so that a message stays one line."""
+    """'a', 'b', 'c' and 4 more: the names of a few, so that a message fits on one line."""
     names = list(map(repr, things))
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+def counted(count: int, thing: str) -> str:
+    """1 clip, 2 clips."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 class EtenetError(Exception):
-    """Base of all errors this package raises on purpose."""
+    """Base of all errors that this package raises on purpose."""
 
 
 class UsageError(EtenetError):
-    """The caller asked for something that cannot be done as asked."""
+    """Wrong use of a command or a function."""
 
 
 class CheckpointError(UsageError):
     """A checkpoint is missing, damaged or of another version."""
 
 
-class Stopped(EtenetError):
-    """A batch job cannot go on now; started again, it goes on where it was."""
+class JobStopped(EtenetError):
+    """A batch job cannot go on now. Started again, it continues where it stopped."""
 
 
 class JavaError(EtenetError):
-    """A Java program that was asked for something gave no answer that can be used."""
+    """A Java program died, hung or gave an unusable reply."""
 
 
 class DeviceFailed(EtenetError):
-    """The accelerator computes nothing any more in this process; a new one may have more luck."""
+    """The accelerator no longer computes in this process. It may in a new one."""
 
 
 class CaptionError(EtenetError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from etenet.errors import Stopped, UsageError
+from etenet.errors import JobStopped, UsageError
 from etenet.files import AppendOnlyLog
 
 Record = dict[str, Any]  # "video" and one of "caption", "segments" and "error"
@@ -63,7 +63,7 @@ class Journal:
             yield record
 
     def add(self, record: Record) -> None:
-        """Raises `Stopped` where it cannot be written, as on a full disk."""
+        """Raises `JobStopped` where it cannot be written, as on a full disk."""
         with self._writing():
             self._log.add(record)
         self.done[record["video"]] = "error" in record
@@ -88,7 +88,7 @@ class Journal:
         try:
             yield
         except OSError as error:
-            raise Stopped(f"cannot write {self.path}: {error.strerror}; fix that, and start the job again") from error
+            raise JobStopped(f"cannot write {self.path}: {error.strerror}; fix that, and start the job again") from error
 
 
 def record_of(answer: Mapping[str, Any], *, details: bool) -> Record:

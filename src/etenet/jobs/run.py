@@ -54,7 +54,7 @@ def run(
 ) -> Summary:
     """Caption what `out` does not hold yet. Without `out`, records go to standard output.
 
-    Raises `UsageError` where `out` is no journal or cannot be written, `Stopped` where the engine cannot go on.
+    Raises `UsageError` where `out` is no journal or cannot be written, `JobStopped` where the engine cannot go on.
     """
     summary, out = Summary(len(clips)), out and out.resolve()
     if form in subtitles.FORMATS:

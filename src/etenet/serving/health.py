@@ -29,8 +29,8 @@ CANARY_DEADLINE_S = 60.0
 MANAGEMENT_DEADLINE_S = 1.0
 HOPELESS_AFTER_S = 300.0
 
-# Whatever proxies the environment names: they do not lead to this machine.
-DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# For requests to this machine, whatever proxies the environment names.
+WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Health:
@@ -77,7 +77,7 @@ class Health:
         return int(queued) + int(metrics.total(self._figures, metrics.IN_PROGRESS))
 
     def _described(self) -> Any:
-        with DIRECTLY.open(self._model, timeout=MANAGEMENT_DEADLINE_S) as response:
+        with WITHOUT_PROXY.open(self._model, timeout=MANAGEMENT_DEADLINE_S) as response:
             return json.load(response)[0]
 
     def _no_worker(self) -> str:
@@ -110,7 +110,7 @@ class Health:
             self._predictions, data=CANARY_CLIP.read_bytes(), headers={"Content-Type": "video/mp4"}
         )
         try:
-            with DIRECTLY.open(request, timeout=2 * CANARY_DEADLINE_S) as response:
+            with WITHOUT_PROXY.open(request, timeout=2 * CANARY_DEADLINE_S) as response:
                 caption = json.load(response)["caption"]
         except urllib.error.HTTPError as error:
             return f"the test clip was answered with status {error.code}"

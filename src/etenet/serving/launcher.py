@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from etenet.errors import EtenetError, UsageError
+from etenet.errors import EtenetError, UsageError, counted
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive
 from etenet.serving.config import ServerConfig, is_free
@@ -102,14 +102,10 @@ def _set_up(model: Path, gpus: int) -> int:
     found = archive.configuration(model)
     if gpus and (on_gpus := found.get("gpu")):
         workers, batch = gpus * on_gpus["workers"], on_gpus["batchSize"]
-        _say(f"{_counted(gpus, 'GPU')}: {_counted(workers, 'worker')} with {batch} clips at a time")
+        _say(f"{counted(gpus, 'GPU')}: {counted(workers, 'worker')} with {batch} clips at a time")
         archive.configure(model, {"minWorkers": workers, "maxWorkers": workers, "batchSize": batch})
         return int(workers * batch)
     return int(found.get("maxWorkers", 1) * found.get("batchSize", CPU_BATCH_CLIPS))
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _await_ready(torchserve: TorchServe, health: Health, leave: threading.Event) -> None:

@@ -25,7 +25,7 @@ import ray.data
 from etenet.captioning.captioner import SANDBOX_EXISTS
 from etenet.captioning.captions import Caption, outcome_of
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import CaptionError, Stopped
+from etenet.errors import CaptionError, JobStopped
 from etenet.files import sha256
 from etenet.jobs.engines import local
 from etenet.jobs.engines.local import JOB_LIMITS
@@ -62,7 +62,7 @@ def engine(
                 runtime_env={"env_vars": thread_settings(os.environ)},
             )
         except (ConnectionError, ValueError) as error:
-            raise Stopped(f"there is no Ray cluster at {address}: {error}") from error
+            raise JobStopped(f"there is no Ray cluster at {address}: {error}") from error
         try:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             ray.data.DataContext.get_current().enable_progress_bars = False
@@ -103,7 +103,7 @@ def engine(
                     for video in names[clip_number]:
                         yield {"video": video, **record}
         except ray.exceptions.RayError as error:
-            raise Stopped(
+            raise JobStopped(
                 f"the cluster cannot go on: {str(error).splitlines()[-1]}; start this job once more"
             ) from error
         finally:

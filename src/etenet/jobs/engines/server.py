@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import ERROR_HEADER, Stopped, UsageError
+from etenet.errors import ERROR_HEADER, JobStopped, UsageError
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.run import Answers, Engine, Reached, of_bodies
 from etenet.video.limits import DecodeLimits
@@ -85,7 +85,7 @@ class _Client:
     def caption(self, body: bytes, cut: Cut, reached: Callable[[float, float], None]) -> Record:
         """The record of a clip, from as many answers as its segments take.
 
-        Raises `Stopped` where there is no captioner, or none answers any more.
+        Raises `JobStopped` where there is no captioner, or none answers any more.
         """
         records: list[Record] = []
         rest: Cut | None = cut
@@ -115,12 +115,12 @@ class _Client:
                 return _Answer(self._given_up(fault, began_s))
             self.leaving.wait(max(least_s, random.uniform(0, wait_s)))
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-        raise Stopped("the job ends")
+        raise JobStopped("the job ends")
 
     def _parsed(self, response: urllib3.BaseHTTPResponse, cut: Cut) -> _Answer | None:
         """What the captioner says of the clip; None where it was not the captioner who spoke, or it had no place."""
         if response.status in _NO_CAPTIONER:
-            raise Stopped(f"{self._url} answers with status {response.status}: there is no captioner")
+            raise JobStopped(f"{self._url} answers with status {response.status}: there is no captioner")
         if response.status in _TRY_AGAIN or (response.status == 500 and ERROR_HEADER not in response.headers):
             return None
         try:
@@ -133,13 +133,13 @@ class _Client:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             if response.status == 413:  # TorchServe's own has no body
                 return _Answer({"error": {"code": "too_large", "message": "the server takes no body as large as this"}})
-            raise Stopped(f"{self._url} does not answer like a captioner (status {response.status})") from error
+            raise JobStopped(f"{self._url} does not answer like a captioner (status {response.status})") from error
 
     def _given_up(self, fault: str, began_s: float) -> Record:
         if self._answered_s > began_s:
             message = f"the server answers others, but not about this clip for {PATIENCE_S:.0f} s ({fault})"
             return {"error": {"code": "no_answer", "message": message}}
-        raise Stopped(
+        raise JobStopped(
             f"{self._url} has not answered for {PATIENCE_S:.0f} s ({fault}); start it, and this job once more"
         )
 
