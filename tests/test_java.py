@@ -1,4 +1,4 @@
-"""Java programs answer within a deadline or fail with a clear error, and none is left behind."""
+"""Java programs reply within a deadline or fail with a clear error, and none is left running."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Pretend = Callable[[str], None]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
+def _no_process_is_left() -> Iterator[None]:
     before = psutil.Process().children()
     yield
-    assert {*psutil.Process().children()} <= {*before}  # what others left may end meanwhile
+    assert {*psutil.Process().children()} <= {*before}  # processes of other tests may end now
 
 
-def test_java_is_the_wheels_own() -> None:
+def test_the_java_of_the_wheel_is_found() -> None:
     assert java.find_java().is_file()
 
 
-def test_without_java_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", "")
@@ -37,7 +37,7 @@ def test_without_java_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         java.find_java()
 
 
-def test_java_home_stands_in_for_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_java_home_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "bin" / "java"
     own.parent.mkdir()
     own.touch()
@@ -46,52 +46,52 @@ def test_java_home_stands_in_for_the_wheel(tmp_path: Path, monkeypatch: pytest.M
     assert java.find_java() == own
 
 
-def test_the_whole_answer_comes_back(java_as: Pretend) -> None:
+def test_the_whole_output_is_returned(java_as: Pretend) -> None:
     java_as("exec cat")
     text = "naïve 日本\n" * 100_000
-    assert java.answer("cat", [], text, deadline_s=DEADLINE_S) == text
+    assert java.output("cat", [], text, deadline_s=DEADLINE_S) == text
 
 
-def test_every_line_is_answered(java_as: Pretend) -> None:
+def test_every_line_gets_a_reply(java_as: Pretend) -> None:
     java_as('while IFS= read -r line; do echo "$line"; done')
     with java.dialogue("echo", [], deadline_s=DEADLINE_S) as program:
         for line in ("a", "naïve", LONGER_THAN_A_PIPE, ""):
             assert program.ask(line) == line
 
 
-def test_programs_speak_english_of_no_country(java_as: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_run_in_a_c_locale(java_as: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     java_as('echo "$LC_ALL"')
-    assert java.answer("locale", [], "", deadline_s=DEADLINE_S) == "C\n"
+    assert java.output("locale", [], "", deadline_s=DEADLINE_S) == "C\n"
 
 
-def test_many_complaints_do_not_hold_up_an_answer(java_as: Pretend) -> None:
+def test_many_errors_do_not_block_the_output(java_as: Pretend) -> None:
     java_as("head -c 1000000 /dev/zero | tr '\\0' '\\n' >&2; exec cat")
-    with java.dialogue("complainer", [], deadline_s=DEADLINE_S) as program:
+    with java.dialogue("verbose", [], deadline_s=DEADLINE_S) as program:
         assert program.ask("still there?") == "still there?"
 
 
-@pytest.mark.parametrize("answers", [0, 1, 2])
-@pytest.mark.parametrize("question", ["short", LONGER_THAN_A_PIPE])
-def test_an_early_death_gives_the_last_words(java_as: Pretend, answers: int, question: str) -> None:
-    java_as("read line; echo good; " * answers + "echo 'out of memory' >&2; exit 3")
+@pytest.mark.parametrize("replies", [0, 1, 2])
+@pytest.mark.parametrize("line", ["short", LONGER_THAN_A_PIPE])
+def test_a_program_that_dies_early_is_reported_with_its_last_lines(java_as: Pretend, replies: int, line: str) -> None:
+    java_as("read line; echo good; " * replies + "echo 'out of memory' >&2; exit 3")
     with (
         pytest.raises(JavaError, match="program ended by itself with status 3: out of memory"),
         java.dialogue("program", [], deadline_s=DEADLINE_S) as program,
     ):
-        [program.ask(question) for _ in range(answers + 1)]
+        [program.ask(line) for _ in range(replies + 1)]
 
 
-def test_a_death_over_the_whole_text_gives_the_last_words(java_as: Pretend) -> None:
-    java_as("echo half an answer; echo 'out of memory' >&2; exit 3")
+def test_a_program_that_dies_on_a_text_is_reported_with_its_last_lines(java_as: Pretend) -> None:
+    java_as("echo half the output; echo 'out of memory' >&2; exit 3")
     with pytest.raises(JavaError, match="program ended by itself with status 3: out of memory"):
-        java.answer("program", [], LONGER_THAN_A_PIPE, deadline_s=DEADLINE_S)
+        java.output("program", [], LONGER_THAN_A_PIPE, deadline_s=DEADLINE_S)
 
 
-def test_a_program_that_hangs_is_ended(java_as: Pretend) -> None:
+def test_a_program_that_hangs_is_killed(java_as: Pretend) -> None:
     java_as("exec tail -f /dev/null")
     with pytest.raises(JavaError, match=r"program was not done after 0\.1 s"):
-        java.answer("program", [], "", deadline_s=AT_ONCE_S)
+        java.output("program", [], "", deadline_s=AT_ONCE_S)
     with (
         pytest.raises(JavaError, match=r"program was not done after 0\.1 s"),
         java.dialogue("program", [], deadline_s=AT_ONCE_S) as program,
@@ -99,7 +99,7 @@ def test_a_program_that_hangs_is_ended(java_as: Pretend) -> None:
         program.ask(LONGER_THAN_A_PIPE)
 
 
-def test_our_own_error_ends_the_program_too(java_as: Pretend) -> None:
+def test_an_error_in_the_block_ends_the_program_too(java_as: Pretend) -> None:
     java_as("exec tail -f /dev/null")
     with pytest.raises(KeyboardInterrupt), java.dialogue("program", [], deadline_s=DEADLINE_S):
         raise KeyboardInterrupt
@@ -108,6 +108,6 @@ def test_our_own_error_ends_the_program_too(java_as: Pretend) -> None:
 def test_a_program_that_cannot_start_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(java, "find_java", lambda: tmp_path / "gone")
     with pytest.raises(JavaError, match="program does not start"):
-        java.answer("program", [], "", deadline_s=DEADLINE_S)
+        java.output("program", [], "", deadline_s=DEADLINE_S)
     with pytest.raises(JavaError, match="program does not start"), java.dialogue("program", [], deadline_s=DEADLINE_S):
         pass

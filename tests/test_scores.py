@@ -167,20 +167,20 @@ def test_ptb_drops_case_and_punctuation_and_none_drops_nothing() -> None:
 
 
 def test_a_tokenizer_that_loses_a_sentence_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(java, "answer", lambda *_, **__: "a\nb\n")
+    monkeypatch.setattr(java, "output", lambda *_, **__: "a\nb\n")
     with pytest.raises(JavaError, match="2 sentences for 3"):
         tokenize({"clip": ["a", "b", "c"]}, "ptb")
 
 
 def test_references_are_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    answer = java.answer
+    answer = java.output
 
     def heard(name: str, arguments: Sequence[str], text: str, *, deadline_s: float) -> str:
         texts.append(text)
         return answer(name, arguments, text, deadline_s=deadline_s)
 
-    monkeypatch.setattr(java, "answer", heard)
+    monkeypatch.setattr(java, "output", heard)
     scorer = Scorer(REFERENCES, meteor=False)
     assert scorer.score(PREDICTIONS) == scorer.score(PREDICTIONS)
     assert [text.count("sleeping on a bed") for text in texts] == [1, 0, 0]

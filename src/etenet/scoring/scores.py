@@ -120,7 +120,7 @@ def _ptb(lines: Sequence[str]) -> list[str]:
         from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    tokenized = java.answer(
+    tokenized = java.output(
         "the PTB tokenizer",
         ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],
         "".join(f"{line}\n" for line in lines),
@@ -144,7 +144,7 @@ def _meteor(references: Tokenized, said: Tokenized) -> tuple[float, list[float]]
     deadline_s = _deadline_s(len(said) + sum(map(len, references.values())))
     with java.dialogue("METEOR", arguments, deadline_s=deadline_s) as program:
         statistics = [program.ask(_joined("SCORE", *references[clip], *said[clip])) for clip in said]
-        answers = [program.ask(_joined("EVAL", *statistics)), *(program.hear() for _ in said)]
+        answers = [program.ask(_joined("EVAL", *statistics)), *(program.next_line() for _ in said)]
     try:
         *of_clips, of_set = map(float, answers)
     except ValueError as error:
