@@ -110,7 +110,7 @@ def test_damage_does_not_become_good_by_configuring(unpacked: Path) -> None:
 def test_nothing_is_compiled_for_a_gpu_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "etenet.mar"
     assert main(["package", str(DEMO), "--gpu", "--out", str(out)]) == 2
-    assert "there is no GPU here to compile for; package on a machine with a GPU" in capsys.readouterr().err
+    assert "this machine has no GPU to compile for; package on a machine with a GPU" in capsys.readouterr().err
     assert not out.exists()
 
 

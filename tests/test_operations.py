@@ -218,7 +218,7 @@ def with_a_foreign_checkpoint(mar: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(without_end, "no archive"), (with_a_foreign_checkpoint, "checkpoint.pt of the archive is damaged")],
+    [(without_end, "not an archive"), (with_a_foreign_checkpoint, "checkpoint.pt of the archive is damaged")],
 )
 def test_an_archive_that_does_not_load_ends_the_start_with_its_reason(
     damage: Callable[[Path], None], said: str, small_checkpoint: Path, tmp_path: Path

@@ -265,7 +265,7 @@ def test_the_command_scores_one_clip_where_nothing_can_be_written(tmp_path: Path
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "CIDEr means nothing here" in ran.stderr
+    assert "CIDEr is meaningless for one clip" in ran.stderr
     figures = json.loads(ran.stdout)
     assert (figures.pop("clips"), figures.pop("tokenizer"), figures.pop("CIDEr")) == (1, "ptb", 0.0)
     assert figures == dict.fromkeys(MEASURES[:-1], pytest.approx(1.0, abs=1e-6))

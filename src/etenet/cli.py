@@ -54,16 +54,16 @@ def caption(options: argparse.Namespace) -> int:
     from etenet.jobs import formats, inputs, run
 
     texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
-    wish = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
+    caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
     form = options.format or formats.format_of(options.out)
-    if form in subtitles.WRITERS and not wish.cut.into_segments:
-        raise UsageError(f"{form} shows when something is said: give --segment-s N or --segment scenes")
-    if form == "coco" and wish.cut.into_segments:
-        raise UsageError("COCO's results have one caption per clip; segments need another --format")
+    if form in subtitles.WRITERS and not caption_options.cut.into_segments:
+        raise UsageError(f"{form} needs segments: give --segment-s N or --segment scenes")
+    if form == "coco" and caption_options.cut.into_segments:
+        raise UsageError("--format coco has one caption per clip; segments need another format")
     clips = inputs.clips(options.paths, shard=options.shard)
     summary = run.run(
         clips,
-        _engine(options, wish, len(clips)),
+        _engine(options, caption_options, len(clips)),
         out=options.out,
         form=form,
         in_order=options.in_order,
@@ -73,12 +73,14 @@ def caption(options: argparse.Namespace) -> int:
     return 1 if summary.failed or summary.failed_before else 0
 
 
-def _engine(options: argparse.Namespace, wish: CaptionOptions, clips: int) -> Engine:
-    details = options.probabilities or wish.captions > 1
+def _engine(options: argparse.Namespace, caption_options: CaptionOptions, clips: int) -> Engine:
+    details = options.probabilities or caption_options.captions > 1
     if options.server:
         from etenet.jobs.engines import server
 
-        return server.engine(options.server, wish, details=details, in_flight=options.workers or server.IN_FLIGHT)
+        return server.engine(
+            options.server, caption_options, details=details, in_flight=options.workers or server.IN_FLIGHT
+        )
     if options.engine == "ray":
         try:
             from etenet.jobs.engines import ray
@@ -87,14 +89,14 @@ def _engine(options: argparse.Namespace, wish: CaptionOptions, clips: int) -> En
 
         return ray.engine(
             options.checkpoint,
-            wish,
+            caption_options,
             details=details,
             address=options.ray_address,
             actors=options.workers or ray.ACTORS,
         )
     from etenet.jobs.engines import local
 
-    return local.engine(options.checkpoint, wish, details=details, clips=clips)
+    return local.engine(options.checkpoint, caption_options, details=details, clips=clips)
 
 
 def package(options: argparse.Namespace) -> int:
@@ -110,12 +112,12 @@ def init(options: argparse.Namespace) -> int:
 
     if not options.words.is_file():
         raise UsageError(f"no word list at {options.words}; give a text file with one word per line")
-    listed = options.words.read_text(encoding="utf-8-sig").split()
+    words = options.words.read_text(encoding="utf-8-sig").split()
     try:
-        vocabulary = Vocabulary(dict.fromkeys(word.lower() for word in listed))
+        vocabulary = Vocabulary(dict.fromkeys(word.lower() for word in words))
     except ValueError as error:
         raise UsageError(f"{options.words}: {error}") from error
-    if not listed:
+    if not words:
         raise UsageError(f"{options.words} is empty; give a text file with one word per line")
     checkpoints.save(checkpoints.initialise(options.encoder, vocabulary), options.out)
     print(options.out)
@@ -126,14 +128,19 @@ def score(options: argparse.Namespace) -> int:
     from etenet.scoring import caption_json, scores
 
     if options.per_clip and not options.per_clip.parent.is_dir():
-        raise UsageError(f"no folder for {options.per_clip}; make it, or name another place with --per-clip")
+        raise UsageError(f"no folder for {options.per_clip}; make the folder, or give another path with --per-clip")
     predictions, references = caption_json.read(options.predictions), caption_json.read(options.references)
     result = scores.score(predictions, references, tokenizer=options.tokenizer)
     print(json.dumps({**result.overall, "clips": len(result.per_clip), "tokenizer": result.tokenizer}))
     if len(result.per_clip) == 1:
-        print("etenet score: CIDEr means nothing here: it compares a clip's words with other clips'", file=sys.stderr)
+        print(
+            "etenet score: CIDEr is meaningless for one clip: it compares the clip's words with those of others",
+            file=sys.stderr,
+        )
     if options.per_clip:
-        lines = ({"video": clip, "caption": predictions[clip][0], **of} for clip, of in result.per_clip.items())
+        lines = (
+            {"video": clip, "caption": predictions[clip][0], **figures} for clip, figures in result.per_clip.items()
+        )
         try:
             with open(options.per_clip, "w", encoding="utf-8") as out:
                 out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -149,24 +156,24 @@ def doctor(options: argparse.Namespace) -> int:
         findings = doctor.examine_server(options.server)
     else:
         findings = doctor.examine(options.checkpoint, options.config)
-    good = True
+    all_good = True
     for finding in findings:
-        good &= finding.good
+        all_good &= finding.good
         print(finding, flush=True)
-    return 0 if good else 1
+    return 0 if all_good else 1
 
 
 def _count(text: str) -> int:
     if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"a number from 1 on, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"a shard looks like 1/4, the first of four; got {text!r}")
-    return int(number), int(of)
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must look like 1/4, the first of four shards; got {text!r}")
+    return int(number), int(count)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -181,7 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", type=Path, metavar="F.pt", help=f"default: the archive {DEFAULT_ARCHIVE}")
     command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="F")
 
-    command = commands.add_parser("caption", help="caption files, folders and lists of clips; goes on after a kill")
+    command = commands.add_parser(
+        "caption", help="caption files, folders and lists of clips; started again, it continues where it stopped"
+    )
     command.set_defaults(run=caption)
     command.add_argument(
         "paths",
@@ -190,42 +199,47 @@ def _parser() -> argparse.ArgumentParser:
         help="files, folders, globs; lists of clips as .jsonl, .csv or .txt, or - for one on standard input",
     )
     command.add_argument(
-        "--out", type=Path, metavar="F", help="default: standard output. What it holds is not done again"
+        "--out", type=Path, metavar="F", help="default: standard output. Clips that it already has are skipped"
     )
-    command.add_argument("--format", choices=FORMATS, help="default: by the name of --out")
-    command.add_argument("--in-order", action="store_true", help="the output in the order of the input")
-    command.add_argument("--retry-failed", action="store_true", help="try again what failed in an earlier run")
+    command.add_argument("--format", choices=FORMATS, help="default: from the name of --out")
+    command.add_argument("--in-order", action="store_true", help="write in the order of the input")
+    command.add_argument("--retry-failed", action="store_true", help="try clips again that failed in an earlier run")
     command.add_argument(
-        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th clip from the I-th"
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th clip, from the I-th"
     )
     command.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="F.pt")
-    command.add_argument("--server", metavar="URL", help="let a server do it, instead of a checkpoint here")
-    command.add_argument("--engine", choices=("ray",), help="let a Ray cluster do it")
-    command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster, default: one on this machine")
-    command.add_argument("--workers", type=_count, metavar="N", help="requests in flight (8), or captioning actors (1)")
-    command.add_argument("--probabilities", action="store_true", help="also the probabilities of sentences and words")
+    command.add_argument("--server", metavar="URL", help="caption by this server, not in this process")
+    command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")
+    command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster; default: one on this machine")
+    command.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="requests in flight (--server, default 8) or actors (--engine ray, default 1)",
+    )
+    command.add_argument(
+        "--probabilities", action="store_true", help="also write the probabilities of sentences and words"
+    )
     for option in OPTIONS:
         if option.is_flag:
             metavar = None if option.choices else "X" if option.kind is float else "N"
             command.add_argument(option.flag, choices=option.choices or None, metavar=metavar, help=option.usage)
 
-    command = commands.add_parser("package", help="make a TorchServe archive of a checkpoint")
+    command = commands.add_parser("package", help="make a TorchServe archive from a checkpoint")
     command.set_defaults(run=package)
     command.add_argument("source", type=Path, metavar="CHECKPOINT")
     command.add_argument("--out", type=Path, default=DEFAULT_ARCHIVE, metavar="F.mar")
-    command.add_argument(
-        "--gpu", action="store_true", help="compiled for GPUs like this machine's, which takes minutes"
-    )
+    command.add_argument("--gpu", action="store_true", help="compile for GPUs like this machine's, which takes minutes")
 
-    command = commands.add_parser("init", help="make a randomly initialised checkpoint, for trying sizes and speeds")
+    command = commands.add_parser("init", help="make a randomly initialised checkpoint, to try sizes and speeds")
     command.set_defaults(run=init)
-    command.add_argument("--encoder", required=True, metavar="NAME", help="a network of pretrainedmodels")
+    command.add_argument("--encoder", required=True, metavar="NAME", help="name of a network in pretrainedmodels")
     command.add_argument("--words", required=True, type=Path, metavar="F", help="text file, one word per line")
     command.add_argument("--out", type=Path, default=Path("init.pt"), metavar="F.pt")
 
-    command = commands.add_parser("doctor", help="say what is missing or wrong here, and how to mend it")
+    command = commands.add_parser("doctor", help="say what is missing or wrong, and how to fix it")
     command.set_defaults(run=doctor)
-    command.add_argument("--server", metavar="URL", help="look at a running server instead of this machine")
+    command.add_argument("--server", metavar="URL", help="check a running server instead of this machine")
     command.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="F.pt")
     command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="F")
 
@@ -237,9 +251,11 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer",
         choices=("ptb", "none"),
         default="ptb",
-        help="ptb (default) for raw captions; none for those already in lower case without punctuation",
+        help="ptb (default) for captions as typed; none if they are lower case without punctuation",
     )
-    command.add_argument("--per-clip", type=Path, metavar="F.jsonl", help="also write the figures of each clip here")
+    command.add_argument(
+        "--per-clip", type=Path, metavar="F.jsonl", help="also write the scores of each clip to this file"
+    )
     return parser
 
 

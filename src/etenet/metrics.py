@@ -1,8 +1,8 @@
-"""What Prometheus hears: counters, gauges and histograms of a worker, and how they are put together.
+"""Metrics for Prometheus: counters, gauges and histograms of a worker, and their sum over all workers.
 
-A worker with PROMETHEUS_MULTIPROC_DIR in its environment keeps its figures in files there, which outlive it: a caption
-stays counted when the worker that said it is killed. `exposition` adds up the files of all workers. Without that
-folder, figures stay in the process, and nobody asks for them.
+A worker with PROMETHEUS_MULTIPROC_DIR in its environment keeps its figures in files in that folder. The files outlive
+it: a caption stays counted when its worker is killed. `exposition` adds up the files of all workers. Without the folder
+the figures stay in the process and are not read.
 
 Names and units follow https://prometheus.io/docs/practices/naming/.
 """
@@ -29,33 +29,33 @@ _A_DAY_S = 86400.0
 _BYTES = tuple(2**power for power in range(14, 27, 2))  # 16 KiB to 64 MiB
 
 REQUEST_SECONDS = Histogram(
-    "etenet_request_duration_seconds", "From the moment a worker takes a request to its answer.", buckets=_SECONDS
+    "etenet_request_duration_seconds", "Time from when a worker takes a request to its response.", buckets=_SECONDS
 )
 STAGE_SECONDS = Histogram(
     "etenet_stage_duration_seconds",
-    "wait: from the front (X-Request-Start) to a worker; decode: per clip; encode, search: per batch.",
+    "Time of a stage. wait: from the front (X-Request-Start) to a worker; decode: per clip; encode, search: per batch.",
     ["stage"],
     buckets=_SECONDS,
 )
-BUSY_SECONDS = Counter("etenet_busy_seconds", "Time in which a worker had a batch in hand.")
-BATCH_CLIPS = Histogram("etenet_batch_size_clips", "Requests that a worker takes at once.", buckets=_CLIPS)
-CLIP_BYTES = Histogram("etenet_clip_size_bytes", "Bodies of requests.", buckets=_BYTES)
-FRAMES = Counter("etenet_frames_decoded", "Distinct frames that captions are about.")
+BUSY_SECONDS = Counter("etenet_busy_seconds", "Time that workers spent on batches.")
+BATCH_CLIPS = Histogram("etenet_batch_size_clips", "Requests in a batch.", buckets=_CLIPS)
+CLIP_BYTES = Histogram("etenet_clip_size_bytes", "Size of request bodies.", buckets=_BYTES)
+FRAMES = Counter("etenet_frames_decoded", "Distinct frames that were captioned.")
 CAPTIONS = Counter("etenet_captions", "Requests that got a caption.")
-ERRORS = Counter("etenet_errors", "Requests that got an error of the worker's, by its code.", ["code"])
+ERRORS = Counter("etenet_errors", "Requests that got an error from a worker, by error code.", ["code"])
 for _kind in CaptionError.__subclasses__():  # so that a rate exists before the first error
     ERRORS.labels(_kind.code)
-IN_PROGRESS = Gauge("etenet_requests_in_progress", "Requests in the hands of workers.", multiprocess_mode="livesum")
-DECODERS = Gauge("etenet_decoder_processes", "Decoder processes that are alive.", multiprocess_mode="livesum")
-DECODERS_REPLACED = Counter("etenet_decoder_processes_replaced", "Decoder processes that others took the place of.")
-DECODERS_TIMED_OUT = Counter("etenet_decoder_processes_timed_out", "Clips that took longer than they may.")
-GPU_DECODED = Counter("etenet_gpu_decoded", "Videos that a GPU's decoder decoded.")
+IN_PROGRESS = Gauge("etenet_requests_in_progress", "Requests that workers are working on.", multiprocess_mode="livesum")
+DECODERS = Gauge("etenet_decoder_processes", "Decoder processes that run.", multiprocess_mode="livesum")
+DECODERS_REPLACED = Counter("etenet_decoder_processes_replaced", "Decoder processes that were replaced.")
+DECODERS_TIMED_OUT = Counter("etenet_decoder_processes_timed_out", "Clips whose decoding exceeded the deadline.")
+GPU_DECODED = Counter("etenet_gpu_decoded", "Videos that were decoded by a GPU's decoder.")
 WORKER_START = Gauge(
-    "etenet_worker_start_time_seconds", "When the youngest worker began (Unix).", multiprocess_mode="livemax"
+    "etenet_worker_start_time_seconds", "Unix time when the youngest worker started.", multiprocess_mode="livemax"
 )
 MODEL_INFO = Gauge(
     "etenet_model_info",
-    "1, with what is served.",
+    "1; the labels say what is served.",
     ["version", "encoder", "checkpoint", "device"],
     multiprocess_mode="livemax",
 )
@@ -63,7 +63,7 @@ MODEL_INFO = Gauge(
 
 @contextmanager
 def in_progress(requests: int) -> Iterator[None]:
-    """Requests are in the hands of this worker meanwhile."""
+    """Count requests as in progress while the block runs."""
     IN_PROGRESS.inc(requests)
     try:
         yield
@@ -72,7 +72,7 @@ def in_progress(requests: int) -> Iterator[None]:
 
 
 def seconds_since(request_start: str) -> float | None:
-    """How long ago a front got a request, by its header X-Request-Start ("t=" and Unix seconds); None where unsaid."""
+    """Seconds since a front got a request, by its header X-Request-Start ("t=" and Unix seconds); None without one."""
     try:
         waited_s = time.time() - float(request_start.removeprefix("t="))
     except ValueError:
@@ -81,11 +81,13 @@ def seconds_since(request_start: str) -> float | None:
 
 
 def exposition(folder: Path, *, ready: bool) -> bytes:
-    """What Prometheus reads: the figures of all workers that kept theirs in `folder`, and whether captions come out."""
+    """The text that Prometheus reads: the figures of all workers with files in `folder`, and readiness."""
     registry = _registry(folder)
-    Gauge("etenet_ready", "1 while captions come out.", registry=registry).set(ready)
+    Gauge("etenet_ready", "1 while the server is ready.", registry=registry).set(ready)
     parts = {name: version(name) for name in ("etenet", "torch", "torchserve", "av")}
-    Gauge("etenet_build_info", "1, with what the server is made of.", parts, registry=registry).labels(**parts).set(1)
+    Gauge(
+        "etenet_build_info", "1; the labels are versions of the server and its libraries.", parts, registry=registry
+    ).labels(**parts).set(1)
     return generate_latest(registry)
 
 
@@ -100,7 +102,7 @@ def total(folder: Path, figure: Counter | Gauge) -> float:
 
 
 def _registry(folder: Path) -> CollectorRegistry:
-    """Of all workers that there were; gauges of those alone that are alive."""
+    """Counters and histograms of all workers so far, and gauges of those that are alive."""
     for file in folder.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
         with suppress(FileNotFoundError):

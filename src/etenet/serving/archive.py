@@ -1,10 +1,9 @@
 """A checkpoint and the code that reads it -> one .mar, the same bytes every time.
 
-A .mar is a zip with a manifest. It is written here rather than by torch-model-archiver, which stamps the time of day
-into it; only what is compiled for a GPU, where that is asked for, may differ. The files of `handler/` are data to this
-module; it never imports them. `SHA256SUMS`, in the format of sha256sum(1), lets whoever unpacks an archive see that it
-is whole: the handler does, before it loads anything.
-Only packaging needs torch, which takes seconds to import; a server starts without.
+A .mar is a zip with a manifest. torch-model-archiver is not used, because it puts the time of day into the archive.
+Only the part that is compiled for a GPU, with `gpu`, may differ. The files of `handler/` are data to this module, which
+never imports them. `SHA256SUMS`, in the format of sha256sum(1), shows that an unpacked archive is whole: the handler
+checks it before it loads anything. Only packaging imports torch, which takes seconds; a server starts without it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MODEL_NAME = "etenet"
-MODEL_VERSION = "1.0"
+MODEL_VERSION = "1.0"  # of the archive, in every response; not the version of this package
 HANDLER_FILE = "etenet_handler.py"
 CONFIG_FILE = "model-config.yaml"
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -52,9 +51,9 @@ def handler_folder() -> Path:
 
 
 def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
-    """Write the archive atomically and return its path. The checkpoint is loaded once, so a bad one is not packaged.
+    """Write the archive atomically and return its path. Raises `CheckpointError` for a checkpoint that does not load.
 
-    With `gpu` a worker on a GPU like that of this machine need not compile its encoder: `UsageError` without one.
+    With `gpu` the archive carries the encoder compiled for GPUs like this machine's; `UsageError` if there is none.
     """
     from etenet.model import checkpoint as checkpoints
 
@@ -80,7 +79,7 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
 
 
 def _compiled_encoder(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """What a worker on a CPU encodes with; nothing where OpenVINO is not to be had or cannot do it exactly."""
+    """The encoder for workers on a CPU; empty if OpenVINO is missing or does not compute exactly the same."""
     try:
         from etenet.runtime.openvino import compile_encoder
 
@@ -88,7 +87,7 @@ def _compiled_encoder(checkpoint: Checkpoint) -> dict[str, bytes]:
             compile_encoder(checkpoint, Path(folder) / ENCODER_FILE)
             return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     except (ImportError, RuntimeError) as error:
-        _log.warning("the encoder is packaged as it is, and slower on a CPU: %s", error)
+        _log.warning("the encoder is packaged uncompiled, which is slower on a CPU: %s", error)
         return {}
 
 
@@ -99,7 +98,7 @@ def _gpu_kernels(checkpoint: Checkpoint) -> bytes:
 
     if not torch.cuda.is_available():
         raise UsageError(
-            "there is no GPU here to compile for; package on a machine with a GPU like the one that serves"
+            "this machine has no GPU to compile for; package on a machine with a GPU like the one that serves"
         )
     try:
         return compiled_kernels(checkpoint.encoder, checkpoint.preprocessing, device=torch.device("cuda"))
@@ -108,7 +107,7 @@ def _gpu_kernels(checkpoint: Checkpoint) -> bytes:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Raises `UsageError` where the archive is missing or no archive."""
+    """Raises `UsageError` if the file is missing or is not an archive."""
     try:
         with zipfile.ZipFile(archive) as contents:
             contents.extractall(folder)
@@ -117,35 +116,35 @@ def unpack(archive: Path, folder: Path) -> None:
             f"no archive at {archive}; make it with: etenet package CHECKPOINT, or give --checkpoint"
         ) from error
     except zipfile.BadZipFile as error:
-        raise UsageError(f"{archive} is damaged or no archive ({error}); package it again") from error
+        raise UsageError(f"{archive} is damaged or not an archive ({error}); package it again") from error
 
 
 def verify(unpacked: Path) -> None:
-    """Raises `UsageError` where an unpacked archive does not hold what was packaged."""
+    """Raises `UsageError` if an unpacked archive differs from what was packaged."""
     try:
         lines = (unpacked / SUMS_FILE).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{SUMS_FILE} of the archive cannot be read; package it again") from error
-    sums = {name: promised for promised, _, name in (line.partition("  ") for line in lines)}
+    sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
     names = dict.fromkeys((MANIFEST_FILE, CHECKPOINT_FILE, HANDLER_FILE, CONFIG_FILE, *sums))
     with ThreadPoolExecutor() as threads:
-        found = threads.map(_sha256, (unpacked / name for name in names))
-        for name, actual in zip(names, found, strict=True):
+        hashes = threads.map(_sha256, (unpacked / name for name in names))
+        for name, actual in zip(names, hashes, strict=True):
             if actual is None or actual != sums.get(name):
                 raise UsageError(f"{name} of the archive is damaged or missing; package it again")
 
 
 def configuration(unpacked: Path) -> dict[str, Any]:
-    """What an archive tells TorchServe and the handler; nothing where that is damaged, which `verify` tells."""
+    """The archive's settings for TorchServe and the handler; empty if they are damaged, which `verify` reports."""
     try:
-        found = yaml.safe_load((unpacked / CONFIG_FILE).read_text())
+        settings = yaml.safe_load((unpacked / CONFIG_FILE).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def configure(unpacked: Path, settings: Mapping[str, object]) -> None:
-    """Put other values there; what is damaged is left so."""
+    """Change settings of an unpacked archive. Damaged settings are left as they are."""
     config, sums = unpacked / CONFIG_FILE, unpacked / SUMS_FILE
     before = f"{_sha256(config)}  {CONFIG_FILE}\n"
     if sums.is_file() and before in (lines := sums.read_text(errors="replace")):
@@ -169,7 +168,7 @@ def _package_files() -> Iterator[tuple[str, Path]]:
 
 def _manifest() -> dict[str, object]:
     return {
-        "createdOn": "01/01/1980 00:00:00",  # TorchServe wants a time; a true one would change the bytes
+        "createdOn": "01/01/1980 00:00:00",  # TorchServe requires a time; the real one would change the bytes
         "runtime": "python",
         "model": {
             "modelName": MODEL_NAME,

@@ -1,4 +1,4 @@
-"""What `etenet serve` reads of config.properties, and what launcher and workers agree on. Imports no torch."""
+"""The settings that `etenet serve` reads from config.properties, and those it hands to workers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from etenet.errors import UsageError
 from etenet.runtime import CPU_BATCH_CLIPS
 
-FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # where a worker says why it cannot start
+FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # the file in which a worker writes why it cannot start
 REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"  # json, plain or off
 
 
@@ -21,13 +21,13 @@ class Address:
 
     @property
     def url(self) -> str:
-        """Where this machine reaches the address."""
+        """The URL by which this machine reaches the address."""
         return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
-    """What `etenet serve` reads of config.properties; TorchServe reads the file itself."""
+    """The settings that `etenet serve` uses. TorchServe reads the same file for its own."""
 
     path: Path
     inference: Address
@@ -35,10 +35,10 @@ class ServerConfig:
     metrics: Address  # TorchServe's own
     exporter: Address
     grpc: tuple[Address, Address]
-    queue: int  # requests waiting at most
+    queue: int  # how many requests may wait
     max_body_bytes: int
     request_log: str  # json, plain or off
-    drain_deadline_s: float  # how long a shutdown waits for what was taken in
+    drain_deadline_s: float  # how long a shutdown waits for accepted requests
 
     @classmethod
     def read(cls, path: Path) -> ServerConfig:
@@ -74,7 +74,7 @@ class ServerConfig:
         )
 
     def java_memory_bytes(self, worker_clips: int = CPU_BATCH_CLIPS) -> int:
-        """What TorchServe's Java may take of the heap, and the same again outside it.
+        """How much memory TorchServe's Java may use in its heap, and the same again outside it.
 
         Enough for the queue, the clips that workers have, as many that are on their way to them and as many that come
         in, all of the largest size: once Java runs out of memory, TorchServe answers no request.

@@ -17,17 +17,17 @@ from etenet.serving.health import Health
 
 @contextmanager
 def exporter(health: Health, address: Address, figures: Path) -> Iterator[None]:
-    """Serves GET /ready, /live and /metrics."""
+    """Answer while the block runs. `figures` is the folder with the metrics of the workers."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             match self.path:
                 case "/ready":
                     fault = health.fault()
-                    self._answer(not fault, {"ready": not fault, **({"reason": fault} if fault else {})})
+                    self._send_json(not fault, {"ready": not fault, **({"reason": fault} if fault else {})})
                 case "/live":
                     live = health.live
-                    self._answer(live, {"live": live})
+                    self._send_json(live, {"live": live})
                 case "/metrics":
                     self._send(
                         HTTPStatus.OK, metrics.exposition(figures, ready=not health.fault()), metrics.CONTENT_TYPE
@@ -37,13 +37,13 @@ def exporter(health: Health, address: Address, figures: Path) -> Iterator[None]:
                     self._send(HTTPStatus.NOT_FOUND, json.dumps({"error": error}).encode())
 
         def send_error(self, code: int, *_: object, **__: object) -> None:
-            """What is no request for us is told so in our words; http.server's are HTML."""
+            """For a malformed request and an unknown method: JSON, where http.server would send HTML."""
             unknown = code == HTTPStatus.NOT_IMPLEMENTED
             status = HTTPStatus.METHOD_NOT_ALLOWED if unknown else HTTPStatus(code)
-            error = {"code": status.name.lower(), "message": "ask with GET" if unknown else status.phrase}
+            error = {"code": status.name.lower(), "message": "use GET" if unknown else status.phrase}
             self._send(status, json.dumps({"error": error}).encode())
 
-        def _answer(self, good: bool, body: Mapping[str, object]) -> None:
+        def _send_json(self, good: bool, body: Mapping[str, object]) -> None:
             self._send(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, json.dumps(body).encode())
 
         def _send(self, status: HTTPStatus, body: bytes, content_type: str = "application/json") -> None:
@@ -56,7 +56,7 @@ def exporter(health: Health, address: Address, figures: Path) -> Iterator[None]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Probes come every few seconds and say nothing worth a line."""
+            """Probes come every few seconds: none of them is logged."""
 
     server = ThreadingHTTPServer((address.host, address.port), Handler)
     server.daemon_threads = True

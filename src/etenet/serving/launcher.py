@@ -1,8 +1,8 @@
-"""`etenet serve`: starts TorchServe, says when it is truly ready, and ends it.
+"""`etenet serve`: starts TorchServe, waits until it captions, and stops it.
 
-TorchServe runs in a scratch folder of its own that is deleted in the end, so nothing is written elsewhere and no
-state survives a restart. On SIGTERM or Ctrl-C what was taken in is answered first; a second one leaves at once. This
-file, `health.py` and the handler are the only ones that know TorchServe.
+TorchServe runs in its own scratch folder, which is deleted at the end: nothing is written elsewhere, and no state
+survives a restart. On SIGTERM or Ctrl-C accepted requests are answered first; a second signal drops them. This file,
+`torchserve.py`, `health.py` and the handler are the only ones that know TorchServe.
 """
 
 from __future__ import annotations
@@ -29,46 +29,47 @@ from etenet.serving.health import Health
 from etenet.serving.torchserve import TorchServe, gpus_of
 
 START_DEADLINE_S = 620.0  # a little more than TorchServe gives a worker (`startupTimeout`)
-IDLE_S = 1.0  # this long must nothing be pending: a batch on its way to its worker is nowhere counted
+# A shutdown waits until nothing was pending for so long: a batch on its way to its worker is counted nowhere.
+IDLE_S = 1.0
 
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder that is deleted in the end; what launchers left that were killed is deleted first."""
+    """A folder that is deleted at the end. The folders of launchers that were killed are deleted first."""
     for lock in Path(tempfile.gettempdir()).glob("etenet-*/lock"):
         with suppress(OSError), lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="etenet-") as folder, (Path(folder) / "to be locked").open("w") as file:
+    with tempfile.TemporaryDirectory(prefix="etenet-") as folder, (Path(folder) / "unlocked").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         os.rename(file.name, Path(folder) / "lock")
         yield Path(folder)
 
 
 def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) -> int:
-    """Serve an archive, or rather a checkpoint, which is packaged first, until SIGTERM or Ctrl-C.
+    """Serve an archive, or a checkpoint that is packaged first, until SIGTERM or Ctrl-C. Returns the exit status.
 
-    Returns the exit status; `UsageError` where it cannot even start.
+    Raises `UsageError` if it cannot start.
     """
     taken = [str(address.port) for address in config.addresses if not is_free(address)]
     if taken:
         raise UsageError(
-            f"port {', '.join(taken)} is taken; stop what uses it, or copy {config.path.name}, change its ports and "
-            "give the copy with --config"
+            f"port {', '.join(taken)} is taken; stop the program that uses it, or copy {config.path.name}, change the "
+            "ports and give the copy with --config"
         )
-    leave, at_once = threading.Event(), threading.Event()
+    stop, stop_now = threading.Event(), threading.Event()
 
-    def ask_to_leave(*_: object) -> None:
-        (at_once if leave.is_set() else leave).set()
+    def on_signal(*_: object) -> None:
+        (stop_now if stop.is_set() else stop).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask_to_leave)
+        signal.signal(number, on_signal)
     with _scratch() as scratch:
         if checkpoint:
             mar = archive.package(checkpoint, scratch / "etenet.mar")
-        _say("starting TorchServe ...")
+        _log("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
-        archive.unpack(mar, model)  # TorchServe would take ten times as long
+        archive.unpack(mar, model)  # ten times as fast as TorchServe itself
         torchserve = TorchServe(model, config, scratch, worker_clips=_set_up(model, gpus_of(os.environ)))
         health = Health(
             alive=lambda: torchserve.alive,
@@ -78,79 +79,79 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         )
         try:
             with exporter(health, config.exporter, torchserve.figures):
-                _await_ready(torchserve, health, leave)
-                if not leave.is_set():
-                    _say_ready(config)
-                while torchserve.alive and not leave.wait(0.2):
+                _await_ready(torchserve, health, stop)
+                if not stop.is_set():
+                    _log_ready(config)
+                while torchserve.alive and not stop.wait(0.2):
                     pass
-                if not leave.is_set():
-                    raise EtenetError("TorchServe ended by itself; its last words are above")
-                health.leaving = True
-                _drain(torchserve, health, at_once, config.drain_deadline_s)
+                if not stop.is_set():
+                    raise EtenetError("TorchServe ended by itself; its last lines are above")
+                health.stopping = True
+                _drain(torchserve, health, stop_now, config.drain_deadline_s)
         except EtenetError as error:
-            _say(f"error: {error}")
+            _log(f"error: {error}")
             _show_tail(torchserve.log)
             return 1
         finally:
             torchserve.stop()
-    _say("stopped")
+    _log("stopped")
     return 0
 
 
 def _set_up(model: Path, gpus: int) -> int:
-    """Give TorchServe the archive's values for GPUs where there are some; returns how many clips workers then have."""
-    found = archive.configuration(model)
-    if gpus and (on_gpus := found.get("gpu")):
+    """Configure the archive for the GPUs, if there are any; returns how many clips all workers have at a time."""
+    settings = archive.configuration(model)
+    if gpus and (on_gpus := settings.get("gpu")):
         workers, batch = gpus * on_gpus["workers"], on_gpus["batchSize"]
-        _say(f"{counted(gpus, 'GPU')}: {counted(workers, 'worker')} with {batch} clips at a time")
+        _log(f"{counted(gpus, 'GPU')}: {counted(workers, 'worker')} with {batch} clips at a time")
         archive.configure(model, {"minWorkers": workers, "maxWorkers": workers, "batchSize": batch})
         return int(workers * batch)
-    return int(found.get("maxWorkers", 1) * found.get("batchSize", CPU_BATCH_CLIPS))
+    return int(settings.get("maxWorkers", 1) * settings.get("batchSize", CPU_BATCH_CLIPS))
 
 
-def _await_ready(torchserve: TorchServe, health: Health, leave: threading.Event) -> None:
+def _await_ready(torchserve: TorchServe, health: Health, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
-    while (fault := health.fault()) and not leave.wait(0.2):
+    while (fault := health.fault()) and not stop.wait(0.2):
         if torchserve.failure:
             raise EtenetError(f"the model does not load: {torchserve.failure}")
         if not torchserve.alive:
-            raise EtenetError("TorchServe ended while starting; its last words are above")
+            raise EtenetError("TorchServe ended while starting; its last lines are above")
         if time.monotonic() > deadline:
             raise EtenetError(f"not ready after {START_DEADLINE_S:.0f} s: {fault}")
 
 
-def _drain(torchserve: TorchServe, health: Health, at_once: threading.Event, deadline_s: float) -> None:
-    """Wait until everything accepted is answered.
+def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, deadline_s: float) -> None:
+    """Wait until all accepted requests are answered.
 
-    TorchServe may be silent for seconds, while Java collects garbage or a container is throttled: it is asked again.
+    TorchServe may not answer for seconds, while Java collects garbage or a container is throttled. It is asked again.
     """
-    _say("stopping: what was taken in is answered first; once more, and it is dropped ...")
+    _log("stopping: accepted requests are answered first; another signal drops them ...")
     end, idle_since, silent = time.monotonic() + deadline_s, math.inf, False
-    while time.monotonic() - idle_since < IDLE_S and torchserve.alive and not at_once.wait(0.05):
+    while time.monotonic() - idle_since < IDLE_S and torchserve.alive and not stop_now.wait(0.05):
         try:
             pending = str(health.pending() or "")
         except (OSError, ValueError, KeyError, IndexError) as error:
             pending = "an unknown number of"
             if not silent:
-                _say(f"TorchServe does not say what is pending ({error}); it is asked again")
+                _log(f"TorchServe does not report pending requests ({error}); it is asked again")
             silent = True
         idle_since = math.inf if pending else min(idle_since, time.monotonic())
         if time.monotonic() > end:
-            _say(f"{pending} requests are dropped: they were not answered within {deadline_s:g} s")
+            _log(f"{pending} requests are dropped: not answered within {deadline_s:g} s")
             return
 
 
-def _say_ready(config: ServerConfig) -> None:
+def _log_ready(config: ServerConfig) -> None:
     where = f"localhost:{config.inference.port}/predictions/{archive.MODEL_NAME}"
     examples = sorted(Path("examples").glob("*.mp4"))
-    _say(f"ready. Try it:\n\n    curl -T {examples[0] if examples else 'clip.mp4'} {where}\n")
+    _log(f"ready. Try it:\n\n    curl -T {examples[0] if examples else 'clip.mp4'} {where}\n")
 
 
 def _show_tail(log: Path, lines: int = 30) -> None:
     if log.is_file():
-        _say(f"the workers' last lines ({log.name}):")
+        _log(f"the last lines of the workers ({log.name}):")
         sys.stderr.write("\n".join(log.read_text(errors="replace").splitlines()[-lines:]) + "\n")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"etenet serve: {text}", file=sys.stderr, flush=True)

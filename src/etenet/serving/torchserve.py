@@ -1,4 +1,4 @@
-"""The TorchServe process: its command line, its environment, its end, and the GPUs that its workers get."""
+"""The TorchServe process: its command line, its environment, how it ends, and how many GPUs its workers get."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from etenet.serving import archive
 from etenet.serving.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE, ServerConfig
 
 STOP_DEADLINE_S = 20.0
-GPU_QUESTION_DEADLINE_S = 30.0
+NVIDIA_SMI_DEADLINE_S = 30.0
 
 _COMPILED_CODE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class TorchServe:
-    """The TorchServe process, with one archive or the folder that one was unpacked to.
+    """A TorchServe process with one archive, unpacked to the folder `model`.
 
-    `scratch` is a short path (its sockets must stay under 108 bytes).
+    `scratch` is a short path, because the paths of TorchServe's sockets must stay under 108 bytes.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class TorchServe:
             f"-Djava.io.tmpdir={scratch}",
             f"-Dlog4j.configurationFile={(archive.handler_folder() / 'log4j2.xml').as_uri()}",
             "-XX:-UsePerfData",
-            # Java passes bytes on: the optimising compiler would only take cores from the network.
+            # Java only passes bytes on: its optimising compiler would take cores from the network and gain nothing.
             "-XX:TieredStopAtLevel=1",
-            # Bodies are large arrays: G1, the default, would scatter them until none finds room any more.
+            # Bodies are large arrays: G1, the default, fragments the heap until no array fits.
             "-XX:+UseParallelGC",
             f"-Xmx{java_memory_bytes}",
             f"-XX:MaxDirectMemorySize={java_memory_bytes}",
@@ -67,7 +67,7 @@ class TorchServe:
             *("-m", f"{archive.MODEL_NAME}={model.name}"),
         ]
         end = partial(end_with_parent, signal.SIGTERM, parent=os.getpid())
-        # Its own session: Ctrl-C in a terminal must reach the launcher only, which then ends TorchServe in order.
+        # Its own session: Ctrl-C in a terminal must reach only the launcher, which then stops TorchServe.
         self._process = subprocess.Popen(
             command,
             cwd=scratch,
@@ -94,7 +94,7 @@ class TorchServe:
         return self._failure.read_text() if self._failure.exists() else ""
 
     def stop(self) -> None:
-        """End TorchServe and its workers; returns when they are gone."""
+        """End TorchServe and its workers, and wait for it."""
         if self.alive:
             self._process.terminate()
         try:
@@ -118,23 +118,23 @@ def _environment(scratch: Path) -> Mapping[str, str]:
 
 
 def _compiled_code() -> Path:
-    """Where what was compiled for a GPU outlives the server. Source: XDG Base Directory Specification."""
+    """The folder that keeps code compiled for a GPU across restarts. Source: XDG Base Directory Specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etenet" / "compiled"
 
 
 def gpus_of(environment: Mapping[str, str]) -> int:
-    """How many GPUs there are for workers. torch would say so, but takes seconds to import."""
+    """How many GPUs there are for workers. Not by torch, which takes seconds to import."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return sum(name.strip() not in ("", "-1") for name in visible.split(","))
     try:
-        listed = subprocess.run(
+        indices = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
             env=environment,
             capture_output=True,
             check=True,
-            timeout=GPU_QUESTION_DEADLINE_S,
+            timeout=NVIDIA_SMI_DEADLINE_S,
         )
     except (OSError, subprocess.SubprocessError):
         return 0
-    return len(listed.stdout.split())
+    return len(indices.stdout.split())
