@@ -31,14 +31,14 @@ from etenet.sandbox.pool import Sandbox
 from etenet.video.limits import DecodeLimits
 
 
-def different(clip: bytes, count: int, folder: Path) -> list[inputs.Clip]:
+def different(clip: bytes, count: int, folder: Path) -> list[inputs.JobClip]:
     """Files that show the same and differ in a box at their end, so that none is captioned for another."""
     for number in range(count):
         (folder / f"{number:04}.mp4").write_bytes(clip + struct.pack(">I4sI", 12, b"free", number))
     return inputs.clips([str(folder)])
 
 
-def alone(checkpoint: Path, clips: Sequence[inputs.Clip]) -> tuple[float, float]:
+def alone(checkpoint: Path, clips: Sequence[inputs.JobClip]) -> tuple[float, float]:
     """Clips per second of decoding on all cores, and of encoding in full batches."""
     bodies = [Path(clip.path).read_bytes() for clip in clips]
     captioner = local.load(checkpoint, limits=DecodeLimits(), clips=local.WORTH_COMPILING_CLIPS)
@@ -57,7 +57,7 @@ def alone(checkpoint: Path, clips: Sequence[inputs.Clip]) -> tuple[float, float]
     return len(clips) / decode_s, len(clips) // local.BATCH_CLIPS * local.BATCH_CLIPS / encode_s
 
 
-def rate(engine: Engine, clips: Sequence[inputs.Clip]) -> tuple[float, float]:
+def rate(engine: Engine, clips: Sequence[inputs.JobClip]) -> tuple[float, float]:
     """Clips per second from the first that is taken to the last record, and seconds to the first record."""
     started, moments = time.perf_counter(), []
     for _ in _good(engine(clips, lambda *_: None)):

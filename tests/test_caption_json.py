@@ -63,17 +63,19 @@ def test_failed_clips_are_named_with_the_mend(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contents", "complaint"),
     [
-        ("", "Expecting value"),
+        ("", "holds no caption"),
         ("{}", "holds no caption"),
         ("[]", "holds no caption"),
-        ("a dog runs\n", "Expecting value"),
-        ('"a dog runs"', "expected an object or a list"),
-        ('{"video": "a", "caption": "one dog"}\n{"video": "b", "capt', "line 2 is not JSON"),
+        ("a dog runs\n", r"captions, line 1, column 1: this is not JSON \(Expecting value\)"),
+        ("video,caption\na,one dog\n", "line 1, column 1: this is not JSON"),
+        ('"a dog runs"', 'line 1: expected an object, got "a dog runs"'),
+        ('{"video": "a", "caption": "one dog"}\n{"video": "b", "capt', "line 2, column 16: this is not JSON"),
+        ('{"a": ["one dog"],\n"a": ["two dogs"]}', "'a' is twice in one object"),
         ('{"a": ["one dog", null]}', r'no sentence in {"video": "a"'),
         ('{"a": 5}', "no sentence in"),
         ('{"videos": [{"split": "test"}], "sentences": []}', "no sentence in"),
         ('[{"caption": "one dog"}]', "no clip is named in"),
-        ('["one dog"]', "no clip is named in"),
+        ('["one dog"]', 'entry 1: expected an object, got "one dog"'),
         (json.dumps({"a": [{"tokens": ["dog"] * 99}]}), r"\.\.\.; give"),
     ],
 )
@@ -90,10 +92,10 @@ def test_what_is_no_caption_file_is_said_with_the_formats(tmp_path: Path, conten
 def test_what_is_not_utf8_is_said(tmp_path: Path) -> None:
     path = tmp_path / "captions"
     path.write_text('{"a": "un café"}', encoding="latin-1")
-    with pytest.raises(UsageError, match="utf-8"):
+    with pytest.raises(UsageError, match="line 1: this is not UTF-8"):
         caption_json.read(path)
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no file at .*gone"):
+    with pytest.raises(UsageError, match=r"cannot read .*gone: No such file or directory; give {"):
         caption_json.read(tmp_path / "gone")

@@ -1,9 +1,11 @@
-"""Files outlive what happens while they are written, and a log keeps every line that was added."""
+"""Files outlive what happens while they are written, a log keeps every line, and every format gives the same rows."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import resource
@@ -17,7 +19,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etenet.files import AppendOnlyLog, replacing, sha256
+from etenet.errors import UsageError
+from etenet.files import AppendOnlyLog, Row, replacing, rows, sha256
+
+# What some take for the end of a line, what CSV and JSON quote, and anything else but lone surrogates.
+_AWKWARD = st.sampled_from("\u2028\u2029\x85\x0b\x0c\x1c\r\n\t \"',#{[")
+TEXTS = st.text(_AWKWARD | st.characters(exclude_categories=["Cs"]))
+LISTED = TEXTS.map(lambda text: text.replace("\r", "").replace("\n", "").strip(" \t")).filter(bool)
+CLIPS = st.dictionaries(TEXTS, st.lists(TEXTS, min_size=1, max_size=3), min_size=1, max_size=5)
+ENDS = st.sampled_from(["\n", "\r\n", "\r"])
+FIX = "do it otherwise"
 
 
 def entries(path: Path) -> list[Any]:
@@ -119,3 +130,108 @@ def test_a_full_disk_is_reported_although_a_part_of_the_line_is_there(tmp_path: 
         signal.signal(signal.SIGXFSZ, ignored)
     assert raised.value.errno == errno.ENOSPC
     assert path.read_bytes() == b'"first"\n"sec'
+
+
+def read(text: str, *, bom: bool, **how: Any) -> list[dict[str, Any]]:
+    return [row.values for row in rows("captions", text.encode("utf-8-sig" if bom else "utf-8"), fix=FIX, **how)]
+
+
+@given(clips=CLIPS, bom=st.booleans(), ascii_only=st.booleans(), indent=st.sampled_from([None, 2]))
+def test_names_and_sentences_come_back_out_of_one_json_document(
+    clips: dict[str, list[str]], bom: bool, ascii_only: bool, indent: int | None
+) -> None:
+    def written(contents: object) -> str:
+        return json.dumps(contents, ensure_ascii=ascii_only, indent=indent)
+
+    entries = [{"image_id": clip, "caption": caption} for clip, captions in clips.items() for caption in captions]
+    assert read(written({"info": {}, "annotations": entries}), bom=bom, by_clip=True) == entries
+    assert read(written(entries), bom=bom) == entries
+    pairs = [{"video": clip, "captions": captions} for clip, captions in clips.items()]
+    assert read(written(clips), bom=bom, by_clip=True) == pairs
+
+
+@given(clips=CLIPS, bom=st.booleans(), ascii_only=st.booleans(), end=ENDS)
+def test_names_and_sentences_come_back_out_of_json_lines(
+    clips: dict[str, list[str]], bom: bool, ascii_only: bool, end: str
+) -> None:
+    entries = [{"video": clip, "captions": captions} for clip, captions in clips.items()]
+    lines = (json.dumps(entry, ensure_ascii=ascii_only) + end for entry in entries)
+    assert read("".join(lines), bom=bom, by_clip=True) == entries
+
+
+@given(clips=CLIPS, bom=st.booleans(), end=ENDS)
+def test_names_and_sentences_come_back_out_of_csv(clips: dict[str, list[str]], bom: bool, end: str) -> None:
+    entries = [{"video": clip, "caption": caption} for clip, captions in clips.items() for caption in captions]
+    text = io.StringIO(newline="")
+    needed = csv.QUOTE_MINIMAL if end == "\r\n" else csv.QUOTE_ALL  # Python quotes only what is in `end`
+    table = csv.DictWriter(text, ("video", "caption"), lineterminator=end, quoting=needed)
+    table.writeheader()
+    table.writerows(entries)
+    assert read(text.getvalue(), bom=bom, header=["video"]) == entries
+
+
+@given(names=st.lists(LISTED), bom=st.booleans(), end=ENDS)
+def test_names_come_back_out_of_a_list(names: list[str], bom: bool, end: str) -> None:
+    names = ["first.mp4", *names]
+    assert read(end.join(names), bom=bom, header=["video"], list_of="path") == [{"path": name} for name in names]
+
+
+def test_a_row_knows_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "captions"
+    for text, places in (
+        ("\nvideo,caption\n\na,b\n'c,'d\n", ["line 4", "line 5"]),
+        ('video,caption\r\n"a\r\nb",c\r\nd,e', ["line 2", "line 4"]),
+        ('\n{"video": 1}\n \n{"video": 2}', ["line 2", "line 4"]),
+        ('[{"video": 1},\n{"video": 2}]', ["entry 1", "entry 2"]),
+        ('{"a": [],\n"b": []}', ["", ""]),
+        ('\n{"a": [], "b": []}', ["line 2", "line 2"]),
+    ):
+        path.write_text(text)
+        wanted = [f"{path}, {place}".removesuffix(", ") for place in places]
+        assert [row.place for row in rows(path, header=["video"], by_clip=True, fix=FIX)] == wanted
+    assert [row.place for row in rows("-", b"a\n\nb", list_of="path", fix=FIX)] == ["-, line 1", "-, line 3"]
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b'{"a": [{"b": 1,\n "b": 2}]}', "F: 'b' is twice in one object; do it otherwise"),
+        (b'{"a": 1}\n{"a": 1, "a": 2}', "F, line 2: 'a' is twice in one object; do it otherwise"),
+        (b'{"a": 1}\n{"a": 1', "F, line 2, column 8: this is not JSON (Expecting ',' delimiter); do it otherwise"),
+        (b'{"a": 1}\n[1]', "F, line 2: expected an object, got [1]; do it otherwise"),
+        (
+            b'{\n"a": "' + b"x" * 99,
+            "F, line 2, column 6: this is not JSON (Unterminated string starting at); do",
+        ),
+        (b"[" * 100_000, "F, line 1: maximum recursion depth exceeded"),
+        (b'["' + b"x" * 99 + b'"]', 'F, entry 1: expected an object, got "' + "x" * 76 + "...; do it otherwise"),
+        (b"\xef\xbb\xbfvideo\na\n\xff", "F, line 3: this is not UTF-8; save it as UTF-8"),
+        (b"a,b\n", "F, line 1: neither JSON nor CSV with a column video or caption; do it otherwise"),
+        (b"video\n" + b"x" * 200_000, "F: field larger than field limit (131072); save it again"),
+    ],
+)
+def test_an_error_names_the_place_and_the_fix(contents: bytes, message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        list(rows("F", contents, header=("video", "caption"), fix=FIX))
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_fix(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "gone", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError, match=f"^cannot read {path}: {reason}; {FIX}$"):
+            list(rows(path, fix=FIX))
+
+
+def test_a_row_names_the_column_that_it_lacks() -> None:
+    row = Row("F, line 3", {"video": "a", "caption": ""})
+    row.need("video", "caption")
+    with pytest.raises(UsageError, match="F, line 3: no split among video, caption; each row needs video, split"):
+        row.need("video", "split")
+
+
+def test_an_object_alone_is_a_row_or_the_sentences_by_clip() -> None:
+    for text in ('{"video": "a"}', '{"image_id": 3, "caption": "b"}', '{"caption": "b"}'):
+        assert read(text, bom=False, by_clip=True) == [json.loads(text)]
+    assert read('{"video": ["a"]}', bom=False, by_clip=True) == [{"video": "video", "captions": ["a"]}]
+    assert read('{"a": ["b"]}', bom=False) == [{"a": ["b"]}]

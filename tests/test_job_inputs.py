@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from etenet.errors import UsageError
 from etenet.jobs import inputs
-from etenet.jobs.inputs import Clip
+from etenet.jobs.inputs import JobClip
 
 CLIPS = 20
 
@@ -29,31 +30,55 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def manifest(tmp_path: Path, name: str, text: str) -> list[Clip]:
-    (tmp_path / name).write_text(text)
+def manifest(tmp_path: Path, name: str, text: str) -> list[JobClip]:
+    (tmp_path / name).write_text(text, newline="")
     return inputs.clips([str(tmp_path / name)])
 
 
 def test_manifests_of_every_kind_name_the_same_clips(tmp_path: Path) -> None:
-    wanted = [Clip("one", f"{tmp_path}/a/1.mp4"), Clip("two", f"{tmp_path}/b 2.mp4")]
+    wanted = [JobClip("one", f"{tmp_path}/a/1.mp4"), JobClip("two", f"{tmp_path}/b 2.mp4")]
     assert manifest(tmp_path, "m.csv", "path,video,note\na/1.mp4,one,x\nb 2.mp4,two,\n") == wanted
     rows = '{"video": "one", "path": "a/1.mp4"}\n\n{"path": "b 2.mp4", "video": "two", "captions": []}\n'
     assert manifest(tmp_path, "m.jsonl", rows) == wanted
-    plain = [Clip("a/1.mp4", f"{tmp_path}/a/1.mp4"), Clip("b 2.mp4", f"{tmp_path}/b 2.mp4")]
+    plain = [JobClip("a/1.mp4", f"{tmp_path}/a/1.mp4"), JobClip("b 2.mp4", f"{tmp_path}/b 2.mp4")]
     assert manifest(tmp_path, "m.txt", "a/1.mp4\n\n  b 2.mp4  \n") == plain
     assert manifest(tmp_path, "n.jsonl", '{"video": "a/1.mp4"}\n{"path": "b 2.mp4"}\n') == plain
 
 
+def test_a_name_may_hold_what_some_take_for_the_end_of_a_line(tmp_path: Path) -> None:
+    names = ["a\u2028b\x85.mp4", 'VT\x0b, FF\x0c and "quotes".mp4', "[1] c.mp4\u2029"]
+    wanted = [JobClip(name, f"{tmp_path}/{name}") for name in names]
+    for end in ("\n", "\r\n", "\r"):
+        assert manifest(tmp_path, "m.txt", end.join(names)) == wanted
+        assert manifest(tmp_path, "m.jsonl", end.join(json.dumps({"path": name}) for name in names)) == wanted
+        cells = ('"{}"'.format(name.replace('"', '""')) for name in names)
+        assert manifest(tmp_path, "m.csv", end.join(("path", *cells))) == wanted
+    assert manifest(tmp_path, "m.txt", "[1] c.mp4\n[2].mp4\n")[0].video == "[1] c.mp4"
+
+
+def test_what_is_wrong_in_a_manifest_is_named_with_its_line(tmp_path: Path) -> None:
+    for text, said in (
+        ('{"path": "a"}\n\n{"path": "b", "path": "c"}', "m.jsonl, line 3: 'path' is twice in one object; a line of a"),
+        ('path,end_s\na,1\n"b\n",0\n', "m.jsonl, line 3: .*; a line of a manifest is a path, or has"),
+        ('{"path": "a"}\n{"video": ""}', 'm.jsonl, line 2: no clip is named in {"video": ""}; a line of a'),
+    ):
+        with pytest.raises(UsageError, match=said):
+            manifest(tmp_path, "m.jsonl", text)
+    (tmp_path / "m.txt").write_bytes(b"a.mp4\n\xff.mp4\n")
+    with pytest.raises(UsageError, match=r"m\.txt, line 2: this is not UTF-8"):
+        inputs.clips([f"{tmp_path}/m.txt"])
+
+
 def test_parts_of_files_have_their_seconds(tmp_path: Path) -> None:
     path = f"{tmp_path}/a.mp4"
-    wanted = [Clip("a.mp4", path), Clip("a.mp4#t=1.5,4", path, 1.5, 4.0), Clip("x", path, 2.0)]
+    wanted = [JobClip("a.mp4", path), JobClip("a.mp4#t=1.5,4", path, 1.5, 4.0), JobClip("x", path, 2.0)]
     rows = "a.mp4,,,\na.mp4,,1.5,4\na.mp4,x,2,\n"
     assert manifest(tmp_path, "m.csv", f"path,video,start_s,end_s\n{rows}") == wanted
 
 
 def test_a_list_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("x.mp4\ny.mp4\nx.mp4\n"))
-    assert inputs.clips(["-"]) == [Clip("x.mp4", "x.mp4"), Clip("y.mp4", "y.mp4")]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x.mp4\r\ny.mp4\nx.mp4\n")))
+    assert inputs.clips(["-"]) == [JobClip("x.mp4", "x.mp4"), JobClip("y.mp4", "y.mp4")]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from benchmarks.rig.servers import free_ports
 from etenet.cli import main
 from etenet.errors import JobStopped, UsageError
 from etenet.jobs import formats, run
-from etenet.jobs.inputs import Clip
+from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Journal, Record
 from etenet.jobs.progress import Summary
 from etenet.linux import SPIN_COUNT
@@ -260,23 +260,23 @@ def echo(bodies: Iterable[tuple[str, bytes, Cut]], _: run.Reached) -> Iterator[t
 
 
 @pytest.fixture
-def texts(tmp_path: Path) -> list[Clip]:
+def texts(tmp_path: Path) -> list[JobClip]:
     """Clips that `echo` captions with what is in them."""
     found = []
     for number in range(23):
         path = tmp_path / "texts" / f"{number:02}"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"{'bad' if number % 7 == 3 else 'a caption'} {number}")
-        found.append(Clip(path.name, str(path)))
+        found.append(JobClip(path.name, str(path)))
     return found
 
 
-def do(clips: list[Clip], out: Path, engine: run.BodyEngine = echo, **how: Any) -> Summary:
+def do(clips: list[JobClip], out: Path, engine: run.BodyEngine = echo, **how: Any) -> Summary:
     form = formats.format_of(out)
     return run.run(clips, run.of_bodies(engine, 1000), out=out, form=form, **how)
 
 
-def test_the_order_is_that_of_the_input_where_it_is_asked_for(texts: list[Clip], tmp_path: Path) -> None:
+def test_the_order_is_that_of_the_input_where_it_is_asked_for(texts: list[JobClip], tmp_path: Path) -> None:
     names = [clip.video for clip in texts]
     do(texts, tmp_path / "any.jsonl")
     assert [record["video"] for record in records(tmp_path / "any.jsonl")] != names
@@ -287,7 +287,7 @@ def test_the_order_is_that_of_the_input_where_it_is_asked_for(texts: list[Clip],
     assert [record["video"] for record in records(tmp_path / "both.jsonl")] == names
 
 
-def test_what_failed_is_tried_again_when_asked(texts: list[Clip], tmp_path: Path) -> None:
+def test_what_failed_is_tried_again_when_asked(texts: list[JobClip], tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
     first = do(texts, out)
     assert (first.captioned, first.failed) == (20, 3)
@@ -300,7 +300,7 @@ def test_what_failed_is_tried_again_when_asked(texts: list[Clip], tmp_path: Path
     assert {record["caption"].split()[0] for record in by_clip(out).values()} == {"a", "better"}
 
 
-def test_the_same_bytes_are_captioned_once(texts: list[Clip], tmp_path: Path) -> None:
+def test_the_same_bytes_are_captioned_once(texts: list[JobClip], tmp_path: Path) -> None:
     seen: list[bytes] = []
 
     def counting(bodies: Iterable[tuple[str, bytes, Cut]], reached: run.Reached) -> Iterator[tuple[str, Record]]:
@@ -311,17 +311,17 @@ def test_the_same_bytes_are_captioned_once(texts: list[Clip], tmp_path: Path) ->
 
         return echo(counted(), reached)
 
-    again = [Clip(f"{clip.video} again {number}", clip.path) for clip in texts for number in range(3)]
+    again = [JobClip(f"{clip.video} again {number}", clip.path) for clip in texts for number in range(3)]
     many = [*again, *texts]  # some before their first is answered, some long after
     do(many, tmp_path / "captions.jsonl", counting)
     assert len(by_clip(tmp_path / "captions.jsonl")) == len(many)
     assert len(seen) == len(texts)
 
 
-def test_no_more_is_read_than_the_engine_has_room_for(texts: list[Clip]) -> None:
+def test_no_more_is_read_than_the_engine_has_room_for(texts: list[JobClip]) -> None:
     taken = 0
 
-    def endless() -> Iterator[Clip]:
+    def endless() -> Iterator[JobClip]:
         nonlocal taken
         for taken, clip in enumerate(texts * 100):  # noqa: B007
             yield clip
@@ -334,7 +334,7 @@ def test_no_more_is_read_than_the_engine_has_room_for(texts: list[Clip]) -> None
     assert taken < 2 * run.READ_AHEAD
 
 
-def test_a_file_that_goes_away_is_an_error_of_its_own(texts: list[Clip], tmp_path: Path) -> None:
+def test_a_file_that_goes_away_is_an_error_of_its_own(texts: list[JobClip], tmp_path: Path) -> None:
     Path(texts[5].path).unlink()
     Path(texts[6].path).write_text("x" * 2000)
     do(texts, tmp_path / "captions.jsonl")
@@ -344,7 +344,7 @@ def test_a_file_that_goes_away_is_an_error_of_its_own(texts: list[Clip], tmp_pat
     assert len(found) == len(texts)
 
 
-def test_a_table_has_all_and_coco_what_can_be_scored(texts: list[Clip], tmp_path: Path) -> None:
+def test_a_table_has_all_and_coco_what_can_be_scored(texts: list[JobClip], tmp_path: Path) -> None:
     do(texts, tmp_path / "captions.csv", in_order=True)
     table = list(csv.DictReader(io.StringIO((tmp_path / "captions.csv").read_text())))
     assert [row["video"] for row in table] == [clip.video for clip in texts]
@@ -360,7 +360,7 @@ def test_a_table_has_all_and_coco_what_can_be_scored(texts: list[Clip], tmp_path
 @pytest.mark.parametrize(
     "text", ["{}\n", "hello\n", '{"video": "a"}\n', '["video"]\n', "\x00\n", "hello", "x" * 70_000, '{"caption": "a']
 )
-def test_no_other_file_is_written_to(text: str, texts: list[Clip], tmp_path: Path) -> None:
+def test_no_other_file_is_written_to(text: str, texts: list[JobClip], tmp_path: Path) -> None:
     out = tmp_path / "precious.jsonl"
     out.write_text(text)
     with pytest.raises(UsageError, match="name another file"):
@@ -368,7 +368,7 @@ def test_no_other_file_is_written_to(text: str, texts: list[Clip], tmp_path: Pat
     assert out.read_text() == text
 
 
-def test_two_jobs_do_not_write_one_file(texts: list[Clip], tmp_path: Path) -> None:
+def test_two_jobs_do_not_write_one_file(texts: list[JobClip], tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
     with Journal(out), pytest.raises(UsageError, match="another job"):
         do(texts, out)
@@ -376,7 +376,7 @@ def test_two_jobs_do_not_write_one_file(texts: list[Clip], tmp_path: Path) -> No
     assert len(by_clip(out)) == len(texts)
 
 
-def test_a_full_disk_ends_the_job_and_it_goes_on_when_there_is_room(texts: list[Clip], tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_job_and_it_goes_on_when_there_is_room(texts: list[JobClip], tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the kernel then writes a part of a line, and after it none."""
     out, whole = tmp_path / "captions.jsonl", tmp_path / "whole.jsonl"
     do(texts, whole)

@@ -165,13 +165,15 @@ def test_the_three_caption_formats_say_the_same(tmp_path: Path, name: str, conte
     ("name", "contents", "said"),
     [
         ("f.json", '{"a": ["b"],\n "c" ["d"]}', r"f.json, line 2, column 6: this is not JSON"),
-        ("f.json", '{"a": "b"}\n{"c": "d"}', r"line 2, column 1: .* one object per line is for .jsonl"),
-        ("f.json", '{"a": ["b"], "c": "d", "a": ["e"]}', "a stands in it twice; put its sentences into one list"),
-        ("f.json", '["a"]', "must be an object"),
+        ("f.json", '{"a": "b"}\n{"c": "d"}', r"line 1: no video among a; each row needs video"),
+        ("f.json", '{"a": ["b"], "c": "d", "a": ["e"]}', "line 1: 'a' is twice in one object; give {"),
+        ("f.json", '["a"]', 'entry 1: expected an object, got "a"'),
         ("f.json", '{"a": 3}', "the captions of a must be a sentence or a list of sentences"),
         ("f.json", "{}", "names no clip"),
         ("f.jsonl", '{"video": "a", "caption": "b"}\n{"video": "a", "caption"', r"f.jsonl, line 2, column 2\d"),
-        ("f.jsonl", '\n{"caption": "b"}', "line 2: no clip is named"),
+        ("f.jsonl", '\n{"caption": "b"}', "line 2: no video among caption"),
+        ("f.jsonl", '{"video": 3, "caption": "b"}', "line 1: no clip is named; give its file"),
+        ("f.jsonl", '{"video": "a"}', "line 1: no caption among video"),
         ("f.jsonl", '{"video": "a", "caption": "b", "split": "dev"}', "line 1: the split of a is 'dev'"),
         ("f.jsonl", '{"video": "a", "caption": "b", "row": -1}', "line 1: the row of a is -1"),
         (
@@ -179,11 +181,11 @@ def test_the_three_caption_formats_say_the_same(tmp_path: Path, name: str, conte
             '{"video": "a", "caption": "b", "split": "train"}\n{"video": "a", "caption": "c", "split": "test"}',
             "line 2: a has another split or row here than further up",
         ),
-        ("f.csv", "clip,caption\na,b\n", "f.csv, line 1: no column video among clip, caption"),
+        ("f.csv", "clip,caption\na,b\n", "f.csv, line 2: no video among clip, caption"),
         ("f.csv", "video,caption\na,b\nc\n", "line 3: no caption"),
-        ("f.csv", "video,caption,row\na,b,first\n", "line 2: the row is 'first'"),
-        ("f.csv", b"video,caption\na,b\nc,caf\xe9\n", "line 3: this is not UTF-8; save the file as UTF-8"),
-        ("f.txt", "a b", "cannot tell the format; name it .json, .jsonl or .csv"),
+        ("f.csv", "video,caption,row\na,b,first\n", "line 2: the row of a is 'first'"),
+        ("f.csv", b"video,caption\na,b\nc,caf\xe9\n", "line 3: this is not UTF-8; save it as UTF-8"),
+        ("f.txt", "a b", "line 1: neither JSON nor CSV with a column video or caption; give {"),
     ],
 )
 def test_a_mistake_in_a_captions_file_is_named_with_its_place(
@@ -208,8 +210,11 @@ def test_mistakes_in_distributed_files_are_named(tmp_path: Path) -> None:
     few = msvd_csv(tmp_path / "few.csv", {"abc_1_2": ["a dog"]})
     with pytest.raises(UsageError, match=r"make 1 clips .* the order of all 1970 decides the splits"):
         sources.msvd(tmp_path / "clips", corpus=few)
-    other = written(tmp_path / "other.csv", "VideoID,Start,End,Description\n")
-    with pytest.raises(UsageError, match="line 1: no column Language"):
+    other = written(tmp_path / "other.csv", "VideoID,Start,End,Description\na,1,2,a dog\n")
+    with pytest.raises(UsageError, match="line 2: no Language among VideoID, Start, End, Description"):
+        sources.msvd(tmp_path / "clips", corpus=other)
+    other = written(tmp_path / "other.csv", "a dog\n")
+    with pytest.raises(UsageError, match="line 1: neither JSON nor CSV with a column VideoID or Start"):
         sources.msvd(tmp_path / "clips", corpus=other)
     for name, contents, said in (
         ("a.json", '{"videos": []}', "no MSR-VTT annotation .'sentences'"),

@@ -1,19 +1,34 @@
-"""Files that are written whole or not at all, files that are only added to, and the SHA-256 of a file."""
+"""Files that are written whole or not at all, logs that are only added to, and rows out of JSON, CSV and lists.
+
+Knows what a row is in each format, and nothing of what its columns mean. An error names the file, the line and the fix.
+"""
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from errno import ENOSPC
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
+
+from etenet.errors import UsageError
+
+# Not str.splitlines(): it also cuts at U+2028, U+0085, VT and FF, which file names and sentences may hold.
+_LINE_END = re.compile(r"\r\n?|\n")
+_JSON = re.compile(r"\s*[{\[]")
+_JSON_AND_NO_PATH = re.compile(r"\s*(\{|\[\s*[{\]])")  # as [1].mp4 would be
+_BLANKS = " \t"
+_SHOWN_CHARACTERS = 80
 
 
 @contextmanager
@@ -101,12 +116,163 @@ class AppendOnlyLog:
         self._file = _opened(self.path)
 
 
-def _opened(path: Path) -> FileIO:
+def _opened(path: Path) -> io.FileIO:
     """Held with flock(2), which ends with the process."""
-    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), "r+")
+    file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
         raise
     return file
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a line of a table or a list says, or an object of JSON; `place` is where, as in "captions.csv, line 3"."""
+
+    place: str
+    values: dict[str, Any]
+
+    def need(self, *columns: str) -> None:
+        """Raises `UsageError` where a column is not there."""
+        for column in columns:
+            if column not in self.values:
+                there = ", ".join(self.values) or "nothing"
+                raise UsageError(
+                    f"{self.place}: no {column} among {there}; each row needs {', '.join(columns)}, and quotes around "
+                    "cells that hold commas or line breaks"
+                )
+
+
+def rows(
+    source: Path | str,
+    contents: bytes | None = None,
+    *,
+    header: Collection[str] = (),
+    list_of: str = "",
+    by_clip: bool = False,
+    fix: str,
+) -> Iterator[Row]:
+    """The rows of a file, or of `contents` that came by another way and are called `source`. The contents decide:
+
+        {"video": ..., "caption": ...}                 JSON, an object per line
+        [{...}, ...] or {"annotations": [{...}, ...]}  JSON, COCO's results or annotations
+        {"clip": ["sentence", ...], ...}               JSON, with `by_clip`: rows {"video": "clip", "captions": [...]}
+        video,caption                                  CSV, whose first line has a name out of `header`
+        clips/a.mp4                                    lines, with `list_of="path"`: rows {"path": "clips/a.mp4"}
+
+    UTF-8, with or without a byte order mark; lines end with LF, CR LF or CR. Empty lines are no rows. In CSV, cells in
+    quotes may hold line breaks, what is beyond the last column is dropped, and a short line leaves columns out.
+    Raises `UsageError` for a file that cannot be read, for another format, and for an object that has a key twice.
+    """
+    text = read_text(source, contents, fix=fix)
+    lines = [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip(_BLANKS)]
+    if not lines:
+        return
+    try:
+        if (_JSON_AND_NO_PATH if list_of else _JSON).match(text):
+            yield from _rows_of_json(source, text, lines, by_clip=by_clip, fix=fix)
+        elif not set(header).isdisjoint(next(csv.reader([lines[0][1]]))):
+            yield from _rows_of_table(source, text, header)
+        elif list_of:
+            yield from (Row(f"{source}, line {number}", {list_of: line.strip(_BLANKS)}) for number, line in lines)
+        elif header:
+            names = " or ".join(header)
+            raise UsageError(f"{source}, line {lines[0][0]}: neither JSON nor CSV with a column {names}; {fix}")
+        else:
+            yield from _rows_of_json(source, text, lines, by_clip=by_clip, fix=fix)
+    except csv.Error as error:
+        raise UsageError(f"{source}: {error}; save it again as comma-separated UTF-8") from error
+
+
+def read_text(source: Path | str, contents: bytes | None = None, *, fix: str) -> str:
+    """Raises `UsageError` for a file that cannot be read and for what is not UTF-8."""
+    try:
+        body = Path(source).read_bytes() if contents is None else contents
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror}; {fix}") from error
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + error.object[: error.start].count(b"\n")
+        raise UsageError(f"{source}, line {line}: this is not UTF-8; save it as UTF-8") from error
+
+
+def parse_json(source: Path | str, text: str, *, line: int | None = None, fix: str = "correct it there") -> Any:
+    """JSON in which no object has a key twice; `line` is the place of a text that is one line of its source."""
+    place = f"{source}, line {line}" if line else str(source)
+    try:
+        return json.loads(text, object_pairs_hook=_each_key_once)
+    except json.JSONDecodeError as error:
+        number = error.lineno + (line - 1 if line else 0)
+        where = f"{source}, line {number}, column {error.colno}"
+        raise UsageError(f"{where}: this is not JSON ({error.msg}); {fix}") from error
+    except (UsageError, ValueError, RecursionError) as error:  # a key, a number or a depth
+        raise UsageError(f"{place}: {error}; {fix}") from error
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise UsageError(f"{key!r} is twice in one object")
+        values[key] = value
+    return values
+
+
+def _rows_of_json(
+    source: Path | str, text: str, lines: Sequence[tuple[int, str]], *, by_clip: bool, fix: str
+) -> Iterator[Row]:
+    (number, first), *rest = lines
+    if rest and _is_json(first):
+        for number, line in lines:
+            yield _row(f"{source}, line {number}", parse_json(source, line, line=number, fix=fix), fix)
+        return
+    place = str(source) if rest else f"{source}, line {number}"
+    contents = parse_json(source, text, fix=fix) if rest else parse_json(source, first, line=number, fix=fix)
+    match contents:
+        case list(entries) | {"annotations": ([] | [{}, *_]) as entries}:
+            for count, entry in enumerate(entries, start=1):
+                yield _row(f"{source}, entry {count}", entry, fix)
+        case dict(clips) if by_clip and not _is_row(clips):
+            for clip, captions in clips.items():
+                yield Row(place, {"video": clip, "captions": captions})
+        case _:
+            yield _row(place, contents, fix)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_row(values: Mapping[str, object]) -> bool:
+    """Whether an object is a row. A list under one of these names is the sentences of a clip of that name."""
+    return any(not isinstance(values.get(key, []), list) for key in ("video", "image_id", "caption"))
+
+
+def _row(place: str, values: Any, fix: str) -> Row:
+    if not isinstance(values, dict):
+        raise UsageError(f"{place}: expected an object, got {shown(values)}; {fix}")
+    return Row(place, values)
+
+
+def _rows_of_table(source: Path | str, text: str, header: Collection[str]) -> Iterator[Row]:
+    """The place of a row is its first line."""
+    reader, names, line = csv.reader(io.StringIO(text, newline="")), list[str](), 1
+    for cells in reader:
+        if names and cells:
+            yield Row(f"{source}, line {line}", dict(zip(names, cells, strict=False)))
+        elif not names and not set(header).isdisjoint(cells):
+            names = cells
+        line = reader.line_num + 1
+
+
+def shown(value: object) -> str:
+    """As JSON, and short enough for a message of one line."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from etenet.errors import UsageError
-from training.demo import world
-from training.data.caption_files import SPLITS, Described, decoded, parse_json, read_captions, read_csv, read_text
+from etenet.files import parse_json, read_text, rows
+from training.data.caption_files import SPLITS, Described, read_captions
 from training.data.wording import clean_caption
+from training.demo import world
 
 MSVD_CLIPS = 1970
 MSVD_COLUMNS = ("VideoID", "Start", "End", "Language", "Description")
+_AS_DISTRIBUTED = "give the file as it is distributed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,9 +121,11 @@ def msvd_split(number: int) -> str:
 def msvd_corpus(path: Path) -> dict[str, list[str]]:
     """English captions by `<VideoID>_<Start>_<End>`; clips without any words in English are left out."""
     captions: defaultdict[str, list[str]] = defaultdict(list)
-    for _, row in read_csv(path, MSVD_COLUMNS):
-        if row["Language"].strip() == "English":
-            captions["_".join(row[name].strip() for name in ("VideoID", "Start", "End"))].append(row["Description"])
+    for row in rows(path, header=MSVD_COLUMNS, fix=_AS_DISTRIBUTED):
+        row.need(*MSVD_COLUMNS)
+        if row.values["Language"].strip() == "English":
+            name = "_".join(row.values[column].strip() for column in ("VideoID", "Start", "End"))
+            captions[name].append(row.values["Description"])
     return {name: said for name, said in captions.items() if any(map(clean_caption, said))}
 
 
@@ -142,7 +146,7 @@ def msvd_sentences(paths: Sequence[Path]) -> dict[int, list[str]]:
     """Captions by number, out of files with lines `vidN<TAB>caption`."""
     captions: defaultdict[int, list[str]] = defaultdict(list)
     for path in _each_once(paths):
-        for place, line in enumerate(read_text(path).split("\n"), 1):
+        for place, line in enumerate(read_text(path, fix=_AS_DISTRIBUTED).split("\n"), 1):
             if line.strip():
                 name, tab, caption = line.partition("\t")
                 number = int(name[3:]) if re.fullmatch(r"vid[0-9]{1,4}", name) else 0
@@ -189,16 +193,20 @@ def msrvtt_videos(paths: Sequence[Path]) -> dict[str, Described]:
 def msrvtt_annotations(path: Path) -> list[Any]:
     """The annotations of a JSON file, or of a zip as it is distributed."""
     if path.suffix.lower() != ".zip":
-        return [parse_json(path, read_text(path))]
+        return [_json(path)]
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if re.fullmatch(r"(?!__MACOSX).*videodatainfo.*\.json", name)]
-            found = [parse_json(path / name, decoded(path / name, archive.read(name))) for name in names]
+            found = [_json(path / name, archive.read(name)) for name in names]
     except (OSError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {path}: {error}; give the zip as it is distributed, or its JSON") from error
     if not found:
         raise UsageError(f"{path} holds no *videodatainfo*.json; give the zip as it is distributed, or its JSON")
     return found
+
+
+def _json(path: Path, contents: bytes | None = None) -> Any:
+    return parse_json(path, read_text(path, contents, fix=_AS_DISTRIBUTED))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

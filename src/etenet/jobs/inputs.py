@@ -2,7 +2,7 @@
 
 A manifest is a path that ends in .jsonl, .csv or .txt, or `-` for standard input:
 
-    {"video": "id", "path": "clips/a.mp4", "start_s": 1.5, "end_s": 12}     one per line
+    {"video": "id", "path": "clips/a.mp4", "start_s": 1.5, "end_s": 12}     one per line, or a list of them
     video,path,start_s,end_s                                                a table with a header, of the same columns
     clips/a.mp4                                                             one path per line
 
@@ -15,18 +15,16 @@ that fsspec knows (s3://bucket/folder), where what it needs for that is installe
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
-import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etenet.errors import BadOption, UsageError, named
+from etenet.errors import BadOption, UsageError
+from etenet.files import Row, rows, shown
 from etenet.video.segments import Cut
 
 VIDEO_SUFFIXES = frozenset(
@@ -37,10 +35,11 @@ VIDEO_SUFFIXES = frozenset(
 )
 MANIFEST_SUFFIXES = frozenset((".csv", ".jsonl", ".txt"))
 STANDARD_INPUT = "-"
+_FIX = "a line of a manifest is a path, or has video, path, start_s and end_s"
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class JobClip:
     """One clip of a job. `video` names it in the output; `path` may be a URL that fsspec knows.
 
     Of the file, it is what is shown from `start_s` to `end_s`.
@@ -56,12 +55,12 @@ class Clip:
         return self.path + Cut(start_s=self.start_s, end_s=self.end_s).fragment
 
 
-def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[Clip]:
+def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[JobClip]:
     """All clips that are named, in order; of shard (i, n) every n-th from the i-th.
 
     Raises `UsageError` for what is not there, and for an id that stands for two files.
     """
-    found: dict[str, Clip] = {}
+    found: dict[str, JobClip] = {}
     for name in names:
         for clip in _named_by(name):
             if found.setdefault(clip.video, clip) != clip:
@@ -73,18 +72,18 @@ def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[Clip
     return list(found.values())[number - 1 :: of]
 
 
-def _named_by(name: str) -> Iterator[Clip]:
+def _named_by(name: str) -> Iterator[JobClip]:
     path = Path(name)
     if name == STANDARD_INPUT:
-        yield from _manifest(sys.stdin.read(), "standard input", Path())
+        yield from _manifest(Path(), "standard input", sys.stdin.buffer.read())
     elif is_remote(name):
         yield from _of_paths(_remote(name))
     elif path.is_dir():
         yield from _of_paths(_videos_below(path))
     elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
-        yield from _manifest(_text(path), name, path.parent)
+        yield from _manifest(path.parent, path)
     elif path.is_file():
-        yield Clip(name, name)
+        yield JobClip(name, name)
     elif glob.has_magic(name):
         matches = sorted(match for match in map(Path, glob.glob(name, recursive=True)) if match.is_file())
         if not matches:
@@ -98,8 +97,8 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _of_paths(paths: Iterable[Path | str]) -> Iterator[Clip]:
-    return (Clip(str(path), str(path)) for path in paths)
+def _of_paths(paths: Iterable[Path | str]) -> Iterator[JobClip]:
+    return (JobClip(str(path), str(path)) for path in paths)
 
 
 def _remote(url: str) -> list[str]:
@@ -128,45 +127,31 @@ def _videos_below(folder: Path) -> list[Path]:
     return found
 
 
-def _text(manifest: Path) -> str:
+def _manifest(folder: Path, source: Path | str, contents: bytes | None = None) -> Iterator[JobClip]:
+    clips = [_clip(row, folder) for row in rows(source, contents, header=("video", "path"), list_of="path", fix=_FIX)]
+    if not clips:
+        raise UsageError(f"{source} names no clip; {_FIX}")
+    yield from clips
+
+
+def _clip(row: Row, folder: Path) -> JobClip:
+    values = row.values
     try:
-        return manifest.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {manifest}: {error}; a manifest is text in UTF-8") from error
-
-
-def _manifest(text: str, where: str, folder: Path) -> Iterator[Clip]:
-    """The contents decide which kind it is."""
-    lines = text.splitlines()
-    first = next((line.strip() for line in lines if line.strip()), "")
-    try:
-        if first.startswith("{"):
-            rows: Iterable[Mapping[str, Any]] = (json.loads(line) for line in lines if line.strip())
-        elif "video" in (columns := next(csv.reader([first]), [])) or "path" in columns:
-            rows = csv.DictReader(io.StringIO(text))
-        else:
-            rows = ({"path": line.strip()} for line in lines if line.strip())
-        found = [_clip(row, folder) for row in rows]
-    except (ValueError, TypeError, BadOption, csv.Error) as error:
-        raise UsageError(
-            f"{where}: {error}; a line of a manifest is a path, or has video, path, start_s and end_s"
-        ) from error
-    if not found:
-        raise UsageError(f"{where} names no clip")
-    yield from found
-
-
-def _clip(row: Mapping[str, Any], folder: Path) -> Clip:
-    said: dict[str, Any] = {name: float(row[name]) for name in ("start_s", "end_s") if row.get(name) not in (None, "")}
-    part = Cut(**said)
-    match row:
+        part = Cut(start_s=_seconds(values.get("start_s"), 0.0), end_s=_seconds(values.get("end_s"), math.inf))
+    except (ValueError, TypeError, BadOption) as error:
+        raise UsageError(f"{row.place}: {error}; {_FIX}") from error
+    match values:
         case {"video": str(video) | int(video), "path": str(path)} if path and video != "":
-            return Clip(str(video), _below(folder, path), part.start_s, part.end_s)
+            return JobClip(str(video), _below(folder, path), part.start_s, part.end_s)
         case {"video": str(name)} if name:
-            return Clip(name, _below(folder, name), part.start_s, part.end_s)
+            return JobClip(name, _below(folder, name), part.start_s, part.end_s)
         case {"path": str(name)} if name:
-            return Clip(name + part.fragment, _below(folder, name), part.start_s, part.end_s)
-    raise ValueError(f"no clip is named in {named([json.dumps(row)])}")
+            return JobClip(name + part.fragment, _below(folder, name), part.start_s, part.end_s)
+    raise UsageError(f"{row.place}: no clip is named in {shown(values)}; {_FIX}")
+
+
+def _seconds(value: Any, default: float) -> float:
+    return default if value in (None, "") else float(value)
 
 
 def _below(folder: Path, path: str) -> str:

@@ -88,7 +88,9 @@ class Journal:
         try:
             yield
         except OSError as error:
-            raise JobStopped(f"cannot write {self.path}: {error.strerror}; fix that, and start the job again") from error
+            raise JobStopped(
+                f"cannot write {self.path}: {error.strerror}; fix that, and start the job again"
+            ) from error
 
 
 def record_of(answer: Mapping[str, Any], *, details: bool) -> Record:

@@ -24,7 +24,7 @@ import fsspec
 from etenet.errors import TooLarge
 from etenet.files import replacing
 from etenet.jobs import formats, subtitles
-from etenet.jobs.inputs import Clip, is_remote
+from etenet.jobs.inputs import JobClip, is_remote
 from etenet.jobs.journal import Journal, Record
 from etenet.jobs.progress import Progress, Summary
 from etenet.video.segments import WHOLE, Cut
@@ -36,7 +36,7 @@ REMEMBERED = 100_000  # answers to bodies that were seen
 
 Reached: TypeAlias = Callable[[str, float, float], None]
 """Hears of a video in segments, meanwhile, until when it is captioned, and how long it is."""
-Engine: TypeAlias = Callable[[Iterable[Clip], Reached], Iterator[Record]]
+Engine: TypeAlias = Callable[[Iterable[JobClip], Reached], Iterator[Record]]
 """Clips -> a record of each, in any order, taking clips as it has room."""
 Answers: TypeAlias = Iterator[tuple[str, Record]]
 BodyEngine: TypeAlias = Callable[[Iterable[tuple[str, bytes, Cut]], Reached], Answers]
@@ -44,7 +44,7 @@ BodyEngine: TypeAlias = Callable[[Iterable[tuple[str, bytes, Cut]], Reached], An
 
 
 def run(
-    clips: Sequence[Clip],
+    clips: Sequence[JobClip],
     engine: Engine,
     *,
     out: Path | None,
@@ -95,7 +95,7 @@ def of_bodies(engine: BodyEngine, max_body_bytes: int, cut: Cut = WHOLE) -> Engi
     return lambda clips, reached: _captioned(clips, engine, max_body_bytes, cut, reached)
 
 
-def part_of(clip: Clip, cut: Cut) -> Cut:
+def part_of(clip: JobClip, cut: Cut) -> Cut:
     """How a clip of a file is cut, of which so many segments are in memory at once."""
     most = SEGMENTS_AT_ONCE if cut.into_segments else None
     return replace(cut, start_s=clip.start_s, end_s=clip.end_s, max_segments=most)
@@ -107,10 +107,10 @@ def segments_expected(clips: int, cut: Cut) -> int:
 
 
 def _captioned(
-    clips: Iterable[Clip], engine: BodyEngine, max_body_bytes: int, cut: Cut, reached: Reached
+    clips: Iterable[JobClip], engine: BodyEngine, max_body_bytes: int, cut: Cut, reached: Reached
 ) -> Iterator[Record]:
     known: dict[str, Record] = {}
-    waiting: dict[str, list[Clip]] = {}
+    waiting: dict[str, list[JobClip]] = {}
     without_engine: deque[Record] = deque()
 
     def bodies() -> Iterator[tuple[str, bytes, Cut]]:
@@ -142,10 +142,10 @@ def _captioned(
     yield from without_engine
 
 
-def _read_ahead(clips: Iterable[Clip], max_body_bytes: int) -> Iterator[tuple[Clip, bytes | Record]]:
+def _read_ahead(clips: Iterable[JobClip], max_body_bytes: int) -> Iterator[tuple[JobClip, bytes | Record]]:
     """The bytes of each clip, or what is wrong with its file; the next few are read meanwhile."""
     with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as readers:
-        window: deque[tuple[Clip, Future[bytes | Record]]] = deque()
+        window: deque[tuple[JobClip, Future[bytes | Record]]] = deque()
         try:
             for clip in clips:
                 window.append((clip, readers.submit(read, clip.path, max_body_bytes)))
@@ -179,7 +179,7 @@ def read(path: str, max_body_bytes: int) -> bytes | Record:
     return body
 
 
-def _ordered(clips: Iterable[Clip], records: Iterator[Record]) -> Iterator[Record]:
+def _ordered(clips: Iterable[JobClip], records: Iterator[Record]) -> Iterator[Record]:
     """The same records, each held back until those of the clips before it are there."""
     early: dict[str, Record] = {}
     for clip in clips:

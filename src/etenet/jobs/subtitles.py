@@ -9,13 +9,13 @@ from pathlib import Path, PurePath
 from etenet.captioning.subtitles import WRITERS
 from etenet.errors import UsageError
 from etenet.files import replacing
-from etenet.jobs.inputs import VIDEO_SUFFIXES, Clip
+from etenet.jobs.inputs import VIDEO_SUFFIXES, JobClip
 from etenet.jobs.journal import Record
 
 FORMATS = tuple(WRITERS)
 
 
-def places(clips: Sequence[Clip], out: Path, form: str) -> dict[str, Path]:
+def places(clips: Sequence[JobClip], out: Path, form: str) -> dict[str, Path]:
     """The file for each video. In a folder it is called as the video is: videos/a.mp4 -> OUT/videos/a.vtt.
 
     Raises `UsageError` where `out` is one file and the videos are several.

@@ -29,7 +29,7 @@ from etenet.errors import CaptionError, JobStopped
 from etenet.files import sha256
 from etenet.jobs.engines import local
 from etenet.jobs.engines.local import JOB_LIMITS
-from etenet.jobs.inputs import Clip, is_remote
+from etenet.jobs.inputs import JobClip, is_remote
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.run import Engine, Reached, part_of, read, segments_expected, size_of
 from etenet.linux import thread_settings
@@ -48,7 +48,7 @@ def engine(
     """On the cluster at `address` (where None, on this machine). Raises `CheckpointError`."""
     resize_px = checkpoints.load(checkpoint).preprocessing.resize_px
 
-    def captions(clips: Iterable[Clip], reached: Reached) -> Iterator[Record]:
+    def captions(clips: Iterable[JobClip], reached: Reached) -> Iterator[Record]:
         sources: dict[tuple[str, Cut], list[str]] = {}
         for clip in clips:
             path = clip.path if is_remote(clip.path) else str(Path(clip.path).resolve())
