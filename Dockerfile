@@ -1,11 +1,11 @@
-# The caption server as an image: two stages, no root, nothing written outside /tmp.
+# The caption server as an image: two stages, no root, nothing written outside /tmp and /var/cache/etenet.
 #
 #   docker build -t etenet .
 #   docker run --rm --read-only --tmpfs /tmp:size=4g -p 8080:8080 -p 8083:8083 etenet
 #
-# Captions on a GPU where there is one: docker run --gpus all --volume etenet-compiled:/var/cache/etenet (in which what
-# torch compiles for it outlives the container; the image has the C++ compiler that it needs). For a CPU alone, TORCH_INDEX names an index of CPU wheels
-# of torch and torchvision (pytorch.org names it), which saves 4 GB. CHECKPOINT is what is served.
+# To use a GPU: docker run --gpus all --volume etenet-compiled:/var/cache/etenet. The volume keeps the code that torch
+# compiles for the GPU, with the C++ compiler of the image. For a CPU only, set TORCH_INDEX to an index of CPU wheels of
+# torch and torchvision (pytorch.org has one), which saves 4 GB. CHECKPOINT is the checkpoint to serve.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
@@ -28,7 +28,7 @@ COPY ${CHECKPOINT} checkpoint.pt
 RUN /opt/etenet/bin/etenet package checkpoint.pt --out model_store/etenet.mar
 
 FROM python:${PYTHON}-slim-bookworm
-# Debian keeps no older versions to pin to.
+# Debian removes old versions, so none can be pinned.
 # hadolint ignore=DL3008
 RUN apt-get update && \
     apt-get install --yes --no-install-recommends g++ tini && \

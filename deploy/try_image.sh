@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds the image and captions with it where no registry of images can be reached: its base comes from debootstrap, and
-# buildah and podman do the rest. As root, from the top of the repository; seven minutes, and 25 GB under $TMPDIR.
+# Builds the image and captions with it, without a registry of images: debootstrap makes the base, buildah builds, and
+# podman runs. Run it as root in the top folder of the repository. Takes seven minutes, and 25 GB under $TMPDIR.
 #
 #   apt-get install --yes buildah debootstrap podman runc && deploy/try_image.sh
 set -eu
@@ -13,7 +13,7 @@ trap '$podman rm --force --all > /dev/null || true; buildah $store rmi --all --f
 
 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$scratch/base" > "$scratch/log"
 ln -s python3 "$scratch/base/usr/bin/python"
-# What this machine needs to reach packages, the image does too.
+# The image needs the certificates and the pip settings of this machine to reach packages.
 cp /etc/ssl/certs/ca-certificates.crt "$scratch/base/etc/ssl/certs/"
 [ ! -f /etc/pip.conf ] || cp /etc/pip.conf "$scratch/base/etc/"
 tar -C "$scratch/base" -c . | $podman import - "$base" > /dev/null

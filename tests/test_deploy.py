@@ -1,4 +1,4 @@
-"""What stands in deploy/, tried with the real programs and against the published schemas."""
+"""The files of deploy/, tried with the real programs and against the published schemas."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+import etenet
 from benchmarks.rig.servers import free_ports
 from etenet.serving.config import ServerConfig
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, is_open, running_server, wait_until
@@ -42,7 +43,7 @@ def alerts() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Debian's Prometheus with our rules, which has looked every second at a server that had much to do."""
+    """Debian's Prometheus with our rules, after it scraped a busy server every second."""
     folder, (port,) = tmp_path_factory.mktemp("prometheus"), free_ports(1)
     with running_server("--checkpoint", str(DEMO)) as server:
         config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
@@ -73,17 +74,17 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def values(url: str, query: str) -> list[float]:
-    answer = ask(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}")
-    assert answer.status == 200, answer.body
-    return [float(sample["value"][1]) for sample in answer.json()["data"]["result"]]
+    response = ask(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}")
+    assert response.status == 200, response.body
+    return [float(sample["value"][1]) for sample in response.json()["data"]["result"]]
 
 
 def work(server: Server) -> None:
-    """Captions, errors and refusals, twice, so that rates are seen between two looks."""
+    """Captions, errors and refusals, twice, so that two scrapes differ."""
     refused = "Requests5XX"
     for _ in range(2):
         with ThreadPoolExecutor(64) as clients:
-            statuses = {answer.status for answer in clients.map(server.caption, [CLIP] * 96 + [b"text"] * 4)}
+            statuses = {response.status for response in clients.map(server.caption, [CLIP] * 96 + [b"text"] * 4)}
         assert {200, 503} <= statuses
         assert server.caption(CLIP, X_Request_Start=f"t={time.time() - 1}").status == 200
         wait_until(lambda: refused in ask(f"{server.torchserve}/metrics").body.decode(), 10)
@@ -93,12 +94,12 @@ def work(server: Server) -> None:
 def test_every_panel_shows_something(prometheus: str, expression: str) -> None:
     filled = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
     assert "$" not in filled
-    found = values(prometheus, filled)
-    assert found
-    assert all(value == value for value in found), f"not a number: {filled}"
+    figures = values(prometheus, filled)
+    assert figures
+    assert all(figure == figure for figure in figures), f"not a number: {filled}"
 
 
-def test_every_alert_is_understood_and_every_series_in_it_exists(prometheus: str) -> None:
+def test_every_alert_is_valid_and_every_series_in_it_exists(prometheus: str) -> None:
     groups = ask(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
     loaded = {rule["name"]: rule for group in groups for rule in group["rules"]}
     assert {rule["alert"] for rule in alerts()} == set(loaded)
@@ -110,28 +111,28 @@ def test_every_alert_is_understood_and_every_series_in_it_exists(prometheus: str
 
 def test_alerts_fire_when_they_should_and_only_then() -> None:
     promtool = program("promtool")
-    for tried in (
+    for arguments in (
         ["check", "config", str(DEPLOY / "prometheus" / "prometheus.yml")],
         ["test", "rules", str(REPOSITORY / "tests" / "alerts.yml")],
     ):
-        subprocess.run([promtool, *tried], check=True)
+        subprocess.run([promtool, *arguments], check=True)
     trials = yaml.safe_load((REPOSITORY / "tests" / "alerts.yml").read_text())["tests"]
     fired = {trial["alertname"] for test in trials for trial in test["alert_rule_test"] if trial["exp_alerts"]}
     assert fired == {rule["alert"] for rule in alerts()}
 
 
-def test_the_manual_says_what_each_alert_means() -> None:
+def test_the_manual_explains_each_alert() -> None:
     sections = re.findall(r"^### (\w+)$", (REPOSITORY / "docs" / "operating.md").read_text(), re.MULTILINE)
     assert sections == [rule["alert"] for rule in alerts()]
 
 
-def test_the_dashboard_is_one_that_grafana_knows_every_key_of() -> None:
+def test_grafana_knows_every_key_of_the_dashboard() -> None:
     read = json.loads(json.dumps(Dashboard.from_json(DASHBOARD), cls=JSONEncoder))
     assert within(DASHBOARD, read) == []
 
 
 def within(part: Any, whole: Any, path: str = "") -> list[str]:
-    """The paths of what `part` has and `whole` has not."""
+    """The paths of what is in `part` and not in `whole`."""
     if isinstance(part, dict) and isinstance(whole, dict):
         return [
             missing
@@ -147,11 +148,11 @@ def within(part: Any, whole: Any, path: str = "") -> list[str]:
     return [] if part == whole else [f"{path}: {part!r} became {whole!r}"]
 
 
-def test_the_dockerfile_follows_the_rules() -> None:
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     subprocess.run([Path(sys.executable).with_name("hadolint"), str(REPOSITORY / "Dockerfile")], check=True)
 
 
-def test_the_composition_is_what_compose_reads_and_all_it_mounts_is_there() -> None:
+def test_the_compose_file_is_valid_and_all_files_that_it_mounts_exist() -> None:
     composition = DEPLOY / "compose.yaml"
     checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     subprocess.run([*checker, str(composition)], check=True)
@@ -168,25 +169,25 @@ def manifests() -> list[dict[str, Any]]:
 
 
 def manifest(kind: str) -> Any:
-    (found,) = [one for one in manifests() if one.get("kind") == kind]
-    return found
+    (document,) = [each for each in manifests() if each.get("kind") == kind]
+    return document
 
 
 def patched(whole: Any, patch: Any) -> Any:
-    """As `kubectl patch` does, for what our patch has: lists are merged by names, or by where something is mounted."""
+    """As `kubectl patch` does for a patch like ours: lists are merged by name, or by mount path."""
     if isinstance(whole, dict):
         return {**whole, **{key: patched(whole[key], value) if key in whole else value for key, value in patch.items()}}
     if isinstance(whole, list):
         key = "mountPath" if "mountPath" in whole[0] else "name"
-        before, by = ({one[key]: one for one in some} for some in (whole, patch))
-        return list(patched(before, by).values())
+        before, changes = ({each[key]: each for each in entries} for entries in (whole, patch))
+        return list(patched(before, changes).values())
     return patch
 
 
 @pytest.mark.parametrize(
     "kind", ["Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment on a GPU"]
 )
-def test_the_manifests_are_what_kubernetes_reads(kind: str) -> None:
+def test_the_manifests_are_valid_for_kubernetes(kind: str) -> None:
     name, _, on_gpu = kind.partition(" on a ")
     document = manifest(name)
     if on_gpu:
@@ -207,11 +208,11 @@ def test_orchestrators_wait_longer_than_a_shutdown_takes() -> None:
     assert int(composition["services"]["etenet"]["stop_grace_period"].rstrip("s")) >= drain_s + 30
 
 
-def test_what_is_named_in_several_files_is_the_same_in_all() -> None:
+def test_values_that_stand_in_several_files_are_equal() -> None:
     def settings(path: Path) -> dict[str, str]:
         lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-        found = dict(line.split("=", 1) for line in lines)
-        return {key: value for key, value in found.items() if key != "metrics_address"}
+        values = dict(line.split("=", 1) for line in lines)
+        return {key: value for key, value in values.items() if key != "metrics_address"}
 
     assert settings(DEPLOY / "container.properties") == settings(REPOSITORY / "config.properties")
     container, local = (
@@ -219,6 +220,7 @@ def test_what_is_named_in_several_files_is_the_same_in_all() -> None:
     )
     assert container.replace("etenet:8080", "127.0.0.1:8080") == local
     (container,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"etenet:{etenet.__version__}"
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     config = ServerConfig.read(DEPLOY / "container.properties")
     assert ports == {"http": config.inference.port, "torchserve": config.metrics.port, "exporter": config.exporter.port}
@@ -226,7 +228,7 @@ def test_what_is_named_in_several_files_is_the_same_in_all() -> None:
     assert "rate(ts_queue_latency_microseconds" in query
 
 
-def test_the_scaling_query_gives_a_figure(prometheus: str) -> None:
+def test_the_scaling_query_returns_a_value(prometheus: str) -> None:
     query = manifest("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
     (seconds_per_second,) = values(prometheus, query)
     assert seconds_per_second > 0
