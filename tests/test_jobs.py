@@ -272,8 +272,8 @@ def texts(tmp_path: Path) -> list[JobClip]:
 
 
 def do(clips: list[JobClip], out: Path, engine: run.BodyEngine = echo, **how: Any) -> Summary:
-    form = formats.format_of(out)
-    return run.run(clips, run.of_bodies(engine, 1000), out=out, form=form, **how)
+    format = formats.format_for(None, out)
+    return run.run(clips, run.of_bodies(engine, 1000), out=out, format=format, **how)
 
 
 def test_the_order_is_that_of_the_input_where_it_is_asked_for(texts: list[JobClip], tmp_path: Path) -> None:

@@ -14,9 +14,6 @@ import pytest
 import webvtt
 
 from etenet.cli import main
-from etenet.errors import UsageError
-from etenet.jobs import subtitles
-from etenet.jobs.inputs import JobClip
 from tests import clips
 from tests.conftest import EXAMPLES, REPOSITORY, Server, ask
 from tests.test_segments import FILM, PART_S
@@ -103,20 +100,6 @@ def test_several_films_have_a_file_each(films: Path, tmp_path: Path, capsys: pyt
     for wrong in (["--out", str(tmp_path / "one.vtt"), *LONG], ["--format", "srt", *LONG], ["--format", "srt"]):
         assert main(["caption", str(films), *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_no_name_leads_out_of_the_folder_and_no_two_share_a_file(tmp_path: Path) -> None:
-    names = ["../../a.mp4", "/a.mkv", "b/c.mp4", "b/c.mp4#t=1,2", "s3://bucket/d.webm", "e.mp4", "e.mkv"]
-    places = subtitles.places([JobClip(name, name) for name in names], tmp_path, "srt")
-    assert [str(place.relative_to(tmp_path)) for place in places.values()] == [
-        *("a.mp4.srt", "a.mkv.srt", "b/c.srt", "b/c.mp4#t=1,2.srt", "s3:/bucket/d.srt", "e.mp4.srt", "e.mkv.srt")
-    ]
-
-
-@pytest.mark.parametrize(("names", "out"), [(["../a.mp4", "a.mp4"], "subtitles"), (["a.mp4"], "film.vtt")])
-def test_what_would_be_written_over_is_refused(names: list[str], out: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
-        subtitles.places([JobClip(name, name) for name in names], tmp_path / out, "srt")
 
 
 def test_a_table_has_a_row_for_each_segment(films: Path, expected: dict[str, Any], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import etenet
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import EtenetError, JavaError, JobStopped, UsageError
+from etenet.jobs.formats import FORMATS, format_for
 from etenet.linux import thread_settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 DEFAULT_CHECKPOINT = Path("model_store/demo.pt")
 DEFAULT_ARCHIVE = Path("model_store/etenet.mar")
 DEFAULT_CONFIG = Path("config.properties")
-FORMATS = ("jsonl", "csv", "coco", "parquet", "vtt", "srt")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,22 +50,17 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def caption(options: argparse.Namespace) -> int:
-    from etenet.captioning import subtitles
-    from etenet.jobs import formats, inputs, run
+    from etenet.jobs import inputs, run
 
     texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
     caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
-    form = options.format or formats.format_of(options.out)
-    if form in subtitles.WRITERS and not caption_options.cut.into_segments:
-        raise UsageError(f"{form} needs segments: give --segment-s N or --segment scenes")
-    if form == "coco" and caption_options.cut.into_segments:
-        raise UsageError("--format coco has one caption per clip; segments need another format")
+    format = format_for(options.format, options.out, segments=caption_options.cut.into_segments)
     clips = inputs.clips(options.paths, shard=options.shard)
     summary = run.run(
         clips,
         _engine(options, caption_options, len(clips)),
         out=options.out,
-        form=form,
+        format=format,
         in_order=options.in_order,
         retry_failed=options.retry_failed,
     )

@@ -5,7 +5,7 @@ Source: WebVTT, https://www.w3.org/TR/webvtt1/; SubRip has no standard.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeAlias
 
@@ -28,9 +28,6 @@ def srt(segments: Segments) -> str:
         for number, (a, b, text) in enumerate(_cues(segments), start=1)
     )
     return "\n".join(cues)
-
-
-WRITERS: dict[str, Callable[[Segments], str]] = {"vtt": vtt, "srt": srt}
 
 
 def _cues(segments: Segments) -> Iterator[tuple[float, float, str]]:

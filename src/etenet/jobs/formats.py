@@ -1,45 +1,44 @@
-"""The formats that a job writes, made from the records of its journal."""
+"""The formats that a job writes, made from the records of its journal. One table; all else here is what it names.
+
+Of the formats that show when something is said, one video makes one file, and several make a folder with a file each.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
 from etenet.captioning import subtitles
 from etenet.errors import UsageError
-from etenet.files import json_line
+from etenet.files import json_line, replacing
+from etenet.jobs.inputs import VIDEO_SUFFIXES, JobClip
 from etenet.jobs.journal import Record
 
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".csv": "csv",
-    ".json": "coco",
-    ".parquet": "parquet",
-    ".vtt": "vtt",
-    ".srt": "srt",
-}
 COLUMNS = ("video", "start_s", "end_s", "caption", "error_code", "error_message")
 
 
-def format_of(out: Path | None) -> str:
-    """The format that a file's name stands for."""
-    return FORMATS.get(out.suffix.lower(), "jsonl") if out else "jsonl"
+def _jsonl(records: Iterable[Record]) -> Iterator[bytes]:
+    return map(json_line, records)
 
 
-def as_csv(records: Iterable[Record]) -> Iterator[bytes]:
+def _csv(records: Iterable[Record]) -> Iterator[bytes]:
     for row in (COLUMNS, *chain.from_iterable(map(_rows, records))):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(row)
+        # A carriage return ends a line for readers, but the writer quotes only what ends its own lines.
+        has_return, text = any("\r" in str(cell) for cell in row), io.StringIO(newline="")
+        quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL)
+        quoted.writerow(row)
         yield text.getvalue().encode(errors="replace")
 
 
-def as_parquet(records: Iterable[Record]) -> Iterator[bytes]:
-    """All of it at once, as its index comes last. What is not there is null."""
+def _parquet(records: Iterable[Record]) -> Iterator[bytes]:
+    """The whole file at once, as its index comes last. A value that is not there is null."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -54,14 +53,14 @@ def as_parquet(records: Iterable[Record]) -> Iterator[bytes]:
 
 
 def _rows(record: Record) -> Iterator[tuple[Any, ...]]:
-    """One of a clip, or one of each segment."""
+    """One row for a clip, or one for each of its segments."""
     error = record.get("error", {"code": None, "message": None})
-    for said in record.get("segments", [record]):
-        times_s = said.get("start_s"), said.get("end_s")
-        yield record["video"], *times_s, said.get("caption"), error["code"], error["message"]
+    for part in record.get("segments", [record]):
+        times_s = part.get("start_s"), part.get("end_s")
+        yield record["video"], *times_s, part.get("caption"), error["code"], error["message"]
 
 
-def as_coco(records: Iterable[Record]) -> Iterator[bytes]:
+def _coco(records: Iterable[Record]) -> Iterator[bytes]:
     """COCO's results, of the clips that have a caption: what `etenet score` takes as predictions."""
     before = b"["
     for record in records:
@@ -71,16 +70,101 @@ def as_coco(records: Iterable[Record]) -> Iterator[bytes]:
     yield b"[]\n" if before == b"[" else b"]\n"
 
 
-def _as_subtitles(form: str, records: Iterable[Record]) -> Iterator[bytes]:
+def _subtitles(text_of: Callable[[subtitles.Segments], str], records: Iterable[Record]) -> Iterator[bytes]:
     for record in records:
         if "segments" in record:
-            yield subtitles.WRITERS[form](record["segments"]).encode(errors="replace")
+            yield text_of(record["segments"]).encode(errors="replace")
 
 
-WRITERS: dict[str, Callable[[Iterable[Record]], Iterator[bytes]]] = {
-    "jsonl": lambda records: map(json_line, records),
-    "csv": as_csv,
-    "coco": as_coco,
-    "parquet": as_parquet,
-    **{form: partial(_as_subtitles, form) for form in subtitles.WRITERS},
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format by the name that --format takes. `write` makes the bytes of a file from records."""
+
+    name: str
+    suffix: str
+    write: Callable[[Iterable[Record]], Iterator[bytes]]
+    segments: Literal["possible", "needed", "impossible"] = "possible"
+    file_per_video: bool = False
+
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("jsonl", ".jsonl", _jsonl),
+        Format("csv", ".csv", _csv),
+        Format("coco", ".json", _coco, segments="impossible"),
+        Format("parquet", ".parquet", _parquet),
+        Format("vtt", ".vtt", partial(_subtitles, subtitles.vtt), segments="needed", file_per_video=True),
+        Format("srt", ".srt", partial(_subtitles, subtitles.srt), segments="needed", file_per_video=True),
+    )
 }
+JOURNAL = FORMATS["jsonl"]
+_BY_SUFFIX = {format.suffix: format for format in FORMATS.values()}
+
+
+def format_for(name: str | None, out: Path | None, *, segments: bool = False) -> Format:
+    """The format of this name, or else the one that the file's name stands for.
+
+    Raises `UsageError` where it needs segments and there are none, or the reverse.
+    """
+    by_suffix = _BY_SUFFIX.get(out.suffix.lower(), JOURNAL) if out else JOURNAL
+    chosen = FORMATS[name] if name else by_suffix
+    if chosen.segments == "needed" and not segments:
+        raise UsageError(f"{chosen.name} needs segments: give --segment-s N or --segment scenes")
+    if chosen.segments == "impossible" and segments:
+        raise UsageError(f"{chosen.name} has one caption per clip: give another --format, or no segments")
+    return chosen
+
+
+def write(records: Iterable[Record], clips: Sequence[JobClip], out: Path, chosen: Format) -> None:
+    """Write `out`, or the file of each video that has captions. Raises `UsageError` where that is not possible."""
+    place = out
+    try:
+        if chosen.file_per_video:
+            places = places_for(clips, out, chosen)
+            for record in records:
+                if "segments" in record and record["video"] in places:
+                    place = places[record["video"]]
+                    with replacing(place) as file:
+                        file.writelines(chosen.write([record]))
+        else:
+            with replacing(out) as file:
+                file.writelines(chosen.write(records))
+    except OSError as error:
+        raise UsageError(f"cannot write {place}: {error.strerror}; fix that, and start the job again") from error
+
+
+def places_for(clips: Sequence[JobClip], out: Path, chosen: Format) -> dict[str, Path]:
+    """The file of each video. In a folder it has the name of the video: videos/a.mp4 -> OUT/videos/a.vtt.
+
+    Raises `UsageError` where `out` is one file and there are several videos, and where two videos would share a file.
+    """
+    by_suffix = _BY_SUFFIX.get(out.suffix.lower(), chosen)
+    if by_suffix.file_per_video and by_suffix != chosen:
+        raise UsageError(f"{out} has the name of a {by_suffix.name} file, but --format is {chosen.name}; change one")
+    if out.suffix.lower() == chosen.suffix:
+        if len(clips) > 1:
+            raise UsageError(f"{out} is one file, and there are {len(clips)} videos; name a folder with --out")
+        return {clip.video: out for clip in clips}
+    bare = {clip.video: _without_suffix(clip.video) for clip in clips}
+    times = Counter(bare.values())
+    places = {
+        video: out / f"{name if times[name] == 1 else PurePath(*_below(video))}{chosen.suffix}"
+        for video, name in bare.items()
+    }
+    owner: dict[Path, str] = {}
+    for video, place in places.items():
+        if owner.setdefault(place, video) != video:
+            raise UsageError(f"{owner[place]} and {video} would both be {place}; give each an id of its own in a list")
+    return places
+
+
+def _without_suffix(video: str) -> PurePath:
+    name = PurePath(*_below(video))
+    return name.with_suffix("") if name.suffix.lower() in VIDEO_SUFFIXES else name
+
+
+def _below(video: str) -> list[str]:
+    """The parts of a video's name, without those that lead out of a folder."""
+    path = PurePath(video)
+    return [part for part in path.parts if part not in (path.anchor, "..")]

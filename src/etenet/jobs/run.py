@@ -22,8 +22,8 @@ from typing import TypeAlias
 import fsspec
 
 from etenet.errors import TooLarge
-from etenet.files import replacing
-from etenet.jobs import formats, subtitles
+from etenet.jobs import formats
+from etenet.jobs.formats import JOURNAL, Format
 from etenet.jobs.inputs import JobClip, is_remote
 from etenet.jobs.journal import Journal, Record
 from etenet.jobs.progress import Progress, Summary
@@ -48,7 +48,7 @@ def run(
     engine: Engine,
     *,
     out: Path | None,
-    form: str,
+    format: Format = JOURNAL,
     in_order: bool = False,
     retry_failed: bool = False,
 ) -> Summary:
@@ -57,12 +57,12 @@ def run(
     Raises `UsageError` where `out` is no journal or cannot be written, `JobStopped` where the engine cannot go on.
     """
     summary, out = Summary(len(clips)), out and out.resolve()
-    if form in subtitles.FORMATS:
-        subtitles.places(clips, out or Path(f"standard output.{form}"), form)
+    if format.file_per_video:
+        formats.places_for(clips, out or Path(f"standard output{format.suffix}"), format)
     with ExitStack() as stack:
         journal = None
         if out:
-            journal = stack.enter_context(Journal(out if form == "jsonl" else out.with_name(f"{out.name}.jsonl")))
+            journal = stack.enter_context(Journal(out if format == JOURNAL else out.with_name(f"{out.name}.jsonl")))
             if retry_failed:
                 journal.forget_failures()
         done = journal.done if journal else {}
@@ -78,13 +78,10 @@ def run(
                 journal.add(record)
             if in_order:
                 journal.put_in_order(clip.video for clip in clips)
-            if out and form in subtitles.FORMATS:
-                subtitles.write(journal.records(), subtitles.places(clips, out, form), form)
-            elif out and form != "jsonl":
-                with replacing(out) as file:
-                    file.writelines(formats.WRITERS[form](journal.records()))
+            if out and format != JOURNAL:
+                formats.write(journal.records(), clips, out, format)
         else:
-            for text in formats.WRITERS[form](records):
+            for text in format.write(records):
                 sys.stdout.buffer.write(text)
                 sys.stdout.buffer.flush()
     return summary
