@@ -1,4 +1,4 @@
-"""docs/openapi.yaml against the live server: what schemathesis makes of it is answered as it says."""
+"""docs/openapi.yaml against a live server, to which schemathesis sends requests, and against the table of options."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def front(server: Server) -> Iterator[Server]:
 
 @CAPTIONS.parametrize()
 @patiently
-def test_whatever_is_sent_is_answered_as_the_contract_says(case: schemathesis.Case, front: Server) -> None:
-    """Bodies made from a schema are no videos, so they may all be refused."""
+def test_every_response_is_one_that_the_contract_allows(case: schemathesis.Case, front: Server) -> None:
+    """Bodies made from a schema are not videos, so all of them may be refused."""
     case.call_and_validate(base_url=front.inference, excluded_checks=[positive_data_acceptance])
 
 
 @OPERATION.parametrize()
 @patiently
-def test_probes_are_answered_as_the_contract_says(case: schemathesis.Case, server: Server) -> None:
+def test_every_response_to_a_probe_is_one_that_the_contract_allows(case: schemathesis.Case, server: Server) -> None:
     case.call_and_validate(base_url=server.exporter)
 
 
 @pytest.mark.parametrize("path", ["/predictions/etenet", "/explanations/etenet"])
 @pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.stem)
-def test_a_caption_is_what_the_contract_says(front: Server, path: str, clip: Path) -> None:
+def test_a_caption_is_one_that_the_contract_allows(front: Server, path: str, clip: Path) -> None:
     segments = {"X-Etenet-Segment-S": "1"}
-    wishes = ({}, {"X-Etenet-Captions": "5"}, {"Accept": "text/plain"}, segments, {**segments, "Accept": "text/vtt"})
-    for headers in wishes:
+    captions = ({}, {"X-Etenet-Captions": "5"}, {"Accept": "text/plain"})
+    for headers in (*captions, segments, {**segments, "Accept": "text/vtt"}):
         case = CONTRACT[path]["PUT"].Case(body=clip.read_bytes(), media_type="video/mp4", headers=headers)
         response = case.call(base_url=front.inference)
         assert response.status_code == 200
@@ -76,8 +76,8 @@ def test_headers_are_those_of_the_table_of_options() -> None:
     schemas = {parameter["name"]: parameter["schema"] for parameter in PARAMETERS.values()}
     assert schemas == {option.header: schema_of(option) | defaults[option.header] for option in OPTIONS}
     for path in ("/predictions/etenet", "/explanations/etenet"):
-        taken = [each["$ref"].rpartition("/")[2] for each in CONTRACT.raw_schema["paths"][path]["parameters"]]
-        assert taken == list(PARAMETERS)
+        used = [each["$ref"].rpartition("/")[2] for each in CONTRACT.raw_schema["paths"][path]["parameters"]]
+        assert used == list(PARAMETERS)
 
 
 def test_form_fields_are_those_of_the_table_of_options() -> None:
@@ -85,8 +85,17 @@ def test_form_fields_are_those_of_the_table_of_options() -> None:
     assert fields == {option.name: schema_of(option) for option in OPTIONS}
 
 
+def test_the_reference_has_the_table_of_options() -> None:
+    rows = [row.strip("| ").split(" | ") for row in (REPOSITORY / "docs" / "http.md").read_text().splitlines()]
+    cells = {row[0]: row[2:] for row in rows if row[0].startswith("`X-Etenet-") and len(row) == 4}
+    assert list(cells) == [f"`{option.header}` (`{option.name}`)" for option in OPTIONS]
+    for option, (values, default) in zip(OPTIONS, cells.values(), strict=True):
+        assert values.strip("`").startswith(option.range)
+        assert default.startswith(option.otherwise if option.default is None else f"{option.default:g}")
+
+
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-def test_an_option_may_have_what_the_table_says_and_nothing_beyond(option: Option) -> None:
+def test_an_option_takes_the_values_of_the_table_and_no_others(option: Option) -> None:
     def parse(value: object) -> None:
         CaptionOptions.parse({"beam_size": "10", option.name: str(value)})
 
@@ -105,7 +114,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert CONTRACT.raw_schema["info"]["version"] == etenet.__version__ == project["version"]
 
 
-def test_it_names_every_code_that_an_error_may_have() -> None:
+def test_it_lists_every_code_of_an_error() -> None:
     codes = CONTRACT.raw_schema["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]
     assert {kind.code for kind in CaptionError.__subclasses__()} <= set(codes)
     assert codes == sorted(codes)
