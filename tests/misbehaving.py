@@ -22,7 +22,8 @@ import av
 from etenet.errors import DecodeTimeout, NotAVideo
 from etenet.sandbox import worker
 from etenet.video import sampling
-from etenet.video.sampling import SampledVideo, sample_segments
+from etenet.video.clip import Clip
+from etenet.video.sampling import sample_segments
 from etenet.video.segments import Cut
 from tests.gpu_stand_in import Frames, StandIn
 
@@ -66,7 +67,7 @@ DEEDS: dict[bytes, Callable[[], object]] = {
 }
 
 
-def _obey(body: bytes, cut: Cut, **settings: Any) -> list[SampledVideo]:
+def _obey(body: bytes, cut: Cut, **settings: Any) -> list[Clip]:
     if body not in DEEDS:
         return sample_segments(body, cut, **settings)
     try:
@@ -88,7 +89,7 @@ def unfiltered_main(settings: Mapping[str, Any]) -> None:
 
 def lying_main(settings: Mapping[str, Any]) -> None:
     """Answers with what the body holds, instead of decoding it."""
-    worker._answer = lambda file, asked, *_: json.loads(os.pread(file, asked["body_bytes"], 0))
+    worker._reply = lambda file, request, *_: json.loads(os.pread(file, request["body_bytes"], 0))
     worker.main(settings)
 
 
@@ -139,7 +140,7 @@ def gpu_that_crashes_at_once_main(settings: Mapping[str, Any]) -> None:
 
 
 def _with_gpu(settings: Mapping[str, Any], stand_in: StandIn) -> None:
-    worker.hold = lambda device: device
+    worker.open_gpu = lambda device: device
     av.open = stand_in.open
     main(settings)
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from etenet.errors import NotAVideo
-from etenet.video.sampling import SampledVideo
+from etenet.video.clip import Clip
 from tests import misbehaving
 
 ENDLESS = b"a name without an end"
@@ -116,7 +116,7 @@ WAYS: dict[bytes, Callable[[bytes], object]] = {
 }
 
 
-def _open_or_obey(body: bytes, *arguments: Any, **settings: Any) -> list[SampledVideo]:
+def _open_or_obey(body: bytes, *arguments: Any, **settings: Any) -> list[Clip]:
     way, _, name = body.partition(b": ")
     if way not in WAYS:
         return _obey(body, *arguments, **settings)

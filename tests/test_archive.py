@@ -48,12 +48,16 @@ print(json.dumps({"from": etenet.__file__, "said": said, "statuses": context.sta
 BREAK = """
 import torch
 
+from etenet.errors import DeviceFailed
+
 def broken(frames):
     raise RuntimeError("a kernel failed")
 
-broken.half = False
-handler.captioner.device = torch.device("cuda:63")
-handler.captioner._compiled_encoder = broken
+def fails():
+    raise DeviceFailed("cuda:63 no longer computes")
+
+handler.captioner.network.recover = fails
+handler.captioner.network.features = broken
 handler.handle([{"body": bytearray(open(sys.argv[3], "rb").read())}], context)
 print("went on")
 """

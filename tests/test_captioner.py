@@ -12,16 +12,18 @@ import torch
 
 import etenet
 from etenet import errors
-from etenet.captioning.captioner import Captioner
+from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
 from etenet.model import checkpoint as checkpoints
 from etenet.model.encoder import Encoder
 from etenet.model.preprocess import preprocess
 from etenet.model.vocabulary import Vocabulary
 from etenet.runtime import openvino
+from etenet.runtime.network import TorchNetwork
 from etenet.runtime.openvino import compile_encoder
 from etenet.sandbox import pool
-from etenet.video.sampling import FRAMES_PER_CLIP, SampledVideo, sample_frames
+from etenet.video.clip import FRAMES_PER_CLIP, Clip
+from etenet.video.sampling import sample_frames
 from etenet.video.segments import Cut
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
@@ -43,29 +45,29 @@ def test_a_clip_gets_the_same_caption_alone_and_in_a_batch_with_bad_neighbours(c
     assert isinstance(outcomes[7], errors.EmptyBody)
 
 
-def test_clips_with_different_wishes_share_a_batch(captioner: Captioner) -> None:
+def test_clips_with_different_options_share_a_batch(captioner: Captioner) -> None:
     body = next(iter(BODIES.values()))
-    wishes = [
+    every = [
         DEFAULT,
         CaptionOptions(beam_size=1),
         CaptionOptions(beam_size=3, captions=3),
         CaptionOptions(max_words=3),
         CaptionOptions(captions=5, length_penalty=2.0),
     ]
-    together = captioner.caption_batch([body] * len(wishes), wishes)
-    for wish, outcome in zip(wishes, together, strict=True):
+    together = captioner.caption_batch([body] * len(every), every)
+    for options, outcome in zip(every, together, strict=True):
         assert isinstance(outcome, etenet.Caption)
-        alone = captioner.caption(body, wish)
-        assert [said.text for said in outcome.sentences] == [said.text for said in alone.sentences]
-        assert len(outcome.sentences) == wish.captions
-        assert all(len(said.words) <= (wish.max_words or 20) for said in outcome.sentences)
+        alone = captioner.caption(body, options)
+        assert [one.text for one in outcome.sentences] == [one.text for one in alone.sentences]
+        assert len(outcome.sentences) == options.captions
+        assert all(len(one.words) <= (options.max_words or 20) for one in outcome.sentences)
 
 
 def test_permuting_the_frames_changes_no_caption(monkeypatch: pytest.MonkeyPatch) -> None:
     order = np.random.default_rng(0).permutation(16)
 
-    def shuffled(body: bytes, cut: Cut, **options: object) -> list[SampledVideo]:
-        return [replace(video, frames=video.frames[order]) for video in sample(body, cut, **options)]
+    def shuffled(body: bytes, cut: Cut, **options: object) -> list[Clip]:
+        return [replace(clip, frames=clip.frames[order]) for clip in sample(body, cut, **options)]
 
     sample = pool.sample_segments
     monkeypatch.setattr(pool, "sample_segments", shuffled)
@@ -77,12 +79,12 @@ def test_permuting_the_frames_changes_no_caption(monkeypatch: pytest.MonkeyPatch
 def test_best_sentences_come_first_and_probabilities_are_probabilities(captioner: Captioner) -> None:
     for body in BODIES.values():
         sentences = captioner.caption(body, CaptionOptions(captions=5)).sentences
-        log_probs = [said.log_prob for said in sentences]
+        log_probs = [sentence.log_prob for sentence in sentences]
         assert log_probs == sorted(log_probs, reverse=True)
-        for said in sentences:
-            assert len(said.words) == len(said.word_probs) == len(said.attention)
-            assert all(0 < prob <= 1 for prob in said.word_probs)
-            np.testing.assert_allclose(np.sum(said.attention, axis=1), 1, atol=1e-5)
+        for sentence in sentences:
+            assert len(sentence.words) == len(sentence.word_probs) == len(sentence.attention)
+            assert all(0 < prob <= 1 for prob in sentence.word_probs)
+            np.testing.assert_allclose(np.sum(sentence.attention, axis=1), 1, atol=1e-5)
 
 
 def test_a_single_frame_is_enough(captioner: Captioner) -> None:
@@ -94,7 +96,7 @@ def test_a_single_frame_is_enough(captioner: Captioner) -> None:
 def test_a_bug_in_decoding_hurts_one_clip_only(monkeypatch: pytest.MonkeyPatch) -> None:
     sample, (first, second, *_) = pool.sample_segments, BODIES.values()
 
-    def broken(body: bytes, cut: Cut, **options: object) -> list[SampledVideo]:
+    def broken(body: bytes, cut: Cut, **options: object) -> list[Clip]:
         if body == first:
             raise ZeroDivisionError
         return sample(body, cut, **options)  # type: ignore[arg-type]
@@ -109,7 +111,9 @@ def test_a_network_that_gives_no_numbers_is_our_bug(small_checkpoint: Path) -> N
     checkpoint = checkpoints.load(small_checkpoint)
     checkpoint.model.decoder.to_words.bias.fill_(torch.nan)
     with pytest.raises(errors.InternalError, match="no caption"):
-        Captioner(checkpoint, sandboxed=False).caption(clips.video(3))
+        Captioner(checkpoint, TorchNetwork(checkpoint), decoders_for(checkpoint, sandboxed=False)).caption(
+            clips.video(3)
+        )
 
 
 def test_a_batch_that_does_not_fit_is_captioned_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +126,7 @@ def test_a_batch_that_does_not_fit_is_captioned_one_by_one(monkeypatch: pytest.M
     sizes: list[int] = []
     whole = Encoder.forward
     monkeypatch.setattr(Encoder, "forward", encode)
-    monkeypatch.setattr("etenet.captioning.captioner.FIRST_COMPLETED", ALL_COMPLETED)
+    monkeypatch.setattr("etenet.captioning.stream.FIRST_COMPLETED", ALL_COMPLETED)
     outcomes = etenet.load(DEMO, sandboxed=False).caption_batch(list(BODIES.values()), [DEFAULT] * 6)
     assert sizes[0] > 5 * FRAMES_PER_CLIP
     assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == list(EXAMPLES.values())
@@ -144,17 +148,17 @@ def test_of_a_batch_that_fails_only_the_guilty_clip_has_no_caption(monkeypatch: 
     shown = sample_frames(list(BODIES.values())[culprit], resize_px=preprocessing.resize_px).frames
     bad_frame = preprocess(torch.from_numpy(shown), preprocessing)[5]
     monkeypatch.setattr(Encoder, "forward", encode)
-    monkeypatch.setattr("etenet.captioning.captioner.FIRST_COMPLETED", ALL_COMPLETED)
+    monkeypatch.setattr("etenet.captioning.stream.FIRST_COMPLETED", ALL_COMPLETED)
     outcomes = captioner.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
     assert isinstance(outcomes.pop(culprit), errors.InternalError)
     others = [text for number, text in enumerate(EXAMPLES.values()) if number != culprit]
     assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == others
 
 
-def test_a_device_that_computes_nothing_any_more_is_no_fault_of_a_clips(small_checkpoint: Path) -> None:
+def test_a_device_that_no_longer_computes_is_no_fault_of_a_clip(small_checkpoint: Path) -> None:
     captioner = etenet.load(small_checkpoint, sandboxed=False)
-    captioner.device = torch.device("cuda:63")
-    with pytest.raises(errors.DeviceFailed, match="cuda:63 computes nothing"):
+    captioner.network.device = torch.device("cuda:63")
+    with pytest.raises(errors.DeviceFailed, match="cuda:63 no longer computes"):
         captioner.caption(clips.video(3))
 
 
@@ -191,9 +195,9 @@ def test_equal_frames_in_a_row_are_encoded_once(captioner: Captioner, monkeypatc
     size_px = captioner.checkpoint.preprocessing.resize_px
     a, b = np.random.default_rng(0).integers(0, 256, (2, size_px, size_px, 3), dtype=np.uint8)
     clips_of_two_frames = np.stack([[a, a], [a, b], [b, a]])
-    alone = {id(one): captioner.features(one[None, None])[0, 0] for one in (a, b)}
+    alone = {id(one): captioner.network.features(one[None, None])[0, 0] for one in (a, b)}
     monkeypatch.setattr(Encoder, "forward", encode)
-    found = captioner.features(clips_of_two_frames)
+    found = captioner.network.features(clips_of_two_frames)
     assert encoded == [3]
     for of_clip, frames in zip(found, ((a, a), (a, b), (b, a)), strict=True):
         for feature, one in zip(of_clip, frames, strict=True):
@@ -205,10 +209,10 @@ def test_the_compiled_encoder_is_the_network(captioner: Captioner, tmp_path: Pat
     compiled = etenet.load(DEMO, compiled_encoder=tmp_path / "encoder.xml", sandboxed=False)
     size_px = captioner.checkpoint.preprocessing.resize_px
     frames = np.stack([sample_frames(body, resize_px=size_px).frames for body in BODIES.values()])
-    plain, found = captioner.features(frames), compiled.features(frames)
+    plain, found = captioner.network.features(frames), compiled.network.features(frames)
     assert (found - plain).abs().max() <= 1e-4 * plain.abs().max()
     for number, alone in enumerate(frames):
-        assert torch.equal(compiled.features(alone[None])[0], found[number])
+        assert torch.equal(compiled.network.features(alone[None])[0], found[number])
     outcomes = compiled.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
     assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == list(EXAMPLES.values())
 
@@ -234,4 +238,4 @@ def test_a_compiled_encoder_that_cannot_be_read_leaves_the_plain_network(
     (tmp_path / "encoder.xml").write_text("<net/>")
     captioner = etenet.load(small_checkpoint, compiled_encoder=tmp_path / "encoder.xml", sandboxed=False)
     assert captioner.caption(clips.video(3)).text
-    assert "the plain network encodes" in caplog.text
+    assert "its compiled form cannot be used" in caplog.text

@@ -72,7 +72,7 @@ class Transcription:
 
 def test_the_step_is_equations_3_to_15(decoder: Decoder, features: torch.Tensor) -> None:
     oracle, rng = Transcription(decoder), np.random.default_rng(2)
-    memory = decoder.remember(features)
+    memory = decoder.prepare(features)
     state = State(*(torch.from_numpy(rng.normal(size=(B, K, CONFIG.hidden_size))) for _ in range(2)))
     for _ in range(4):
         words = torch.from_numpy(rng.integers(CONFIG.vocabulary_size, size=(B, K)))
@@ -97,7 +97,7 @@ def test_the_step_is_equations_3_to_15(decoder: Decoder, features: torch.Tensor)
 
 def test_the_first_state_is_equations_16_and_17(decoder: Decoder, features: torch.Tensor) -> None:
     oracle = Transcription(decoder)
-    state = decoder.first_state(decoder.remember(features), K)
+    state = decoder.first_state(decoder.prepare(features), K)
     for clip in range(B):
         h, c = oracle.first(features[clip].numpy())
         for sentence in range(K):
@@ -106,7 +106,7 @@ def test_the_first_state_is_equations_16_and_17(decoder: Decoder, features: torc
 
 
 def test_attention_sums_to_one(decoder: Decoder, features: torch.Tensor) -> None:
-    memory = decoder.remember(features)
+    memory = decoder.prepare(features)
     step = decoder.step(torch.zeros(B, K, dtype=torch.long), decoder.first_state(memory, K), memory)
     torch.testing.assert_close(step.attention.sum(-1), torch.ones(B, K, dtype=torch.float64))
 
@@ -115,7 +115,7 @@ def test_permuting_frames_permutes_attention_and_changes_nothing_else(decoder: D
     order = torch.randperm(L, generator=torch.Generator().manual_seed(3))
     steps = []
     for seen in (features, features[:, order]):
-        memory = decoder.remember(seen)
+        memory = decoder.prepare(seen)
         steps.append(decoder.step(torch.ones(B, K, dtype=torch.long), decoder.first_state(memory, K), memory))
     plain, permuted = steps
     torch.testing.assert_close(permuted.log_probs, plain.log_probs, atol=1e-12, rtol=0)

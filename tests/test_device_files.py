@@ -23,7 +23,7 @@ from tests.conftest import wait_until
 from tests.test_gpu_decoding import ALL, FOR_A_GPU
 from tests.test_sandbox import FORBIDDEN, LIMITS, error_of, only
 
-of_the_gpu = nvidia_files.of_the_gpu
+device_files = nvidia_files.device_files
 ZERO = "/dev/zero"  # stands in for a GPU's device
 ZERO_SAYS = f"done: {bytes(4)}"
 
@@ -34,7 +34,7 @@ def decoding(
 ) -> Iterator[Sandbox]:
     before = threading.active_count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nvidia_files, "of_the_gpu", lambda: frozenset(files))
+        patch.setattr(nvidia_files, "device_files", lambda: frozenset(files))
         walled = Sandbox(resize_px=64, limits=limits, processes=1, gpu=gpu, entry=entry)
         try:
             yield walled
@@ -68,7 +68,7 @@ def test_a_driver_that_opens_its_device_for_each_video_decodes() -> None:
     with decoding("/dev/null", entry="tests.misbehaving:gpu_that_needs_files_main") as walled:
         assert walled.gpu_fault is None
         for _ in range(2):
-            assert walled.submit(FOR_A_GPU["h264"]).result()[0].on_gpu
+            assert walled.submit(FOR_A_GPU["h264"]).result()[0].info.on_gpu
 
 
 @pytest.mark.parametrize(
@@ -212,4 +212,4 @@ def test_only_nvidias_own_files_are_a_gpus(monkeypatch: pytest.MonkeyPatch) -> N
     others = ["nvidia-modeset", "nvidia", "nvidia0p1", "nvidia-caps", "nvidia-fs0"]
     monkeypatch.setattr(Path, "glob", lambda folder, _: [folder / name for name in files + others])
     monkeypatch.setattr(os, "access", lambda name, _: name != "/dev/nvidia12")
-    assert of_the_gpu() == {f"/dev/{name}" for name in files if name != "nvidia12"}
+    assert device_files() == {f"/dev/{name}" for name in files if name != "nvidia12"}

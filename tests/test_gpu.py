@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from etenet.captioning import captioner as captioners
-from etenet.captioning.captioner import WORDS, Captioner
+from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
 from etenet.model import checkpoint as checkpoints
 from etenet.model.config import Preprocessing
-from etenet.model.generate import search
+from etenet.model.generate import generate
+from etenet.runtime import network as networks
 from etenet.runtime.cuda import GpuEncoder, GpuSearch
+from etenet.runtime.network import TorchNetwork
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 from tests.test_codebase import python_files
 
@@ -41,14 +42,13 @@ def test_a_search_without_a_look_at_the_host_finds_the_same(
     decoder = copy.deepcopy(checkpoint.model.decoder).to(device).eval()
     torch.manual_seed(clips)
     features = torch.randn(clips, 16, decoder.config.feature_size).abs().to(device)
-    plain = search(decoder, features, beam_size=5, max_words=checkpoint.max_words, words=WORDS)
-    recorded = GpuSearch(
-        decoder, max_words=checkpoint.max_words, words=WORDS, frames_per_clip=features.shape[1], device=device
-    )(features)
-    assert [[said.words for said in of_clip] for of_clip in recorded] == [
-        [said.words for said in of_clip] for of_clip in plain
+    plain = generate(decoder, features, beam_size=5, max_words=checkpoint.max_words)
+    search = GpuSearch(decoder, max_words=checkpoint.max_words, frames_per_clip=features.shape[1], device=device)
+    captured = search(features)
+    assert [[one.words for one in of_clip] for of_clip in captured] == [
+        [one.words for one in of_clip] for of_clip in plain
     ]
-    for one, other in zip(chain.from_iterable(recorded), chain.from_iterable(plain), strict=True):
+    for one, other in zip(chain.from_iterable(captured), chain.from_iterable(plain), strict=True):
         assert one.word_log_probs == pytest.approx(other.word_log_probs, abs=1e-4)
         np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
 
@@ -58,11 +58,11 @@ def test_a_search_without_a_look_at_the_host_finds_the_same(
 def test_frames_of_any_number_have_the_features_of_the_network(
     checkpoint: checkpoints.Checkpoint, captioner: Captioner, frames: int, device: torch.device
 ) -> None:
-    how = checkpoint.preprocessing
-    shape = (frames, how.resize_px, how.resize_px, 3)
+    preprocessing = checkpoint.preprocessing
+    shape = (frames, preprocessing.resize_px, preprocessing.resize_px, 3)
     pictures = np.random.default_rng(frames).integers(0, 256, shape, dtype=np.uint8)
-    encoder = GpuEncoder(checkpoint.encoder, how, device=device, compiled=False)
-    found, expected = encoder(pictures).cpu(), captioner.features(pictures[None])[0]
+    encoder = GpuEncoder(checkpoint.encoder, preprocessing, frames_per_clip=16, device=device, compiled=False)
+    found, expected = encoder(pictures).cpu(), captioner.network.features(pictures[None])[0]
     assert found.shape == expected.shape
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99999
 
@@ -80,9 +80,9 @@ found = []
 for start in range(2):
     with fresh_cache():
         if start == 0:
-            kernels = compiled_kernels(SmallEncoder(), SMALL, device=CPU)
+            kernels = compiled_kernels(SmallEncoder(), SMALL, frames_per_clip=16, device=CPU)
         else:
-            encoder = GpuEncoder(SmallEncoder(), SMALL, device=CPU, kernels=kernels)
+            encoder = GpuEncoder(SmallEncoder(), SMALL, frames_per_clip=16, device=CPU, kernels=kernels)
             for frames in (1, 40, 300):
                 encoder(np.zeros((frames, 8, 8, 3), np.uint8))
     found.append({**counters["inductor"], **counters["stats"]})
@@ -117,9 +117,12 @@ def test_who_is_given_what_was_compiled_compiles_nothing() -> None:
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_batches_one_after_the_other_do_not_mix(checkpoint: checkpoints.Checkpoint, device: torch.device) -> None:
     """On a GPU each goes up while the one before is computed, through places that are used again and again."""
-    how, rng = checkpoint.preprocessing, np.random.default_rng(0)
-    encoder = GpuEncoder(checkpoint.encoder, how, device=device, compiled=False)
-    batches = [rng.integers(0, 256, (n, how.resize_px, how.resize_px, 3), dtype=np.uint8) for n in (16, 32, 5, 16, 1)]
+    preprocessing, rng = checkpoint.preprocessing, np.random.default_rng(0)
+    encoder = GpuEncoder(checkpoint.encoder, preprocessing, frames_per_clip=16, device=device, compiled=False)
+    batches = [
+        rng.integers(0, 256, (n, preprocessing.resize_px, preprocessing.resize_px, 3), dtype=np.uint8)
+        for n in (16, 32, 5, 16, 1)
+    ]
     together = [encoder(batch) for batch in batches]
     for batch, found in zip(batches, together, strict=True):
         torch.testing.assert_close(encoder(batch), found)
@@ -133,33 +136,35 @@ def test_what_cannot_be_compiled_runs_as_it_is(
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", broken)
-    encoder = GpuEncoder(SmallEncoder(), SMALL, device=CPU, kernels=kernels)
+    encoder = GpuEncoder(SmallEncoder(), SMALL, frames_per_clip=16, device=CPU, kernels=kernels)
     assert encoder(np.zeros((1, 8, 8, 3), np.uint8)).isfinite().all()
     assert "runs uncompiled" in caplog.text
-    assert ("what was compiled before cannot be read" in caplog.text) == (kernels is not None)
+    assert ("the saved kernels cannot be read" in caplog.text) == (kernels is not None)
 
 
-def test_where_nothing_can_be_recorded_the_plain_network_captions(
+def test_without_a_cuda_form_the_torch_form_captions(
     checkpoint: checkpoints.Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert captioners._recorded(checkpoint, torch.device("cuda", 99), None) == (None, None)
-    assert "the plain network captions" in caplog.text
+    exact = TorchNetwork(checkpoint)
+    exact.device = torch.device("cuda", 99)
+    assert networks._cuda_network(checkpoint, exact, 16, None) is exact
+    assert "its CUDA form cannot be made" in caplog.text
 
 
-def test_a_clip_too_bright_for_half_precision_is_seen_by_the_plain_network(
-    checkpoint: checkpoints.Checkpoint, captioner: Captioner
-) -> None:
-    class Overflowing:
-        half = True
+def test_a_clip_too_bright_for_half_precision_is_encoded_by_the_exact_form(checkpoint: checkpoints.Checkpoint) -> None:
+    class Overflowing(TorchNetwork):
+        exact = TorchNetwork(checkpoint)
 
-        def __call__(self, frames: np.ndarray) -> Tensor:
-            features = captioner.features(frames[None])[0].clone()
-            features[:16] = torch.inf  # of the first clip of the batch
+        def features(self, frames: np.ndarray) -> Tensor:
+            features = super().features(frames).clone()
+            features[0] = torch.inf
             return features
 
     bodies = [(REPOSITORY / "examples" / name).read_bytes() for name in list(EXAMPLES)[:2]]
-    ours = Captioner(checkpoint, compiled_encoder=Overflowing())
-    assert [said.text for said in ours.caption_batch(bodies, [CaptionOptions()] * 2)] == list(EXAMPLES.values())[:2]
+    ours = Captioner(checkpoint, Overflowing(checkpoint), decoders_for(checkpoint, sandboxed=False))
+    assert [caption.text for caption in ours.caption_batch(bodies, [CaptionOptions()] * 2)] == list(EXAMPLES.values())[
+        :2
+    ]
 
 
 GPU_ONLY = 8  # functions, and single lines, that no test runs without a GPU

@@ -27,10 +27,11 @@ from etenet import errors, metrics
 from etenet.assets import MOVING_CLIP
 from etenet.sandbox.pool import Sandbox
 from etenet.sandbox.process import DecoderProcess
+from etenet.video.clip import Clip
 from etenet.video.ffmpeg import CODEC_WHITELIST, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.video.limits import DecodeLimits
 from etenet.video.nvdec import GpuDecoding
-from etenet.video.sampling import SampledVideo, sample_segments
+from etenet.video.sampling import sample_segments
 from etenet.video.segments import WHOLE, Cut
 from tests import clips
 from tests.conftest import REPOSITORY
@@ -65,14 +66,14 @@ FOR_THE_SOFTWARE = {
 
 def sampled(
     body: bytes, *, cut: Cut = WHOLE, gpu: GpuDecoding | None = ALL, limits: DecodeLimits = LIMITS
-) -> list[SampledVideo]:
+) -> list[Clip]:
     return sample_segments(body, cut, resize_px=SIZE_PX, limits=limits, gpu=gpu)
 
 
-def assert_same(seen: list[SampledVideo], expected: list[SampledVideo], *, on_gpu: bool) -> None:
+def assert_same(seen: list[Clip], expected: list[Clip], *, on_gpu: bool) -> None:
     for one, other in zip(seen, expected, strict=True):
         np.testing.assert_array_equal(one.frames, other.frames)
-        assert replace(one, frames=other.frames, decode_ms=0) == replace(other, decode_ms=0, on_gpu=on_gpu)
+        assert replace(one.info, decode_ms=0) == replace(other.info, decode_ms=0, on_gpu=on_gpu)
 
 
 @pytest.fixture
@@ -100,9 +101,9 @@ def test_codecs_and_pictures_that_are_not_on_the_gpus_list_never_reach_it(stand_
 def test_only_frames_that_are_large_enough_reach_it_and_no_scenes(stand_in: StandIn) -> None:
     body = clips.video(30, size=(320, 240))
     exactly = GpuDecoding(from_pixels=320 * 240)
-    assert [clip.on_gpu for clip in sampled(body, gpu=exactly)] == [True]
-    assert [clip.on_gpu for clip in sampled(body, gpu=replace(exactly, from_pixels=320 * 240 + 1))] == [False]
-    assert not any(clip.on_gpu for clip in sampled(body, gpu=exactly, cut=Cut(segment="scenes")))
+    assert [clip.info.on_gpu for clip in sampled(body, gpu=exactly)] == [True]
+    assert [clip.info.on_gpu for clip in sampled(body, gpu=replace(exactly, from_pixels=320 * 240 + 1))] == [False]
+    assert not any(clip.info.on_gpu for clip in sampled(body, gpu=exactly, cut=Cut(segment="scenes")))
     assert len(stand_in.keywords) == 1
 
 
@@ -179,7 +180,7 @@ def test_a_context_that_decodes_in_software_is_not_taken_for_a_gpus(
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.gpu_stand_in.Context.is_hwaccel", False)
-    assert [clip.on_gpu for clip in sampled(FOR_A_GPU["h264"])] == [False]
+    assert [clip.info.on_gpu for clip in sampled(FOR_A_GPU["h264"])] == [False]
     assert len(stand_in.keywords) == 1
 
 
@@ -190,7 +191,7 @@ def test_the_gpu_and_the_software_after_it_share_one_deadline(stand_in: StandIn)
 
     stand_in.alter = slow
     wait_s = LIMITS.decode_deadline_s * 0.3
-    assert [clip.on_gpu for clip in sampled(FOR_A_GPU["h264"])] == [False]
+    assert [clip.info.on_gpu for clip in sampled(FOR_A_GPU["h264"])] == [False]
     wait_s = LIMITS.decode_deadline_s * 1.1
     with pytest.raises(errors.DecodeTimeout):
         sampled(FOR_A_GPU["h264"])
@@ -234,7 +235,7 @@ def test_a_decoder_process_decodes_on_a_gpu_and_is_counted(walled: Sandbox) -> N
     before = metrics.GPU_DECODED._value.get()
     for name in ("h264", "hevc", "vp9"):
         assert_same(walled.submit(FOR_A_GPU[name]).result(), sampled(FOR_A_GPU[name], gpu=None), on_gpu=True)
-    assert not walled.submit(FOR_THE_SOFTWARE["vp8"]).result()[0].on_gpu
+    assert not walled.submit(FOR_THE_SOFTWARE["vp8"]).result()[0].info.on_gpu
     assert metrics.GPU_DECODED._value.get() == before + 3
 
 
@@ -243,7 +244,7 @@ def test_a_clip_that_crashes_the_gpus_driver_is_decoded_in_software(walled: Sand
     for _ in range(2):  # and it is not remembered against the clip
         assert_same(walled.submit(body).result(), sampled(body, gpu=None), on_gpu=False)
     assert only(walled) != before
-    assert walled.submit(FOR_A_GPU["h264"]).result()[0].on_gpu
+    assert walled.submit(FOR_A_GPU["h264"]).result()[0].info.on_gpu
 
 
 def test_a_driver_that_hangs_costs_the_clip_its_time_and_nothing_else() -> None:
@@ -251,7 +252,7 @@ def test_a_driver_that_hangs_costs_the_clip_its_time_and_nothing_else() -> None:
     with decoding("tests.misbehaving:hanging_gpu_main") as walled:
         for _ in range(2):
             assert "refused for an hour" not in str(error_of(walled, body))
-        assert walled.submit(FOR_A_GPU["h264"]).result()[0].on_gpu
+        assert walled.submit(FOR_A_GPU["h264"]).result()[0].info.on_gpu
 
 
 @pytest.mark.parametrize("deed", FORBIDDEN)
@@ -311,7 +312,7 @@ def test_the_filter_holds_for_threads_that_a_driver_started_before_it(install: s
 
 UNUSABLE = {
     "gpu_that_gives_other_frames_main": "gives other frames",
-    "gpu_that_needs_files_main": "behind the wall, the GPU's decoder fails: .*Operation not permitted",
+    "gpu_that_needs_files_main": "behind the system-call filter, the GPU's decoder fails: .*Operation not permitted",
     "gpu_on_an_old_kernel_main": r"Linux 5\.13\.0-7-generic hands no files",
     "gpu_that_crashes_at_once_main": "ended before it was ready",
 }
@@ -325,12 +326,12 @@ def test_a_gpu_that_does_not_prove_itself_is_not_used(entry: str, caplog: pytest
 
 def test_a_gpu_that_is_lost_later_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     with decoding("tests.misbehaving:gpu_main") as walled:
-        (keeper,) = walled._keepers
+        (supervisor,) = walled._supervisors
         entry = "tests.misbehaving:gpu_that_crashes_at_once_main"
-        keeper._process_with = partial(DecoderProcess, SIZE_PX, LIMITS, entry)
+        supervisor._new_process = partial(DecoderProcess, SIZE_PX, LIMITS, entry)
         for _ in range(2):
             os.kill(only(walled), signal.SIGKILL)
-            assert not walled.submit(FOR_A_GPU["h264"]).result()[0].on_gpu
+            assert not walled.submit(FOR_A_GPU["h264"]).result()[0].info.on_gpu
         assert caplog.text.count("decodes all videos in software") == 1
 
 

@@ -15,8 +15,8 @@ import pytest
 from etenet.errors import CaptionError
 from etenet.sandbox import pool
 from etenet.sandbox.pool import InProcess
+from etenet.video.clip import Clip
 from etenet.video.limits import DecodeLimits
-from etenet.video.sampling import SampledVideo
 from tests.hostile import HostileFile, hostile_files, playlists
 from tests.hostile.alarm import Alarm
 from tests.hostile.damage import containers, flipped
@@ -26,7 +26,7 @@ LIMITS = DecodeLimits()
 RESERVED_AT_START_BYTES = 64 * 2**20
 
 
-def outcome(file: HostileFile, future: Future[list[SampledVideo]]) -> str:
+def outcome(file: HostileFile, future: Future[list[Clip]]) -> str:
     """What became of it: "accept", "reject", or what is wrong with that."""
     error = future.exception(timeout=60)
     if error is None:

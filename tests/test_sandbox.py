@@ -21,7 +21,7 @@ import pytest
 from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, InternalError, TooMuchMemory
 from etenet.sandbox import pool, quarantine
 from etenet.sandbox.pool import InProcess, Sandbox
-from etenet.sandbox.quarantine import Poison
+from etenet.sandbox.quarantine import Quarantine
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import Cut
 from tests import clips
@@ -69,7 +69,7 @@ def test_a_clip_fares_as_it_does_without_the_wall(walled: Sandbox, make: Callabl
         return
     (seen,) = walled.submit(body).result()
     np.testing.assert_array_equal(seen.frames, plain.frames)
-    assert replace(seen, frames=plain.frames, decode_ms=0) == replace(plain, decode_ms=0)
+    assert replace(seen.info, decode_ms=0) == replace(plain.info, decode_ms=0)
 
 
 FORBIDDEN = [b"open", b"write a file", b"make a socket", b"run a program", b"fork", b"kill", b"choose its cores"]
@@ -91,7 +91,7 @@ def test_a_crash_is_the_clips_own_and_is_remembered() -> None:
     with decoding() as walled:
         before = only(walled)
         assert isinstance(error_of(walled, b"crash"), DecoderCrashed)
-        assert walled.submit(clips.video()).result()[0].codec == "h264"
+        assert walled.submit(clips.video()).result()[0].info.codec == "h264"
         after = only(walled)
         assert after != before
         again = error_of(walled, b"crash")
@@ -104,7 +104,7 @@ def test_a_decoder_that_dies_of_something_else_costs_no_clip() -> None:
     with decoding() as walled:
         for _ in range(3):
             os.kill(only(walled), signal.SIGKILL)
-            assert walled.submit(clips.video()).result()[0].codec == "h264"
+            assert walled.submit(clips.video()).result()[0].info.codec == "h264"
 
 
 def test_a_clip_that_spins_is_ended_and_remembered() -> None:
@@ -112,7 +112,7 @@ def test_a_clip_that_spins_is_ended_and_remembered() -> None:
         started = time.monotonic()
         assert isinstance(error_of(walled, b"spin"), DecodeTimeout)
         assert time.monotonic() - started < LIMITS.decode_deadline_s + 0.5
-        assert walled.submit(clips.video()).result()[0].codec == "h264"
+        assert walled.submit(clips.video()).result()[0].info.codec == "h264"
         pid = only(walled)
         assert isinstance(error_of(walled, b"spin"), DecodeTimeout)
         assert only(walled) == pid
@@ -147,7 +147,7 @@ def test_a_clip_whose_decoder_was_stopped_may_come_again() -> None:
     with decoding() as walled:
         os.kill(only(walled), signal.SIGSTOP)
         assert isinstance(error_of(walled, clips.video()), DecodeTimeout)
-        assert walled.submit(clips.video()).result()[0].codec == "h264"
+        assert walled.submit(clips.video()).result()[0].info.codec == "h264"
 
 
 def test_memory_is_limited_and_given_back(walled: Sandbox) -> None:
@@ -157,7 +157,7 @@ def test_memory_is_limited_and_given_back(walled: Sandbox) -> None:
     status = Path(f"/proc/{only(walled)}/status").read_text()
     peak_kib = int(status.partition("VmHWM:")[2].split()[0])
     assert 100 * 1024 < peak_kib < (256 + 64) * 1024
-    assert walled.submit(clips.video()).result()[0].codec == "h264"
+    assert walled.submit(clips.video()).result()[0].info.codec == "h264"
 
 
 LARGE = clips.video(16, size=(3840, 2160), preset="ultrafast")
@@ -168,7 +168,7 @@ def test_a_process_keeps_nothing_of_the_large_clips_it_has_decoded() -> None:
     limits = DecodeLimits(decode_deadline_s=60.0, max_memory_bytes=512 * 2**20)
     with decoding("etenet.sandbox.worker:main", limits) as walled:
         for _ in range(6):
-            assert walled.submit(LARGE).result()[0].width_px == 3840
+            assert walled.submit(LARGE).result()[0].info.width_px == 3840
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])  # the first calls it invalid data
@@ -189,7 +189,6 @@ def test_a_bug_of_ours_is_no_fault_of_the_clips(walled: Sandbox, caplog: pytest.
 
 
 VIDEO = {
-    "frames": None,
     "times_s": [0.0] * 16,
     "distinct_frames": 1,
     "codec": "h264",
@@ -210,23 +209,23 @@ VIDEO = {
         {"error": "SystemExit", "message": "?"},
         {"error": "InternalError", "message": "?"},
         {"error": "Overloaded", "message": "?"},
-        {"videos": [{**VIDEO, "times_s": [0.0]}]},
-        {"videos": [{**VIDEO, "times_s": ["soon"] * 16}]},
-        {"videos": [{**VIDEO, "duration_s": float("inf")}]},
-        {"videos": [{**VIDEO, "duration_s": 10**400}]},
-        {"videos": [{**VIDEO, "width_px": -1}]},
-        {"videos": [{**VIDEO, "width_px": True}]},
-        {"videos": [{**VIDEO, "codec": "../../etc/passwd"}]},
-        {"videos": [{**VIDEO, "on_gpu": 1}]},
-        {"videos": [{**VIDEO, "more": 1}]},
-        {"videos": []},
-        {"videos": [VIDEO] * 2},
-        {"videos": VIDEO},
+        {"clips": [{**VIDEO, "times_s": [0.0]}]},
+        {"clips": [{**VIDEO, "times_s": ["soon"] * 16}]},
+        {"clips": [{**VIDEO, "duration_s": float("inf")}]},
+        {"clips": [{**VIDEO, "duration_s": 10**400}]},
+        {"clips": [{**VIDEO, "width_px": -1}]},
+        {"clips": [{**VIDEO, "width_px": True}]},
+        {"clips": [{**VIDEO, "codec": "../../etc/passwd"}]},
+        {"clips": [{**VIDEO, "on_gpu": 1}]},
+        {"clips": [{**VIDEO, "more": 1}]},
+        {"clips": []},
+        {"clips": [VIDEO] * 2},
+        {"clips": VIDEO},
     ],
 )
 def test_what_a_decoder_says_is_not_believed(lie: object) -> None:
     with decoding("tests.misbehaving:lying_main") as lying:
-        assert lying.submit(json.dumps({"videos": [VIDEO]}).encode()).result()[0].codec == "h264"
+        assert lying.submit(json.dumps({"clips": [VIDEO]}).encode()).result()[0].info.codec == "h264"
         assert isinstance(error_of(lying, json.dumps(lie).encode()), DecoderCrashed)
 
 
@@ -247,7 +246,7 @@ def test_a_process_is_replaced_after_many_clips(monkeypatch: pytest.MonkeyPatch)
         for _ in range(2):
             walled.submit(clips.video()).result()
         wait_until(lambda: walled.pids not in ([], [first]), 10)
-        assert walled.submit(clips.video()).result()[0].codec == "h264"
+        assert walled.submit(clips.video()).result()[0].info.codec == "h264"
 
 
 def test_processes_end_with_the_sandbox_closed_or_forgotten() -> None:
@@ -284,15 +283,15 @@ def test_a_spinning_process_ends_with_its_host_and_by_its_cpu_limit_if_the_host_
 
 def test_poison_is_forgotten_after_an_hour_and_when_there_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    known = Poison(clock=lambda: now[0])
-    known.remember(b"bad", DecoderCrashed("it crashed"))
+    known = Quarantine(clock=lambda: now[0])
+    known.add(b"bad", DecoderCrashed("it crashed"))
     assert isinstance(known.verdict(b"bad"), DecoderCrashed)
     assert known.verdict(b"bat") is None
     now[0] = quarantine.REFUSED_S + 1
     assert known.verdict(b"bad") is None
-    monkeypatch.setattr(quarantine, "REMEMBERED", 2)
+    monkeypatch.setattr(quarantine, "MAX_ENTRIES", 2)
     for body in (b"one", b"two", b"six"):
-        known.remember(body, DecoderCrashed("it crashed"))
+        known.add(body, DecoderCrashed("it crashed"))
     assert [known.verdict(body) is None for body in (b"one", b"two", b"six")] == [True, False, False]
 
 

@@ -28,7 +28,7 @@ class History:
 
     said: Tensor
 
-    def pick(self, sentences: Tensor) -> History:
+    def select(self, sentences: Tensor) -> History:
         return History(self.said.gather(1, sentences[..., None].expand(-1, -1, self.said.shape[-1])))
 
 

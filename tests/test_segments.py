@@ -17,7 +17,7 @@ from etenet import errors
 from etenet.captioning.captioner import Captioner
 from etenet.captioning.captions import Caption, Outcome, SegmentCaptions
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import caption_stream
+from etenet.captioning.stream import Video
 from etenet.sandbox.pool import Sandbox
 from etenet.video import sampling
 from etenet.video.segments import SHORTEST_SEGMENT_S, Cut, Segment
@@ -103,7 +103,7 @@ def test_who_goes_on_gets_further_or_stops() -> None:
 @pytest.mark.parametrize("max_segments", [None, 8])
 def test_a_length_that_a_file_only_claims_costs_nothing(max_segments: int | None) -> None:
     for ends_s in (1e9, 1e14, 1e300):
-        with pytest.raises(errors.BadOption, match="says that it takes"):
+        with pytest.raises(errors.BadOption, match="by its timestamps the video has"):
             Cut(segment_s=10.0, max_segments=max_segments).segments([0.0, ends_s], ends_s, most=16)
 
 
@@ -177,9 +177,11 @@ def test_a_segment_has_the_frames_of_its_part_of_the_video(name: str) -> None:
         segments = sampling.sample_segments(body, cut, resize_px=SIZE_PX)
         assert len(segments) == count
         for segment in segments:
-            inside = [n for n, t in enumerate(times_s) if segment.start_s - 0.001 <= t < segment.end_s - 0.001]
+            inside = [
+                n for n, t in enumerate(times_s) if segment.info.start_s - 0.001 <= t < segment.info.end_s - 0.001
+            ]
             wanted = [(inside or [139])[place] for place in sampling.middle_of_slices(len(inside or [139]))]
-            np.testing.assert_allclose(segment.times_s, [times_s[n] for n in wanted], atol=1e-6)
+            np.testing.assert_allclose(segment.info.times_s, [times_s[n] for n in wanted], atol=1e-6)
             np.testing.assert_array_equal(segment.frames, [pictures[n] for n in wanted])
 
 
@@ -191,20 +193,20 @@ def test_a_start_after_the_end_names_both() -> None:
 def test_scenes_begin_where_the_picture_changes() -> None:
     walled = Sandbox(resize_px=SIZE_PX, processes=1)
     segments = walled.submit(FILM, SCENES).result()
-    assert [segment.start_s for segment in segments] == [number * PART_S for number in range(len(EXAMPLES))]
+    assert [segment.info.start_s for segment in segments] == [number * PART_S for number in range(len(EXAMPLES))]
     some = walled.submit(FILM, replace(SCENES, start_s=4.0, max_segments=2)).result()
-    assert [(segment.start_s, segment.end_s) for segment in some] == [(4.0, 6.0), (6.0, 9.0)]
+    assert [(segment.info.start_s, segment.info.end_s) for segment in some] == [(4.0, 6.0), (6.0, 9.0)]
 
 
 def test_no_scene_is_looked_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, seen = sampling._Clip._decode, []
+    decode, seen = sampling._Sampler._decode, []
 
-    def counted(clip: sampling._Clip, packets: Iterable[sampling.VideoPacket]) -> Iterator[av.VideoFrame]:
+    def counted(clip: sampling._Sampler, packets: Iterable[sampling.VideoPacket]) -> Iterator[av.VideoFrame]:
         for frame in decode(clip, packets):
             seen.append(frame.time)
             yield frame
 
-    monkeypatch.setattr(sampling._Clip, "_decode", counted)
+    monkeypatch.setattr(sampling._Sampler, "_decode", counted)
     sampling.sample_segments(FILM, replace(SCENES, end_s=4.0), resize_px=SIZE_PX)
     assert 4.0 < max(seen) < 4.5
     seen.clear()
@@ -214,42 +216,42 @@ def test_no_scene_is_looked_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_video_without_presentation_times_is_told_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As some AVI files are: then the frames' numbers are their times."""
-    demux = sampling._Clip._demux
+    demux = sampling._Sampler._demux
 
-    def without_times(clip: sampling._Clip) -> list[sampling.VideoPacket]:
+    def without_times(clip: sampling._Sampler) -> list[sampling.VideoPacket]:
         packets = demux(clip)
         for packet in packets:
             packet.pts = packet.dts = None
         return packets
 
-    monkeypatch.setattr(sampling._Clip, "_demux", without_times)
+    monkeypatch.setattr(sampling._Sampler, "_demux", without_times)
     body, rest, segments = clips.video(400, codec="mpeg4", container="avi"), Cut(segment_s=3.5, max_segments=2), []
     while rest:
         segments += sampling.sample_segments(body, rest, resize_px=SIZE_PX)
-        rest = rest.rest(segments[-1].end_s, segments[-1].duration_s)
-    assert [segment.start_s for segment in segments] == [0.0, 3.5, 7.0, 10.5, 14.0]
-    assert {segment.duration_s for segment in segments} == {segments[-1].end_s}
-    assert segments[-1].end_s == pytest.approx(16.0, abs=0.1)
+        rest = rest.rest(segments[-1].info.end_s, segments[-1].info.duration_s)
+    assert [segment.info.start_s for segment in segments] == [0.0, 3.5, 7.0, 10.5, 14.0]
+    assert {segment.info.duration_s for segment in segments} == {segments[-1].info.end_s}
+    assert segments[-1].info.end_s == pytest.approx(16.0, abs=0.1)
 
 
 @pytest.mark.parametrize("cut", [Cut(start_s=2.5, segment_s=2.0), replace(SCENES, start_s=4.0)])
 def test_segments_are_the_same_where_timestamps_cannot_be_trusted(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
     by_timestamps = sampling.sample_segments(FILM, cut, resize_px=SIZE_PX)
-    monkeypatch.setattr(sampling._Clip, "_by_timestamps", lambda *_: None)
+    monkeypatch.setattr(sampling._Sampler, "_by_timestamps", lambda *_: None)
     by_counting = sampling.sample_segments(FILM, cut, resize_px=SIZE_PX)
     assert len(by_counting) == len(by_timestamps)
     for one, other in zip(by_counting, by_timestamps, strict=True):
         np.testing.assert_array_equal(one.frames, other.frames)
-        assert replace(one, frames=other.frames, decode_ms=0) == replace(other, decode_ms=0)
+        assert replace(one.info, decode_ms=0) == replace(other.info, decode_ms=0)
 
 
 @pytest.mark.parametrize("cut", [Cut(segment_s=PART_S), SCENES])
 def test_each_part_of_a_film_gets_the_caption_that_it_gets_as_a_clip(captioner: Captioner, cut: Cut) -> None:
-    (told,) = captioner.caption_batch([FILM], [CaptionOptions(cut=cut)])
-    assert isinstance(told, SegmentCaptions)
-    assert [caption.text for caption in told.segments] == list(EXAMPLES.values())
-    assert all(caption.video.frames.base is None for caption in told.segments), "they are held in memory"
-    streamed = caption_stream(captioner, [(1, FILM, replace(cut, max_segments=4))], CaptionOptions(cut=cut))
+    (outcome,) = captioner.caption_batch([FILM], [CaptionOptions(cut=cut)])
+    assert isinstance(outcome, SegmentCaptions)
+    assert [caption.text for caption in outcome.segments] == list(EXAMPLES.values())
+    video = Video(1, FILM, CaptionOptions(cut=replace(cut, max_segments=4)))
+    streamed = captioner.caption_stream([video])
     assert [(key, texts(outcome)) for key, outcome in streamed] == [(1, list(EXAMPLES.values()))]
 
 
@@ -260,12 +262,12 @@ def texts(outcome: Outcome) -> list[str]:
 def test_videos_of_a_stream_come_out_whole_whatever_their_lengths(captioner: Captioner) -> None:
     """More segments than a batch has places, beside whole clips and broken ones."""
     clip, cut = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes(), Cut(segment_s=1.0, max_segments=3)
-    told = captioner.caption_batch([FILM], [CaptionOptions(cut=replace(cut, max_segments=None, segment_s=1.25))])[0]
-    wanted = texts(told)
+    outcome = captioner.caption_batch([FILM], [CaptionOptions(cut=replace(cut, max_segments=None, segment_s=1.25))])[0]
+    wanted = texts(outcome)
     assert len(wanted) == 14
     stream = [("film", FILM), ("broken", b"no video"), ("clip", clip), ("again", FILM)]
     cut = replace(cut, segment_s=1.25)
-    found = dict(caption_stream(captioner, [(name, body, cut) for name, body in stream], CaptionOptions(cut=cut)))
+    found = dict(captioner.caption_stream([Video(name, body, CaptionOptions(cut=cut)) for name, body in stream]))
     assert texts(found["film"]) == texts(found["again"]) == wanted
     assert isinstance(found["broken"], errors.NotAVideo)
     assert len(texts(found["clip"])) == 1
@@ -274,8 +276,8 @@ def test_videos_of_a_stream_come_out_whole_whatever_their_lengths(captioner: Cap
 def test_a_batch_takes_only_so_many_segments(captioner: Captioner) -> None:
     """Of three films of 14 segments, one; a clip that comes with them is not turned away."""
     clip, name = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes(), next(iter(EXAMPLES))
-    wish = CaptionOptions(cut=Cut(segment_s=1.25))
-    *films, beside = captioner.caption_batch([FILM] * 3 + [clip], [wish] * 3 + [CaptionOptions()])
+    options = CaptionOptions(cut=Cut(segment_s=1.25))
+    *films, beside = captioner.caption_batch([FILM] * 3 + [clip], [options] * 3 + [CaptionOptions()])
     assert sorted(type(film).__name__ for film in films) == ["Overloaded", "Overloaded", "SegmentCaptions"]
     assert texts(beside) != []
     assert isinstance(beside, Caption)

@@ -72,7 +72,7 @@ def test_the_loss_is_equations_18_to_20_of_each_sentence_alone() -> None:
     losses = sentence_losses(decoder, features, Sentences.encode(captions, vocabulary, 20))
     for clip, of_clip in enumerate(captions):
         for number, caption in enumerate(of_clip):
-            memory = decoder.remember(features[clip : clip + 1])
+            memory = decoder.prepare(features[clip : clip + 1])
             state, nll, attended = decoder.first_state(memory), 0.0, torch.zeros(16, dtype=torch.float64)
             ids = vocabulary.encode(caption)
             for previous, target in zip([SOS_ID, *ids], [*ids, EOS_ID], strict=True):
@@ -195,5 +195,5 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_the_frame_cache_holds_what_serving_sees(miniature: Path) -> None:
     dataset = Dataset.load(miniature)
     for clip in dataset.clips["test"]:
-        seen = sample_frames(dataset.clip_file(clip).read_bytes(), resize_px=118).frames
-        np.testing.assert_array_equal(dataset.frames[clip.row], seen)
+        sampled = sample_frames(dataset.clip_file(clip).read_bytes(), resize_px=118).frames
+        np.testing.assert_array_equal(dataset.frames[clip.row], sampled)

@@ -69,21 +69,21 @@ def test_frames_are_those_of_a_full_decode(name: str) -> None:
     sampled = sampling.sample_frames(body, resize_px=SIZE_PX)
     expected = every_frame(body)
     np.testing.assert_array_equal(sampled.frames, sixteen_of(expected))
-    assert sampled.distinct_frames == min(16, len(expected))
+    assert sampled.info.distinct_frames == min(16, len(expected))
 
 
 @pytest.mark.parametrize(("name", "share"), [("B-frames", 0.8), ("plain", 1.0)])
 def test_frames_that_nobody_wants_or_leans_on_are_not_decoded(
     monkeypatch: pytest.MonkeyPatch, name: str, share: float
 ) -> None:
-    def counted(clip: sampling._Clip, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    def counted(clip: sampling._Sampler, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in checked(clip, frames):
             decoded.append(frame.pts)
             yield frame
 
     decoded: list[int] = []
-    checked = sampling._Clip._checked
-    monkeypatch.setattr(sampling._Clip, "_checked", counted)
+    checked = sampling._Sampler._checked
+    monkeypatch.setattr(sampling._Sampler, "_checked", counted)
     sampling.sample_frames(RENDERED[name], resize_px=SIZE_PX)
     assert 16 <= len(decoded) <= share * len(every_frame(RENDERED[name]))
 
@@ -154,8 +154,8 @@ def test_a_turned_or_mirrored_clip_is_shown_upright(matrix: tuple[int, int, int,
 
 def test_times_are_seconds_from_the_first_frame() -> None:
     sampled = sampling.sample_frames(RENDERED["non-zero start"], resize_px=SIZE_PX)
-    assert sampled.times_s == pytest.approx([n / 25 for n in sampling.middle_of_slices(40)], abs=1e-3)
-    assert sampled.duration_s == pytest.approx(40 / 25, abs=0.05)
+    assert sampled.info.times_s == pytest.approx([n / 25 for n in sampling.middle_of_slices(40)], abs=1e-3)
+    assert sampled.info.duration_s == pytest.approx(40 / 25, abs=0.05)
 
 
 def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(reference_data: Path, thorough: bool) -> None:
@@ -192,13 +192,13 @@ def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(referen
 def test_only_the_groups_of_pictures_that_are_needed_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     body = clips.video(640, size=(32, 32), g="5", sc_threshold="0")
     fed = []
-    decode = sampling._Clip._decode
+    decode = sampling._Sampler._decode
 
-    def counting(self: sampling._Clip, packets: list[sampling.VideoPacket]) -> object:
+    def counting(self: sampling._Sampler, packets: list[sampling.VideoPacket]) -> object:
         fed.append(len(packets))
         return decode(self, packets)
 
-    monkeypatch.setattr(sampling._Clip, "_decode", counting)
+    monkeypatch.setattr(sampling._Sampler, "_decode", counting)
     sampling.sample_frames(body, resize_px=SIZE_PX)
     assert sum(fed) <= 16 * 5
 
@@ -233,7 +233,9 @@ def test_limits_hold() -> None:
     ):
         with pytest.raises(error):
             sampling.sample_frames(body, resize_px=SIZE_PX, limits=limits)
-    assert sampling.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(max_pixels=320 * 240)).width_px == 320
+    assert (
+        sampling.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(max_pixels=320 * 240)).info.width_px == 320
+    )
 
 
 def test_every_decoder_of_the_allow_list_is_there() -> None:

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ import torch
 from tqdm import tqdm
 
 import etenet
+from etenet.captioning.captioner import decoders_for
 from etenet.errors import EtenetError, UsageError
+from etenet.files import sha256
 from etenet.model import checkpoint as checkpoints
+from etenet.runtime import CPU_BATCH_CLIPS
+from etenet.runtime.network import TorchNetwork
 from etenet.scoring.scores import Scores, score
-from training.data.datasets import Clip, Dataset
+from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
 from training.report import ReportedClip, html
-
-BATCH_CLIPS = 8
 
 
 def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu") -> etenet.Captioner:
@@ -36,7 +39,9 @@ def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu") -
     loaded, size = checkpoints.load(checkpoint, with_encoder=False), dataset.features.shape[-1]
     if (expected := loaded.model.decoder.config.feature_size) != size:
         raise UsageError(f"{checkpoint} takes features of size {expected}, those of {dataset.folder} have {size}")
-    return etenet.Captioner(loaded, checkpoint_id=f"sha256:{checkpoints.sha256(checkpoint)}", device=device)
+    network = TorchNetwork(loaded, device=device)
+    loaded = replace(loaded, id=f"sha256:{sha256(checkpoint)}")
+    return etenet.Captioner(loaded, network, decoders_for(loaded, sandboxed=False))
 
 
 def caption_split(captioner: etenet.Captioner, dataset: Dataset, split: str) -> dict[str, str]:
@@ -47,14 +52,14 @@ def caption_split(captioner: etenet.Captioner, dataset: Dataset, split: str) -> 
         raise UsageError(f"{dataset.folder} has no {split} split; it has {', '.join(dataset.clips)}")
     caption = _caption_clips if dataset.features is None else _caption_features
     with tqdm(total=len(clips), unit="clip", disable=None) as bar:
-        for start in range(0, len(clips), BATCH_CLIPS):
-            batch = clips[start : start + BATCH_CLIPS]
+        for start in range(0, len(clips), CPU_BATCH_CLIPS):
+            batch = clips[start : start + CPU_BATCH_CLIPS]
             captions |= zip((clip.video for clip in batch), caption(captioner, dataset, batch), strict=True)
             bar.update(len(batch))
     return captions
 
 
-def _caption_clips(captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[Clip]) -> Iterator[str]:
+def _caption_clips(captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[DatasetClip]) -> Iterator[str]:
     bodies = [dataset.clip_file(clip).read_bytes() for clip in clips]
     outcomes = captioner.caption_batch(bodies, [etenet.CaptionOptions()] * len(clips))
     for clip, outcome in zip(clips, outcomes, strict=True):
@@ -64,16 +69,16 @@ def _caption_clips(captioner: etenet.Captioner, dataset: Dataset, clips: Sequenc
         yield outcome.text
 
 
-def _caption_features(captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[Clip]) -> Iterator[str]:
+def _caption_features(captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[DatasetClip]) -> Iterator[str]:
     assert dataset.features is not None
-    features = torch.from_numpy(dataset.features[[clip.row for clip in clips]]).to(captioner.device)
+    features = torch.from_numpy(dataset.features[[clip.row for clip in clips]])
     for clip, sentences in zip(clips, captioner.caption_features(features, etenet.CaptionOptions()), strict=True):
         if not sentences:
             raise UsageError(f"the network has no finite probabilities for the features of {clip.video}")
         yield sentences[0].text
 
 
-def demo_accuracy(clips: Sequence[Clip], captions: Mapping[str, str]) -> dict[str, float]:
+def demo_accuracy(clips: Sequence[DatasetClip], captions: Mapping[str, str]) -> dict[str, float]:
     """Share of clips whose caption is right about each attribute, and about all three."""
     right = {"thing": 0, "motion": 0, "scene": 0, "all": 0}
     for clip in clips:
@@ -85,7 +90,9 @@ def demo_accuracy(clips: Sequence[Clip], captions: Mapping[str, str]) -> dict[st
     return {attribute: count / len(clips) for attribute, count in right.items()}
 
 
-def report(dataset: Dataset, clips: Sequence[Clip], captions: Mapping[str, str], scores: Scores, title: str) -> str:
+def report(
+    dataset: Dataset, clips: Sequence[DatasetClip], captions: Mapping[str, str], scores: Scores, title: str
+) -> str:
     """A page with the figures and the clips of highest and lowest CIDEr."""
     reported = [
         ReportedClip(

@@ -39,7 +39,7 @@ class Beam:
 
 def search_by_loop(decoder: Decoder, features: Tensor, *, beam_size: int, max_words: int) -> list[Beam]:
     """Beam search, one beam and one word at a time. features (L, D) -> ended beams, best first."""
-    memory = decoder.remember(features[None])
+    memory = decoder.prepare(features[None])
     beams = [Beam((), 0.0, decoder.first_state(memory))]
     for position in range(max_words + 1):
         candidates = [beam for beam in beams if beam.ended]

@@ -1,11 +1,10 @@
 """What training minimises: equations (18) to (20) of arXiv 1904.02628, per example, under teacher forcing.
 
-Knows the decoder's `step` and nothing of encoders, optimizers or batching.
+Uses the decoder's `step`. Knows nothing of encoders, optimizers or batching.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from etenet.model.decoder import Decoder
@@ -20,21 +19,17 @@ def sentence_losses(
     """features (B, L, D), K sentences per clip -> the loss of each sentence (B, K).
 
     NLL = -sum_t log p(y_t); DSA = 1/L sum_k (1 - sum_t alpha_k^t)^2; both over the words of the mask only. The
-    caller averages over the examples of the effective batch.
+    caller averages over the sentences of the effective batch.
     """
-    memory = decoder.remember(features)
+    memory = decoder.prepare(features)
     state = decoder.first_state(memory, sentences.previous.shape[1])
     negative_log_likelihood = features.new_zeros(sentences.previous.shape[:2])
     attended = features.new_zeros(*sentences.previous.shape[:2], features.shape[1])  # (B, K, L), sum_t alpha^t
     for word in range(sentences.previous.shape[-1]):
         step = decoder.step(sentences.previous[..., word], state, memory)
         state, mask = step.state, sentences.mask[..., word]
-        said = step.log_probs.gather(-1, sentences.target[..., word, None]).squeeze(-1)
-        negative_log_likelihood = negative_log_likelihood - said * mask
+        log_probs = step.log_probs.gather(-1, sentences.target[..., word, None]).squeeze(-1)
+        negative_log_likelihood = negative_log_likelihood - log_probs * mask  # (18)
         attended = attended + step.attention * mask[..., None]
-    return negative_log_likelihood + attention_penalty * (1 - attended).square().mean(dim=-1)
-
-
-def mean_loss(losses: Tensor, effective_batch: int) -> Tensor:
-    """A micro-batch's share of the mean over `effective_batch` sentences."""
-    return torch.sum(losses) / effective_batch
+    attention_loss = (1 - attended).square().mean(dim=-1)  # (19)
+    return negative_log_likelihood + attention_penalty * attention_loss  # (20)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from etenet.captioning.captioner import Captioner
+from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
 from etenet.model.checkpoint import Checkpoint
+from etenet.runtime.network import TorchNetwork
 from etenet.scoring.scores import Scorer
-from training.data.datasets import Clip, Sentences
+from training.data.datasets import DatasetClip, Sentences
 from training.loop.step import Trainee
 
 LOGGED = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")
@@ -38,25 +39,26 @@ class Validation:
 def validate(
     trainee: Trainee,
     checkpoint: Checkpoint,
-    clips: Sequence[Clip],
-    seen: Callable[[Sequence[Clip]], Tensor],
+    clips: Sequence[DatasetClip],
+    inputs: Callable[[Sequence[DatasetClip]], Tensor],
     scorer: Scorer,
     *,
     batch_clips: int,
 ) -> Validation:
     """`checkpoint` holds the trainee's network; `scorer` the references of `clips`."""
     trainee.eval()
-    captioner = Captioner(checkpoint, device=str(trainee.model.decoder.embedding.weight.device))
+    network = TorchNetwork(checkpoint, device=trainee.model.decoder.embedding.weight.device)
+    captioner = Captioner(checkpoint, network, decoders_for(checkpoint, sandboxed=False))
     loss, count, captions = 0.0, 0, {}
     for start in range(0, len(clips), batch_clips):
         batch = clips[start : start + batch_clips]
-        features = trainee.features(seen(batch))
-        for clip, said in zip(batch, captioner.caption_features(features, CaptionOptions()), strict=True):
-            captions[clip.video] = [said[0].text]
+        features = trainee.features(inputs(batch))
+        for clip, sentences in zip(batch, captioner.caption_features(features, CaptionOptions()), strict=True):
+            captions[clip.video] = [sentences[0].text]
         most = max(len(clip.captions) for clip in batch)
         repeated = [[clip.captions[i % len(clip.captions)] for i in range(most)] for clip in batch]
-        sentences = Sentences.encode(repeated, checkpoint.vocabulary, checkpoint.max_words).to(features.device)
-        losses = trainee.losses(features, sentences).double()
+        references = Sentences.encode(repeated, checkpoint.vocabulary, checkpoint.max_words).to(features.device)
+        losses = trainee.losses(features, references).double()
         for clip, of_clip in zip(batch, losses, strict=True):
             loss, count = loss + of_clip[: len(clip.captions)].sum().item(), count + len(clip.captions)
     scores = scorer.score(captions).overall

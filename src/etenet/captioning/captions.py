@@ -1,4 +1,4 @@
-"""What is said about a video: values, and the JSON of the HTTP contract. Knows no network."""
+"""The captions of a video: values, and the JSON of the HTTP contract. Knows no network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from etenet.errors import CaptionError
-from etenet.video.sampling import SampledVideo
+from etenet.video.clip import ClipInfo
 from etenet.video.segments import Cut
 
 
@@ -22,7 +22,7 @@ class Sentence:
     attention: tuple[tuple[float, ...], ...]
 
     def as_dict(self, *, attention: bool) -> dict[str, Any]:
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "caption": self.text,
             "log_prob": round(self.log_prob, 4),
             "words": [
@@ -30,13 +30,13 @@ class Sentence:
             ],
         }
         if attention:
-            said["attention"] = [[round(weight, 4) for weight in weights] for weights in self.attention]
-        return said
+            fields["attention"] = [[round(weight, 4) for weight in weights] for weights in self.attention]
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Milliseconds. `encode` and `search` are those of the whole batch, `total` runs from batch in to batch out."""
+    """Milliseconds. `encode` and `search` are those of the whole batch, `total` from its start to its end."""
 
     decode: float
     encode: float
@@ -50,10 +50,10 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caption:
-    """What is said about one clip, or one segment of a video; best sentence first."""
+    """The sentences for one clip, or for one segment of a video; best first."""
 
     sentences: tuple[Sentence, ...]
-    video: SampledVideo  # without its frames
+    video: ClipInfo
     timing_ms: Timing
 
     @property
@@ -61,35 +61,35 @@ class Caption:
         return self.sentences[0].text
 
     def as_dict(self, *, attention: bool = False) -> dict[str, Any]:
-        """The answer of the HTTP contract, but for what only the server knows (`model`)."""
-        return {**self._said(attention), "video": _facts(self.video), "timing_ms": self.timing_ms.as_dict()}
+        """The response of the HTTP contract, except `model`, which only the server knows."""
+        return {**self._fields(attention), "video": _video(self.video), "timing_ms": self.timing_ms.as_dict()}
 
     def as_segment(self, *, attention: bool = False) -> dict[str, Any]:
         """One of the `segments` of the HTTP contract."""
         times = {"start_s": round(self.video.start_s, 3), "end_s": round(self.video.end_s, 3)}
-        return {**times, **self._said(attention)}
+        return {**times, **self._fields(attention)}
 
-    def _said(self, attention: bool) -> dict[str, Any]:
+    def _fields(self, attention: bool) -> dict[str, Any]:
         times_s = [round(time_s, 3) for time_s in self.video.times_s]
         return {
             "caption": self.text,
-            "captions": [said.as_dict(attention=attention) for said in self.sentences],
+            "captions": [sentence.as_dict(attention=attention) for sentence in self.sentences],
             "frames": {"times_s": times_s, "decoded": self.video.distinct_frames},
         }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentCaptions:
-    """What is said about the segments of one video, in order."""
+    """The captions of the segments of one video, in order."""
 
     segments: tuple[Caption, ...]
 
     def as_dict(self, *, attention: bool = False) -> dict[str, Any]:
-        """The answer of the HTTP contract to who asked for segments."""
+        """The response of the HTTP contract to a request for segments."""
         first = self.segments[0]
         return {
             "segments": [caption.as_segment(attention=attention) for caption in self.segments],
-            "video": _facts(first.video),
+            "video": _video(first.video),
             "timing_ms": first.timing_ms.as_dict(),
         }
 
@@ -98,14 +98,14 @@ Outcome: TypeAlias = Caption | SegmentCaptions | CaptionError
 
 
 def outcome_of(segments: Sequence[Caption | CaptionError], cut: Cut) -> Outcome:
-    """Of a video, from those of its segments: what is wrong with one of them is wrong with all."""
+    """The outcome of a video from those of its segments: the error of one is the error of all."""
     for segment in segments:
         if isinstance(segment, CaptionError) or not cut.into_segments:
             return segment
     return SegmentCaptions(segments=tuple(segment for segment in segments if isinstance(segment, Caption)))
 
 
-def _facts(video: SampledVideo) -> Mapping[str, Any]:
+def _video(video: ClipInfo) -> Mapping[str, Any]:
     return {
         "codec": video.codec,
         "width": video.width_px,

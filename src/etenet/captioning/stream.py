@@ -1,59 +1,107 @@
-"""Many videos, one after the other -> what is said about each: some are decoded while others are encoded."""
+"""Many videos -> an outcome for each: decoding, encoding and searching overlap.
+
+The one schedule of these steps, for a batch of requests as for a job of a million files. Knows no network: the steps
+are those of whoever calls (`captioner.py`).
+"""
 
 from __future__ import annotations
 
-import os
+import logging
+import math
+import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any, Generic, Protocol, TypeVar
 
-from etenet.captioning.captioner import Captioner, decoded_by
-from etenet.captioning.captions import Caption, Outcome, outcome_of
+from etenet.captioning.captions import Caption, Outcome, Sentence, Timing, outcome_of
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import CaptionError
-from etenet.video.sampling import SampledVideo
+from etenet.errors import CaptionError, InternalError
+from etenet.video.clip import Clip
 from etenet.video.segments import Cut
 
-HELD_BYTES = 256 * 2**20  # of bodies: beyond that no further one is asked for
-KeyT = TypeVar("KeyT")
+_log = logging.getLogger(__name__)
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+OnProgress = Callable[[KeyT, float, float], None]
+"""Called with a video's key, the time up to which it is captioned, and its duration, both in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready(Generic[KeyT]):
-    """A clip, or a segment, that waits for its batch; or what is wrong with it."""
+class Video(Generic[KeyT]):
+    """A video to caption. `key` names it in the output."""
 
     key: KeyT
-    decoded: SampledVideo | CaptionError
-    cut: Cut
+    body: bytes
+    options: CaptionOptions
+
+
+class Steps(Protocol):
+    """From bytes to sentences. Clips go by numbers; one that a step fails on is missing in the result."""
+
+    def decode(self, body: bytes, cut: Cut) -> Future[list[Clip]]: ...
+
+    def encode(self, clips: Mapping[int, Clip]) -> Mapping[int, Any]:
+        """Clips -> features."""
+
+    def search(
+        self, features: Mapping[int, Any], options: Mapping[int, CaptionOptions]
+    ) -> Mapping[int, tuple[Sentence, ...]]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """How far the steps run ahead of each other.
+
+    Clips are encoded once `encode_clips` are decoded, and searched once `search_clips` are encoded, or when no further
+    ones are on their way. While `max_clips` clips, or bodies of `max_bytes`, are on their way, no further video is
+    taken. With `continue_cuts`, the segments beyond the `max_segments` of a cut are decoded after those before.
+    """
+
+    encode_clips: float = 1
+    search_clips: float = math.inf
+    max_clips: float = math.inf
+    max_bytes: float = math.inf
+    continue_cuts: bool = False
+
+
+Accept = Callable[[list[Clip], int], list[Clip] | CaptionError]
+"""Called with the clips of a video and how many videos are still being decoded: the clips, or why they are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part(Generic[KeyT]):
+    """A clip on its way, or the error of its video."""
+
+    video: Video[KeyT]
+    clip: Clip | CaptionError
     is_last: bool  # of its video
 
 
-def caption_stream(
-    captioner: Captioner,
-    videos: Iterable[tuple[KeyT, bytes, Cut]],
-    options: CaptionOptions,
+def caption_videos(
+    steps: Steps,
+    videos: Iterable[Video[KeyT]],
+    schedule: Schedule,
     *,
-    batch_clips: int = 8,
-    reached: Callable[[KeyT, float, float], None] = lambda *_: None,
+    accept: Accept = lambda clips, _: clips,
+    on_progress: OnProgress[KeyT] = lambda *_: None,
 ) -> Iterator[tuple[KeyT, Outcome]]:
-    """One outcome per video, by its key, as they come; full batches are encoded while the next are decoded.
-
-    A video of more segments than its cut's `max_segments` is decoded so many at a time. Asks for videos as it has
-    room: a batch is in memory at most, and another or one video for each core, and fewer where they are large.
-    `reached` hears of a video, while it is not whole, until when it is captioned, and how long it is.
-    """
-    unread, more = iter(videos), True
-    unfinished: deque[tuple[KeyT, bytes, Cut]] = deque()
-    decoding: dict[Future[list[SampledVideo]], tuple[KeyT, bytes, Cut]] = {}
-    ready: deque[_Ready[KeyT]] = deque()
+    """One outcome per video, by its key, in the order in which they are ready."""
+    started, encode_s = time.perf_counter(), 0.0
+    unread, more, numbers = iter(videos), True, count()
+    unfinished: deque[Video[KeyT]] = deque()
+    decoding: dict[Future[list[Clip]], Video[KeyT]] = {}
+    decoded: dict[int, _Part[KeyT]] = {}
+    encoded: dict[int, _Part[KeyT]] = {}
+    features: dict[int, Any] = {}
     captions: defaultdict[KeyT, list[Caption | CaptionError]] = defaultdict(list)
-    most = batch_clips + max(batch_clips, os.cpu_count() or 1)
 
     def has_room() -> bool:
-        held_bytes = sum(len(body) for _, body, _ in decoding.values())
-        return len(decoding) + len(ready) < most and (not decoding or held_bytes < HELD_BYTES)
+        held_bytes = sum(len(video.body) for video in decoding.values())
+        clips = len(decoding) + len(decoded) + len(encoded)
+        return clips < schedule.max_clips and (not decoding or held_bytes < schedule.max_bytes)
 
     while True:
         while (unfinished or more) and has_room():
@@ -61,29 +109,84 @@ def caption_stream(
             if video is None:
                 more = False
             else:
-                _, body, cut = video
-                decoding[captioner.decode(body, cut)] = video
-        if len(ready) >= batch_clips or (ready and not decoding):
-            batch = [ready.popleft() for _ in range(min(batch_clips, len(ready)))]
-            captioned = captioner.caption_decoded([clip.decoded for clip in batch], options)
-            for clip, caption in zip(batch, captioned, strict=True):
-                captions[clip.key].append(caption)
-                if clip.is_last:
-                    yield clip.key, outcome_of(captions.pop(clip.key), clip.cut)
-                elif isinstance(caption, Caption):
-                    reached(clip.key, caption.video.end_s, caption.video.duration_s)
+                decoding[steps.decode(video.body, video.options.cut)] = video
+        if encoded and (len(encoded) >= schedule.search_clips or not (decoded or decoding)):
+            clips = _clips(encoded)
+            options = {number: encoded[number].video.options for number in clips}
+            of_clips = captions_of(steps, clips, features, options, encode_s=encode_s, started=started)
+            for number, part in encoded.items():
+                key = part.video.key
+                captions[key].append(part.clip if isinstance(part.clip, CaptionError) else of_clips[number])
+                if part.is_last:
+                    yield key, outcome_of(captions.pop(key), part.video.options.cut)
+                elif isinstance(part.clip, Clip):
+                    on_progress(key, part.clip.info.end_s, part.clip.info.duration_s)
+            encoded, features, encode_s = {}, {}, 0.0
+        elif decoded and (len(decoded) >= schedule.encode_clips or not decoding):
+            began = time.perf_counter()
+            features |= steps.encode(_clips(decoded))
+            encode_s += time.perf_counter() - began
+            encoded, decoded = encoded | decoded, {}
         elif decoding:
             done, _ = wait(decoding, return_when=FIRST_COMPLETED)
             for future in done:
-                key, body, cut = decoding.pop(future)
-                segments = decoded_by(future)
-                if isinstance(segments, CaptionError):
-                    ready.append(_Ready(key, segments, cut, is_last=True))
+                video = decoding.pop(future)
+                result = decoded_by(future)
+                if not isinstance(result, CaptionError):
+                    result = accept(result, len(decoding))
+                if isinstance(result, CaptionError):
+                    decoded[next(numbers)] = _Part(video, result, is_last=True)
                     continue
-                rest = cut.rest(segments[-1].end_s, segments[-1].duration_s)
-                ends = [*[False] * (len(segments) - 1), rest is None]
-                ready.extend(_Ready(key, one, cut, is_last=end) for one, end in zip(segments, ends, strict=True))
+                rest = None
+                if schedule.continue_cuts:
+                    rest = video.options.cut.rest(result[-1].info.end_s, result[-1].info.duration_s)
+                for clip in result:
+                    decoded[next(numbers)] = _Part(video, clip, is_last=clip is result[-1] and rest is None)
                 if rest:
-                    unfinished.append((key, body, rest))
+                    unfinished.append(replace(video, options=replace(video.options, cut=rest)))
         else:
             return
+
+
+def captions_of(
+    steps: Steps,
+    clips: Mapping[int, Clip],
+    features: Mapping[int, Any],
+    options: Mapping[int, CaptionOptions],
+    *,
+    encode_s: float,
+    started: float,
+) -> dict[int, Caption | CaptionError]:
+    """Features -> captions, by the number of their clip. `started` is when the work on them began (perf_counter)."""
+    began = time.perf_counter()
+    sentences = steps.search(features, options) if features else {}
+    now = time.perf_counter()
+    captions: dict[int, Caption | CaptionError] = {}
+    for number, clip in clips.items():
+        timing = Timing(
+            decode=clip.info.decode_ms,
+            encode=1000 * encode_s,
+            search=1000 * (now - began),
+            total=1000 * (now - started),
+        )
+        captions[number] = (
+            Caption(sentences=sentences[number], video=clip.info, timing_ms=timing)
+            if number in sentences
+            else InternalError("the network gave no caption for this clip; the log says why")
+        )
+    return captions
+
+
+def decoded_by(future: Future[list[Clip]]) -> list[Clip] | CaptionError:
+    """The result of `Steps.decode`. An unexpected error is logged and becomes an `InternalError`."""
+    try:
+        return future.result()
+    except CaptionError as error:
+        return error
+    except Exception:
+        _log.exception("decoding failed because of a bug of ours")
+        return InternalError("the video could not be decoded because of a bug in the server")
+
+
+def _clips(parts: Mapping[int, _Part[KeyT]]) -> dict[int, Clip]:
+    return {number: part.clip for number, part in parts.items() if isinstance(part.clip, Clip)}

@@ -34,6 +34,7 @@ class Checkpoint:
     vocabulary: Vocabulary
     preprocessing: Preprocessing
     max_words: int = 20
+    id: str = ""  # sha256:..., of the file
 
     @property
     def encoder(self) -> Encoder:

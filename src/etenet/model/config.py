@@ -1,4 +1,4 @@
-"""Settings of a network as frozen values that cannot be wrong: checked when made, units in the names."""
+"""Settings of a network: frozen values that are checked when they are made."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""psi: the soft-attention LSTM that says one word at a time, equations (3) to (17) of arXiv 1904.02628.
+"""psi: the soft-attention LSTM that predicts one word at a time, equations (3) to (17) of arXiv 1904.02628.
 
 `Decoder.step` is the only place where a word is predicted: teacher forcing, greedy and beam search all call it.
 Knows nothing of frames, of text, or of how words are chosen.
 
-The context vector phi_t of equation (6) is only ever multiplied by matrices, those of the LSTM's gates and W_u. A
-weighted sum may be taken after a multiplication as well as before, so the frames are multiplied once per clip, not
-the context once per word and sentence: phi_t itself is never formed.
+The context vector phi_t of equation (6) is only ever multiplied by matrices: those of the LSTM's gates and W_u. A
+weighted sum may be taken before or after a multiplication, so the features are multiplied once per clip instead of the
+context once per word and sentence, and phi_t itself is never formed. Comments give the paper's form.
 
 Shapes: B clips, L frames per clip, D feature size, K sentences per clip (references in training, beams in search),
 H hidden, E embedding, A attention, V words.
@@ -24,12 +24,12 @@ from etenet.model.config import DecoderConfig
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the decoder looks at: made once per clip, shared by its K sentences."""
+    """What the decoder attends to: computed once per clip, shared by its K sentences."""
 
-    features: Tensor  # (B, L, D)
-    keys: Tensor  # (B, L, A), W_ev v_i + b_e
-    seen: Tensor  # (B, L, 4 H + E), v_i as the LSTM's gates (7 to 12) and W_u (14) see it
-    gates_of_words: Tensor  # (4 H, E), of the decoder: the gates' matrix for the last word, in one piece of memory
+    features: Tensor  # (B, L, D), v_i
+    keys: Tensor  # (B, L, A), W_ev v_i + b_e of (3)
+    values: Tensor  # (B, L, 4 H + E), v_i times the gates' matrices (8-11) and W_u (14)
+    embedding_gates: Tensor  # (4 H, E), of the decoder: the gates' matrices for E[y_{t-1}], contiguous
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class State:
     hidden: Tensor
     cell: Tensor
 
-    def pick(self, sentences: Tensor) -> State:
-        """For each clip, go on with the sentences of these numbers (B, K'), repeats allowed."""
+    def select(self, sentences: Tensor) -> State:
+        """The states of the sentences with these numbers (B, K') of each clip, repeats allowed."""
         index = sentences[..., None].expand(-1, -1, self.hidden.shape[-1])
         return State(self.hidden.gather(1, index), self.cell.gather(1, index))
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One word further."""
+    """The prediction of the next word."""
 
     log_probs: Tensor  # (B, K, V)
     state: State
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         self.config = config
         features, hidden = config.feature_size, config.hidden_size
         vectors = torch.empty(config.vocabulary_size, config.embedding_size)
-        if not vectors.is_meta:  # there, `normal_` would take two seconds to import torch's compiler
+        if not vectors.is_meta:  # on meta tensors `normal_` would import torch's compiler, which takes two seconds
             vectors.normal_()
         self.embedding = nn.Embedding.from_pretrained(vectors, freeze=False)  # type: ignore[no-untyped-call]  # E
         self.attend_hidden = nn.Linear(hidden, config.attention_size, bias=False)  # W_eh
@@ -76,43 +76,55 @@ class Decoder(nn.Module):
         self.first_cell = nn.Linear(features, hidden)  # W_c, b_c
         self.dropout = nn.Dropout(config.dropout)
 
-    def remember(self, features: Tensor) -> Memory:
+    def prepare(self, features: Tensor) -> Memory:
         """features (B, L, D) -> Memory."""
         size = self.config.feature_size
-        seen_by = torch.cat([self.lstm.weight_ih[:, :size], self.to_embedding.weight[:, :size]])
-        gates_of_words = self.lstm.weight_ih[:, size:].contiguous()
-        return Memory(features, self.attend_feature(features), functional.linear(features, seen_by), gates_of_words)
+        feature_matrices = torch.cat([self.lstm.weight_ih[:, :size], self.to_embedding.weight[:, :size]])
+        return Memory(
+            features,
+            keys=self.attend_feature(features),
+            values=functional.linear(features, feature_matrices),
+            embedding_gates=self.lstm.weight_ih[:, size:].contiguous(),
+        )
 
     def first_state(self, memory: Memory, sentences: int = 1) -> State:
-        """Equations (16) and (17), the same for each of the K sentences of a clip."""
+        """h_0 and c_0, the same for each of the K sentences of a clip."""
         mean = memory.features.mean(dim=1)
-        hidden, cell = torch.tanh(self.first_hidden(mean)), torch.tanh(self.first_cell(mean))
+        hidden = torch.tanh(self.first_hidden(mean))  # (16) h_0 = tanh(W_h mean(V) + b_h)
+        cell = torch.tanh(self.first_cell(mean))  # (17) c_0 = tanh(W_c mean(V) + b_c)
         return State(hidden[:, None].repeat(1, sentences, 1), cell[:, None].repeat(1, sentences, 1))
 
     def attend(self, hidden: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Equations (3) to (6): hidden (B, K, H) -> the context as `Memory.seen` (B, K, 4 H + E), weights (B, K, L)."""
+        """h_{t-1} (B, K, H) -> phi_t times the matrices of `Memory.values` (B, K, 4 H + E), weights (B, K, L)."""
         keys = memory.keys[:, None] + self.attend_hidden(hidden)[:, :, None]  # (B, K, L, A)
-        weights = self.attend_score(torch.tanh(keys)).squeeze(-1).softmax(dim=-1)
-        return torch.sigmoid(self.gate(hidden)) * (weights @ memory.seen), weights
+        scores = self.attend_score(torch.tanh(keys)).squeeze(-1)  # (3) e_i = w_a tanh(W_eh h + W_ev v_i + b_e) + b_a
+        weights = scores.softmax(dim=-1)  # (4) alpha = softmax(e)
+        beta = torch.sigmoid(self.gate(hidden))  # (5) beta = sigmoid(w_beta h + b_beta)
+        return beta * (weights @ memory.values), weights  # (6) phi = beta sum_i alpha_i v_i
 
     def step(self, previous_words: Tensor, state: State, memory: Memory) -> Step:
-        """Equations (3) to (15): previous_words (B, K) ids -> the next word's log probabilities."""
+        """y_{t-1} (B, K) ids, h_{t-1} and c_{t-1} -> the log probabilities of y_t."""
         size, hidden_size = self.config.feature_size, self.config.hidden_size
-        embedded = self.embedding(previous_words)
-        seen, weights = self.attend(state.hidden, memory)
-        seen_by_gates, seen_by_words = seen[..., : 4 * hidden_size], seen[..., 4 * hidden_size :]
-        heard_by_gates = _product(memory.gates_of_words, embedded, self.lstm.bias_ih)
-        gates = seen_by_gates + heard_by_gates + _product(self.lstm.weight_hh, state.hidden, self.lstm.bias_hh)
-        admit, keep, new, show = gates.chunk(4, dim=-1)
-        cell = torch.sigmoid(keep) * state.cell + torch.sigmoid(admit) * torch.tanh(new)
-        hidden = torch.sigmoid(show) * torch.tanh(cell)
-        heard = functional.linear(self.dropout(hidden), self.to_embedding.weight[:, size:], self.to_embedding.bias)
-        said = torch.tanh(seen_by_words + heard + embedded)
-        log_probs = _product(self.to_words.weight, self.dropout(said), self.to_words.bias).log_softmax(dim=-1)
-        return Step(log_probs, State(hidden, cell), weights)
+        embedding = self.embedding(previous_words)  # E[y]
+        context, attention = self.attend(state.hidden, memory)  # (3-6)
+        context_gates, context_output = context[..., : 4 * hidden_size], context[..., 4 * hidden_size :]
+        gates = (
+            context_gates
+            + _linear(embedding, memory.embedding_gates, self.lstm.bias_ih)
+            + _linear(state.hidden, self.lstm.weight_hh, self.lstm.bias_hh)
+        )  # (7-11) W_x [phi, E[y]] + W_h h + b, for all four gates
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)
+        cell = torch.sigmoid(forget_gate) * state.cell + torch.sigmoid(input_gate) * torch.tanh(candidate)  # (12)
+        hidden = torch.sigmoid(output_gate) * torch.tanh(cell)  # (13)
+        hidden_output = functional.linear(
+            self.dropout(hidden), self.to_embedding.weight[:, size:], self.to_embedding.bias
+        )
+        output = context_output + hidden_output + embedding  # (14) u = W_u [phi, h] + E[y] + b_u
+        logits = _linear(self.dropout(torch.tanh(output)), self.to_words.weight, self.to_words.bias)
+        return Step(logits.log_softmax(dim=-1), State(hidden, cell), attention)  # (15) p = softmax(W_p tanh(u) + b_p)
 
 
-def _product(matrix: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
-    """functional.linear of vectors (B, K, X), with a large matrix (Y, X): left of them it takes a CPU half the time."""
+def _linear(vectors: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    """functional.linear of vectors (B, K, X) with a large matrix (Y, X). Matrix first takes a CPU half the time."""
     products = torch.addmm(bias[:, None], matrix, vectors.flatten(0, 1).t())
     return products.t().reshape(*vectors.shape[:2], -1)

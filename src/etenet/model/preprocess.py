@@ -10,31 +10,33 @@ from torch import Tensor
 from etenet.model.config import Preprocessing
 
 
-def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
+def preprocess(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Centre crop and normalise.
 
     frames: (..., resize_px, resize_px, 3) uint8 RGB -> (..., 3, crop_px, crop_px) float32.
     """
-    if frames.dtype != torch.uint8 or frames.shape[-3:] != (how.resize_px, how.resize_px, 3):
-        wanted = f"(..., {how.resize_px}, {how.resize_px}, 3)"
-        raise ValueError(f"expected uint8 frames {wanted}, got {frames.dtype} {tuple(frames.shape)}")
-    start = crop_start(how)
-    inside = slice(start, start + how.crop_px)
+    expected = (preprocessing.resize_px, preprocessing.resize_px, 3)
+    if frames.dtype != torch.uint8 or frames.shape[-3:] != expected:
+        raise ValueError(f"expected uint8 frames (..., {expected}), got {frames.dtype} {tuple(frames.shape)}")
+    start = crop_start(preprocessing)
+    inside = slice(start, start + preprocessing.crop_px)
     pixels = frames[..., inside, inside, :].movedim(-1, -3).float()
-    if how.channels == "BGR":
+    if preprocessing.channels == "BGR":
         pixels = pixels.flip(-3)
-    mean, std = _of_channels(how, frames.device)
-    return (pixels * (how.input_max / 255) - mean) / std
+    mean, std = _mean_and_std(preprocessing, frames.device)
+    return (pixels * (preprocessing.input_max / 255) - mean) / std
 
 
 @cache
-def _of_channels(how: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, (3, 1, 1) each; kept, as who brings them to a GPU waits for it."""
-    with torch.inference_mode(False):  # for training, too, whoever comes first
-        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (how.mean, how.std))
+def _mean_and_std(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Per channel, (3, 1, 1) each. Cached: copying them to a GPU blocks the host."""
+    with torch.inference_mode(False):  # or training could not use tensors that inference has cached
+        mean, std = (
+            torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
+        )
     return mean, std
 
 
-def crop_start(how: Preprocessing) -> int:
-    """First row and column of the centre crop; halves are rounded to even, as torchvision's CenterCrop does."""
-    return round((how.resize_px - how.crop_px) / 2)
+def crop_start(preprocessing: Preprocessing) -> int:
+    """First row and column of the centre crop. Halves are rounded to even, as in torchvision's CenterCrop."""
+    return round((preprocessing.resize_px - preprocessing.crop_px) / 2)

@@ -1,11 +1,11 @@
 """Greedy and beam search over any `step`, for all clips and beams at once.
 
-Knows no network: a step takes the last words and a state, and returns log probabilities, the next state and
-attention weights. Nothing is copied to the host until the sentences are done, but for one flag per word that says
+Knows no network: a step takes the previous words and a state, and returns log probabilities, the next state and
+attention weights. Nothing is copied to the host until the sentences are complete, except one flag per word that says
 whether any sentence still grows.
 
-Every sentence has a word and an end: after `max_words` words only the end may follow, at the price the network puts
-on it, so all sentences compare by the same measure and there is always an answer.
+Every sentence has at least one word and an end. After `max_words` words only the end may follow, with the probability
+that the network gives it, so all sentences are comparable and there is always a result.
 
 Shapes: B clips, K beams, V words, L frames, T words of the longest sentence, its end included.
 """
@@ -27,7 +27,7 @@ StateT_co = TypeVar("StateT_co", bound="SearchState", covariant=True)
 class SearchState(Protocol):
     """What a step carries from word to word."""
 
-    def pick(self, sentences: Tensor, /) -> Any:
+    def select(self, sentences: Tensor, /) -> Any:
         """The state of these sentences (B, K) of each clip."""
 
 
@@ -42,12 +42,12 @@ class SearchStep(Protocol[StateT_co]):
     def attention(self) -> Tensor: ...  # (B, K, L)
 
 
-StepFunction = Callable[[Tensor, StateT], SearchStep[StateT]]  # the last words (B, K) and the state before them
+StepFunction = Callable[[Tensor, StateT], SearchStep[StateT]]  # previous words (B, K) and the state before them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Words:
-    """The ids that a search must know: where a sentence starts and ends, and what is never said."""
+    """The ids that a search must know: start and end of a sentence, and the words that are never chosen."""
 
     sos: int
     eos: int
@@ -71,12 +71,12 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class Sentences:
-    """What a search has found, where it was computed: K sentences per clip, in no order."""
+    """The result of a search, on its device: K sentences per clip, in no order."""
 
     words: Tensor  # (B, K, T), as is the next
     log_probs: Tensor
     attention: Tensor  # (B, K, T, L)
-    totals: Tensor  # (B, K); -inf where there is no such sentence
+    totals: Tensor  # (B, K); -inf if there is no such sentence
 
     def hypotheses(self, eos: int) -> list[list[Hypothesis]]:
         """The same on the host, best first."""
@@ -85,19 +85,19 @@ class Sentences:
             sorted(
                 (
                     _hypothesis(words[clip][k], log_probs[clip][k], total, weights[clip][k], eos)
-                    for k, total in enumerate(of_clip)
+                    for k, total in enumerate(clip_totals)
                     if total > -math.inf
                 ),
                 key=Hypothesis.score,
                 reverse=True,
             )
-            for clip, of_clip in enumerate(self.totals.tolist())
+            for clip, clip_totals in enumerate(self.totals.tolist())
         ]
 
 
 @dataclass(slots=True)
 class _Trace:
-    """What was chosen at each word, with the beam (`parent`) that each choice extends."""
+    """The choice at each word, and the beam (`parent`) that it extends."""
 
     parent: list[Tensor] = field(default_factory=list)  # (B, K) each, as are the next two
     word: list[Tensor] = field(default_factory=list)
@@ -107,13 +107,13 @@ class _Trace:
     def sentences(self, totals: Tensor) -> Sentences:
         """Follow each beam back to its first word."""
         beam = torch.arange(totals.shape[1], device=totals.device).expand_as(totals)
-        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+        choices: list[tuple[Tensor, Tensor, Tensor]] = []
         for parent, word, log_prob, attention in zip(
             *(reversed(history) for history in (self.parent, self.word, self.log_prob, self.attention)), strict=True
         ):
-            chosen.append((word.gather(1, beam), log_prob.gather(1, beam), _of_beams(attention, beam)))
+            choices.append((word.gather(1, beam), log_prob.gather(1, beam), _gather_beams(attention, beam)))
             beam = parent.gather(1, beam)
-        words, log_probs, attention = (torch.stack(part, dim=2) for part in zip(*reversed(chosen), strict=True))
+        words, log_probs, attention = (torch.stack(part, dim=2) for part in zip(*reversed(choices), strict=True))
         return Sentences(words, log_probs, attention, totals)
 
 
@@ -121,17 +121,17 @@ def _hypothesis(
     words: list[int], log_probs: list[float], total: float, attention: list[list[float]], eos: int
 ) -> Hypothesis:
     length = words.index(eos)
-    said = tuple(tuple(weights) for weights in attention[:length])
-    return Hypothesis(tuple(words[:length]), tuple(log_probs[: length + 1]), total, said)
+    weights = tuple(tuple(frames) for frames in attention[:length])
+    return Hypothesis(tuple(words[:length]), tuple(log_probs[: length + 1]), total, weights)
 
 
-def _of_beams(values: Tensor, beams: Tensor) -> Tensor:
+def _gather_beams(values: Tensor, beams: Tensor) -> Tensor:
     """values (B, K, X), beams (B, K') -> (B, K', X)."""
     return values.gather(1, beams[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _allowed(log_probs: Tensor, words: Words, *, position: int, max_words: int) -> Tensor:
-    """Log probabilities with what may not be said here at -inf: no end before the first word, only the end last."""
+    """Log probabilities with forbidden words at -inf: no end before the first word, nothing but the end at the last."""
     if position == max_words:
         end = torch.full_like(log_probs, -math.inf)
         end[..., words.eos] = log_probs[..., words.eos]
@@ -156,32 +156,32 @@ def beam_search(
     """The `beam_size` most probable sentences of each clip that a beam of that width finds.
 
     `state` is that of `beam_size` equal beams per clip. A beam that ends keeps its place and is never extended
-    again; the others compete for the places left. Fewer than `beam_size` sentences come back where fewer exist.
-    Unless it `may_stop` before `max_words`, nothing is asked of the device meanwhile.
+    again; the others compete for the remaining places. Fewer than `beam_size` sentences are returned if fewer exist.
+    With `may_stop` the search ends when all sentences have ended, which costs one synchronisation per word.
     """
     totals = torch.full((clips, beam_size), -math.inf, device=device)
     totals[:, 0] = 0.0  # all beams start equal, so only one may be extended
     ended = torch.zeros_like(totals, dtype=torch.bool)
-    last_words = torch.full_like(totals, words.sos, dtype=torch.long)
+    previous_words = torch.full_like(totals, words.sos, dtype=torch.long)
     trace = _Trace()
     for position in range(max_words + 1):
-        output = step(last_words, state)
+        output = step(previous_words, state)
         log_probs = _allowed(output.log_probs, words, position=position, max_words=max_words)
         # An ended beam has one candidate, itself, which outranks every other and so keeps its place.
         rank = (totals[..., None] + log_probs).masked_fill(ended[..., None], -math.inf)
         rank[..., words.eos].masked_fill_(ended, math.inf)
         best, candidate = rank.flatten(1).topk(beam_size)
-        parent, last_words = candidate // log_probs.shape[-1], candidate % log_probs.shape[-1]
+        parent, previous_words = candidate // log_probs.shape[-1], candidate % log_probs.shape[-1]
         had_ended = best == math.inf
         totals = torch.where(had_ended, totals.gather(1, parent), best)
-        said = log_probs.flatten(1).gather(1, candidate).masked_fill(had_ended, 0.0)
+        chosen_log_probs = log_probs.flatten(1).gather(1, candidate).masked_fill(had_ended, 0.0)
         impossible = totals == -math.inf  # fewer sentences exist than there are beams
-        ended = (last_words == words.eos) & ~impossible
-        state = output.state.pick(parent)
+        ended = (previous_words == words.eos) & ~impossible
+        state = output.state.select(parent)
         trace.parent.append(parent)
-        trace.word.append(last_words)
-        trace.log_prob.append(said)
-        trace.attention.append(_of_beams(output.attention, parent))
+        trace.word.append(previous_words)
+        trace.log_prob.append(chosen_log_probs)
+        trace.attention.append(_gather_beams(output.attention, parent))
         if may_stop and bool((ended | impossible).all()):
             break
     return trace.sentences(totals)
@@ -196,19 +196,19 @@ def greedy_search(
     words: Words,
     device: torch.device | str = "cpu",
 ) -> list[list[Hypothesis]]:
-    """For each clip the one sentence that takes the most probable word every time. `state` holds one per clip."""
+    """For each clip the sentence of the most probable word at each step. `state` holds one sentence per clip."""
     totals = torch.zeros(clips, 1, device=device)
     ended = torch.zeros_like(totals, dtype=torch.bool)
-    last_words = torch.full_like(totals, words.sos, dtype=torch.long)
-    itself, trace = torch.zeros_like(last_words), _Trace()
+    previous_words = torch.full_like(totals, words.sos, dtype=torch.long)
+    parent, trace = torch.zeros_like(previous_words), _Trace()
     for position in range(max_words + 1):
-        output = step(last_words, state)
+        output = step(previous_words, state)
         log_probs, word = _allowed(output.log_probs, words, position=position, max_words=max_words).max(dim=-1)
-        last_words, said = word.masked_fill(ended, words.eos), log_probs.masked_fill(ended, 0.0)
-        totals, ended, state = totals + said, last_words == words.eos, output.state
-        trace.parent.append(itself)
-        trace.word.append(last_words)
-        trace.log_prob.append(said)
+        previous_words, chosen_log_probs = word.masked_fill(ended, words.eos), log_probs.masked_fill(ended, 0.0)
+        totals, ended, state = totals + chosen_log_probs, previous_words == words.eos, output.state
+        trace.parent.append(parent)
+        trace.word.append(previous_words)
+        trace.log_prob.append(chosen_log_probs)
         trace.attention.append(output.attention)
         if bool(ended.all()):
             break

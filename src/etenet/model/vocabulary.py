@@ -32,7 +32,7 @@ def sentence(tokens: Sequence[str]) -> str:
 
 
 class Vocabulary:
-    """The words a model can say. Ids 0, 1, 2 are <SOS>, <EOS>, <UNK>; words follow, most frequent first."""
+    """The words that a model knows. Ids 0, 1, 2 are <SOS>, <EOS>, <UNK>; words follow, most frequent first."""
 
     def __init__(self, known_words: Iterable[str]) -> None:
         self.known_words = tuple(known_words)
@@ -49,9 +49,9 @@ class Vocabulary:
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, int], minimum_count: int = 1) -> Vocabulary:
-        """The same, of words counted before."""
-        kept = [word for word, count in counts.items() if count >= minimum_count]
-        return cls(sorted(kept, key=lambda word: (-counts[word], word)))
+        """The same from word counts."""
+        frequent = [word for word, count in counts.items() if count >= minimum_count]
+        return cls(sorted(frequent, key=lambda word: (-counts[word], word)))
 
     @cached_property
     def _tokens(self) -> tuple[str, ...]:
@@ -79,12 +79,12 @@ class Vocabulary:
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The words behind ids, up to the first <EOS>."""
-        said: list[str] = []
+        tokens: list[str] = []
         for number in ids:
             if number == EOS_ID:
                 break
-            said.append(self._tokens[number])
-        return said
+            tokens.append(self._tokens[number])
+        return tokens
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to a sentence, up to the first <EOS>."""

@@ -1,7 +1,7 @@
-"""A function of one tensor, recorded once on a GPU and played back from then on: its many launches become one.
+"""A function of one tensor, captured once as a CUDA graph and replayed from then on: its many launches become one.
 
-A recording reads what it is given from a place of its own, so every call must bring the same shape; what it gives is
-overwritten by the next call. Recordings of one `recorder` share their memory, and are played one at a time.
+A graph reads its input from memory of its own, so every call must bring the same shape. Its output is overwritten by
+the next call. Graphs of one `capturer` share their memory and are replayed one at a time.
 """
 
 from __future__ import annotations
@@ -13,61 +13,61 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-WARM_UP_CALLS = 3  # in which libraries choose their kernels and take their memory: neither may be recorded
+WARM_UP_CALLS = 3  # libraries choose kernels and allocate memory in them: neither may be captured
 T = TypeVar("T")
 
-Play = Callable[[Tensor], T]
-Record = Callable[[Play[T], Tensor], Play[T]]  # the second is an example of what will be played, on the GPU
+Replay = Callable[[Tensor], T]
+Capture = Callable[[Replay[T], Tensor], Replay[T]]  # a function and an example of its input, on the GPU
 
 
 @dataclass(frozen=True, slots=True)
-class _Recording(Generic[T]):
-    function: Play[T]  # whose weights the recording reads, and must not outlive
+class _Graph(Generic[T]):
+    function: Replay[T]  # keeps the weights alive that the graph reads
     device: torch.device
-    read: Tensor
+    input: Tensor
     graph: torch.cuda.CUDAGraph
-    written: T
+    output: T
 
     def __call__(self, value: Tensor) -> T:  # GPU only
         with torch.cuda.device(self.device):
-            self.read.copy_(value, non_blocking=True)
+            self.input.copy_(value, non_blocking=True)
             self.graph.replay()
-        return self.written
+        return self.output
 
 
-def recorder(device: torch.device) -> Record[Any]:
-    """Records functions that neither wait for the GPU nor read from it; on a CPU, gives them back.
+def capturer(device: torch.device) -> Capture[Any]:
+    """Captures functions that do not synchronise with the host. On a CPU, returns them as they are.
 
-    Begin with the function that takes most memory.
+    Capture the function that needs most memory first.
     """
-    return _recorder() if device.type == "cuda" else _at_once
+    return _capturer() if device.type == "cuda" else _uncaptured
 
 
-def _recorder() -> Record[Any]:  # GPU only
+def _capturer() -> Capture[Any]:  # GPU only
     pool = torch.cuda.graph_pool_handle()
 
-    def recorded(function: Play[T], example: Tensor) -> Play[T]:
-        read = example.clone()
+    def capture(function: Replay[T], example: Tensor) -> Replay[T]:
+        graph_input = example.clone()
         with torch.cuda.device(example.device), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
                 for _ in range(WARM_UP_CALLS):
-                    function(read)
-            torch.cuda.current_stream().wait_stream(aside)
+                    function(graph_input)
+            torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                written = function(read)
-        return _Recording(function, example.device, read, graph, written)
+                output = function(graph_input)
+        return _Graph(function, example.device, graph_input, graph, output)
 
-    return recorded
+    return capture
 
 
-def _at_once(function: Play[T], example: Tensor) -> Play[T]:
-    """It, too, takes one shape only."""
+def _uncaptured(function: Replay[T], example: Tensor) -> Replay[T]:
+    """Takes only one shape, like a graph."""
 
-    def play(value: Tensor) -> T:
-        assert value.shape == example.shape, f"made for {tuple(example.shape)}, got {tuple(value.shape)}"
+    def replay(value: Tensor) -> T:
+        assert value.shape == example.shape, f"captured for {tuple(example.shape)}, got {tuple(value.shape)}"
         return function(value)
 
-    return play
+    return replay

@@ -1,8 +1,8 @@
-"""phi on a CPU, compiled by OpenVINO: the same features as `encoder.py` in about half the time.
+"""The network on a CPU, its encoder compiled by OpenVINO: the features of `model/encoder.py` in about half the time.
 
-Compiled when a checkpoint is packaged, read by the worker. Frames are computed one at a time, as many at once as there
-are threads, so a clip's features are the same bits alone and in a batch, and threads never wait for each other: a core
-that a decoder process takes away delays one frame, not all. The only file that imports openvino.
+The encoder is compiled when a checkpoint is packaged, and a worker only reads the result. Frames are computed one by
+one, as many at a time as there are threads, so a clip's features are the same bits alone and in a batch, and no thread
+waits for another: a core that a decoder process takes delays one frame, not all. The only file that imports openvino.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from openvino.preprocess import PrePostProcessor
 
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.config import Preprocessing
+from etenet.model.generate import generate
 from etenet.model.preprocess import crop_start, preprocess
+from etenet.model.search import Hypothesis
+from etenet.runtime import CPU_BATCH_CLIPS
+from etenet.runtime.network import Encode, Network, encode_clips
 
-# Of the plain network's largest feature. What is further off is not the same network.
+# Relative to the largest feature of the torch form. A larger error means another network.
 TOLERANCE = 1e-4
 
 
 class CompiledEncoder:
     """Resized frames -> features. One instance serves one thread at a time."""
 
-    half = False
-
     def __init__(self, graph: Path, *, threads: int) -> None:
-        """`graph` is a file of `compile_encoder`; `RuntimeError` where it cannot be read."""
+        """`graph` is a file of `compile_encoder`. `RuntimeError` if it cannot be read."""
         self._compiled = ov.Core().compile_model(
             graph,
             "CPU",
@@ -50,19 +52,44 @@ class CompiledEncoder:
         return torch.from_numpy(features)
 
 
+class OpenVinoNetwork:
+    """A compiled encoder, and the decoder on torch."""
+
+    batch_clips = CPU_BATCH_CLIPS
+
+    def __init__(self, checkpoint: Checkpoint, encode: Encode) -> None:
+        """`encode` is a `CompiledEncoder` of the checkpoint, which need not have its encoder."""
+        self._decoder, self._encode = checkpoint.model.decoder, encode
+
+    @property
+    def exact(self) -> Network:
+        return self
+
+    def features(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        return encode_clips(frames, self._encode)
+
+    def sentences(self, features: torch.Tensor, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
+        return generate(self._decoder, features, beam_size=beam_size, max_words=max_words)
+
+    def recover(self) -> None:
+        """A CPU needs nothing."""
+
+
 def compile_encoder(checkpoint: Checkpoint, graph: Path) -> None:
     """Write `graph` (.xml) and the weights beside it (.bin): cropping, normalisation and network in one.
 
     `RuntimeError` where the outcome does not compute what the plain network does.
     """
-    how, encoder = checkpoint.preprocessing, checkpoint.encoder.eval()
-    example = np.random.default_rng(0).integers(0, 256, (2, how.resize_px, how.resize_px, 3), dtype=np.uint8)
-    pixels = preprocess(torch.from_numpy(example), how)
+    preprocessing, encoder = checkpoint.preprocessing, checkpoint.encoder.eval()
+    example = np.random.default_rng(0).integers(
+        0, 256, (2, preprocessing.resize_px, preprocessing.resize_px, 3), dtype=np.uint8
+    )
+    pixels = preprocess(torch.from_numpy(example), preprocessing)
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # tracing is deprecated, and OpenVINO's own way
+        warnings.simplefilter("ignore")  # tracing is deprecated, but OpenVINO itself uses it
         traced = TorchScriptPythonDecoder(encoder, example_input=pixels[:1])
         frontend = FrontEndManager().load_by_framework("pytorch")
-        model = _on_frames(frontend.convert(frontend.load(traced)), how)
+        model = _on_frames(frontend.convert(frontend.load(traced)), preprocessing)
         ov.save_model(model, graph, compress_to_fp16=False)
         expected = encoder(pixels)
     error = float((CompiledEncoder(graph, threads=1)(example) - expected).abs().max() / expected.abs().max())
@@ -70,21 +97,25 @@ def compile_encoder(checkpoint: Checkpoint, graph: Path) -> None:
         raise RuntimeError(f"OpenVINO's features of {encoder.name} are off by {error:.1e}")
 
 
-def _on_frames(model: ov.Model, how: Preprocessing) -> ov.Model:
-    """The network with `preprocess.preprocess` before it, for one frame."""
-    start, unit = crop_start(how), 255 / how.input_max
+def _on_frames(model: ov.Model, preprocessing: Preprocessing) -> ov.Model:
+    """The network with the operations of `model/preprocess.py` before it, for one frame."""
+    start, unit = crop_start(preprocessing), 255 / preprocessing.input_max
     steps = PrePostProcessor(model)
     frame = steps.input()
     frame.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    frame.tensor().set_shape([1, how.resize_px, how.resize_px, 3])
+    frame.tensor().set_shape([1, preprocessing.resize_px, preprocessing.resize_px, 3])
     frame.model().set_layout(ov.Layout("NCHW"))
-    cropped = frame.preprocess().crop([0, start, start, 0], [1, start + how.crop_px, start + how.crop_px, 3])
+    cropped = frame.preprocess().crop(
+        [0, start, start, 0], [1, start + preprocessing.crop_px, start + preprocessing.crop_px, 3]
+    )
     pixels = cropped.convert_element_type(ov.Type.f32)
-    if how.channels == "BGR":
+    if preprocessing.channels == "BGR":
         pixels = pixels.reverse_channels()
-    pixels.mean([value * unit for value in how.mean]).scale([value * unit for value in how.std])
+    pixels.mean([value * unit for value in preprocessing.mean]).scale([value * unit for value in preprocessing.std])
     whole = steps.build()
     whole.set_friendly_name("encoder")
-    for number, operation in enumerate(whole.get_ordered_ops()):  # named by a counter, so no two runs would be alike
+    for number, operation in enumerate(
+        whole.get_ordered_ops()
+    ):  # OpenVINO's own names hold a counter, so no two runs would give the same bytes
         operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
     return whole

@@ -1,4 +1,8 @@
-"""A decoder process seen from outside: one clip in, frames or an error out, and no word of it is believed unchecked."""
+"""One decoder process seen from outside: a video goes in, clips or an error come out, and every reply is validated.
+
+`worker.py` is the other side. A body and the frames that replace it travel in a memory file that lives as long as the
+request.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +30,19 @@ from etenet import metrics
 from etenet.errors import CaptionError, InternalError
 from etenet.sandbox import nvidia_files
 from etenet.sandbox.worker import MESSAGE_BYTES
+from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
 from etenet.video.ffmpeg import DECODERS
 from etenet.video.limits import DecodeLimits
 from etenet.video.nvdec import GpuDecoding
-from etenet.video.sampling import FRAMES_PER_CLIP, SampledVideo
 from etenet.video.segments import Cut
 
 _log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 60.0
-GRACE_S = 0.25  # for a decoder that looks at the clock itself, to say so
-CLIPS_PER_PROCESS = 1000
-_IN_SOFTWARE = "a decoder process decodes all videos in software: %s"
 _ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
 _MESSAGE_LETTERS = 1000
-_NEEDED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
-_NEEDED_BY_GPU = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
+_GPU_ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _START = """
 import json, sys
@@ -54,24 +55,26 @@ getattr(import_module(module), name)(settings)
 
 
 class Died(Exception):
-    """The process ended, or said what a decoder process does not say, and was ended.
+    """The process ended, or sent an invalid reply and was ended.
 
-    It cannot have sent itself SIGKILL, which the filter forbids: that was a person, or the kernel, short of memory.
+    `killed_from_outside`: by SIGKILL. The filter keeps a process from sending that to itself, so it came from a person
+    or from the kernel when memory was short.
     """
 
-    def __init__(self, how: str, *, killed_from_outside: bool = False) -> None:
-        super().__init__(how)
+    def __init__(self, reason: str, *, killed_from_outside: bool = False) -> None:
+        super().__init__(reason)
         self.killed_from_outside = killed_from_outside
 
 
 class Hung(Exception):
-    """No answer in time; the process was ended."""
+    """The process did not reply in time and was ended."""
 
 
 class DecoderProcess:
-    """A decoder process and the channel to it. `clip_cpu_s` is what its last clip took."""
+    """A decoder process and the channel to it. `clip_cpu_s` is the CPU time of its last video."""
 
     def __init__(self, resize_px: int, limits: DecodeLimits, entry: str, gpu: GpuDecoding | None) -> None:
+        """Raises `Died` if the process does not get ready, or cannot use the GPU that it should."""
         self.clips, self.clip_cpu_s, self._ready = 0, 0.0, False
         self._frames_shape, self._max_segments = (FRAMES_PER_CLIP, resize_px, resize_px, 3), limits.max_segments
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -84,13 +87,13 @@ class DecoderProcess:
             "limits": asdict(limits),
             "gpu": gpu and asdict(gpu),
         }
-        needed = _NEEDED_ENVIRONMENT + (_NEEDED_BY_GPU if gpu else ())
-        # Its working directory is gone once it runs: as empty as can be, and nothing to clean up.
+        inherited = _ENVIRONMENT + (_GPU_ENVIRONMENT if gpu else ())
+        # The working directory is deleted as soon as the process runs: it is empty, and there is nothing to clean up.
         with theirs, tempfile.TemporaryDirectory(prefix="decoder-") as nowhere:
             self._program = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, json.dumps(settings)],
                 cwd=nowhere,
-                env={name: os.environ[name] for name in needed if name in os.environ} | _ONE_THREAD,
+                env={name: os.environ[name] for name in inherited if name in os.environ} | _ONE_THREAD,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -98,25 +101,25 @@ class DecoderProcess:
             theirs.close()
             self._channel.settimeout(START_DEADLINE_S)
             try:
-                said = json.loads(self._first_words())
-                self.filter_fault: str | None = said["filter_fault"]
+                report = json.loads(self._receive_report())
+                self.filter_fault: str | None = report["filter_fault"]
             except (OSError, ValueError) as error:
                 self.end()
                 raise Died("a decoder process ended before it was ready; the log has its last words") from error
-            if said["gpu_fault"]:
+            if report["gpu_fault"]:
                 self.end()
-                raise Died(said["gpu_fault"])
+                raise Died(report["gpu_fault"])
         self._ready = True
         metrics.DECODERS.inc()
 
-    def _first_words(self) -> bytes:
-        """That it is ready. One with a GPU first sends a listener, and needs device files before it is ready."""
-        said, listeners, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+    def _receive_report(self) -> bytes:
+        """The message that says the process is ready. A process with a GPU first sends a listener for device files."""
+        message, listeners, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         for listener in listeners:
-            serving = (listener, self.pid, nvidia_files.of_the_gpu())
-            threading.Thread(target=nvidia_files.hand_in, args=serving, name="device files", daemon=True).start()
-            said = self._channel.recv(MESSAGE_BYTES)
-        return said
+            arguments = (listener, self.pid, nvidia_files.device_files())
+            threading.Thread(target=nvidia_files.serve, args=arguments, name="device files", daemon=True).start()
+            message = self._channel.recv(MESSAGE_BYTES)
+        return message
 
     @property
     def pid(self) -> int:
@@ -134,47 +137,47 @@ class DecoderProcess:
         self._program.wait()
         self._channel.close()
 
-    def sample(self, body: bytes, cut: Cut, seconds: float, *, may_use_gpu: bool) -> list[SampledVideo]:
-        """Raises what the process says of the clip; `Died` or `Hung`, and then the process is gone."""
-        most = self._max_segments if cut.into_segments else 1
+    def sample(self, body: bytes, cut: Cut, deadline_s: float, *, may_use_gpu: bool) -> list[Clip]:
+        """The clips of a video, or the `CaptionError` that the process reports. After `Died` or `Hung` it is gone."""
+        max_segments = self._max_segments if cut.into_segments else 1
         memory = os.memfd_create("clip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(memory, max(len(body), most * math.prod(self._frames_shape)))
+            os.ftruncate(memory, max(len(body), max_segments * math.prod(self._frames_shape)))
             os.pwrite(memory, body, 0)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            question = {"body_bytes": len(body), "cut": asdict(cut), "may_use_gpu": may_use_gpu}
-            answer = self._ask(question, memory, seconds)
+            request = {"body_bytes": len(body), "cut": asdict(cut), "may_use_gpu": may_use_gpu}
+            reply = self._ask(request, memory, deadline_s)
             self.clips += 1
             try:
-                return _believed(answer, memory, self._frames_shape, most)
+                return _validated(reply, memory, self._frames_shape, max_segments)
             except CaptionError:
                 raise
             except Exception as error:
                 self.end()
-                raise Died("it answered nonsense") from error
+                raise Died(f"invalid reply: {error}") from error
         finally:
             os.close(memory)
 
-    def _ask(self, question: Mapping[str, Any], memory: int, seconds: float) -> Mapping[str, Any]:
+    def _ask(self, request: Mapping[str, Any], memory: int, deadline_s: float) -> Mapping[str, Any]:
         cpu_before_s = self._cpu_s()
         try:
-            if seconds <= 0:
+            if deadline_s <= 0:
                 raise TimeoutError
-            most = math.ceil(cpu_before_s + seconds) + 1
-            unlimited = resource.prlimit(self.pid, resource.RLIMIT_CPU)[1]
-            resource.prlimit(self.pid, resource.RLIMIT_CPU, (most, unlimited))
-            self._channel.settimeout(seconds)
-            socket.send_fds(self._channel, [json.dumps(question).encode()], [memory])
-            said = self._channel.recv(MESSAGE_BYTES)
-            if not said:
-                raise ConnectionResetError("it ended")
-            answer = json.loads(said)
-            if not isinstance(answer, dict):
-                raise ValueError(f"it answered a {type(answer).__name__}")
+            cpu_limit_s = math.ceil(cpu_before_s + deadline_s) + 1
+            hard_limit_s = resource.prlimit(self.pid, resource.RLIMIT_CPU)[1]
+            resource.prlimit(self.pid, resource.RLIMIT_CPU, (cpu_limit_s, hard_limit_s))
+            self._channel.settimeout(deadline_s)
+            socket.send_fds(self._channel, [json.dumps(request).encode()], [memory])
+            message = self._channel.recv(MESSAGE_BYTES)
+            if not message:
+                raise ConnectionResetError("it closed its channel")
+            reply = json.loads(message)
+            if not isinstance(reply, dict):
+                raise ValueError(f"the reply is a {type(reply).__name__}")
         except TimeoutError as error:
             self.clip_cpu_s = self._cpu_s() - cpu_before_s
             self.end()
-            raise Hung(f"no answer after {self.clip_cpu_s:.1f} s of CPU time") from error
+            raise Hung(f"no reply after {self.clip_cpu_s:.1f} s of CPU time") from error
         except OSError as error:
             with suppress(subprocess.TimeoutExpired):
                 self._program.wait(1.0)
@@ -185,10 +188,10 @@ class DecoderProcess:
             self.end()
             raise Died(f"{error}") from error
         self.clip_cpu_s = self._cpu_s() - cpu_before_s
-        return answer
+        return reply
 
     def _cpu_s(self) -> float:
-        """User and system time; source: proc_pid_stat(5), fields 14 and 15."""
+        """User and system time. Source: proc_pid_stat(5), fields 14 and 15."""
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -196,30 +199,30 @@ class DecoderProcess:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _believed(answer: Mapping[str, Any], memory: int, shape: tuple[int, ...], most: int) -> list[SampledVideo]:
-    """What a process may truly say; raises `CaptionError` if that is what it says, anything else if it cannot be."""
-    if "bug" in answer:
-        _log.error("a decoder process found a bug of ours: %.2000r", answer["bug"])
+def _validated(reply: Mapping[str, Any], memory: int, shape: tuple[int, ...], max_segments: int) -> list[Clip]:
+    """The clips of a reply. Raises `CaptionError` if the reply is one, and anything else if the reply is invalid."""
+    if "bug" in reply:
+        _log.error("a decoder process reports a bug of ours: %.2000r", reply["bug"])
         raise InternalError("the video could not be decoded because of a bug in the server")
-    if "error" in answer:
-        raise _ERRORS[answer["error"]](str(answer["message"])[:_MESSAGE_LETTERS])
-    if not 1 <= len(answer["videos"]) <= most:
-        raise ValueError("so many segments cannot be")
-    return [_video(said, memory, number, shape) for number, said in enumerate(answer["videos"])]
+    if "error" in reply:
+        raise _ERRORS[reply["error"]](str(reply["message"])[:_MESSAGE_LETTERS])
+    if not 1 <= len(reply["clips"]) <= max_segments:
+        raise ValueError(f"a reply with {len(reply['clips'])} segments, {max_segments} at most")
+    return [_clip(fields, memory, number, shape) for number, fields in enumerate(reply["clips"])]
 
 
-def _video(said: Mapping[str, Any], memory: int, number: int, shape: tuple[int, ...]) -> SampledVideo:
+def _clip(fields: Mapping[str, Any], memory: int, number: int, shape: tuple[int, ...]) -> Clip:
+    info = ClipInfo(**{**fields, "times_s": tuple(fields["times_s"])})
+    seconds = (*info.times_s, info.duration_s, info.start_s, info.end_s, info.decode_ms)
+    sizes = (info.distinct_frames, info.width_px, info.height_px)
+    if len(info.times_s) != FRAMES_PER_CLIP:
+        raise ValueError(f"reply field times_s has {len(info.times_s)} entries")
+    if not all(isinstance(value, float) and math.isfinite(value) for value in seconds):
+        raise ValueError(f"reply field out of range: {seconds}")
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+        raise ValueError(f"reply field out of range: {sizes}")
+    if info.codec not in DECODERS or type(info.on_gpu) is not bool:
+        raise ValueError(f"reply field out of range: {info.codec!r}, {info.on_gpu!r}")
     frames = np.empty(shape, np.uint8)
     os.preadv(memory, [frames.data], number * frames.nbytes)
-    video = SampledVideo(**{**said, "frames": frames, "times_s": tuple(said["times_s"])})
-    numbers = (*video.times_s, video.duration_s, video.start_s, video.end_s, video.decode_ms)
-    sizes = (video.distinct_frames, video.width_px, video.height_px)
-    if not (
-        len(video.times_s) == FRAMES_PER_CLIP
-        and all(isinstance(number, float) and math.isfinite(number) for number in numbers)
-        and all(type(size) is int and 0 < size < 2**31 for size in sizes)
-        and video.codec in DECODERS
-        and type(video.on_gpu) is bool
-    ):
-        raise ValueError("a video that cannot be")
-    return video
+    return Clip(frames, info)

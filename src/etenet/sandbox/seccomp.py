@@ -1,9 +1,9 @@
 """A system-call filter for the process that installs it, all its threads, for the rest of its life.
 
-An allow-list: memory, clocks, and reading and writing what is open already. Everything else (open, socket, connect,
-execve, clone, kill, ptrace, ...) fails with EPERM. A process that decodes on a GPU may do a little more, and talk to
-NVIDIA's driver; that too fails with all that is not the driver's. It does not open files either, but may ask for them:
-`device_files.py` answers. Source: seccomp(2), linux/filter.h, linux/seccomp.h.
+An allow-list: memory, clocks, and reading and writing files that are open already. Everything else (open, socket,
+connect, execve, clone, kill, ptrace, ...) fails with EPERM. A process that decodes on a GPU may make a few more calls,
+among them ioctl with the requests of NVIDIA's driver and no others. It cannot open files either, but it may ask its
+parent for them (`nvidia_files.py`). Source: seccomp(2), linux/filter.h, linux/seccomp.h.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class _Architecture:
     openat: int
     fcntl: int
     allowed: dict[str, int]
-    allowed_with_gpu: dict[str, int]  # beside those, and ioctl: what the driver waits with and asks about the machine
+    allowed_with_gpu: dict[
+        str, int
+    ]  # in addition, besides ioctl: how the driver waits and what it asks about the machine
 
 
 _X86_64 = _Architecture(
@@ -65,17 +67,17 @@ _AARCH64 = _Architecture(
 _ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
 _LOAD_WORD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
-_ALLOW, _ASK, _FAIL = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.EPERM
+_ALLOW, _NOTIFY, _FAIL = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.EPERM
 _SYSCALL_NUMBER_AT, _ARCHITECTURE_AT, _SECOND_ARGUMENT_AT = 0, 4, 24  # in struct seccomp_data
 _SET_MODE_FILTER, _OF_ALL_THREADS = 1, 1  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC
 _WITH_LISTENER = 0x18  # SECCOMP_FILTER_FLAG_NEW_LISTENER and _TSYNC_ESRCH
-_HANDS_FILES_IN = (5, 14)  # Linux that knows SECCOMP_ADDFD_FLAG_SEND
+_OLDEST_LINUX_FOR_GPU = (5, 14)  # the first with SECCOMP_ADDFD_FLAG_SEND
 
 # NVIDIA's requests are small numbers (nvidia-uvm), or of the kind "F". Source: its open-gpu-kernel-modules,
-# uvm_ioctl.h and nv-ioctl-numbers.h. Those that sockets and terminals obey are neither: FIOSETOWN could send signals.
+# uvm_ioctl.h and nv-ioctl-numbers.h. Requests to sockets and terminals are neither: FIOSETOWN could send signals.
 _REQUESTS_OF_UVM_END, _KIND_OF_REQUEST, _KIND_F = 0x100, 0xFF00, ord("F") << 8
 
-# As strace shows the driver to ask of each file that it has opened (intel/libva#575).
+# strace shows that the driver asks this about each file that it has opened (intel/libva#575).
 _F_GETFD = 1
 
 _Line = tuple[int, int, int, int]
@@ -95,23 +97,23 @@ class _Program(ctypes.Structure):
 
 
 def allow_only_decoding(*, gpu: bool = False) -> int | None:
-    """Install the filter; raises `OSError` where this kernel or processor has none.
+    """Install the filter. Raises `OSError` if this kernel or processor has none.
 
-    With `gpu`, the result is a descriptor, the listener: until it is served, whoever opens a file waits.
+    With `gpu`, the result is a descriptor, the listener: a thread that opens a file waits until `listener` is served.
     """
     architecture = _ARCHITECTURES.get(platform.machine())
     if sys.platform != "linux" or architecture is None:
-        raise OSError(errno.ENOSYS, f"no filter is known for {sys.platform} on {platform.machine()}")
-    if gpu and tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < _HANDS_FILES_IN:
-        raise OSError(errno.ENOSYS, f"Linux {platform.release()} hands no files to a filtered process")
+        raise OSError(errno.ENOSYS, f"there is no filter for {sys.platform} on {platform.machine()}")
+    if gpu and tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < _OLDEST_LINUX_FOR_GPU:
+        raise OSError(errno.ENOSYS, f"Linux {platform.release()} cannot hand files to a filtered process")
     lines = _lines(architecture, gpu=gpu)
     program = _Program(len(lines), (_Instruction * len(lines))(*(_Instruction(*line) for line in lines)))
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # Not by prctl, which would leave out the threads that there are already: a GPU's driver has some.
+    # prctl would not filter the threads that run already, and a GPU's driver has some.
     system = ctypes.CDLL(None, use_errno=True)
     flags = _OF_ALL_THREADS | (_WITH_LISTENER if gpu else 0)
     result = int(system.syscall(architecture.seccomp, _SET_MODE_FILTER, flags, ctypes.byref(program)))
-    if result < 0 or (result and not gpu):  # then it is a thread that has other filters
+    if result < 0 or (result and not gpu):  # the number of a thread that has another filter
         code = ctypes.get_errno() if result < 0 else errno.ESRCH
         raise OSError(code, f"seccomp: {os.strerror(code)}")
     return result if gpu else None
@@ -129,7 +131,7 @@ def _lines(architecture: _Architecture, *, gpu: bool) -> list[_Line]:
     if gpu:
         lines += [
             (_JUMP_IF_EQUAL, 0, 1, architecture.openat),
-            (_RETURN, 0, 0, _ASK),
+            (_RETURN, 0, 0, _NOTIFY),
             (_JUMP_IF_EQUAL, 0, 4, architecture.fcntl),
             (_LOAD_WORD, 0, 0, _SECOND_ARGUMENT_AT),
             (_JUMP_IF_EQUAL, 0, 1, _F_GETFD),

@@ -1,12 +1,12 @@
-"""What runs inside a decoder process: bytes come in, frames go out, and nothing else can.
+"""What runs inside a decoder process: bytes come in, frames go out, and the process can do nothing else.
 
-A request is one message with the body's length and how to cut it, and a memory file that holds the body; the frames of
-its segments are written over the body, one after the other, and one message says what they are, or what is wrong with
-the clip. `sandbox.py` is the other side, and believes nothing that this side says.
+A request is one message with the length of the body and how to cut it, and a memory file that holds the body. The
+frames of the segments are written over the body, one segment after the other, and one message says what they are, or
+what is wrong with the video. `process.py` is the other side and trusts nothing that this side sends.
 
-Where it is to decode on a GPU, it first proves that it can, once without the wall and once behind it; one that cannot
-says why and ends, so that no process keeps what only the GPU needs. Behind the wall the other side opens the GPU's
-device files for it, which are all that it gets.
+A process that is to decode on a GPU first proves that it can, once before the system-call filter is installed and once
+after. A process that cannot says why and ends, so that no process keeps access that only the GPU needs. Behind the
+filter the other side opens the GPU's device files for it, and no other files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -28,17 +27,17 @@ import numpy as np
 
 from etenet.assets import CANARY_CLIP, MOVING_CLIP
 from etenet.errors import CaptionError, TooMuchMemory
-from etenet.linux import PR_SET_PDEATHSIG, prctl
+from etenet.linux import end_with_parent
 from etenet.sandbox.seccomp import allow_only_decoding
 from etenet.video.ffmpeg import import_all_of_pyav
 from etenet.video.limits import DecodeLimits
-from etenet.video.nvdec import GpuDecoding, hold
+from etenet.video.nvdec import GpuDecoding, open_gpu
 from etenet.video.sampling import sample_frames, sample_on_gpu, sample_segments
 from etenet.video.segments import WHOLE, Cut
 
 MESSAGE_BYTES = 128 * 1024  # enough for `config.MOST_SEGMENTS`
 
-_MORE_FILES = 12  # beyond the channel and what a GPU's driver holds
+_MORE_FILES = 12  # beyond the channel and the files of a GPU's driver
 _STDOUT, _STDERR = 1, 2
 
 
@@ -48,19 +47,19 @@ def main(settings: Mapping[str, Any]) -> None:
     Settings: `channel` and `parent`, a file descriptor and a process id; `resize_px`; `limits`, of `DecodeLimits`;
     `gpu`, of `GpuDecoding`, or None.
     """
-    _end_with(settings["parent"])
+    end_with_parent(signal.SIGKILL, parent=settings["parent"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group
     channel, resize_px = socket.socket(fileno=settings["channel"]), settings["resize_px"]
     limits = DecodeLimits(**settings["limits"])
     gpu = GpuDecoding(**settings["gpu"]) if settings["gpu"] else None
-    # Whatever decoding imports, opens or starts for good happens now: later it could not.
+    # Everything that decoding imports, opens or starts happens now. After the filter is installed it could not.
     import_all_of_pyav()
-    unhurried = replace(limits, decode_deadline_s=60.0)
-    sample_frames(CANARY_CLIP.read_bytes(), resize_px=resize_px, limits=unhurried)
-    proof = _GpuProof(gpu, resize_px, unhurried) if gpu else None
-    gpu_fault = proof and proof.fault(unhurried)
+    patient = replace(limits, decode_deadline_s=60.0)
+    sample_frames(CANARY_CLIP.read_bytes(), resize_px=resize_px, limits=patient)
+    proof = _GpuProof(gpu, resize_px, patient) if gpu else None
+    gpu_fault = proof and proof.fault(patient)
     _limit_resources(limits)
-    os.dup2(_STDOUT, _STDERR)  # which is /dev/null: the log is not open to what a clip makes FFmpeg say
+    os.dup2(_STDOUT, _STDERR)  # to /dev/null: a clip must not be able to write FFmpeg's messages into the log
     listener = filter_fault = None
     try:
         listener = allow_only_decoding(gpu=gpu is not None)
@@ -70,34 +69,34 @@ def main(settings: Mapping[str, Any]) -> None:
         socket.send_fds(channel, [b"{}"], [listener])
         os.close(listener)
     if proof and not gpu_fault:
-        gpu_fault = filter_fault  # no wall, no GPU
+        gpu_fault = filter_fault  # without a filter, no GPU
         if not gpu_fault and (fault := proof.fault(limits)):
-            gpu_fault = f"behind the wall, {fault}"
+            gpu_fault = f"behind the system-call filter, {fault}"
     channel.send(json.dumps({"filter_fault": filter_fault, "gpu_fault": gpu_fault}).encode())
     while not gpu_fault:
         message, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
         if not message:
             return
-        asked = json.loads(message)
-        answer = _answer(files[0], asked, resize_px, limits, gpu if asked["may_use_gpu"] else None)
+        request = json.loads(message)
+        reply = _reply(files[0], request, resize_px, limits, gpu if request["may_use_gpu"] else None)
         os.close(files[0])
-        channel.send(json.dumps(answer).encode())
+        channel.send(json.dumps(reply).encode())
 
 
 class _GpuProof:
-    """Whether a GPU decodes a clip to the very bytes that the software does. It holds the GPU for its own life."""
+    """Whether a GPU decodes a clip to the same bytes as the software does. Keeps the GPU open while it lives."""
 
     def __init__(self, gpu: GpuDecoding, resize_px: int, limits: DecodeLimits) -> None:
         self._device, self._resize_px = gpu.device, resize_px
-        self._held: object = None
+        self._open_gpu: object = None
         self._clip = MOVING_CLIP.read_bytes()
         self._expected = sample_frames(self._clip, resize_px=resize_px, limits=limits).frames
 
     def fault(self, limits: DecodeLimits) -> str | None:
-        """Why it does not; None where it does."""
+        """Why it does not; None if it does."""
         try:
-            self._held = self._held or hold(self._device)
-            (seen,) = sample_on_gpu(
+            self._open_gpu = self._open_gpu or open_gpu(self._device)
+            (clip,) = sample_on_gpu(
                 self._clip,
                 WHOLE,
                 device=self._device,
@@ -107,17 +106,17 @@ class _GpuProof:
             )
         except Exception as error:
             return f"the GPU's decoder fails: {error}"
-        return None if np.array_equal(seen.frames, self._expected) else "the GPU's decoder gives other frames"
+        return None if np.array_equal(clip.frames, self._expected) else "the GPU's decoder gives other frames"
 
 
-def _answer(
-    file: int, asked: Mapping[str, Any], resize_px: int, limits: DecodeLimits, gpu: GpuDecoding | None
+def _reply(
+    file: int, request: Mapping[str, Any], resize_px: int, limits: DecodeLimits, gpu: GpuDecoding | None
 ) -> dict[str, Any]:
     try:
-        body = os.pread(file, asked["body_bytes"], 0)
-        videos = sample_segments(body, Cut(**asked["cut"]), resize_px=resize_px, limits=limits, gpu=gpu)
-        for number, video in enumerate(videos):
-            os.pwrite(file, video.frames.data, number * video.frames.nbytes)
+        body = os.pread(file, request["body_bytes"], 0)
+        clips = sample_segments(body, Cut(**request["cut"]), resize_px=resize_px, limits=limits, gpu=gpu)
+        for number, clip in enumerate(clips):
+            os.pwrite(file, clip.frames.data, number * clip.frames.nbytes)
     except CaptionError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
@@ -125,23 +124,16 @@ def _answer(
         return {"error": TooMuchMemory.__name__, "message": needed}
     except Exception:
         return {"bug": traceback.format_exc()[-MESSAGE_BYTES // 2 :]}
-    return {"videos": [asdict(replace(video, frames=np.empty(0, np.uint8))) | {"frames": None} for video in videos]}
-
-
-def _end_with(parent: int) -> None:
-    """Be killed when the parent's thread that started this process ends, however it ends."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(f"decoder process: the parent {parent} ended meanwhile")
+    return {"clips": [asdict(clip.info) for clip in clips]}
 
 
 def _limit_resources(limits: DecodeLimits) -> None:
-    """No core dumps, few open files, and as much memory as the limit says. The CPU's limit comes with each clip."""
+    """No core dumps, few open files, and memory up to the limit. The limit of CPU time comes with each video."""
     reserved = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     open_files = len(os.listdir("/proc/self/fd"))
-    for kind, most in (
+    for kind, limit in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, open_files + _MORE_FILES),
         (resource.RLIMIT_AS, reserved + limits.max_memory_bytes),
     ):
-        resource.setrlimit(kind, (most, most))
+        resource.setrlimit(kind, (limit, limit))

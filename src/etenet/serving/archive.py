@@ -95,13 +95,19 @@ def _gpu_kernels(checkpoint: Checkpoint) -> bytes:
     import torch
 
     from etenet.runtime.cuda import compiled_kernels
+    from etenet.video.clip import FRAMES_PER_CLIP
 
     if not torch.cuda.is_available():
         raise UsageError(
             "this machine has no GPU to compile for; package on a machine with a GPU like the one that serves"
         )
     try:
-        return compiled_kernels(checkpoint.encoder, checkpoint.preprocessing, device=torch.device("cuda"))
+        return compiled_kernels(
+            checkpoint.encoder,
+            checkpoint.preprocessing,
+            frames_per_clip=FRAMES_PER_CLIP,
+            device=torch.device("cuda"),
+        )
     except RuntimeError as error:
         raise UsageError(f"the encoder cannot be compiled for this GPU: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What we let FFmpeg do: the containers and codecs that it may read, and the versions we trust with them."""
+"""What FFmpeg may do: the containers and codecs that it may read, and the versions that are trusted with them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DECODERS = (
 
 OLDEST_FFMPEG = {"libavformat": (62, 0), "libavcodec": (62, 11), "libswscale": (9, 1)}  # FFmpeg 8.0
 
-_DECODER_NAMES = {"av1": "libdav1d", "flv1": "flv"}  # where FFmpeg's decoder is not called as its codec
+_DECODER_NAMES = {"av1": "libdav1d", "flv1": "flv"}  # where decoder and codec have different names
 CODEC_WHITELIST = ",".join(_DECODER_NAMES.get(codec, codec) for codec in DECODERS)
-# The decoders that are tried while the container is probed are bound by these; those that are used, by `video.py`.
+# These bind the decoders that probe a container. `sampling.py` binds the decoder that is used.
 OPEN_OPTIONS = {
     "protocol_whitelist": "none",
     "format_whitelist": ",".join(CONTAINERS),
@@ -30,12 +30,12 @@ OPEN_OPTIONS = {
     "analyzeduration": "5000000",  # microseconds
 }
 
-# Tags that are not UTF-8 are no reason to refuse a clip. PyAV 19 takes them as they are, and has no such argument.
+# A clip is not refused because its tags are not UTF-8. PyAV 19 accepts such tags and has no such argument.
 LENIENT_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def require_supported_ffmpeg() -> None:
-    """Raises `UsageError` where FFmpeg is older than what its defects are mended in and these rules were tried on."""
+    """Raises `UsageError` if FFmpeg is older than the version that these rules were tested with."""
     for library, oldest in OLDEST_FFMPEG.items():
         found = av.library_versions[library]
         if found[:2] < oldest:
@@ -45,7 +45,7 @@ def require_supported_ffmpeg() -> None:
 
 
 def import_all_of_pyav() -> None:
-    """PyAV imports some of its parts when a file first needs them; for where nothing can be imported later."""
+    """PyAV imports some parts when a file first needs them. A sandboxed process cannot import anything later."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith("__main__"):
             import_module(module.name)

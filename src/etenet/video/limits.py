@@ -13,7 +13,7 @@ class DecodeLimits:
 
     max_body_bytes: int = 64 * 2**20
     max_pixels: int = 4096 * 2304
-    max_memory_bytes: int = 2**30  # what a decoder process may take beyond what it has at its start
+    max_memory_bytes: int = 2**30  # of a decoder process, beyond what it uses at its start
     max_packets: int = 200_000
     max_segments: int = 16  # of one video, in one answer
     decode_deadline_s: float = 5.0

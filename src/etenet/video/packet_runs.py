@@ -1,4 +1,4 @@
-"""Which packets of a video have to be decoded for the frames that are wanted. Knows no decoder, only times."""
+"""Which packets must be decoded to get the wanted frames. Knows times, no decoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _P = TypeVar("_P")
 
 @dataclass(frozen=True, slots=True)
 class TimedPacket(Generic[_P]):
-    """A packet that says when it is shown, if at all."""
+    """A packet and when it is shown, if at all."""
 
     data: _P
     pts: int
@@ -21,25 +21,25 @@ class TimedPacket(Generic[_P]):
 
 
 def runs(packets: Sequence[TimedPacket[_P]], wanted: frozenset[int]) -> Iterator[tuple[Sequence[TimedPacket[_P]], int]]:
-    """Runs of packets that hold every wanted frame and all it depends on, each with the first moment it can show.
+    """Runs of packets that hold every wanted frame and everything it depends on, each with the first pts it can show.
 
-    A run is a group of pictures up to its last wanted packet; at the end of the clip, where files are most often
-    damaged, it is whole, so that the promised frames are checked. Frames shown before the key frame of their group but
-    sent after it lean on the group before, so a wanted one of those makes one run of both.
+    A run is a group of pictures up to its last wanted packet. The last run of a clip is whole, because files are most
+    often damaged at the end and its frames can then be checked. Frames that are shown before the key frame of their
+    group but sent after it depend on the group before, so if one of them is wanted, both groups are one run.
     """
     starts = [0, *(number for number, packet in enumerate(packets) if packet.starts_group and number)]
     groups = [packets[a:b] for a, b in pairwise([*starts, len(packets)])]
-    needed, leaning = set(), set()
+    needed, dependent = set(), set()
     for number, group in enumerate(groups):
         for packet in group:
             if packet.pts in wanted and packet.shown:
                 needed.add(number)
                 if packet.pts < group[0].pts and number:
                     needed.add(number - 1)
-                    leaning.add(number)
-    for number in sorted(needed - leaning):
+                    dependent.add(number)
+    for number in sorted(needed - dependent):
         end = number + 1
-        while end in leaning:
+        while end in dependent:
             end += 1
         run = [packet for group in groups[number:end] for packet in group]
         if end < len(groups):

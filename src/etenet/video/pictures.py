@@ -20,7 +20,7 @@ class Resizer:
         self._reformatter = VideoReformatter()
 
     def upright(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
-        """As a player shows it: turned and mirrored as the display matrix says."""
+        """As a player shows it: rotated and mirrored by the display matrix."""
         small = self._resized(frame, size_px)
         return _upright(_pixels(small), small)
 
@@ -45,9 +45,9 @@ class Resizer:
 
 
 def check_memory(error: av.FFmpegError, size_px: tuple[int, int]) -> None:
-    """Raises `MemoryError` where that is what an error of FFmpeg means.
+    """Raises `MemoryError` if an error of FFmpeg means that.
 
-    H.264's decoder says invalid data where it finds no memory for a picture, so we ask for as much.
+    H.264's decoder reports invalid data if there is no memory for a picture, so we try to allocate as much.
     """
     if isinstance(error, MemoryError):
         raise error
@@ -60,10 +60,10 @@ def _pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
 
 
 def _upright(pixels: NDArray[np.uint8], small: av.VideoFrame) -> NDArray[np.uint8]:
-    """Apply the display matrix, to the quarter turn, to a square picture.
+    """Apply the display matrix, rounded to quarter turns, to a square picture.
 
-    It is read from the small frame: `side_data` hangs a reference on a frame that leads back to it, so the frame lives
-    until the garbage collector runs.
+    The matrix is read from the small frame: reading `side_data` makes a reference cycle, so the frame lives until the
+    garbage collector runs.
     Source: ISO/IEC 14496-12, 8.5.3: a point (x, y) is shown at (a x + c y, b x + d y).
     """
     try:

@@ -1,18 +1,17 @@
-"""Bytes -> 16 RGB frames with their times. With `scenes.py` the only file of the core that decodes.
+"""Bytes -> clips of 16 RGB frames with their times.
 
-Which frames: the frame list of a clip is what its decoder puts out, in presentation order; the list is cut into 16
-equal slices and the middle frame of each is taken (fewer than 16 frames: some come twice). To name those frames
-without decoding everything, the packets' timestamps stand for the frame list; only the runs of packets that a
-wanted frame depends on are decoded. If what comes out of them is not what the timestamps said, everything is
-decoded and counted, so the answer is the same. Damage in a part that no wanted frame depends on is never seen: there
-the timestamps alone say what the frame list is.
+Which frames: the frame list of a video is what its decoder outputs, in presentation order. The list is cut into 16
+equal slices, and the middle frame of each is taken (with fewer than 16 frames, some are taken twice). The packets'
+timestamps name these frames, so only the runs of packets that a wanted frame depends on are decoded. If the output
+differs from the timestamps, everything is decoded and counted, so the result is the same. Damage in a part that no
+wanted frame depends on is never seen: there the timestamps alone define the frame list.
 
 The segments of a video are cut from its frame list in the same way, each as a clip of its own. Only scenes need every
 frame decoded, to find where they begin.
 
-A large video may be decoded by a GPU. Unless exactly what its timestamps promise comes out of that, the software
-decodes it as if there were no GPU. Both give the same pixels of a stream that is whole; a damaged picture the GPU
-patches up in a way of its own, and does not say so.
+A GPU may decode a large video. Unless it outputs exactly the frames of the timestamps, the software decodes the video
+as if there were no GPU. Both give the same pixels for an intact stream. A GPU conceals damage in its own way, and does
+not report it.
 
 Knows nothing of networks, batches or servers.
 """
@@ -36,6 +35,7 @@ from av.video import VideoStream
 from numpy.typing import NDArray
 
 from etenet.errors import DecodeTimeout, EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
+from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
 from etenet.video.ffmpeg import CODEC_WHITELIST, CONTAINERS, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.video.limits import DecodeLimits
 from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
@@ -44,11 +44,9 @@ from etenet.video.pictures import Resizer, check_memory
 from etenet.video.scenes import COMPARED_PX, SceneChanges
 from etenet.video.segments import Cut, Segment
 
-FRAMES_PER_CLIP = 16
-
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
-_CODECS_THAT_SKIP = ("h264", "hevc")  # leave out frames that no other leans on, and give the others bit by bit the same
+_CODECS_THAT_SKIP = ("h264", "hevc")  # can skip frames that no other depends on; the others stay bit-exact
 _SIGNATURES = (
     *((4, box) for box in (b"ftyp", b"moov", b"mdat")),
     *((0, mark) for mark in (b"\x1aE\xdf\xa3", b"\x00\x00\x01\xba", b"FLV", b"\x30\x26\xb2\x75", b"GIF8")),
@@ -56,26 +54,9 @@ _SIGNATURES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampledVideo:
-    """The 16 frames of a clip, or of a segment of one. Times are seconds from the clip's first frame."""
-
-    frames: NDArray[np.uint8]  # (16, resize_px, resize_px, 3) RGB
-    times_s: tuple[float, ...]
-    distinct_frames: int
-    codec: str
-    width_px: int
-    height_px: int
-    duration_s: float  # of the whole clip
-    start_s: float  # of what the frames are from
-    end_s: float
-    decode_ms: float  # how long it took to get them, and those of the other segments
-    on_gpu: bool = False  # which decoder they are from
-
-
 @dataclass(frozen=True, slots=True)
 class _Still:
-    """One decoded frame, turned upright and resized."""
+    """One decoded frame, upright and resized."""
 
     pts: int
     pixels: NDArray[np.uint8]
@@ -90,10 +71,10 @@ def middle_of_slices(length: int, slices: int = FRAMES_PER_CLIP) -> list[int]:
     return [(2 * number + 1) * length // (2 * slices) for number in range(slices)]
 
 
-def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = None) -> SampledVideo:
+def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = None) -> Clip:
     """16 equally spaced frames of a video file, each resized to resize_px x resize_px.
 
-    Raises a `CaptionError` that says what is wrong with the file.
+    Raises the `CaptionError` that says what is wrong with the file.
     """
     (whole,) = sample_segments(body, Cut(), resize_px=resize_px, limits=limits)
     return whole
@@ -101,10 +82,10 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
 
 def sample_segments(
     body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None, gpu: GpuDecoding | None = None
-) -> list[SampledVideo]:
-    """The same of each segment of a video, which is decoded once; `BadOption` where it cannot be cut so.
+) -> list[Clip]:
+    """The same for each segment of a video, which is decoded once. `BadOption` if it cannot be cut like this.
 
-    `MemoryError` where decoding takes more memory than there is: whoever set the limit knows how much that is.
+    `MemoryError` if there is not enough memory; the caller that set a limit reports it.
     """
     limits = limits or DecodeLimits()
     if not body:
@@ -113,19 +94,19 @@ def sample_segments(
         raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
     started = time.monotonic()
     with closing(_open(body)) as container:
-        clip = _Clip(container, resize_px=resize_px, limits=limits, started=started)
-        if gpu and clip.suits(gpu, cut):
-            with suppress(Exception):  # a driver may fail in any way; what is wrong with a clip, the software says
+        sampler = _Sampler(container, resize_px=resize_px, limits=limits, started=started)
+        if gpu and sampler.suits(gpu, cut):
+            with suppress(Exception):  # a driver may fail in any way; the software then says what is wrong
                 return sample_on_gpu(body, cut, device=gpu.device, resize_px=resize_px, limits=limits, started=started)
-        return clip.sample(cut)
+        return sampler.sample(cut)
 
 
 def sample_on_gpu(
     body: bytes, cut: Cut, *, device: int, resize_px: int, limits: DecodeLimits, started: float
-) -> list[SampledVideo]:
-    """The same from a GPU's decoder; raises anything where that does not give exactly what was promised in time."""
+) -> list[Clip]:
+    """The same from a GPU's decoder. Raises anything unless that outputs the frames of the timestamps in time."""
     with closing(_open(body, accelerator(device))) as container:
-        return _Clip(container, resize_px=resize_px, limits=limits, started=started, on_gpu=True).sample(cut)
+        return _Sampler(container, resize_px=resize_px, limits=limits, started=started, on_gpu=True).sample(cut)
 
 
 def _open(body: bytes, hwaccel: HWAccel | None = None) -> InputContainer:
@@ -144,11 +125,13 @@ def _open(body: bytes, hwaccel: HWAccel | None = None) -> InputContainer:
         raise NotAVideo(f"this is not a video in a container we read ({', '.join(CONTAINERS)})") from error
 
 
-class _NotAsPromised(Exception):
-    """What a GPU's decoder gave is not to be trusted."""
+class _Untrusted(Exception):
+    """A GPU's decoder gave something else than expected."""
 
 
-class _Clip:
+class _Sampler:
+    """An open video and how it is sampled."""
+
     def __init__(
         self,
         container: InputContainer,
@@ -175,45 +158,47 @@ class _Clip:
         self.size_px = self.context.width, self.context.height
         self._check_pixels(*self.size_px)
         self.context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
-        # What a decoder makes of damage depends on its number of threads, and a clip must always look the same.
+        # How a decoder conceals damage depends on its number of threads, and a clip must always look the same.
         self.context.thread_count = 1
         if on_gpu and not self.context.is_hwaccel:
-            raise _NotAsPromised("this build of FFmpeg decodes it in software")
+            raise _Untrusted("this build of FFmpeg decodes it in software")
 
     def suits(self, gpu: GpuDecoding, cut: Cut) -> bool:
-        """Whether the GPU is to decode it. Scenes are found in software, as every frame would have to come back."""
+        """Whether the GPU shall decode it. Not for scenes: every frame would have to come back from the GPU."""
         can = self.codec in GPU_CODECS and self.context.pix_fmt in GPU_PICTURES
         return can and math.prod(self.size_px) >= gpu.from_pixels and not cut.segment
 
-    def sample(self, cut: Cut) -> list[SampledVideo]:
+    def sample(self, cut: Cut) -> list[Clip]:
         packets = self._demux()
-        found = self._by_timestamps(packets, cut)
-        if not found and self.on_gpu:
-            raise _NotAsPromised("other frames came out than the timestamps promise")
-        found = found or self._by_counting(packets, cut)
+        segments = self._by_timestamps(packets, cut)
+        if not segments and self.on_gpu:
+            raise _Untrusted("the frames differ from the timestamps")
+        segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
         decode_ms = (time.monotonic() - self.started) * 1000
         return [
-            SampledVideo(
-                frames=np.ascontiguousarray([still.pixels for still in stills]),
-                times_s=tuple((still.pts - first_pts) * self.tick_s for still in stills),
-                distinct_frames=len({still.pts for still in stills}),
-                codec=self.codec,
-                width_px=self.size_px[0],
-                height_px=self.size_px[1],
-                duration_s=(end_pts - first_pts) * self.tick_s,
-                start_s=segment.start_s,
-                end_s=segment.end_s,
-                decode_ms=decode_ms,
-                on_gpu=self.on_gpu,
+            Clip(
+                np.ascontiguousarray([still.pixels for still in stills]),
+                ClipInfo(
+                    times_s=tuple((still.pts - first_pts) * self.tick_s for still in stills),
+                    distinct_frames=len({still.pts for still in stills}),
+                    codec=self.codec,
+                    width_px=self.size_px[0],
+                    height_px=self.size_px[1],
+                    duration_s=(end_pts - first_pts) * self.tick_s,
+                    start_s=segment.start_s,
+                    end_s=segment.end_s,
+                    decode_ms=decode_ms,
+                    on_gpu=self.on_gpu,
+                ),
             )
-            for segment, stills in found
+            for segment, stills in segments
         ]
 
     def _segments(
         self, cut: Cut, packets: Sequence[VideoPacket], shown_pts: Sequence[int], scenes_pts: Iterable[int]
     ) -> list[Segment]:
-        """Those of the frame list that is shown at these moments."""
+        """The segments of a frame list whose frames are shown at these times."""
         first_pts, end_pts = self.span = self._span(packets, shown_pts)
         times_s = [(pts - first_pts) * self.tick_s for pts in accumulate(shown_pts, max)]
         scenes_s = ((pts - first_pts) * self.tick_s for pts in scenes_pts)
@@ -222,8 +207,8 @@ class _Clip:
 
     def _demux(self) -> list[VideoPacket]:
         packets = []
-        # Where the rest of the file is damaged, what came before is captioned. An IndexError comes of streams that
-        # are not where the file said.
+        # If the rest of the file is damaged, the part before it is captioned. PyAV raises IndexError for packets of a
+        # stream that the header did not list.
         with suppress(av.FFmpegError, MemoryError, IndexError):
             for packet in self.container.demux(self.stream):
                 self._check_time()
@@ -238,21 +223,21 @@ class _Clip:
         return packets
 
     def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
-        """Each segment's 16 frames that the packets' timestamps name; None where these do not tell the truth."""
+        """The 16 frames of each segment that the packets' timestamps name; None if the timestamps are wrong."""
         timed = [TimedPacket(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
         timeline = sorted(packet.pts for packet in timed if packet.shown)
         if len(timed) < len(packets) or len(set(timeline)) < len(timeline) or not timeline:
             return None
-        with closing(self._scenes(self._from(cut.start_s, timed, timeline[0]), cut, timeline[0])) as scenes_pts:
+        with closing(self._scenes(self._packets_from(cut.start_s, timed, timeline[0]), cut, timeline[0])) as scenes_pts:
             segments = self._segments(cut, packets, timeline, scenes_pts)
         wanted = frozenset(timeline[place] for segment in segments for place in _sixteen(segment.frames))
         stills: dict[int, _Still] = {}
         for run, first_shown in runs(timed, wanted):
-            promised = sorted(packet.pts for packet in run if packet.shown and packet.pts >= first_shown)
+            expected = sorted(packet.pts for packet in run if packet.shown and packet.pts >= first_shown)
             delivered: dict[int, None] = {}
             try:
-                for frame in self._decode_what_is_needed(run, wanted):
-                    # How a damaged frame is patched up depends on what was decoded before it.
+                for frame in self._decode_run(run, wanted):
+                    # How damage is concealed depends on the frames decoded before.
                     if frame.pts is None or frame.is_corrupt or frame.pts in delivered:
                         return None
                     if frame.pts >= first_shown:
@@ -263,15 +248,15 @@ class _Clip:
                 check_memory(error, self.size_px)
                 return None
             if self.codec in _CODECS_THAT_SKIP:
-                promised = [pts for pts in promised if pts in delivered]
-            if list(delivered) != promised:
+                expected = [pts for pts in expected if pts in delivered]
+            if list(delivered) != expected:
                 return None
         if stills.keys() < wanted:
             return None
         return [(segment, [stills[timeline[place]] for place in _sixteen(segment.frames)]) for segment in segments]
 
     def _by_counting(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]]:
-        """Each segment's 16 frames by decoding everything twice: once to count, once to take."""
+        """The 16 frames of each segment, by decoding everything twice: once to count, once to take."""
         shown_pts = [_pts(frame, number) for number, frame in enumerate(self._decode(packets))]
         if not shown_pts:
             raise UndecodableVideo(f"no frame of the {self.codec} video could be decoded; the file is damaged")
@@ -284,16 +269,18 @@ class _Clip:
             if number in wanted
         }
         if stills.keys() < wanted:
-            raise UndecodableVideo(f"the {self.codec} video gives other frames each time it is decoded; it is damaged")
+            raise UndecodableVideo(f"the {self.codec} video decodes differently each time; the file is damaged")
         return [(segment, [stills[place] for place in _sixteen(segment.frames)]) for segment in segments]
 
-    def _from(self, start_s: float, packets: Sequence[TimedPacket[VideoPacket]], first_pts: int) -> list[VideoPacket]:
-        """The packets from the last key frame on that is shown by then."""
+    def _packets_from(
+        self, start_s: float, packets: Sequence[TimedPacket[VideoPacket]], first_pts: int
+    ) -> list[VideoPacket]:
+        """The packets from the last key frame at or before `start_s` on."""
         keys = [n for n, p in enumerate(packets) if p.starts_group and (p.pts - first_pts) * self.tick_s <= start_s]
         return [packet.data for packet in packets[keys[-1] if keys else 0 :]]
 
     def _scenes(self, packets: Iterable[VideoPacket], cut: Cut, first_pts: int) -> Generator[int]:
-        """The times at which scenes begin until the end of the part, as they are found."""
+        """The pts at which scenes begin, up to the end of the cut."""
         changes = SceneChanges()
         for number, frame in enumerate(self._decode(packets)):
             pts = _pts(frame, number)
@@ -302,10 +289,8 @@ class _Clip:
             if changes.begins_with(self.resizer.as_coded(frame, COMPARED_PX)):
                 yield pts
 
-    def _decode_what_is_needed(
-        self, run: Sequence[TimedPacket[VideoPacket]], wanted: Collection[int]
-    ) -> Iterator[av.VideoFrame]:
-        """Frames in presentation order, without those that are neither wanted nor leant on by another."""
+    def _decode_run(self, run: Sequence[TimedPacket[VideoPacket]], wanted: Collection[int]) -> Iterator[av.VideoFrame]:
+        """Frames in presentation order, without those that are neither wanted nor needed by another."""
         try:
             for packet in run:
                 self._check_time()
@@ -319,7 +304,7 @@ class _Clip:
             self.context.flush_buffers()
 
     def _decode(self, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
-        """Frames in presentation order; a packet that cannot be decoded is left out."""
+        """Frames in presentation order. A packet that cannot be decoded is left out."""
         try:
             for packet in (*packets, None):
                 self._check_time()
@@ -335,16 +320,16 @@ class _Clip:
     def _checked(self, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in frames:
             self._check_pixels(frame.width, frame.height)
-            # What is cut off at the left and at the top comes back from a GPU as if it were part of the picture.
+            # A GPU returns what is cropped at the left and at the top as part of the picture.
             if self.on_gpu and (frame.width, frame.height) != self.size_px:
-                raise _NotAsPromised(f"a frame came out with {frame.width} x {frame.height} pixels")
+                raise _Untrusted(f"a frame has {frame.width} x {frame.height} pixels")
             yield frame
 
     def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
         return _Still(pts, self.resizer.upright(frame, self.resize_px))
 
     def _span(self, packets: Sequence[VideoPacket], shown_pts: Sequence[int]) -> tuple[int, int]:
-        """First moment and end of what is shown, in units of the stream's time base."""
+        """Start and end of the video, in units of the stream's time base."""
         shown = [(p.pts, p.duration or 0) for p in packets if p.pts is not None and not p.is_discard]
         if not shown:
             return shown_pts[0], shown_pts[-1]

@@ -1,7 +1,7 @@
 """Which part of a video is captioned, and where it is cut into segments. Numbers only: knows no file and no frame.
 
-Times are seconds from the video's first frame, and whole milliseconds, so that who goes on where an answer ended gets
-the segments that one answer would have held.
+Times are seconds from the video's first frame, in whole milliseconds: a request that starts where an earlier response
+ended gets the segments that one long response would have had.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from etenet.errors import BadOption
 
 SHORTEST_SEGMENT_S = 1.0
 MOST_SEGMENTS_OF_A_VIDEO = 20_000
-_TOLERANCE_S = 0.001  # a frame that is first shown so little before a segment is in it
+_TOLERANCE_S = 0.001  # a frame that appears this little before a segment belongs to it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """What is captioned as a clip of its own; `frames` are places in the video's frame list."""
+    """A part of a video that is captioned as a clip of its own; `frames` are indices in the video's frame list."""
 
     start_s: float
     end_s: float
@@ -33,7 +33,7 @@ class Segment:
 class Cut:
     """A part of a video, and what cuts it: a length, scene changes, or nothing.
 
-    Segments beyond the first `max_segments` are left for another answer; without it, all are given.
+    Segments beyond the first `max_segments` are left for another request. Without it, all are returned.
     """
 
     start_s: float = 0.0
@@ -59,7 +59,7 @@ class Cut:
 
     @property
     def fragment(self) -> str:
-        """The part of a path that says which part of a video it is. Source: W3C Media Fragments URI 1.0, 4.2.1."""
+        """The end of a path that names the part of the video. Source: W3C Media Fragments URI 1.0, 4.2.1."""
         if not self.start_s and self.end_s == math.inf:
             return ""
         return f"#t={_shortly(self.start_s)}" + ("" if self.end_s == math.inf else f",{_shortly(self.end_s)}")
@@ -71,13 +71,13 @@ class Cut:
     def segments(
         self, times_s: Sequence[float], duration_s: float, scenes_s: Iterable[float] = (), *, most: int
     ) -> list[Segment]:
-        """The segments of a video whose frames are first shown at these moments, in order; scenes begin at `scenes_s`.
+        """The segments, in order, of a video whose frames appear at `times_s`. Scenes begin at `scenes_s`.
 
-        A frame is in the segment in which it is first shown; where none is, it is the one that is still shown. What is
-        left at the end and shorter than `SHORTEST_SEGMENT_S` belongs to the segment before it. Raises `BadOption` where
-        nothing is there, or more than `most` segments are and all are wanted.
+        A frame belongs to the segment in which it appears. A segment in which none appears gets the frame that is still
+        shown. A remainder shorter than `SHORTEST_SEGMENT_S` belongs to the segment before it. Raises `BadOption` if the
+        cut is empty, or has more than `most` segments and all are wanted.
         """
-        if not self.into_segments and not self.start_s and self.end_s == math.inf:  # whatever the times are worth
+        if not self.into_segments and not self.start_s and self.end_s == math.inf:  # even if the times are wrong
             return [Segment(start_s=0.0, end_s=duration_s, frames=range(len(times_s)))]
         video_ends_s = max(duration_s, times_s[-1])
         if self.start_s >= video_ends_s > 0:
@@ -85,32 +85,32 @@ class Cut:
         end_s = min(self.end_s, video_ends_s)
         if self.segment_s and (end_s - self.start_s) / self.segment_s > MOST_SEGMENTS_OF_A_VIDEO:
             raise BadOption(
-                f"the video says that it takes {end_s:.0f} s, which is more than {MOST_SEGMENTS_OF_A_VIDEO} segments; "
-                "ask for longer ones, or mend its timestamps, for example with ffmpeg -fflags +genpts"
+                f"by its timestamps the video has {end_s:.0f} s: more than {MOST_SEGMENTS_OF_A_VIDEO} segments; ask "
+                "for longer ones, or repair the timestamps, for example with ffmpeg -fflags +genpts"
             )
-        kept = min(self.max_segments or most, most)
+        count_limit = min(self.max_segments or most, most)
         starts_s = [self.start_s]
         for start_s in self._grid_s() if self.segment_s else scenes_s:
             if start_s > end_s - SHORTEST_SEGMENT_S + _TOLERANCE_S:
                 break
             if start_s >= starts_s[-1] + SHORTEST_SEGMENT_S - _TOLERANCE_S:
                 starts_s.append(round(start_s, 3))
-                if len(starts_s) > kept:
+                if len(starts_s) > count_limit:
                     break
         if len(starts_s) > most and not self.max_segments:
             raise BadOption(f"the video has more than {most} segments, the limit; ask for longer ones or max_segments")
-        found = (
-            Segment(start_s=a, end_s=b, frames=_shown_first(times_s, a, math.inf if b >= video_ends_s else b))
+        segments = (
+            Segment(start_s=a, end_s=b, frames=_frames_that_appear(times_s, a, math.inf if b >= video_ends_s else b))
             for a, b in pairwise([*starts_s, end_s])
         )
-        return list(islice(found, kept))
+        return list(islice(segments, count_limit))
 
-    def rest(self, said_until_s: float, duration_s: float) -> Cut | None:
-        """What an answer that ended there left out of a video of this length; None where it is all said."""
+    def rest(self, captioned_until_s: float, duration_s: float) -> Cut | None:
+        """What is left of a video of this length after a response that ended there; None if nothing is."""
         ends_s = min(self.end_s, duration_s)
-        if self.max_segments is None or not self.start_s < said_until_s < ends_s - SHORTEST_SEGMENT_S / 2:
+        if self.max_segments is None or not self.start_s < captioned_until_s < ends_s - SHORTEST_SEGMENT_S / 2:
             return None
-        return replace(self, start_s=said_until_s)
+        return replace(self, start_s=captioned_until_s)
 
     def _grid_s(self) -> Iterator[float]:
         assert self.segment_s
@@ -124,7 +124,7 @@ def _shortly(seconds: float) -> str:
     return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
-def _shown_first(times_s: Sequence[float], start_s: float, end_s: float) -> range:
+def _frames_that_appear(times_s: Sequence[float], start_s: float, end_s: float) -> range:
     first = bisect_left(times_s, start_s - _TOLERANCE_S)
     after = bisect_left(times_s, end_s - _TOLERANCE_S)
     return range(first, after) if first < after else range(max(0, first - 1), max(1, first))

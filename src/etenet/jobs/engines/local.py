@@ -1,26 +1,26 @@
-"""Batch captioning in this process: some clips are decoded while others are encoded, in full batches."""
+"""Batch captioning in this process: decoding and encoding overlap, in full batches."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from etenet.captioning import captioner as captioners
-from etenet.captioning.captioner import Captioner
+from etenet.captioning.captioner import SANDBOX_EXISTS, Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import caption_stream
+from etenet.captioning.stream import Video
 from etenet.errors import CaptionError
 from etenet.jobs.journal import record_of
 from etenet.jobs.run import Answers, Engine, Reached, of_bodies, segments_expected
 from etenet.model import checkpoint as checkpoints
+from etenet.runtime.network import compile_network
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import Cut
 
-BATCH_CLIPS, GPU_BATCH_CLIPS = 8, 16
-# Of one's own files: as large and as long as a film.
+# For the user's own files: as large and as long as a film.
 JOB_LIMITS = DecodeLimits(
     max_body_bytes=2**30, max_memory_bytes=4 * 2**30, max_packets=2_000_000, decode_deadline_s=300.0
 )
@@ -32,8 +32,8 @@ def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: i
     captioner = load(checkpoint, limits=JOB_LIMITS, clips=segments_expected(clips, options.cut))
 
     def captions(bodies: Iterable[tuple[str, bytes, Cut]], reached: Reached) -> Answers:
-        batch_clips = GPU_BATCH_CLIPS if captioner.device.type == "cuda" else BATCH_CLIPS
-        for key, outcome in caption_stream(captioner, bodies, options, batch_clips=batch_clips, reached=reached):
+        videos = (Video(key, body, replace(options, cut=cut)) for key, body, cut in bodies)
+        for key, outcome in captioner.caption_stream(videos, on_progress=reached):
             if isinstance(outcome, CaptionError):
                 yield key, dict(outcome.as_dict())
             else:
@@ -42,16 +42,14 @@ def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: i
     return of_bodies(captions, JOB_LIMITS.max_body_bytes, options.cut)
 
 
-def load(checkpoint: Path, *, limits: DecodeLimits, clips: int) -> Captioner:
-    """What captions so many clips soonest: on a GPU where there is one, else compiled where that is worth its time."""
+def load(checkpoint: Path, *, limits: DecodeLimits, clips: int, sandboxed: bool = SANDBOX_EXISTS) -> Captioner:
+    """The captioner that finishes so many clips first: on a GPU if there is one, else compiled if that is worth it."""
+    worth_compiling = clips >= WORTH_COMPILING_CLIPS
     if torch.cuda.is_available():
-        worth_recording = clips >= WORTH_COMPILING_CLIPS
-        return captioners.load(checkpoint, device="cuda", limits=limits, record_gpu=worth_recording)
-    if clips < WORTH_COMPILING_CLIPS:
-        return captioners.load(checkpoint, limits=limits)
-    from etenet.runtime.openvino import compile_encoder
-
-    with tempfile.TemporaryDirectory() as scratch:
-        graph = Path(scratch) / "encoder.xml"
-        compile_encoder(checkpoints.load(checkpoint), graph)
-        return captioners.load(checkpoint, limits=limits, compiled_encoder=graph)
+        return captioners.load(
+            checkpoint, device="cuda", limits=limits, sandboxed=sandboxed, record_gpu=worth_compiling
+        )
+    if not worth_compiling:
+        return captioners.load(checkpoint, limits=limits, sandboxed=sandboxed)
+    loaded = checkpoints.load(checkpoint)
+    return Captioner(loaded, compile_network(loaded), decoders_for(loaded, limits=limits, sandboxed=sandboxed))

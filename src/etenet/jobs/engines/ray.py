@@ -34,8 +34,9 @@ from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.run import Engine, Reached, part_of, read, segments_expected, size_of
 from etenet.linux import thread_settings
 from etenet.model import checkpoint as checkpoints
+from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
 from etenet.sandbox.pool import InProcess, Sandbox
-from etenet.video.sampling import SampledVideo
+from etenet.video.clip import Clip
 from etenet.video.segments import Cut
 
 ACTORS = 1
@@ -83,7 +84,7 @@ def engine(
                 .map_batches(
                     _Captions,
                     fn_constructor_args=([weights], options, details, segments_expected(len(items), options.cut)),
-                    batch_size=local.GPU_BATCH_CLIPS if gpus else local.BATCH_CLIPS,
+                    batch_size=GPU_BATCH_CLIPS if gpus else CPU_BATCH_CLIPS,
                     compute=ray.data.ActorPoolStrategy(size=actors),
                     num_cpus=cores,
                     num_gpus=gpus,
@@ -158,12 +159,12 @@ def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]
     """The parts of a clip: its segments, some at a time, or the record that says what is wrong with it."""
     body, rest = read(row["path"], JOB_LIMITS.max_body_bytes), pickle.loads(row["cut"])
     for part in count():
-        decoded: list[SampledVideo] | Record
+        decoded: list[Clip] | Record
         cut, rest, said_until_s, duration_s = rest, None, 0.0, 0.0
         try:
             if isinstance(body, bytes):
                 decoded = _decoders(resize_px).submit(body, cut).result()
-                said_until_s, duration_s = decoded[-1].end_s, decoded[-1].duration_s
+                said_until_s, duration_s = decoded[-1].info.end_s, decoded[-1].info.duration_s
                 rest = cut.rest(said_until_s, duration_s)
             else:
                 decoded = body
@@ -189,7 +190,7 @@ class _Captions:
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             file.write(ray.get(weights[0]).data)
             file.flush()
-            self._captioner = local.load(Path(file.name), limits=JOB_LIMITS, clips=clips)
+            self._captioner = local.load(Path(file.name), limits=JOB_LIMITS, clips=clips, sandboxed=False)
         self._options, self._details = options, details
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
