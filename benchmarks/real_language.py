@@ -27,10 +27,10 @@ from etenet.model.checkpoint import Checkpoint
 from etenet.scoring.scores import score
 from etenet.video.sampling import middle_of_slices
 from training import prepare
-from training.data.datasets import Clip, Dataset
+from training.data.datasets import Dataset, DatasetClip
 from training.data.sources import msrvtt_annotations
 from training.data.wording import clean_caption
-from training.loop.processes import joined
+from training.loop.processes import init_processes
 from training.loop.stage import Run, train_stage
 from training.recipes import Recipe, Stage, msrvtt
 from training.train import first_checkpoint
@@ -87,7 +87,7 @@ def described(annotations: Sequence[Path], count: int) -> list[dict[str, object]
 def trained(dataset: Dataset, plan: Recipe, folder: Path) -> Checkpoint:
     """The best of stage 1."""
     start = first_checkpoint(plan, dataset, None)
-    with joined() as processes:
+    with init_processes() as processes:
         best = train_stage(
             Run(recipe=plan, stage_number=1, dataset=dataset, folder=folder, processes=processes, resume=True), start
         )
@@ -95,21 +95,21 @@ def trained(dataset: Dataset, plan: Recipe, folder: Path) -> Checkpoint:
     return start
 
 
-def captioned(checkpoint: Checkpoint, dataset: Dataset, clips: Sequence[Clip]) -> dict[str, list[str]]:
+def captioned(checkpoint: Checkpoint, dataset: Dataset, clips: Sequence[DatasetClip]) -> dict[str, list[str]]:
     features = torch.from_numpy(dataset.features[[clip.row for clip in clips]])
     said = Captioner(checkpoint).caption_features(features, CaptionOptions())
     return {clip.video: [sentences[0].text] for clip, sentences in zip(clips, said, strict=True)}
 
 
-def most_frequent(train: Sequence[Clip], clips: Sequence[Clip]) -> dict[str, list[str]]:
+def most_frequent(train: Sequence[DatasetClip], clips: Sequence[DatasetClip]) -> dict[str, list[str]]:
     ((caption, _),) = Counter(caption for clip in train for caption in clip.captions).most_common(1)
     return {clip.video: [caption] for clip in clips}
 
 
-def nearest(dataset: Dataset, train: Sequence[Clip], clips: Sequence[Clip]) -> dict[str, list[str]]:
+def nearest(dataset: Dataset, train: Sequence[DatasetClip], clips: Sequence[DatasetClip]) -> dict[str, list[str]]:
     """The first caption of the training video whose mean feature has the largest cosine."""
 
-    def directions(of: Sequence[Clip]) -> np.ndarray:
+    def directions(of: Sequence[DatasetClip]) -> np.ndarray:
         means = dataset.features[[clip.row for clip in of]].mean(axis=1)
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 

@@ -37,12 +37,12 @@ from benchmarks.rig.timing import timed_s
 from etenet.model import checkpoint as checkpoints
 from etenet.model.encoder import Encoder
 from etenet.video.sampling import FRAMES_PER_CLIP
-from training.data.datasets import Clip, Dataset
+from training.data.datasets import Dataset, DatasetClip
 from training.loop.compiling import Compiler
 from training.loop.features import cached_features
 from training.loop.loading import Loader
 from training.loop.memory import checkpoint_activations, keep_freed_memory, peak_bytes
-from training.loop.order import Example
+from training.loop.order import TrainingExample
 from training.loop.processes import Processes
 from training.loop.step import Trainee, accumulate, micro_batches
 from training.recipes import Recipe, msrvtt
@@ -87,7 +87,7 @@ class Bench:
     def __init__(self, scale: Scale, folder: Path, device: torch.device) -> None:
         self.scale, self.folder, self.processes = scale, folder, Processes(device=device)
         self.dataset = noise(scale, folder)
-        self.window = [Example(clip, clip.captions) for clip in self.dataset.clips["train"]]
+        self.window = [TrainingExample(clip, clip.captions) for clip in self.dataset.clips["train"]]
 
     def trainee(self, stage: int, *, checkpointing: bool = False, compiled: bool = False) -> Trainee:
         """A new network, as `stage.py` would begin to train it."""
@@ -131,7 +131,7 @@ class Bench:
         first = self.window[:micro_batch]
         with loader.ahead([first, *micro_batches(self.window, micro_batch, self.processes)]) as load:
 
-            def step(window: Sequence[Example]) -> None:
+            def step(window: Sequence[TrainingExample]) -> None:
                 optimizer.zero_grad()
                 accumulate(trainee, window, load, micro_batch=micro_batch, processes=self.processes)
                 nn.utils.clip_grad_value_(trainee.parameters(), trainee.stage.gradient_clip_value)
@@ -153,7 +153,7 @@ class Bench:
 
     def _encoder_alone_s(self, trainee: Trainee, loader: Loader, micro_batch: int) -> float:
         """What the encoder, forth and back, would take for the window on frames that lie on the device already."""
-        frames = loader.seen([example.clip for example in self.window[:micro_batch]])
+        frames = loader.inputs([example.clip for example in self.window[:micro_batch]])
         rounds = max(1, min(ALONE_CLIPS, len(self.window)) // micro_batch)
 
         def run() -> None:
@@ -174,7 +174,7 @@ def noise(scale: Scale, folder: Path) -> Dataset:
     for row in range(scale.clips):
         frames[row] = np.roll(picture, row, axis=0)
     frames.flush()
-    clips = [Clip(row=row, video=f"{row}", captions=(CAPTION,)) for row in range(scale.clips)]
+    clips = [DatasetClip(row=row, video=f"{row}", captions=(CAPTION,)) for row in range(scale.clips)]
     return Dataset(folder, {"train": clips}, np.load(folder / "frames.npy", mmap_mode="r"))
 
 

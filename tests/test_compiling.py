@@ -33,13 +33,13 @@ def test_compiled_or_not_the_gradients_are_the_same(checkpointing: bool) -> None
     if checkpointing:
         checkpoint_activations(network.model.encoder.network)
     compiled = Trainee(network.model, network.preprocessing, replace(STAGE, compiled=True), TRACED)
-    found = gradients(compiled)
+    computed = gradients(compiled)
     assert compiled.compiled is not None
     assert compiled.compiled.works
     assert compiled.compiled.compile_s > 0
-    assert found.keys() == expected.keys()
+    assert computed.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+        torch.testing.assert_close(computed[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
 
 
 def counting(calls: list[tuple[int, ...]]) -> Callable[..., Any]:
@@ -97,10 +97,10 @@ def test_where_the_compiler_fails_it_is_said_once_and_training_goes_on(
 ) -> None:
     expected, plain = gradients(trainee()), trainee()
     network = Trainee(plain.model, plain.preprocessing, replace(STAGE, compiled=True), compiler)
-    found = gradients(network)
-    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
-    told = capsys.readouterr().err
-    assert told == "training: the encoder runs uncompiled, as torch.compile fails here: no compiler here\n"
+    computed = gradients(network)
+    assert all(torch.equal(computed[name], gradient) for name, gradient in expected.items())
+    error = capsys.readouterr().err
+    assert error == "training: the encoder runs uncompiled, as torch.compile fails here: no compiler here\n"
     assert network.compiled is not None
     assert not network.compiled.works
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from etenet.errors import UsageError
-from training.data.datasets import Clip, Dataset
+from training.data.datasets import Dataset, DatasetClip
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def folder(tmp_path: Path) -> Path:
 def test_clips_come_with_their_rows_files_and_labels(folder: Path) -> None:
     dataset = Dataset.load(folder)
     a, b = dataset.clips["train"]
-    assert b == Clip(row=3, video="b", captions=("a\u2028cat",), file="/films/b.avi")
-    assert dataset.clips["test"] == [Clip(2, "c", ("a bird",), {"thing": "bird"}, "c")]
+    assert b == DatasetClip(row=3, video="b", captions=("a\u2028cat",), file="/films/b.avi")
+    assert dataset.clips["test"] == [DatasetClip(2, "c", ("a bird",), {"thing": "bird"}, "c")]
     assert dataset.clip_file(a) == folder / "clips" / "a.mp4"
     assert dataset.clip_file(b) == Path("/films/b.avi")
     np.testing.assert_array_equal(dataset.frames_of([b, a]).numpy(), np.load(folder / "frames.npy")[[3, 0]])

@@ -30,8 +30,8 @@ def command(tmp_path: Path, features: np.ndarray, captions: str) -> list[str]:
 
 def test_given_features_take_the_place_of_frames(tmp_path: Path) -> None:
     given = np.random.default_rng(0).normal(size=(3, 5, 7))
-    told = [{"video": name, "caption": "a dog", "row": row} for name, row in (("a", 2), ("b", 0))]
-    assert prepare.main(command(tmp_path, given, "\n".join(map(json.dumps, told)))) == 0
+    lines = [{"video": name, "caption": "a dog", "row": row} for name, row in (("a", 2), ("b", 0))]
+    assert prepare.main(command(tmp_path, given, "\n".join(map(json.dumps, lines)))) == 0
     dataset = Dataset.load(tmp_path / "out")
     assert dataset.frames is None
     assert dataset.features is not None
@@ -46,7 +46,7 @@ def test_given_features_take_the_place_of_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "rows", "said"),
+    ("shape", "rows", "message"),
     [
         ((2, 5, 7), [None, None, None], "tells of 3 clips, .* has 2 rows"),
         ((2, 5, 7), [0, 2], "speaks of row 2, .* has 2, from 0"),
@@ -56,11 +56,11 @@ def test_given_features_take_the_place_of_frames(tmp_path: Path) -> None:
     ],
 )
 def test_features_that_do_not_fit_their_clips_are_refused(
-    tmp_path: Path, shape: tuple[int, ...], rows: list[int | None], said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, shape: tuple[int, ...], rows: list[int | None], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = [json.dumps({"video": str(n), "caption": "a dog", "row": row}) for n, row in enumerate(rows)]
-    assert prepare.main(command(tmp_path, np.zeros(shape), "\n".join(told))) == 2
-    assert re.search(said, capsys.readouterr().err)
+    lines = [json.dumps({"video": str(n), "caption": "a dog", "row": row}) for n, row in enumerate(rows)]
+    assert prepare.main(command(tmp_path, np.zeros(shape), "\n".join(lines))) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_features_with_a_hole_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

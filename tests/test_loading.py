@@ -13,9 +13,9 @@ import torch
 
 from etenet.model.vocabulary import Vocabulary
 from tests.conftest import wait_until
-from training.data.datasets import Clip, Dataset, Sentences
+from training.data.datasets import Dataset, DatasetClip, Sentences
 from training.loop.loading import Loader, read_ahead
-from training.loop.order import Example
+from training.loop.order import TrainingExample
 
 VOCABULARY = Vocabulary(["a", "dog", "cat", "runs"])
 CPU = torch.device("cpu")
@@ -33,10 +33,10 @@ def test_what_is_read_ahead_is_what_is_read_one_by_one(count: int, ahead: int) -
 
 def test_the_next_ones_are_read_meanwhile_and_no_more_than_those() -> None:
     begun: list[int] = []
-    with closing(read_ahead(begun.append, range(100), 3)) as found:
-        next(found)
+    with closing(read_ahead(begun.append, range(100), 3)) as reader:
+        next(reader)
         wait_until(lambda: len(begun) == 4, 10)
-        next(found)
+        next(reader)
         wait_until(lambda: len(begun) == 5, 10)
     assert begun == [0, 1, 2, 3, 4]
 
@@ -45,10 +45,10 @@ def test_an_error_comes_in_its_turn_and_leaves_no_thread() -> None:
     def read(number: int) -> int:
         return 10 // (3 - number)
 
-    found = read_ahead(read, range(9))
-    assert [next(found) for _ in range(3)] == [3, 5, 10]
+    reader = read_ahead(read, range(9))
+    assert [next(reader) for _ in range(3)] == [3, 5, 10]
     with pytest.raises(ZeroDivisionError):
-        next(found)
+        next(reader)
     assert not readers()
 
 
@@ -61,8 +61,8 @@ def test_who_leaves_early_leaves_no_thread_and_waits_for_no_more_than_one_read()
         if number:
             go_on.wait(10)
 
-    with closing(read_ahead(read, range(100), 5)) as found:
-        next(found)
+    with closing(read_ahead(read, range(100), 5)) as reader:
+        next(reader)
         wait_until(lambda: len(begun) == 2, 10)
         threading.Timer(0.2, go_on.set).start()
     assert begun == [0, 1]
@@ -74,34 +74,36 @@ def dataset(tmp_path: Path) -> Dataset:
     """Twelve clips of noise, in a file."""
     pixels = np.random.default_rng(0).integers(256, size=(12, 2, 6, 6, 3), dtype=np.uint8)
     np.save(tmp_path / "frames.npy", pixels)
-    clips = [Clip(row=row, video=str(row), captions=("a dog runs", "a cat")) for row in range(12)]
+    clips = [DatasetClip(row=row, video=str(row), captions=("a dog runs", "a cat")) for row in range(12)]
     return Dataset(tmp_path, {"train": clips}, np.load(tmp_path / "frames.npy", mmap_mode="r"))
 
 
 @pytest.fixture
-def batches(dataset: Dataset) -> list[list[Example]]:
+def batches(dataset: Dataset) -> list[list[TrainingExample]]:
     """Of three clips each, in no order; every other one is seen in a mirror."""
     order = np.random.default_rng(1).permutation(12)
-    examples = [Example(dataset.clips["train"][row], ("a dog runs", "a cat"), bool(row % 2)) for row in order]
+    examples = [TrainingExample(dataset.clips["train"][row], ("a dog runs", "a cat"), bool(row % 2)) for row in order]
     return [examples[start : start + 3] for start in range(0, 12, 3)]
 
 
 def test_batches_hold_the_frames_of_their_clips_mirrored_where_asked(
-    dataset: Dataset, batches: list[list[Example]]
+    dataset: Dataset, batches: list[list[TrainingExample]]
 ) -> None:
     loader = Loader(dataset, VOCABULARY, 2, CPU)
     with loader.ahead(iter(batches)) as load:
         loaded = [load(batch) for batch in batches]
-    for batch, (seen, sentences) in zip(batches, loaded, strict=True):
+    for batch, (inputs, sentences) in zip(batches, loaded, strict=True):
         rows = [dataset.frames[example.clip.row] for example in batch]
         expected = [row[..., ::-1, :] if e.mirrored else row for row, e in zip(rows, batch, strict=True)]
-        np.testing.assert_array_equal(seen.numpy(), np.stack(expected))
-        said = Sentences.encode([example.captions for example in batch], VOCABULARY, 2)
-        assert torch.equal(sentences.target, said.target)
+        np.testing.assert_array_equal(inputs.numpy(), np.stack(expected))
+        encoded = Sentences.encode([example.captions for example in batch], VOCABULARY, 2)
+        assert torch.equal(sentences.target, encoded.target)
     assert loader.waited_s > 0
 
 
-def test_known_features_stand_for_frames_and_have_no_mirror(dataset: Dataset, batches: list[list[Example]]) -> None:
+def test_known_features_stand_for_frames_and_have_no_mirror(
+    dataset: Dataset, batches: list[list[TrainingExample]]
+) -> None:
     features = np.random.default_rng(0).normal(size=(12, 2, 5)).astype(np.float32)
     loader = Loader(replace(dataset, frames=None), VOCABULARY, 20, CPU, features)
     with loader.ahead(batches) as load:
@@ -109,7 +111,9 @@ def test_known_features_stand_for_frames_and_have_no_mirror(dataset: Dataset, ba
             np.testing.assert_array_equal(load(batch)[0].numpy(), features[[example.clip.row for example in batch]])
 
 
-def test_batches_in_another_order_than_announced_are_refused(dataset: Dataset, batches: list[list[Example]]) -> None:
+def test_batches_in_another_order_than_announced_are_refused(
+    dataset: Dataset, batches: list[list[TrainingExample]]
+) -> None:
     loader = Loader(dataset, VOCABULARY, 20, CPU)
     with loader.ahead(batches) as load, pytest.raises(AssertionError, match="in the order in which"):
         load(batches[1])

@@ -40,7 +40,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def jsonl(path: Path, captions: dict[str, tuple[str, list[str]]]) -> Path:
-    entries = [{"video": name, "split": split, "captions": said} for name, (split, said) in captions.items()]
+    entries = [{"video": name, "split": split, "captions": sentences} for name, (split, sentences) in captions.items()]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return path
 
@@ -80,8 +80,8 @@ def test_own_clips_become_a_dataset(own_clips: list[str], tmp_path: Path, capsys
     for clip in (clip for clips in dataset.clips.values() for clip in clips):
         file = dataset.clip_file(clip)
         assert file == tmp_path / "clips" / f"{clip.video}.mp4"
-        seen = sample_frames(file.read_bytes(), resize_px=24).frames
-        np.testing.assert_array_equal(dataset.frames_of([clip])[0].numpy(), seen)
+        sampled = sample_frames(file.read_bytes(), resize_px=24).frames
+        np.testing.assert_array_equal(dataset.frames_of([clip])[0].numpy(), sampled)
     assert json.loads((out / "vocabulary.json").read_text()) == {
         "words": ["a", "dog", "runs", "on", "and", "cat", "sleeps", "the"],
         "splits": "train",
@@ -119,9 +119,9 @@ def test_other_arguments_on_the_same_folder_are_refused(
     before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     capsys.readouterr()
     assert prepare.main([*command, *other]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert f"out was begun with {other[0][2:].replace('-', '_')} = " in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"out was begun with {other[0][2:].replace('-', '_')} = " in error
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
@@ -151,9 +151,9 @@ def test_what_cannot_be_used_is_skipped_listed_and_tried_again(
         "e": (None, "missing_file"),
     }
     assert [line["video"] for line in lines(out / "manifest.jsonl")] == ["b", "c", "d"]
-    said = capsys.readouterr().err
-    assert "  skipped: 3 clips, listed in " in said
-    assert "    e: no file is called e; put it among the clips" in said
+    error = capsys.readouterr().err
+    assert "  skipped: 3 clips, listed in " in error
+    assert "    e: no file is called e; put it among the clips" in error
     assert "dog" not in Dataset.load(out).vocabulary().known_words
 
     (clips / "a.mp4").write_bytes(whole)
@@ -205,8 +205,8 @@ def test_a_dataset_folder_may_be_moved_with_its_clips(tmp_path: Path, monkeypatc
     dataset = Dataset.load(tmp_path / "moved")
     (clip,) = dataset.clips["test"]
     assert dataset.clip_file(clip) == tmp_path / "moved" / "clips" / f"{few[1].name}.mp4"
-    seen = sample_frames(dataset.clip_file(clip).read_bytes(), resize_px=118).frames
-    np.testing.assert_array_equal(dataset.frames_of([clip])[0].numpy(), seen)
+    sampled = sample_frames(dataset.clip_file(clip).read_bytes(), resize_px=118).frames
+    np.testing.assert_array_equal(dataset.frames_of([clip])[0].numpy(), sampled)
     assert list(clip.captions) == world.references(few[1])
     assert world.Combination(**clip.labels) == few[1].combination
 
@@ -222,7 +222,7 @@ def test_the_demo_world_can_be_seen_in_part_and_by_a_larger_encoder(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["folder", "--captions", "none.json", "--clips", "."], "cannot read none.json: No such file or directory"),
         (["folder", "--captions", "c.json", "--clips", "none"], "none is not a folder; name the one that holds the"),
@@ -237,20 +237,20 @@ def test_wrong_use_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.json").write_text('{"c.json": "a dog", "d": "a cat", "e": "a bird"}')
     assert prepare.main([*arguments, "--out", "out"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"training.prepare {arguments[0]}: ")
-    assert re.search(said, error)
+    assert re.search(message, error)
     assert error.count("\n") == 1
 
 
 def test_the_real_clips_become_a_dataset_without_the_broken_one(reference_data: Path, tmp_path: Path) -> None:
-    told: dict[str, Any] = json.loads((reference_data / "clips_captions.json").read_text())
-    captions = {name: (SPLITS[clip["split"]], clip["captions"]) for name, clip in told.items()}
+    described: dict[str, Any] = json.loads((reference_data / "clips_captions.json").read_text())
+    captions = {name: (SPLITS[clip["split"]], clip["captions"]) for name, clip in described.items()}
     captions["odd_clips/invalid-bitstream.webm"] = ("train", ["nothing to see"])
     source = ["--captions", str(jsonl(tmp_path / "f.jsonl", captions)), "--clips", str(reference_data)]
     assert prepare.main(["folder", *source, *SIZE, "--out", str(tmp_path / "out")]) == 1
@@ -259,20 +259,20 @@ def test_the_real_clips_become_a_dataset_without_the_broken_one(reference_data: 
     assert skipped["error"]["code"] == "undecodable_video"
     dataset = Dataset.load(tmp_path / "out")
     clips = {clip.video: clip for of_split in dataset.clips.values() for clip in of_split}
-    assert clips.keys() == told.keys()
+    assert clips.keys() == described.keys()
     assert len(clips) == 42
     for name, clip in clips.items():
-        assert list(clip.captions) == [" ".join(caption.split()) for caption in told[name]["captions"]]
-        seen = sample_frames((reference_data / name).read_bytes(), resize_px=24).frames
-        np.testing.assert_array_equal(dataset.frames_of([clip])[0].numpy(), seen, err_msg=name)
+        assert list(clip.captions) == [" ".join(caption.split()) for caption in described[name]["captions"]]
+        sampled = sample_frames((reference_data / name).read_bytes(), resize_px=24).frames
+        np.testing.assert_array_equal(dataset.frames_of([clip])[0].numpy(), sampled, err_msg=name)
     known = set(dataset.vocabulary().known_words)
-    assert known == {word for clip in dataset.clips["train"] for said in clip.captions for word in words(said)}
+    assert known == {word for clip in dataset.clips["train"] for caption in clip.captions for word in words(caption)}
 
 
 def test_distributed_msvd_and_msrvtt_become_datasets_of_the_clips_that_are_there(
     reference_data: Path, tmp_path: Path
 ) -> None:
-    told: dict[str, Any] = json.loads((reference_data / "clips_captions.json").read_text())
+    described: dict[str, Any] = json.loads((reference_data / "clips_captions.json").read_text())
     corpus = msvd_csv(tmp_path / "c.csv", json.loads((reference_data / "msvd" / "captions_by_clip.json").read_text()))
     annotations = [str(path) for path in sorted((reference_data / "msrvtt").glob("*.zip"))]
     for name, source in (("msvd", ["--csv", str(corpus)]), ("msrvtt", ["--annotations", *annotations])):
@@ -280,7 +280,7 @@ def test_distributed_msvd_and_msrvtt_become_datasets_of_the_clips_that_are_there
         clips = ["--clips", str(reference_data / name / "clips")]
         assert prepare.main([name, *source, *clips, *SIZE, "--out", str(out)]) == 1
         prepared = {Path(line["file"]).name: line for line in lines(out / "manifest.jsonl")}
-        there = {Path(path).name: clip for path, clip in told.items() if path.startswith(name)}
+        there = {Path(path).name: clip for path, clip in described.items() if path.startswith(name)}
         assert prepared.keys() == there.keys()
         for file, line in prepared.items():
             assert line["split"] == SPLITS[there[file]["split"]]

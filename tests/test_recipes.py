@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from etenet.errors import UsageError
-from training.data.datasets import Clip
+from training.data.datasets import DatasetClip
 from training.demo import world
 from training.loop.order import epoch_windows, examples_per_epoch
 from training.recipes import RECIPES, Stage, overridden
@@ -31,7 +31,7 @@ def test_the_full_size_demo_takes_what_its_docstring_says() -> None:
     assert all(stage.tokenizer == "none" and not stage.meteor for stage in recipe.stages.values())  # no Java
     rendered = list(world.clips(train_per_combination=3))
     clips = [
-        Clip(row=row, video=clip.name, captions=tuple(world.references(clip)))
+        DatasetClip(row=row, video=clip.name, captions=tuple(world.references(clip)))
         for row, clip in enumerate(rendered)
         if clip.split == "train"
     ]
@@ -72,7 +72,7 @@ def test_a_wrong_setting_is_named_with_its_mend(setting: str, message: str) -> N
         overridden(RECIPES["demo"](), 2, [setting])
 
 
-CLIPS = [Clip(row=n, video=f"v{n}", captions=tuple(f"{n} {i}" for i in range(1 + n % 4))) for n in range(10)]
+CLIPS = [DatasetClip(row=n, video=f"v{n}", captions=tuple(f"{n} {i}" for i in range(1 + n % 4))) for n in range(10)]
 
 
 def stage(**fields: object) -> Stage:
@@ -96,8 +96,8 @@ def epoch(of: Stage, number: int) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def test_an_epoch_of_captions_says_every_sentence_once() -> None:
-    said = [caption for _, captions in epoch(stage(), 0) for caption in captions]
-    assert sorted(said) == sorted(caption for clip in CLIPS for caption in clip.captions)
+    captions = [caption for _, captions in epoch(stage(), 0) for caption in captions]
+    assert sorted(captions) == sorted(caption for clip in CLIPS for caption in clip.captions)
 
 
 def test_an_epoch_of_clips_visits_every_clip_once_with_as_many_different_sentences_as_there_are() -> None:

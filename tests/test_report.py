@@ -40,13 +40,13 @@ class Page(HTMLParser):
         self.text += data
 
     def pictures(self) -> list[Image.Image]:
-        found = []
+        pictures = []
         for tag, attributes in self.tags:
             if tag == "img":
                 kind, _, data = (attributes["src"] or "").partition(",")
                 assert kind == "data:image/jpeg;base64"
-                found.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True))))
-        return found
+                pictures.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True))))
+        return pictures
 
 
 def example(
@@ -100,9 +100,9 @@ def test_hostile_text_is_shown_and_not_obeyed(where: str) -> None:
 def test_pictures_are_a_few_frames_from_first_to_last(
     shape: tuple[int, int, int], pictures: int, size_px: tuple[int, int]
 ) -> None:
-    found = Page(report.html("t", {}, [example(shape=shape)])).pictures()
-    assert [picture.size for picture in found] == [size_px] * pictures
-    brightness = [np.asarray(picture).mean() for picture in found]
+    shown = Page(report.html("t", {}, [example(shape=shape)])).pictures()
+    assert [picture.size for picture in shown] == [size_px] * pictures
+    brightness = [np.asarray(picture).mean() for picture in shown]
     wanted = np.linspace(0, 255, shape[0])[[0, -1]]
     assert brightness == sorted(brightness)
     assert [brightness[0], brightness[-1]] == pytest.approx(wanted if pictures > 1 else [0, 0], abs=2)

@@ -86,7 +86,7 @@ def test_what_a_crash_left_unfinished_is_removed(tmp_path: Path) -> None:
 KILLED_SAVES = """
 import os, signal, sys
 from pathlib import Path
-from training import snapshots
+from training.loop import snapshots
 from tests.test_snapshots import contents
 
 

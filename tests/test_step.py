@@ -15,9 +15,9 @@ from etenet.model.decoder import Decoder
 from etenet.model.encoder import Encoder, default_preprocessing, feature_size
 from etenet.model.etenet import EtENet
 from etenet.model.vocabulary import Vocabulary
-from training.data.datasets import Clip, Sentences
+from training.data.datasets import DatasetClip, Sentences
 from training.loop.memory import checkpoint_activations
-from training.loop.order import Example
+from training.loop.order import TrainingExample
 from training.loop.processes import Processes
 from training.loop.step import Trainee, accumulate
 from training.recipes import Stage
@@ -47,12 +47,15 @@ def trainee(encoder: str = "squeezenet1_1") -> Trainee:
     return Trainee(EtENet(Encoder(encoder), Decoder(sizes)), PREPROCESSING, STAGE).double()
 
 
-def examples(count: int) -> list[Example]:
+def examples(count: int) -> list[TrainingExample]:
     """Sentences of one to seven words."""
-    return [Example(Clip(row=n, video=str(n), captions=()), (" ".join("abcdefgh"[: 1 + n % 7]),)) for n in range(count)]
+    return [
+        TrainingExample(DatasetClip(row=n, video=str(n), captions=()), (" ".join("abcdefgh"[: 1 + n % 7]),))
+        for n in range(count)
+    ]
 
 
-def load(batch: Sequence[Example]) -> tuple[Tensor, Sentences]:
+def load(batch: Sequence[TrainingExample]) -> tuple[Tensor, Sentences]:
     """Two frames per clip, a function of the clip's row."""
     side = PREPROCESSING.resize_px
     frames = [
@@ -66,9 +69,9 @@ def gradients_and_weights(count: int, micro_batch: int) -> dict[str, Tensor]:
     network = trainee()
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     accumulate(network, examples(count), load, micro_batch=micro_batch, processes=Processes())
-    found = {f"gradient of {name}": p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    gradients = {f"gradient of {name}": p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     optimizer.step()
-    return found | {name: p.detach().clone() for name, p in network.named_parameters()}
+    return gradients | {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
 @pytest.mark.parametrize(("count", "cuts"), [(512, (512, 64, 8)), (37, (37, 8, 5))])
@@ -125,12 +128,12 @@ def test_the_attention_penalty_is_in_the_gradient() -> None:
 
 @pytest.mark.parametrize("encoder", ["squeezenet1_1", "resnet18"])
 def test_checkpointed_activations_give_the_same_gradients(encoder: str) -> None:
-    found = []
+    gradients = []
     for checkpointed in (False, True):
         network = trainee(encoder)
         if checkpointed:
             checkpoint_activations(network.model.encoder.network)
         accumulate(network, examples(3), load, micro_batch=3, processes=Processes())
-        found.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)

@@ -16,7 +16,7 @@ from etenet.model.encoder import Encoder
 from etenet.model.preprocess import preprocess
 from etenet.model.pretrained import load_encoder
 from training import recipes, stills
-from training.data.datasets import Clip, Dataset
+from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
 from training.recipes import Stills, overridden
 
@@ -38,7 +38,7 @@ def dataset() -> Dataset:
         if what.thing in THINGS and what.scene in SCENES and what.motion in ("standing", "bouncing"):
             split = "validation" if clip.seed % 6 == 0 else "train"
             labels = {"thing": what.thing, "scene": what.scene}
-            clips[split].append(Clip(row=len(frames), video=clip.name, captions=("a",), labels=labels))
+            clips[split].append(DatasetClip(row=len(frames), video=clip.name, captions=("a",), labels=labels))
             frames.append(np.stack(list(world.frames(clip, count=16, size_px=(side, side)))))
     return Dataset(Path(), clips, np.stack(frames))
 
@@ -48,7 +48,7 @@ def norms(encoder: Encoder) -> list[nn.BatchNorm2d]:
 
 
 @torch.no_grad()
-def seen(encoder: Encoder, dataset: Dataset, clips: list[Clip]) -> torch.Tensor:
+def features_of(encoder: Encoder, dataset: Dataset, clips: list[DatasetClip]) -> torch.Tensor:
     """Features (B, L, D)."""
     return encoder(preprocess(dataset.frames_of(clips), RECIPE.preprocessing()).flatten(0, 1)).view(len(clips), 16, -1)
 
@@ -59,16 +59,16 @@ def test_batch_norm_learns_and_its_statistics_serve_when_frozen(
     taught = stills.teach(dataset, RECIPE, torch.device("cpu"))
     assert all(norm.running_mean.abs().max() > 0.01 for norm in norms(taught))
     assert all((norm.weight != 1).any() and (norm.bias != 0).any() for norm in norms(taught))
-    (told,) = re.findall(r"step 60: .*thing ([\d.]+)%, scene ([\d.]+)%", capfd.readouterr().err)
-    assert min(map(float, told)) > 70  # things by chance: 33
+    (shares,) = re.findall(r"step 60: .*thing ([\d.]+)%, scene ([\d.]+)%", capfd.readouterr().err)
+    assert min(map(float, shares)) > 70  # things by chance: 33
 
     torch.save(taught.state_dict(), tmp_path / "encoder.pt")
     frozen = load_encoder("resnet18", tmp_path / "encoder.pt").train()
     train, unseen = dataset.clips["train"], dataset.clips["validation"]
     centres = torch.stack(
-        [seen(frozen, dataset, [c for c in train if c.labels["thing"] == t]).mean((0, 1)) for t in THINGS]
+        [features_of(frozen, dataset, [c for c in train if c.labels["thing"] == t]).mean((0, 1)) for t in THINGS]
     )
-    named = torch.cdist(seen(frozen, dataset, unseen), centres).argmin(-1)
+    named = torch.cdist(features_of(frozen, dataset, unseen), centres).argmin(-1)
     right = torch.tensor([THINGS.index(clip.labels["thing"]) for clip in unseen])
     assert (named == right[:, None]).float().mean() > 0.6
     for before, after in zip(norms(taught), norms(frozen), strict=True):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from etenet.errors import UsageError
 from etenet.model.encoder import default_preprocessing
 from training.data import given_features, sources
-from training.data.dataset_folder import DEFAULT_MAX_WORDS, Entry, Wishes, write
+from training.data.dataset_folder import DEFAULT_MAX_WORDS, DatasetOptions, Entry, write
 from training.data.frame_cache import CacheLog, Failure, Job, fill
 from training.data.sources import SourceClip
 from training.data.wording import Wording
@@ -73,20 +73,22 @@ def prepare_features(options: argparse.Namespace) -> int:
     with CacheLog(options.out, _made_from(options, list(clips.values()))):
         given_features.copy(options.features, options.out / "features.npy")
         entries = _entries(clips)
-        return write(options.out, entries, _without_captions(entries), _wishes(options))
+        return write(options.out, entries, _without_captions(entries), _dataset_options(options))
 
 
 def _prepare(clips: Sequence[SourceClip], options: argparse.Namespace) -> int:
     if options.resize_px is None:
         options.resize_px = default_preprocessing(options.encoder).resize_px
     with CacheLog(options.out, _made_from(options, clips)) as log:
-        found = {row: clip for row, clip in enumerate(clips) if clip.file is not None}
-        entries = _entries(found)
+        with_file = {row: clip for row, clip in enumerate(clips) if clip.file is not None}
+        entries = _entries(with_file)
         failures = _without_captions(entries)
-        jobs = [Job(row, clip.file, clip.render) for row, clip in found.items() if clip.file and row not in failures]
+        jobs = [
+            Job(row, clip.file, clip.render) for row, clip in with_file.items() if clip.file and row not in failures
+        ]
         failures |= fill(options.out, jobs, log, rows=len(clips), resize_px=options.resize_px)
         missing = [clip for clip in clips if clip.file is None]
-        return write(options.out, entries, failures, _wishes(options), missing=missing)
+        return write(options.out, entries, failures, _dataset_options(options), missing=missing)
 
 
 def _entries(clips: Mapping[int, SourceClip]) -> list[Entry]:
@@ -114,10 +116,12 @@ def _absolute(value: object) -> object:
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
-def _wishes(options: argparse.Namespace) -> Wishes:
+def _dataset_options(options: argparse.Namespace) -> DatasetOptions:
     known = RECIPES.get(options.dataset)
     max_words = options.max_words or (known().max_words if known else DEFAULT_MAX_WORDS)
-    return Wishes(vocabulary_from=options.vocabulary_from, minimum_count=options.minimum_count, max_words=max_words)
+    return DatasetOptions(
+        vocabulary_from=options.vocabulary_from, minimum_count=options.minimum_count, max_words=max_words
+    )
 
 
 def _shares(options: argparse.Namespace) -> sources.Shares:

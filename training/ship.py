@@ -17,7 +17,7 @@ import torch
 import etenet
 from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
-from training.data.datasets import Clip, Dataset
+from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
 from training.evaluate import caption_split, demo_accuracy
 
@@ -44,9 +44,9 @@ def ship(run: Path, dataset: Dataset, checkpoint: Path, examples: Path) -> dict[
     return {"clips": len(captions), "right": demo_accuracy(dataset.clips["test"], captions), "bytes": size}
 
 
-def choose_examples(dataset: Dataset, captions: dict[str, str]) -> list[Clip]:
+def choose_examples(dataset: Dataset, captions: dict[str, str]) -> list[DatasetClip]:
     """One rightly captioned test clip per motion, each with a thing and a scene that no other example has."""
-    chosen: list[Clip] = []
+    chosen: list[DatasetClip] = []
     for clip in dataset.clips["test"]:
         taken = {value for other in chosen for value in other.labels.values()}
         small = dataset.clip_file(clip).stat().st_size < MAX_EXAMPLE_BYTES

@@ -24,7 +24,7 @@ from etenet.model.config import Preprocessing
 from etenet.model.encoder import Encoder, feature_size
 from etenet.model.preprocess import preprocess
 from etenet.video.sampling import FRAMES_PER_CLIP
-from training.data.datasets import Clip, Dataset
+from training.data.datasets import Dataset, DatasetClip
 from training.loop.loading import read_ahead
 from training.loop.memory import keep_freed_memory
 from training.recipes import RECIPES, Recipe, Stills, overridden
@@ -61,7 +61,7 @@ def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
     if (stills := recipe.stills) is None:
         raise UsageError("this recipe starts from ImageNet; choose one that has stills, such as demo")
     torch.manual_seed(recipe.seed)
-    how, names = recipe.preprocessing(), _names(dataset)
+    preprocessing, names = recipe.preprocessing(), _names(dataset)
     model = StillsClassifier(Encoder(recipe.encoder), {a: len(of_it) for a, of_it in names.items()})
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=stills.learning_rate, weight_decay=stills.weight_decay)
@@ -75,7 +75,7 @@ def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
         closing(read_ahead(read, draws)) as batches,
     ):
         for step, batch in enumerate(batches, start=1):
-            loss = _loss(model, batch, how, device)
+            loss = _loss(model, batch, preprocessing, device)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -83,10 +83,10 @@ def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
             schedule.step()
             bar.update()
             if step % stills.report_every == 0 or step == stills.steps:
-                shares = _right(model, dataset, how, names, device)
+                shares = _right(model, dataset, preprocessing, names, device)
                 report = ", ".join(f"{attribute} {share:.1%}" for attribute, share in shares.items())
-                told = f"step {step}: loss {loss.item():.3f}; right on validation frames: {report}"
-                print(told, file=sys.stderr, flush=True)
+                line = f"step {step}: loss {loss.item():.3f}; right on validation frames: {report}"
+                print(line, file=sys.stderr, flush=True)
     return model.encoder.cpu()
 
 
@@ -111,13 +111,13 @@ def _read(dataset: Dataset, names: Mapping[str, Sequence[str]], draw: Draw, *, p
     return frames, {a: labels.pin_memory() if pinned else labels for a, labels in shown.items()}, mirrored
 
 
-def _labels(clips: Sequence[Clip], attribute: str, names: Sequence[str]) -> Tensor:
+def _labels(clips: Sequence[DatasetClip], attribute: str, names: Sequence[str]) -> Tensor:
     return torch.tensor([names.index(clip.labels[attribute]) for clip in clips])
 
 
-def _loss(model: StillsClassifier, batch: Batch, how: Preprocessing, device: torch.device) -> Tensor:
+def _loss(model: StillsClassifier, batch: Batch, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     pixels, shown, mirrored = batch
-    frames = preprocess(pixels.to(device, non_blocking=True), how)
+    frames = preprocess(pixels.to(device, non_blocking=True), preprocessing)
     frames = (frames.flip(-1) if mirrored else frames).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16):
         scores = model(frames)
@@ -129,7 +129,7 @@ def _loss(model: StillsClassifier, batch: Batch, how: Preprocessing, device: tor
 def _right(
     model: StillsClassifier,
     dataset: Dataset,
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     names: Mapping[str, Sequence[str]],
     device: torch.device,
 ) -> dict[str, float]:
@@ -137,7 +137,7 @@ def _right(
     clips, hits = dataset.clips["validation"], dict.fromkeys(ATTRIBUTES, 0)
     model.eval()
     for clip in clips:
-        frames = preprocess(dataset.frames_of([clip]).to(device), how).flatten(0, 1)
+        frames = preprocess(dataset.frames_of([clip]).to(device), preprocessing).flatten(0, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             scores = model(frames)
         for attribute in ATTRIBUTES:

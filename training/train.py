@@ -24,8 +24,8 @@ from etenet.model.etenet import EtENet
 from etenet.model.pretrained import load_encoder
 from training.data.datasets import Dataset
 from training.loop.memory import keep_freed_memory
-from training.loop.processes import joined
-from training.loop.stage import Run, Stopped, train_stage
+from training.loop.processes import init_processes
+from training.loop.stage import Interrupted, Run, train_stage
 from training.recipes import RECIPES, Recipe, overridden
 
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     recipe = overridden(RECIPES[options.recipe](), options.stage, options.set)
     dataset = Dataset.load(options.data)
-    with joined() as processes:
+    with init_processes() as processes:
         run = Run(
             recipe=recipe,
             stage_number=options.stage,
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         try:
             best = train_stage(run, _start(recipe, options.stage, dataset, options))
-        except Stopped as stopped:
+        except Interrupted as stopped:
             print(f"training: {stopped}", file=sys.stderr)
             return
         if processes.first:

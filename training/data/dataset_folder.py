@@ -29,7 +29,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wishes:
+class DatasetOptions:
     """What may change from one run to the next on the same folder."""
 
     vocabulary_from: Literal["train", "all"] = "train"
@@ -50,7 +50,7 @@ def write(
     out: Path,
     entries: Sequence[Entry],
     failures: Mapping[int, Failure],
-    wishes: Wishes,
+    options: DatasetOptions,
     missing: Sequence[SourceClip] = (),
 ) -> int:
     """Write all but the cache; says on stderr what there is, and returns the exit status.
@@ -60,13 +60,13 @@ def write(
     usable = [entry for entry in entries if entry.row not in failures]
     vocabulary = vocabulary_of(
         ((entry.clip.split, entry.wording) for entry in usable),
-        splits=wishes.vocabulary_from,
-        minimum_count=wishes.minimum_count,
+        splits=options.vocabulary_from,
+        minimum_count=options.minimum_count,
     )
     known = {
         "words": vocabulary.known_words,
-        "splits": wishes.vocabulary_from,
-        "minimum_count": wishes.minimum_count,
+        "splits": options.vocabulary_from,
+        "minimum_count": options.minimum_count,
     }
     skipped = [_skipped_line(out, entry.clip, failures[entry.row]) for entry in entries if entry.row in failures]
     for clip in missing:
@@ -75,7 +75,7 @@ def write(
     _write_lines(out / "skipped.jsonl", skipped)
     _write_lines(out / "vocabulary.json", [known])
     _write_lines(out / "manifest.jsonl", [_manifest_line(out, entry) for entry in usable])
-    print("\n".join(_report(out, entries, usable, skipped, vocabulary, wishes)), file=sys.stderr)
+    print("\n".join(_report(out, entries, usable, skipped, vocabulary, options)), file=sys.stderr)
     return 1 if skipped else 0
 
 
@@ -115,19 +115,19 @@ def _report(
     usable: Sequence[Entry],
     skipped: Sequence[Mapping[str, Any]],
     vocabulary: Vocabulary,
-    wishes: Wishes,
+    options: DatasetOptions,
 ) -> list[str]:
     clips = Counter(entry.clip.split for entry in usable)
     captions = Counter(entry.clip.split for entry in usable for _ in entry.wording.captions)
     dropped = sum(entry.wording.dropped for entry in entries)
-    too_long = sum(length > wishes.max_words for entry in usable for length in entry.wording.lengths)
+    too_long = sum(length > options.max_words for entry in usable for length in entry.wording.lengths)
     return [
         f"{out}: {len(usable)} clips",
         *(f"  {split}: {clips[split]} clips, {captions[split]} captions" for split in SPLITS),
-        f"  vocabulary: {len(vocabulary.known_words)} words that {wishes.vocabulary_from} captions"
-        f" use at least {wishes.minimum_count} times",
+        f"  vocabulary: {len(vocabulary.known_words)} words that {options.vocabulary_from} captions"
+        f" use at least {options.minimum_count} times",
         f"  captions dropped, as they hold no word: {dropped}",
-        f"  captions longer than {wishes.max_words} words, kept, and cut in training: {too_long}",
+        f"  captions longer than {options.max_words} words, kept, and cut in training: {too_long}",
         f"  skipped: {len(skipped)} clips" + (f", listed in {out / 'skipped.jsonl'}" if skipped else ""),
         *(f"    {line['video']}: {line['error']['message']}" for line in skipped[:REASONS_SHOWN]),
         *(["    ..."] if len(skipped) > REASONS_SHOWN else []),

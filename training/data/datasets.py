@@ -21,7 +21,7 @@ from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class DatasetClip:
     row: int  # of the frame cache
     video: str
     captions: tuple[str, ...]
@@ -34,7 +34,7 @@ class Dataset:
     """All splits of a dataset folder."""
 
     folder: Path
-    clips: dict[str, list[Clip]]  # by split
+    clips: dict[str, list[DatasetClip]]  # by split
     frames: NDArray[np.uint8] | None  # (N, L, resize_px, resize_px, 3), mapped from disk
     features: NDArray[np.float32] | None = None  # (N, L, D), mapped from disk, where given instead of frames
 
@@ -44,12 +44,12 @@ class Dataset:
         for file in (manifest, features if features.is_file() else frames):
             if not file.is_file():
                 raise UsageError(f"{file} is missing; make the dataset with python -m training.prepare")
-        clips: dict[str, list[Clip]] = {}
+        clips: dict[str, list[DatasetClip]] = {}
         try:
             for line in manifest.read_text().splitlines():
                 entry = json.loads(line)
                 split = entry.pop("split")
-                clips.setdefault(split, []).append(Clip(**entry | {"captions": tuple(entry["captions"])}))
+                clips.setdefault(split, []).append(DatasetClip(**entry | {"captions": tuple(entry["captions"])}))
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"{manifest} is damaged or of another version ({error}); prepare {folder} again"
@@ -75,17 +75,17 @@ class Dataset:
         middles = cache[(rows, *(size // 2 for size in cache.shape[1:-1]))]
         return hashlib.sha256(f"{cache.shape} {known}".encode() + middles.tobytes()).hexdigest()
 
-    def clip_file(self, clip: Clip) -> Path:
+    def clip_file(self, clip: DatasetClip) -> Path:
         if clip.file is None:
             raise UsageError(f"{self.folder} was made from features; it has no file of {clip.video} to look at")
         return self.folder / clip.file
 
-    def frames_of(self, clips: Sequence[Clip], *, pinned: bool = False) -> Tensor:
+    def frames_of(self, clips: Sequence[DatasetClip], *, pinned: bool = False) -> Tensor:
         """(B, L, resize_px, resize_px, 3) uint8, in pinned memory if asked for."""
         frames = self._all_frames()
         return _packed([frames[clip.row] for clip in clips], pinned)
 
-    def stills_of(self, clips: Sequence[Clip], moments: Sequence[int], *, pinned: bool = False) -> Tensor:
+    def stills_of(self, clips: Sequence[DatasetClip], moments: Sequence[int], *, pinned: bool = False) -> Tensor:
         """One frame of each clip, (B, resize_px, resize_px, 3) uint8."""
         frames = self._all_frames()
         return _packed([frames[clip.row, moment] for clip, moment in zip(clips, moments, strict=True)], pinned)

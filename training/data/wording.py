@@ -31,13 +31,13 @@ class Wording:
 
     @classmethod
     def of(cls, captions: Sequence[str]) -> Wording:
-        said = [(caption, words(caption)) for caption in map(clean_caption, captions)]
-        kept = [(caption, tokens) for caption, tokens in said if tokens]
+        tokenized = [(caption, words(caption)) for caption in map(clean_caption, captions)]
+        usable = [(caption, tokens) for caption, tokens in tokenized if tokens]
         return cls(
-            captions=tuple(caption for caption, _ in kept),
-            word_counts=Counter(word for _, tokens in kept for word in tokens),
-            lengths=tuple(len(tokens) for _, tokens in kept),
-            dropped=len(said) - len(kept),
+            captions=tuple(caption for caption, _ in usable),
+            word_counts=Counter(word for _, tokens in usable for word in tokens),
+            lengths=tuple(len(tokens) for _, tokens in usable),
+            dropped=len(tokenized) - len(usable),
         )
 
 

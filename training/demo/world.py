@@ -214,14 +214,14 @@ def named(caption: str) -> Combination:
     """What a caption names; an attribute that it does not name, or names twice differently, is an empty string."""
     text = " ".join(words(caption))
 
-    def said(phrases: tuple[str, ...]) -> bool:
+    def names_any(phrases: tuple[str, ...]) -> bool:
         return any(
             re.search(rf"\b{re.escape(phrase).replace(re.escape('{going}'), r'[a-z]+')}\b", text) for phrase in phrases
         )
 
     def only(candidates: dict[str, tuple[str, ...]]) -> str:
-        found = [name for name, phrases in candidates.items() if said(phrases)]
-        return found[0] if len(found) == 1 else ""
+        matches = [name for name, phrases in candidates.items() if names_any(phrases)]
+        return matches[0] if len(matches) == 1 else ""
 
     return Combination(
         thing=only({name: thing.nouns for name, thing in THINGS.items()}),

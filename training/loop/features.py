@@ -42,14 +42,14 @@ def cached_features(
     )
     description = file.with_suffix(".json")
     known = description.is_file() and description.read_text() == made_with and file.is_file()
-    if not processes.of_first(known):
+    if not processes.broadcast(known):
         unfinished = file.with_suffix(".unfinished")
         if not _compute(trainee, dataset, unfinished, batch_clips=batch_clips, processes=processes):
             return None
         if processes.first:
             os.replace(unfinished, file)
             description.write_text(made_with)
-        processes.of_first(None)
+        processes.broadcast(None)
     features: NDArray[np.float32] = np.load(file, mmap_mode="r")
     return features
 
@@ -62,27 +62,27 @@ def _compute(trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int
         file.parent.mkdir(parents=True, exist_ok=True)
         shape = (rows, dataset.frames_of(clips[:1]).shape[1], size)
         np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
-    processes.of_first(None)
+    processes.broadcast(None)
     features = np.lib.format.open_memmap(file, mode="r+")
     trainee.eval()
     stride, device = batch_clips * processes.count, processes.device
-    together = [clips[start : start + stride] for start in range(0, len(clips), stride)]
-    shares = [some[processes.rank :: processes.count] for some in together]
+    batches = [clips[start : start + stride] for start in range(0, len(clips), stride)]
+    shares = [batch[processes.rank :: processes.count] for batch in batches]
     read = partial(dataset.frames_of, pinned=device.type == "cuda")
     quiet = None if processes.first else True
     with (
         closing(read_ahead(read, filter(None, shares))) as frames,
         tqdm(total=len(clips), desc="features", unit="clip", disable=quiet) as bar,
     ):
-        for some, mine in zip(together, shares, strict=True):
-            if processes.asked_to_stop():
+        for batch, mine in zip(batches, shares, strict=True):
+            if processes.should_stop():
                 return False
             if mine:
-                seen = next(frames).to(device, non_blocking=True)
-                features[[clip.row for clip in mine]] = trainee.features(seen).cpu().numpy()
-            bar.update(len(some))
+                pixels = next(frames).to(device, non_blocking=True)
+                features[[clip.row for clip in mine]] = trainee.features(pixels).cpu().numpy()
+            bar.update(len(batch))
     features.flush()
-    processes.of_first(None)
+    processes.broadcast(None)
     return True
 
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from etenet.model.vocabulary import Vocabulary
-from training.data.datasets import Clip, Dataset, Sentences
-from training.loop.order import Example
+from training.data.datasets import Dataset, DatasetClip, Sentences
+from training.loop.order import TrainingExample
 from training.loop.step import Load
 
 AHEAD = 2  # batches: one being read, and one ready for whoever is slow once
@@ -69,25 +69,25 @@ class Loader:
         self.waited_s = 0.0
 
     @contextmanager
-    def ahead(self, batches: Iterable[Sequence[Example]]) -> Iterator[Load]:
+    def ahead(self, batches: Iterable[Sequence[TrainingExample]]) -> Iterator[Load]:
         """What loads these batches, asked for in this order, the next ones being read meanwhile."""
         self.waited_s = 0.0
-        with closing(read_ahead(self._read, batches)) as found:
+        with closing(read_ahead(self._read, batches)) as batches_read:
 
-            def load(examples: Sequence[Example]) -> tuple[Tensor, Sentences]:
+            def load(examples: Sequence[TrainingExample]) -> tuple[Tensor, Sentences]:
                 started = time.perf_counter()
-                read, seen, sentences = next(found)
+                read, inputs, sentences = next(batches_read)
                 self.waited_s += time.perf_counter() - started
                 assert read == examples, "batches are asked for in the order in which they were announced"
-                return self._mirrored(seen.to(self.device, non_blocking=True), examples), sentences.to(self.device)
+                return self._mirrored(inputs.to(self.device, non_blocking=True), examples), sentences.to(self.device)
 
             yield load
 
-    def seen(self, clips: Sequence[Clip]) -> Tensor:
+    def inputs(self, clips: Sequence[DatasetClip]) -> Tensor:
         """What the clips show, on the device: frames (B, L, resize_px, resize_px, 3) uint8, or features (B, L, D)."""
         return self._packed(clips).to(self.device, non_blocking=True)
 
-    def _read(self, examples: Sequence[Example]) -> tuple[Sequence[Example], Tensor, Sentences]:
+    def _read(self, examples: Sequence[TrainingExample]) -> tuple[Sequence[TrainingExample], Tensor, Sentences]:
         captions = [example.captions for example in examples]
         sentences = Sentences.encode(captions, self.vocabulary, self.max_words)
         packed = self._packed([example.clip for example in examples])
@@ -97,15 +97,15 @@ class Loader:
     def _pinned(self) -> bool:
         return self.device.type == "cuda"
 
-    def _packed(self, clips: Sequence[Clip]) -> Tensor:
+    def _packed(self, clips: Sequence[DatasetClip]) -> Tensor:
         if self.features is None:
             return self.dataset.frames_of(clips, pinned=self._pinned)
         features = torch.from_numpy(self.features[[clip.row for clip in clips]])
         return features.pin_memory() if self._pinned else features
 
-    def _mirrored(self, seen: Tensor, examples: Sequence[Example]) -> Tensor:
+    def _mirrored(self, inputs: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
         if self.features is None:
             for number, example in enumerate(examples):
                 if example.mirrored:
-                    seen[number] = seen[number].flip(-2)
-        return seen
+                    inputs[number] = inputs[number].flip(-2)
+        return inputs

@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from training.data.datasets import Clip
+from training.data.datasets import DatasetClip
 from training.recipes import Stage
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TrainingExample:
     """A clip and the K sentences to learn from it this time; `mirrored` says that left and right change places."""
 
-    clip: Clip
+    clip: DatasetClip
     captions: tuple[str, ...]
     mirrored: bool = False
 
 
 def epoch_windows(
-    clips: Sequence[Clip], stage: Stage, *, seed: int, stage_number: int, epoch: int
-) -> Iterator[list[Example]]:
+    clips: Sequence[DatasetClip], stage: Stage, *, seed: int, stage_number: int, epoch: int
+) -> Iterator[list[TrainingExample]]:
     """The examples of each optimizer step of an epoch; the last step may have fewer."""
     rng = np.random.default_rng([seed, stage_number, epoch])
     examples = [example for clip in clips for example in _examples(clip, stage, rng)]
@@ -38,15 +38,15 @@ def epoch_windows(
         ]
 
 
-def _examples(clip: Clip, stage: Stage, rng: np.random.Generator) -> Iterator[Example]:
+def _examples(clip: DatasetClip, stage: Stage, rng: np.random.Generator) -> Iterator[TrainingExample]:
     """Groups of K different captions, as far as there are enough; one group, or as many as hold all captions."""
     count, each = len(clip.captions), stage.captions_per_clip
     groups = 1 if stage.epoch_of == "clips" else -(-count // each)
     for group in np.resize(rng.permutation(count), (groups, each)):
-        yield Example(clip, tuple(clip.captions[i] for i in group))
+        yield TrainingExample(clip, tuple(clip.captions[i] for i in group))
 
 
-def examples_per_epoch(clips: Sequence[Clip], stage: Stage) -> int:
+def examples_per_epoch(clips: Sequence[DatasetClip], stage: Stage) -> int:
     """How many examples an epoch has."""
     if stage.epoch_of == "clips":
         return len(clips)

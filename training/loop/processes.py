@@ -38,11 +38,11 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
-    def together(self, module: nn.Module) -> nn.Module:
+    def ddp(self, module: nn.Module) -> nn.Module:
         """The module, such that its gradients become the mean over all processes."""
         return DistributedDataParallel(module, broadcast_buffers=False) if self.count > 1 else module
 
-    def total(self, value: float) -> float:
+    def all_reduce_sum(self, value: float) -> float:
         """The sum over all processes."""
         if self.count == 1:
             return value
@@ -50,11 +50,11 @@ class Processes:
         distributed.all_reduce(tensor)
         return tensor.item()
 
-    def asked_to_stop(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether any of us was: all get the same answer."""
-        return self.total(float(self.stop.is_set())) > 0
+        return self.all_reduce_sum(float(self.stop.is_set())) > 0
 
-    def of_first(self, value: ValueT) -> ValueT:
+    def broadcast(self, value: ValueT) -> ValueT:
         """Rank 0's value, for all; also a meeting point."""
         if self.count == 1:
             return value
@@ -64,7 +64,7 @@ class Processes:
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def init_processes() -> Iterator[Processes]:
     """Join the others, if `torchrun` started us, and take SIGTERM as a wish to stop at the next step."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")

@@ -25,21 +25,21 @@ from etenet.model.checkpoint import Checkpoint
 from etenet.model.encoder import Encoder
 from etenet.scoring.scores import Scorer
 from training import curves
-from training.data.datasets import Clip, Dataset
+from training.data.datasets import Dataset, DatasetClip
 from training.loop import snapshots
 from training.loop.features import cached_features, digest
-from training.loop.journal import Journal
 from training.loop.loading import Loader
 from training.loop.memory import checkpoint_activations
-from training.loop.order import Example, epoch_windows, examples_per_epoch
+from training.loop.order import TrainingExample, epoch_windows, examples_per_epoch
 from training.loop.processes import Processes
+from training.loop.run_log import RunLog
 from training.loop.step import Load, Trainee, accumulate, micro_batches
 from training.loop.validation import Validation, validate
 from training.recipes import Recipe, Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class Position:
     """Where a run stands: `window` optimizer steps into `epoch` (from 0), `step` steps in all."""
 
     epoch: int = 0
@@ -69,12 +69,12 @@ class Run:
         return self.recipe.stages[self.stage_number]
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """SIGTERM came, and everything is saved."""
 
 
 def train_stage(run: Run, start: Checkpoint) -> Path:
-    """Train `start` and return the path of the best checkpoint; raises `Stopped`."""
+    """Train `start` and return the path of the best checkpoint; raises `Interrupted`."""
     return _Training(run, start).finish()
 
 
@@ -94,8 +94,8 @@ class _Training:
         self.learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.trainee = Trainee(model, start.preprocessing, self.stage)
         self.optimizer = torch.optim.Adam(_parameter_groups(model, self.stage))
-        self.progress = self._restored()
-        self.shared = run.processes.together(self.trainee)
+        self.position = self._restored()
+        self.shared = run.processes.ddp(self.trainee)
         self.loader = Loader(
             run.dataset, start.vocabulary, start.max_words, run.processes.device, self._known_features()
         )
@@ -106,31 +106,31 @@ class _Training:
         )
         examples = examples_per_epoch(self._clips, self.stage)
         self.steps = self.stage.epochs * math.ceil(examples / self.stage.window_clips)
-        self.journal = Journal(
+        self.log = RunLog(
             run.folder,
             title=f"stage {run.stage_number}",
             clips=self.stage.epochs * examples,
             device=run.processes.device,
             silent=not run.processes.first,
         )
-        self.journal.go_on_from(
-            self.progress.log_bytes, self.progress.epoch * examples + self.progress.window * self.stage.window_clips
+        self.log.go_on_from(
+            self.position.log_bytes, self.position.epoch * examples + self.position.window * self.stage.window_clips
         )
         self.saved_at = time.monotonic()
 
     @property
-    def _clips(self) -> Sequence[Clip]:
+    def _clips(self) -> Sequence[DatasetClip]:
         return self.run.dataset.clips["train"]
 
     @property
-    def _validation(self) -> Sequence[Clip]:
+    def _validation(self) -> Sequence[DatasetClip]:
         return self.run.dataset.clips["validation"]
 
     def finish(self) -> Path:
         stage = self.stage
-        while self.progress.epoch < stage.epochs and self.progress.epochs_since_best < stage.patience_epochs:
+        while self.position.epoch < stage.epochs and self.position.epochs_since_best < stage.patience_epochs:
             self._epoch()
-        self.journal.close()
+        self.log.close()
         if self.run.processes.first:
             curves.write(self.run.folder)
         return self.best
@@ -138,26 +138,26 @@ class _Training:
     def _epoch(self) -> None:
         run, stage = self.run, self.stage
         every = epoch_windows(
-            self._clips, stage, seed=run.recipe.seed, stage_number=run.stage_number, epoch=self.progress.epoch
+            self._clips, stage, seed=run.recipe.seed, stage_number=run.stage_number, epoch=self.position.epoch
         )
-        windows = list(every)[self.progress.window :]
+        windows = list(every)[self.position.window :]
         batches = (batch for window in windows for batch in micro_batches(window, stage.batch_clips, run.processes))
         self.trainee.train()
         with self.loader.ahead(batches) as load:
             for window in windows:
                 self._step(window, load)
-                if run.processes.asked_to_stop():
+                if run.processes.should_stop():
                     self._save()
-                    raise Stopped(f"stopped after step {self.progress.step}; go on with --resume")
+                    raise Interrupted(f"stopped after step {self.position.step}; go on with --resume")
                 if time.monotonic() - self.saved_at >= run.save_every_s:
                     self._save()
-        self._end_epoch(run.processes.of_first(self._validate() if run.processes.first else None))
+        self._end_epoch(run.processes.broadcast(self._validate() if run.processes.first else None))
 
-    def _step(self, window: Sequence[Example], load: Load) -> None:
-        processes, progress = self.run.processes, self.progress
-        seeds = [self.run.recipe.seed, self.run.stage_number, progress.step, processes.rank]
+    def _step(self, window: Sequence[TrainingExample], load: Load) -> None:
+        processes, position = self.run.processes, self.position
+        seeds = [self.run.recipe.seed, self.run.stage_number, position.step, processes.rank]
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
-        share = _learning_rate_share(progress.step, self.steps, self.stage)
+        share = _learning_rate_share(position.step, self.steps, self.stage)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         self.optimizer.zero_grad()
@@ -165,42 +165,42 @@ class _Training:
         nn.utils.clip_grad_value_(self.learned.values(), self.stage.gradient_clip_value)
         self.optimizer.step()
         sentences = len(window) * self.stage.captions_per_clip
-        self.progress = replace(
-            progress,
-            window=progress.window + 1,
-            step=progress.step + 1,
-            epoch_loss=progress.epoch_loss + loss,
-            epoch_sentences=progress.epoch_sentences + sentences,
+        self.position = replace(
+            position,
+            window=position.window + 1,
+            step=position.step + 1,
+            epoch_loss=position.epoch_loss + loss,
+            epoch_sentences=position.epoch_sentences + sentences,
         )
-        self.journal.step(
+        self.log.step(
             clips=len(window),
             stage=self.run.stage_number,
-            epoch=progress.epoch + 1,
-            step=progress.step + 1,
+            epoch=position.epoch + 1,
+            step=position.step + 1,
             loss=loss / sentences,
             learning_rate=self.optimizer.param_groups[0]["lr"],
         )
 
     def _end_epoch(self, validation: Validation | None) -> None:
         assert validation is not None
-        progress, better = self.progress, validation.rank > self.progress.best
+        position, better = self.position, validation.rank > self.position.best
         if better and self.run.processes.first:
             checkpoints.save(self.checkpoint, self.best)
-        self.journal.epoch(
+        self.log.epoch(
             waited_s=self.loader.waited_s,
             stage=self.run.stage_number,
-            epoch=progress.epoch + 1,
-            step=progress.step,
-            train_loss=progress.epoch_loss / progress.epoch_sentences,
+            epoch=position.epoch + 1,
+            step=position.step,
+            train_loss=position.epoch_loss / position.epoch_sentences,
             validation_loss=validation.loss,
             scores=validation.scores,
             best=better,
         )
-        self.progress = Progress(
-            epoch=progress.epoch + 1,
-            step=progress.step,
-            best=validation.rank if better else progress.best,
-            epochs_since_best=0 if better else progress.epochs_since_best + 1,
+        self.position = Position(
+            epoch=position.epoch + 1,
+            step=position.step,
+            best=validation.rank if better else position.best,
+            epochs_since_best=0 if better else position.epochs_since_best + 1,
         )
         self._save()
 
@@ -209,7 +209,7 @@ class _Training:
             self.trainee,
             self.checkpoint,
             self._validation,
-            self.loader.seen,
+            self.loader.inputs,
             self.scorer,
             batch_clips=min(self.stage.batch_clips, 32),
         )
@@ -225,7 +225,7 @@ class _Training:
             processes=self.run.processes,
         )
         if features is None:
-            raise Stopped("stopped while computing features; start again to go on")
+            raise Interrupted("stopped while computing features; start again to go on")
         return features
 
     def _save(self) -> None:
@@ -236,29 +236,29 @@ class _Training:
             "made_with": self.made_with,
             "learned": {name: weight.detach() for name, weight in self.learned.items()},
             "optimizer": self.optimizer.state_dict(),
-            "progress": {**asdict(self.progress), "log_bytes": self.journal.flushed_bytes()},
+            "progress": {**asdict(self.position), "log_bytes": self.log.flushed_bytes()},
         }
-        snapshots.save(contents, self.snapshots, self.progress.step)
+        snapshots.save(contents, self.snapshots, self.position.step)
 
-    def _restored(self) -> Progress:
+    def _restored(self) -> Position:
         """Go on from the newest snapshot that is whole, if there is one."""
         if not self.run.resume:
             if any(self.snapshots.glob("*.pt")):
                 raise UsageError(f"{self.run.folder} holds a run; go on with --resume, or choose another --out")
-            return Progress()
+            return Position()
         snapshot = snapshots.load_newest(self.snapshots)
         if snapshot is None:
-            return Progress()
+            return Position()
         if changed := [key for key, value in self.made_with.items() if snapshot["made_with"].get(key) != value]:
             raise UsageError(f"{self.run.folder} was trained with another {', '.join(changed)}; choose another --out")
         with torch.no_grad():
             for name, weight in self.learned.items():
                 weight.copy_(snapshot["learned"][name])
         self.optimizer.load_state_dict(snapshot["optimizer"])
-        progress = Progress(**snapshot["progress"])
+        position = Position(**snapshot["progress"])
         if self.run.processes.first:
-            print(f"going on after step {progress.step}", file=sys.stderr, flush=True)
-        return progress
+            print(f"going on after step {position.step}", file=sys.stderr, flush=True)
+        return position
 
 
 def _made_with(run: Run, start: Checkpoint) -> dict[str, str]:

@@ -21,11 +21,11 @@ from etenet.model.preprocess import preprocess
 from training.data.datasets import Sentences
 from training.loop.compiling import CompiledForward, Compiler
 from training.loop.loss import sentence_losses
-from training.loop.order import Example
+from training.loop.order import TrainingExample
 from training.loop.processes import Processes
 from training.recipes import Stage
 
-Load = Callable[[Sequence[Example]], tuple[Tensor, Sentences]]  # what a clip shows, and what is said about it
+Load = Callable[[Sequence[TrainingExample]], tuple[Tensor, Sentences]]  # what a clip shows, and what is said about it
 
 
 class Trainee(nn.Module):
@@ -47,13 +47,13 @@ class Trainee(nn.Module):
         assert isinstance(self.model.encoder, Encoder)
         return self.model.encoder
 
-    def features(self, seen: Tensor) -> Tensor:
+    def features(self, inputs: Tensor) -> Tensor:
         """uint8 frames (B, L, resize_px, resize_px, 3), or features that are known already -> features (B, L, D)."""
-        if seen.dtype != torch.uint8:
-            return seen
+        if inputs.dtype != torch.uint8:
+            return inputs
         weights = self.model.decoder.embedding.weight
-        frames = preprocess(seen, self.preprocessing).to(weights.dtype)
-        with torch.autocast(seen.device.type, torch.bfloat16, enabled=self.stage.mixed_precision):
+        frames = preprocess(inputs, self.preprocessing).to(weights.dtype)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.stage.mixed_precision):
             encode = self.compiled if self.compiled and self.training and torch.is_grad_enabled() else self.model.encode
             return encode(frames).to(weights.dtype)
 
@@ -61,23 +61,25 @@ class Trainee(nn.Module):
         """features (B, L, D), K sentences per clip -> the loss of each (B, K)."""
         return sentence_losses(self.model.decoder, features, sentences, attention_penalty=self.stage.attention_penalty)
 
-    def forward(self, seen: Tensor, sentences: Sentences) -> Tensor:
-        return self.losses(self.features(seen), sentences)
+    def forward(self, inputs: Tensor, sentences: Sentences) -> Tensor:
+        return self.losses(self.features(inputs), sentences)
 
 
-def micro_batches(window: Sequence[Example], size: int, processes: Processes) -> list[Sequence[Example]]:
+def micro_batches(
+    window: Sequence[TrainingExample], size: int, processes: Processes
+) -> list[Sequence[TrainingExample]]:
     """What this process learns from, in order. Who has nothing to add must still take part, with an example."""
     mine = window[processes.rank :: processes.count] or window[:1]
     return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
 def accumulate(
-    trainee: nn.Module, window: Sequence[Example], load: Load, *, micro_batch: int, processes: Processes
+    trainee: nn.Module, window: Sequence[TrainingExample], load: Load, *, micro_batch: int, processes: Processes
 ) -> float:
     """Add the gradient of the window's mean loss, whatever the micro-batch; return the sum of its losses.
 
     Each sentence weighs 1 / (sentences in the window). Processes exchange gradients once, with the last
-    micro-batch. `trainee` is a `Trainee`, wrapped by `Processes.together`. Nobody waits for a GPU before the end.
+    micro-batch. `trainee` is a `Trainee`, wrapped by `Processes.ddp`. Nobody waits for a GPU before the end.
     """
     sentences = len(window) * len(window[0].captions)
     has_part = processes.rank < len(window)
@@ -90,7 +92,7 @@ def accumulate(
             losses = trainee(*load(examples))
             (losses.sum() * weight).backward()
         total += losses.detach().double().sum()
-    of_all = processes.total(total.item() * has_part)
+    of_all = processes.all_reduce_sum(total.item() * has_part)
     if not math.isfinite(of_all):
         raise UsageError("the loss is not finite any more; lower the learning rate (--set ...) and go on")
     return of_all

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from training.loop.memory import peak_bytes
 
 
-class Journal:
+class RunLog:
     """Silent in every process but the first."""
 
     def __init__(self, folder: Path, *, title: str, clips: int, device: torch.device, silent: bool) -> None:
