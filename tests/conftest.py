@@ -1,4 +1,4 @@
-"""What several test files share: the demo checkpoint, the examples, the reference data, and real servers."""
+"""Fixtures of several test files: the demo checkpoint, the examples, the reference data, and real servers."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--hostile", action="store_true", help="attack long instead of briefly (make test-hostile)")
+    parser.addoption("--hostile", action="store_true", help="run attacks at full length (make test-hostile)")
 
 
 @pytest.fixture(scope="session")
 def thorough(request: pytest.FixtureRequest) -> bool:
-    """Whether attacks shall be long."""
+    """Whether attacks run at full length."""
     return bool(request.config.getoption("--hostile"))
 
 
@@ -71,31 +71,31 @@ def reference_data() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     status: int
     content_type: str
     body: bytes
-    request_id: str = field(compare=False)  # no two are alike
+    request_id: str = field(compare=False)  # different for every request
 
     def json(self) -> Any:
         return json.loads(self.body)
 
 
-def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
-    """GET without a body, PUT with one; any status is an answer."""
+def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Response:
+    """GET without a body, PUT with one. An error status raises nothing."""
     request = urllib.request.Request(url, body, headers or {}, method="GET" if body is None else "PUT")
     if body is not None and not request.has_header("Content-type"):
         request.add_header("Content-type", "application/octet-stream")
     try:
         with _DIRECTLY.open(request, timeout=120) as response:
-            return _answer(response.status, response)
+            return _response(response.status, response)
     except urllib.error.HTTPError as error:
-        return _answer(error.code, error)
+        return _response(error.code, error)
 
 
-def _answer(status: int, response: Any) -> Answer:
+def _response(status: int, response: Any) -> Response:
     headers = response.headers
-    return Answer(status, headers.get("Content-Type", ""), response.read(), headers.get("X-Request-Id", ""))
+    return Response(status, headers.get("Content-Type", ""), response.read(), headers.get("X-Request-Id", ""))
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Server:
     process: subprocess.Popen[bytes]
     inference: str
     management: str
-    torchserve: str  # its own figures
+    torchserve: str  # the address of its own metrics
     exporter: str
     log: Path
 
@@ -114,24 +114,24 @@ class Server:
         return f"{self.inference}/predictions/etenet"
 
     def worker(self) -> psutil.Process | None:
-        """The process that captions, if it is ready."""
+        """The process that captions; None if none is ready."""
         (model,) = ask(f"{self.management}/models/etenet").json()
         for worker in model["workers"]:
             if worker["status"] == "READY":
                 return psutil.Process(worker["pid"])
         return None
 
-    def caption(self, body: bytes, **headers: str) -> Answer:
+    def caption(self, body: bytes, **headers: str) -> Response:
         return ask(self.predictions, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
     def figures(self) -> dict[str, float]:
         """Every sample of /metrics by its name, with its labels in braces."""
-        found = {}
+        samples = {}
         for family in text_string_to_metric_families(ask(f"{self.exporter}/metrics").body.decode()):
             for sample in family.samples:
                 labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
-                found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
-        return found
+                samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+        return samples
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -139,13 +139,13 @@ class Server:
 
 
 def is_open(port: int) -> bool:
-    """Whether somebody listens there."""
+    """Whether a program listens on the port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there and has not ended; one that nobody has waited for yet has."""
+    """Whether a process runs. A zombie, for which no parent has waited yet, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -153,8 +153,8 @@ def runs(pid: int) -> bool:
 
 
 def decoders_of(parent: int) -> list[int]:
-    """The decoder processes that a process has now."""
-    found = []
+    """The decoder processes of a process."""
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, above = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
@@ -162,13 +162,13 @@ def decoders_of(parent: int) -> list[int]:
         except OSError:
             continue
         if int(above) == parent and state not in "ZX" and b"decode_deadline_s" in command:
-            found.append(int(folder.name))
-    return sorted(found)
+            pids.append(int(folder.name))
+    return sorted(pids)
 
 
 @contextmanager
 def running_server(*arguments: str, config: Path | None = None, folder: Path = REPOSITORY) -> Iterator[Server]:
-    """Start `etenet serve` in a folder, on free ports, and wait until it says it is ready."""
+    """Start `etenet serve` in a folder, on free ports, and wait until it is ready."""
     with tempfile.TemporaryDirectory() as scratch:
         where = ServerConfig.read(config or config_on_free_ports(Path(scratch)))
         log = Path(scratch) / "serve.log"
@@ -191,11 +191,11 @@ def running_server(*arguments: str, config: Path | None = None, folder: Path = R
 
 
 def wait_until(condition: Callable[[], bool], deadline_s: float) -> None:
-    """Poll a condition; fails the test if it does not come true in time."""
+    """Poll a condition; the test fails if it does not become true in time."""
     end = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() > end:
-            pytest.fail(f"did not come true within {deadline_s} s")
+            pytest.fail(f"did not become true within {deadline_s} s")
         time.sleep(0.05)
 
 
@@ -208,7 +208,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def features_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of given features, too small to learn much from and fast to train on."""
+    """A data set of given features: too small to learn much, and fast to train on."""
     folder = tmp_path_factory.mktemp("features")
     clips, rng = [f"clip{number}" for number in range(16)], np.random.default_rng(0)
     np.save(folder / "given.npy", rng.normal(size=(len(clips), 4, 8)).astype(np.float32))
@@ -236,12 +236,12 @@ def alarm(tmp_path: Path) -> Iterator[Alarm]:
 
 @pytest.fixture
 def java_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a shell script in the place of Java."""
+    """Replace Java by a shell script."""
 
-    def put(script: str) -> None:
+    def replace(script: str) -> None:
         program = tmp_path / "java"
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         monkeypatch.setattr(java, "find_java", lambda: program)
 
-    return put
+    return replace

@@ -1,4 +1,4 @@
-"""A real nginx with the repository's configuration in front of a server."""
+"""A real nginx with the configuration of deploy/ in front of a server."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from benchmarks.rig.servers import free_ports
 from tests.conftest import REPOSITORY, Server, is_open, wait_until
 
 CONFIGURATION = REPOSITORY / "deploy" / "nginx"
-_BROUGHT = REPOSITORY / ".venv" / "debian"
+_DEBIAN = REPOSITORY / ".venv" / "debian"
 
 
 def program(name: str) -> str:
-    """A program from PATH, or from where `make test` puts what is not there."""
-    places = [os.environ["PATH"], *(str(_BROUGHT / folder) for folder in ("usr/sbin", "usr/bin"))]
-    found = shutil.which(name, path=os.pathsep.join(places))
-    if found is None:
-        pytest.fail(f"{name} is not here; `make test` brings it")
-    return found
+    """A program from PATH, or from the folder in which `make test` installs missing ones."""
+    folders = [os.environ["PATH"], *(str(_DEBIAN / folder) for folder in ("usr/sbin", "usr/bin"))]
+    path = shutil.which(name, path=os.pathsep.join(folders))
+    if path is None:
+        pytest.fail(f"{name} is missing; `make test` installs it")
+    return path
 
 
 @contextmanager
 def nginx(upstream: int, change: Callable[[Path], None] | None = None) -> Iterator[int]:
-    """nginx before the upstream's port, by the files of deploy/ but for ports and the change; gives its own port."""
+    """Run nginx with the files of deploy/, except for ports and the change; yields its port."""
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        folder.chmod(0o755)  # nginx's workers are not root even where it was started by root
+        folder.chmod(0o755)  # nginx's workers are not root, even if root started it
         for file in CONFIGURATION.iterdir():
             shutil.copy(file, folder)
         edit(folder / "listen.conf", "listen 80;", f"listen 127.0.0.1:{port};")
@@ -67,6 +67,6 @@ def edit(file: Path, old: str, new: str) -> None:
 
 @contextmanager
 def behind_nginx(server: Server) -> Iterator[Server]:
-    """The same server, asked through nginx."""
+    """The same server through nginx."""
     with nginx(int(server.inference.rpartition(":")[2])) as port:
         yield replace(server, inference=f"http://127.0.0.1:{port}")

@@ -1,5 +1,5 @@
-"""nginx before the server, with the configuration of deploy/: who asks well gets what the server says, whoever asks
-badly, slowly or too much is kept from it.
+"""nginx with the configuration of deploy/ in front of the server: good requests get the server's response; malformed,
+slow and too many requests do not reach it.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def port_of(server: Server) -> int:
     return int(server.inference.rpartition(":")[2])
 
 
-def answer_to(port: int, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
-    """What is answered to raw bytes, until the connection is closed: status, headers in lower case, body."""
+def response_to(port: int, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send raw bytes and read until the connection is closed: status, headers in lower case, body."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         for piece in pieces:
             connection.sendall(piece)
-        answer = b""
-        # A server that does not want to read the rest may hang up hard after it answered.
+        response = b""
+        # A server that does not read the rest may reset the connection after its response.
         with suppress(ConnectionResetError):
             while received := connection.recv(65536):
-                answer += received
-    head, _, body = answer.partition(b"\r\n\r\n")
+                response += received
+    head, _, body = response.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
     headers = (line.partition(": ") for line in lines)
     return int(status.split()[1]), {name.lower(): value for name, _, value in headers}, body
@@ -69,22 +69,22 @@ def request(target: str = "/predictions/etenet", *headers: str, method: str = "P
 
 
 @pytest.mark.parametrize(("path", "caption"), CAPTIONS, ids=lambda value: getattr(value, "stem", ""))
-def test_a_caption_comes_through(front: Server, path: Path, caption: str) -> None:
+def test_a_caption_passes(front: Server, path: Path, caption: str) -> None:
     assert front.caption(path.read_bytes()).json()["caption"] == caption
 
 
-def test_the_handler_speaks_for_itself(server: Server, front: Server) -> None:
+def test_responses_of_the_handler_pass_unchanged(server: Server, front: Server) -> None:
     for body, headers in ((b"hello", {}), (b"", {}), (CLIP, {"X_Etenet_Beam_Size": "many"}), (CLIP[:3000], {})):
         assert front.caption(body, **headers) == server.caption(body, **headers)
 
 
-def test_options_and_explanations_come_through(front: Server) -> None:
+def test_options_and_explanations_pass(front: Server) -> None:
     assert len(front.caption(CLIP, X_Etenet_Captions="3").json()["captions"]) == 3
     assert ask(f"{front.inference}/explanations/etenet", CLIP).json()["captions"][0]["attention"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "code"),
+    ("sent", "status", "code"),
     [
         (request("/models"), 404, "not_found"),
         (request("/metrics", method="GET"), 404, "not_found"),
@@ -100,33 +100,33 @@ def test_options_and_explanations_come_through(front: Server) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_request_for_a_caption_goes_no_further(front: Server, asked: bytes, status: int, code: str) -> None:
-    found, headers, body = answer_to(port_of(front), asked)
-    assert (found, json.loads(body)["error"]["code"]) == (status, code)
+def test_a_request_for_anything_else_does_not_pass(front: Server, sent: bytes, status: int, code: str) -> None:
+    actual, headers, body = response_to(port_of(front), sent)
+    assert (actual, json.loads(body)["error"]["code"]) == (status, code)
     assert headers["content-type"] == "application/json"
 
 
-def test_a_server_that_is_gone_is_said_to_be() -> None:
+def test_a_server_that_cannot_be_reached_is_a_bad_gateway() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        gone = closed.getsockname()[1]
-    with nginx(gone) as port:
-        status, headers, body = answer_to(port, request(length=5), b"hello")
+        unused = closed.getsockname()[1]
+    with nginx(unused) as port:
+        status, headers, body = response_to(port, request(length=5), b"hello")
     assert (status, json.loads(body)["error"]["code"]) == (502, "bad_gateway")
     assert int(headers["retry-after"]) > 0
 
 
-def test_a_server_that_says_nothing_is_given_up() -> None:
+def test_a_server_that_does_not_respond_is_a_gateway_timeout() -> None:
     def impatient(folder: Path) -> None:
         edit(folder / "nginx.conf", "proxy_read_timeout 120s", "proxy_read_timeout 1s")
 
     with socket.create_server(("127.0.0.1", 0)) as silent, nginx(silent.getsockname()[1], impatient) as port:
-        status, headers, body = answer_to(port, request(length=5), b"hello")
+        status, headers, body = response_to(port, request(length=5), b"hello")
     assert (status, json.loads(body)["error"]["code"]) == (504, "gateway_timeout")
     assert int(headers["retry-after"]) > 0
 
 
 @pytest.mark.parametrize(
-    ("asked", "answered", "status", "code"),
+    ("content_type", "upstream_header", "status", "code"),
     [
         ("video/mp4", "X-Etenet-Error: internal_error\r\n", 500, "internal_error"),
         ("multipart/form-data; boundary=x", "X-Etenet-Error: internal_error\r\n", 500, "internal_error"),
@@ -134,65 +134,65 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
         ("video/mp4", "", 502, "bad_gateway"),
     ],
 )
-def test_whose_failure_it_was_is_told_apart(asked: str, answered: str, status: int, code: str) -> None:
+def test_a_500_is_told_apart_by_its_origin(content_type: str, upstream_header: str, status: int, code: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as upstream, nginx(upstream.getsockname()[1]) as port:
         upstream.settimeout(10)
         with ThreadPoolExecutor(1) as client:
-            asking = client.submit(
-                answer_to, port, request("/predictions/etenet", f"Content-Type: {asked}", length=5), b"hello"
+            future = client.submit(
+                answer_to, port, request("/predictions/etenet", f"Content-Type: {content_type}", length=5), b"hello"
             )
             connection = upstream.accept()[0]
-            head = f"HTTP/1.1 500 x\r\n{answered}X-Request-Id: theirs\r\nContent-Length: 2\r\n\r\n{{}}"
+            head = f"HTTP/1.1 500 x\r\n{upstream_header}X-Request-Id: theirs\r\nContent-Length: 2\r\n\r\n{{}}"
             connection.sendall(head.encode())
-            found, headers, body = asking.result()
+            actual, headers, body = future.result()
             connection.close()
-    assert (found, json.loads(body)["error"]["code"]) == (status, code)
+    assert (actual, json.loads(body)["error"]["code"]) == (status, code)
     assert headers["x-request-id"] == "theirs"
 
 
-def test_who_finds_no_place_hears_so_at_once() -> None:
+def test_a_busy_server_refuses_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, nginx(silent.getsockname()[1]) as port:
-        waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(places())]
+        waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections_per_server())]
         for connection in waiting:
             connection.sendall(request(length=5) + b"hello")
         silent.settimeout(10)
-        taken = [silent.accept()[0] for _ in waiting]
-        status, headers, body = answer_to(port, request(length=5), b"hello")
-        for connection in (*waiting, *taken):
+        accepted = [silent.accept()[0] for _ in waiting]
+        status, headers, body = response_to(port, request(length=5), b"hello")
+        for connection in (*waiting, *accepted):
             connection.close()
     assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
     assert int(headers["retry-after"]) > 0
 
 
-def places() -> int:
+def connections_per_server() -> int:
     (count,) = re.findall(r"max_conns=(\d+)", (CONFIGURATION / "upstream.conf").read_text())
     return int(count)
 
 
-def test_it_lets_in_as_many_and_as_much_as_the_server_takes() -> None:
+def test_its_limits_are_those_of_the_server() -> None:
     config = ServerConfig.read(REPOSITORY / "config.properties")
     batch = yaml.safe_load((REPOSITORY / "handler" / "model-config.yaml").read_text())["batchSize"]
-    assert places() == config.queue + batch
+    assert connections_per_server() == config.queue + batch
     (largest,) = re.findall(r"client_max_body_size (\d+)m;", (CONFIGURATION / "nginx.conf").read_text())
     assert DecodeLimits().max_body_bytes < int(largest) * 2**20 <= config.max_body_bytes
 
 
-def test_a_body_that_calls_itself_a_form_is_captioned_all_the_same(front: Server) -> None:
-    """So do curl --data-binary and urllib."""
+def test_a_body_that_is_declared_a_form_is_captioned(front: Server) -> None:
+    """curl --data-binary and urllib declare every body one."""
     form = urllib.request.Request(front.predictions, data=CLIP, method="POST")
-    with urllib.request.urlopen(form, timeout=30) as answer:
+    with urllib.request.urlopen(form, timeout=30) as response:
         assert form.get_header("Content-type") == "application/x-www-form-urlencoded"
-        assert json.load(answer)["caption"] == CAPTIONS[0][1]
+        assert json.load(response)["caption"] == CAPTIONS[0][1]
 
 
-def test_one_address_has_no_more_connections_than_it_may(front: Server) -> None:
-    """A connection counts from when nginx has read its header, so a few of those that come first may be refused."""
+def test_the_connections_of_an_address_are_limited(front: Server) -> None:
+    """A connection counts once nginx has read its header, so a few of the first may be refused, too."""
 
     def refused() -> bool:
         with socket.create_connection(front_address, timeout=10, source_address=("127.0.2.1", 0)) as one_more:
             one_more.sendall(request())
-            answer = one_more.recv(65536)
-        return answer.startswith(b"HTTP/1.1 503") and b'"overloaded"' in answer
+            response = one_more.recv(65536)
+        return response.startswith(b"HTTP/1.1 503") and b'"overloaded"' in response
 
     front_address = "127.0.0.1", port_of(front)
     with ExitStack() as stuck:
@@ -204,7 +204,7 @@ def test_one_address_has_no_more_connections_than_it_may(front: Server) -> None:
     wait_until(lambda: not refused(), 5)
 
 
-def test_half_sent_bodies_are_hung_up_on_while_good_clips_go_on(front: Server) -> None:
+def test_half_sent_bodies_are_disconnected_while_good_clips_are_captioned(front: Server) -> None:
     half = request(length=len(CLIP)) + CLIP[: len(CLIP) // 2]
     started = time.monotonic()
     stuck = [
@@ -223,7 +223,7 @@ def test_half_sent_bodies_are_hung_up_on_while_good_clips_go_on(front: Server) -
     assert time.monotonic() - started < 30
 
 
-def test_it_speaks_tls_where_it_is_told_to(server: Server, tmp_path: Path) -> None:
+def test_it_serves_tls_when_configured(server: Server, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     made = f"-keyout {key} -out {certificate} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
     subprocess.run(
@@ -240,7 +240,7 @@ def test_it_speaks_tls_where_it_is_told_to(server: Server, tmp_path: Path) -> No
 
     with nginx(port_of(server), with_tls) as port:
         trusted = ssl.create_default_context(cafile=certificate)
-        asked = urllib.request.Request(f"https://127.0.0.1:{port}/predictions/etenet", CLIP, method="PUT")
-        asked.add_header("Content-Type", "video/mp4")
-        with urllib.request.urlopen(asked, timeout=60, context=trusted) as answer:
-            assert json.load(answer)["caption"] == CAPTIONS[0][1]
+        sent = urllib.request.Request(f"https://127.0.0.1:{port}/predictions/etenet", CLIP, method="PUT")
+        sent.add_header("Content-Type", "video/mp4")
+        with urllib.request.urlopen(sent, timeout=60, context=trusted) as response:
+            assert json.load(response)["caption"] == CAPTIONS[0][1]

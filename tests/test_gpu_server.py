@@ -1,4 +1,4 @@
-"""How `etenet serve`, archives, workers and jobs suit themselves to GPUs; which are made believe here."""
+"""How `etenet serve`, archives, workers and jobs adapt to GPUs, which are simulated here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ seq 0 {last}
 
 
 def path_with_gpus(folder: Path, count: int) -> str:
-    """A PATH on which nvidia-smi lists so many."""
+    """A PATH with an nvidia-smi that lists this many GPUs."""
     program = folder / "nvidia-smi"
     program.write_text(NVIDIA_SMI.format(last=count - 1))
     program.chmod(0o755)
@@ -47,7 +47,7 @@ def test_gpus_are_counted_as_cuda_shows_them(visible: str | None, count: int, tm
 
 
 @pytest.mark.parametrize("script", [None, "exit 9"])
-def test_where_nvidia_smi_is_missing_or_fails_there_is_no_gpu(script: str | None, tmp_path: Path) -> None:
+def test_without_a_working_nvidia_smi_there_is_no_gpu(script: str | None, tmp_path: Path) -> None:
     path = path_with_gpus(tmp_path, 1)
     if script is None:
         (tmp_path / "nvidia-smi").unlink()
@@ -56,8 +56,8 @@ def test_where_nvidia_smi_is_missing_or_fails_there_is_no_gpu(script: str | None
     assert gpus_of({"PATH": path}) == 0
 
 
-def test_with_gpus_torchserve_gets_the_settings_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And where torch does not find the GPU that TorchServe gives a worker, the CPU captions."""
+def test_with_gpus_torchserve_gets_the_settings_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If torch does not find the GPU that TorchServe gives a worker, the worker captions on the CPU."""
     monkeypatch.setenv("PATH", path_with_gpus(tmp_path, 1))
     with running_server("--checkpoint", str(DEMO)) as server:
         (model,) = ask(f"{server.management}/models/etenet").json()
@@ -70,7 +70,7 @@ def test_with_gpus_torchserve_gets_the_settings_for_them(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("torch_finds_it", "compiler", "said"),
+    ("torch_finds_it", "compiler", "finding"),
     [
         (False, True, "FAIL  nvidia-smi lists 1 GPU, torch finds none"),
         (True, False, "FAIL  no C++ compiler, so torch cannot compile for the GPU"),
@@ -78,12 +78,12 @@ def test_with_gpus_torchserve_gets_the_settings_for_them(tmp_path: Path, monkeyp
     ],
 )
 def test_doctor_says_what_a_gpu_lacks(
-    torch_finds_it: bool, compiler: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    torch_finds_it: bool, compiler: bool, finding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", path_with_gpus(tmp_path, 1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_finds_it)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: name if compiler else None)
-    assert said in str(doctor._gpus())
+    assert finding in str(doctor._gpus())
 
 
 @pytest.fixture
@@ -92,13 +92,13 @@ def unpacked(small_checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "unpacked"
 
 
-def test_a_configured_archive_is_whole(unpacked: Path) -> None:
+def test_a_configured_archive_passes_verification(unpacked: Path) -> None:
     archive.configure(unpacked, {"batchSize": 3})
     archive.verify(unpacked)
     assert archive.configuration(unpacked) == CONFIG | {"batchSize": 3}
 
 
-def test_damage_does_not_become_good_by_configuring(unpacked: Path) -> None:
+def test_configuring_does_not_hide_damage(unpacked: Path) -> None:
     config = unpacked / archive.CONFIG_FILE
     config.write_text(config.read_text() + "batchSize: 9\n")
     archive.configure(unpacked, {"batchSize": 3})
@@ -107,7 +107,7 @@ def test_damage_does_not_become_good_by_configuring(unpacked: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_nothing_is_compiled_for_a_gpu_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_nothing_is_compiled_for_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "etenet.mar"
     assert main(["package", str(DEMO), "--gpu", "--out", str(out)]) == 2
     assert "this machine has no GPU to compile for; package on a machine with a GPU" in capsys.readouterr().err
@@ -116,17 +116,17 @@ def test_nothing_is_compiled_for_a_gpu_that_is_not_there(tmp_path: Path, capsys:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch believes that there is one."""
+    """Make torch report a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_was_compiled_for_a_gpu_is_part_of_the_archive(
+def test_compiled_kernels_are_part_of_the_archive(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices = []
 
-    def compiled(*_: object, device: torch.device) -> bytes:
+    def compiled(*_: object, device: torch.device, **__: object) -> bytes:
         devices.append(device.type)
         return b"kernels"
 
@@ -138,7 +138,7 @@ def test_what_was_compiled_for_a_gpu_is_part_of_the_archive(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_does_not_compile_is_not_packaged(
+def test_an_encoder_that_does_not_compile_is_not_packaged(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> bytes:
@@ -154,9 +154,9 @@ def test_what_does_not_compile_is_not_packaged(
 def test_a_worker_with_a_gpu_captions_and_decodes_on_it(
     unpacked: Path, from_pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     ready = SimpleNamespace(caption=lambda _: None, checkpoint_id="sha256:0", encoder="squeezenet1_1")
-    monkeypatch.setattr(etenet, "load", lambda _, **settings: asked.update(settings) or ready)
+    monkeypatch.setattr(etenet, "load", lambda _, **given: settings.update(given) or ready)
     context = SimpleNamespace(
         system_properties={"model_dir": str(unpacked), "gpu_id": 3},
         model_yaml_config=archive.configuration(unpacked) | {"gpu": {"decode_from_pixels": from_pixels}},
@@ -164,26 +164,26 @@ def test_a_worker_with_a_gpu_captions_and_decodes_on_it(
         model_name="etenet",
     )
     EtenetHandler().initialize(context)
-    assert (asked["device"], asked["record_gpu"]) == ("cuda:3", True)
-    assert asked["gpu_kernels"] is None
-    assert asked["gpu_decoding"] == (GpuDecoding(device=3, from_pixels=from_pixels) if from_pixels else None)
+    assert (settings["device"], settings["record_gpu"]) == ("cuda:3", True)
+    assert settings["gpu_kernels"] is None
+    assert settings["gpu_decoding"] == (GpuDecoding(device=3, from_pixels=from_pixels) if from_pixels else None)
 
 
-@pytest.mark.parametrize(("clips", "recorded"), [(15, False), (16, True)])
+@pytest.mark.parametrize(("clips", "captures"), [(15, False), (16, True)])
 @pytest.mark.usefixtures("gpu")
-def test_a_job_records_the_gpu_where_that_is_worth_its_time(
-    clips: int, recorded: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_job_captures_cuda_graphs_if_that_saves_time(
+    clips: int, captures: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr(captioner, "load", lambda _, **settings: asked.update(settings))
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr(captioner, "load", lambda _, **given: settings.update(given))
     local.load(DEMO, limits=local.JOB_LIMITS, clips=clips)
-    assert asked == {"device": "cuda", "record_gpu": recorded, "limits": local.JOB_LIMITS}
+    assert settings == {"device": "cuda", "record_gpu": captures, "limits": local.JOB_LIMITS}
 
 
 def test_a_server_takes_batches_of_the_size_that_the_network_computes_at_once() -> None:
     assert (CONFIG["batchSize"], CONFIG["gpu"]["batchSize"]) == (CPU_BATCH_CLIPS, GPU_BATCH_CLIPS)
 
 
-def test_what_was_never_measured_is_off() -> None:
+def test_settings_that_were_never_measured_are_off() -> None:
     assert CONFIG["gpu"]["decode_from_pixels"] == 0
     assert CONFIG["gpu"]["workers"] == 1

@@ -1,4 +1,4 @@
-"""What an operator relies on: true figures, true health, endings that lose nothing and leave nothing."""
+"""What an operator relies on: correct metrics, correct readiness, and shutdowns that lose no request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
 from etenet.serving import archive
-from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, ask, running_server, runs, wait_until
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, ask, running_server, runs, wait_until
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 IN_FLIGHT = 64
@@ -25,7 +25,7 @@ IN_FLIGHT = 64
 
 @pytest.fixture
 def roomy(tmp_path: Path) -> Iterator[Server]:
-    """A server with places for all that the tests send at once."""
+    """A server whose queue holds all requests that the tests send at once."""
     config = config_on_free_ports(tmp_path)
     config.write_text(config.read_text().replace("job_queue_size=32", f"job_queue_size={2 * IN_FLIGHT}"))
     with running_server("--checkpoint", str(DEMO), config=config) as running:
@@ -38,17 +38,17 @@ def many_clients() -> Iterator[ThreadPoolExecutor]:
         yield clients
 
 
-def test_figures_are_what_clients_counted_through_errors_refusals_and_a_killed_worker(
+def test_metrics_agree_with_clients_despite_errors_refusals_and_a_killed_worker(
     many_clients: ThreadPoolExecutor,
 ) -> None:
     with running_server("--checkpoint", str(DEMO)) as server:
-        assert server.figures()["etenet_captions_total"] == 0  # the clip that readiness is asked with does not count
-        answers = [server.caption(body) for body in (CLIP, b"text", CLIP, CLIP[:1500])]
-        answers += [server.caption(CLIP, X_Etenet_Beam_Size="99")]
-        answers += many_clients.map(server.caption, [CLIP] * 3 * IN_FLIGHT)
+        assert server.figures()["etenet_captions_total"] == 0  # the test clip of /ready does not count
+        responses = [server.caption(body) for body in (CLIP, b"text", CLIP, CLIP[:1500])]
+        responses += [server.caption(CLIP, X_Etenet_Beam_Size="99")]
+        responses += many_clients.map(server.caption, [CLIP] * 3 * IN_FLIGHT)
         before = server.figures()
-        agree(before, answers)
-        assert Counter(answer.status for answer in answers)[503] > 0
+        assert_agree(before, responses)
+        assert Counter(response.status for response in responses)[503] > 0
         worker = server.worker()
         assert worker is not None
         worker.kill()
@@ -62,24 +62,24 @@ def test_figures_are_what_clients_counted_through_errors_refusals_and_a_killed_w
         assert f"torch={torch.__version__.partition('+')[0]}" in info
 
 
-def agree(counted: dict[str, float], answers: list[Answer]) -> None:
-    good = [answer for answer in answers if answer.status == 200]
-    codes = Counter(answer.json()["error"]["code"] for answer in answers if 400 <= answer.status < 500)
+def assert_agree(counted: dict[str, float], responses: list[Response]) -> None:
+    good = [response for response in responses if response.status == 200]
+    codes = Counter(response.json()["error"]["code"] for response in responses if 400 <= response.status < 500)
     assert counted["etenet_captions_total"] == len(good)
     assert {
         name.partition("code=")[2].rstrip("}"): value
         for name, value in counted.items()
         if name.startswith("etenet_errors_total{") and value
     } == codes
-    seen_by_worker = len(good) + codes.total()
-    assert counted["etenet_request_duration_seconds_count"] == seen_by_worker
-    assert counted["etenet_clip_size_bytes_count"] == seen_by_worker
-    assert counted["etenet_batch_size_clips_sum"] == seen_by_worker
+    handled = len(good) + codes.total()
+    assert counted["etenet_request_duration_seconds_count"] == handled
+    assert counted["etenet_clip_size_bytes_count"] == handled
+    assert counted["etenet_batch_size_clips_sum"] == handled
     assert counted["etenet_stage_duration_seconds_count{stage=decode}"] == len(good)
-    assert counted["etenet_frames_decoded_total"] == sum(answer.json()["frames"]["decoded"] for answer in good)
+    assert counted["etenet_frames_decoded_total"] == sum(response.json()["frames"]["decoded"] for response in good)
 
 
-def test_what_waited_before_a_front_is_counted(server: Server) -> None:
+def test_the_wait_since_the_front_is_counted(server: Server) -> None:
     def waits() -> tuple[float, float]:
         now = server.figures()
         stage = "{stage=wait}"
@@ -95,43 +95,41 @@ def test_what_waited_before_a_front_is_counted(server: Server) -> None:
     assert 3 <= total_more_s - total_s < 10
 
 
-def test_every_request_has_a_line_and_the_line_has_the_id_of_the_answer(server: Server) -> None:
-    answer = server.caption(b"text")
-    assert answer.status == 415
-    assert answer.request_id
-    wait_until(lambda: answer.request_id in server.log.read_text(), 5)
-    (line,) = [line for line in server.log.read_text().splitlines() if answer.request_id in line]
+def test_every_request_has_a_log_line_with_the_id_of_the_response(server: Server) -> None:
+    response = server.caption(b"text")
+    assert response.status == 415
+    assert response.request_id
+    wait_until(lambda: response.request_id in server.log.read_text(), 5)
+    (line,) = [line for line in server.log.read_text().splitlines() if response.request_id in line]
     assert "status=415" in line
     assert "bytes=4" in line
     assert "error=not_a_video" in line
 
 
-def test_sixty_four_requests_in_flight_are_answered_before_it_ends(
+def test_sixty_four_requests_in_flight_are_answered_before_the_server_ends(
     roomy: Server, many_clients: ThreadPoolExecutor
 ) -> None:
-    answers = all_in_flight(roomy, many_clients)
+    responses = all_in_flight(roomy, many_clients)
     roomy.process.terminate()
     wait_until(lambda: ask(f"{roomy.exporter}/ready").status == 503, 1)
-    assert [future.result().status for future in answers] == [200] * IN_FLIGHT
+    assert [future.result().status for future in responses] == [200] * IN_FLIGHT
     assert roomy.process.wait(30) == 0
 
 
-def test_a_torchserve_that_is_silent_while_it_ends_costs_no_request(
+def test_a_torchserve_that_does_not_answer_during_a_shutdown_costs_no_request(
     roomy: Server, many_clients: ThreadPoolExecutor
 ) -> None:
     java = java_of(roomy)
-    answers = all_in_flight(roomy, many_clients)
+    responses = all_in_flight(roomy, many_clients)
     java.suspend()
     roomy.process.terminate()
     wait_until(lambda: b"it is asked again" in roomy.log.read_bytes(), 10)
     java.resume()
-    assert [future.result().status for future in answers] == [200] * IN_FLIGHT
+    assert [future.result().status for future in responses] == [200] * IN_FLIGHT
     assert roomy.process.wait(30) == 0
 
 
-def test_proxies_of_the_environment_are_not_asked_for_this_machine(
-    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_to_this_machine_use_no_proxy(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with running_server("--checkpoint", str(small_checkpoint)) as server:
@@ -141,8 +139,8 @@ def test_proxies_of_the_environment_are_not_asked_for_this_machine(
         assert "asked again" not in server.log.read_text()
 
 
-def all_in_flight(server: Server, clients: ThreadPoolExecutor) -> list[Future[Answer]]:
-    """Requests that the server has all taken in, and not yet answered."""
+def all_in_flight(server: Server, clients: ThreadPoolExecutor) -> list[Future[Response]]:
+    """Requests that the server has accepted and not yet answered."""
     sent = [clients.submit(server.caption, CLIP) for _ in range(IN_FLIGHT)]
     wait_until(lambda: waiting(server) > IN_FLIGHT / 2, 10)
     return sent
@@ -153,18 +151,18 @@ def waiting(server: Server) -> int:
     return int(model["jobQueueStatus"]["pendingRequests"])
 
 
-def test_a_second_signal_drops_what_is_left(roomy: Server, many_clients: ThreadPoolExecutor) -> None:
+def test_a_second_signal_drops_the_remaining_requests(roomy: Server, many_clients: ThreadPoolExecutor) -> None:
     worker = roomy.worker()
     assert worker is not None
-    worker.suspend()  # so that nothing is ever answered
-    answers = [many_clients.submit(outcome_of, roomy) for _ in range(8)]
+    worker.suspend()  # so that no request is ever answered
+    responses = [many_clients.submit(outcome_of, roomy) for _ in range(8)]
     wait_until(lambda: roomy_is_busy(roomy), 10)
     roomy.process.terminate()
     wait_until(lambda: b"stopping" in roomy.log.read_bytes(), 5)
     roomy.process.terminate()
     assert roomy.process.wait(30) == 0
     assert not runs(worker.pid)
-    assert {future.result() for future in answers} == {"lost"}
+    assert {future.result() for future in responses} == {"lost"}
 
 
 def roomy_is_busy(server: Server) -> bool:
@@ -183,7 +181,7 @@ def java_of(server: Server) -> psutil.Process:
     return java
 
 
-def test_when_java_is_killed_all_ends_and_says_so(small_checkpoint: Path) -> None:
+def test_when_java_is_killed_the_server_ends_and_says_why(small_checkpoint: Path) -> None:
     with running_server("--checkpoint", str(small_checkpoint)) as server:
         family = psutil.Process(server.process.pid).children(recursive=True)
         assert len(family) >= 3
@@ -193,7 +191,7 @@ def test_when_java_is_killed_all_ends_and_says_so(small_checkpoint: Path) -> Non
         wait_until(lambda: not any(runs(process.pid) for process in family), 30)
 
 
-def test_it_is_not_ready_within_two_seconds_of_a_dead_worker(server: Server) -> None:
+def test_the_server_is_not_ready_within_two_seconds_of_a_dead_worker(server: Server) -> None:
     assert ask(f"{server.exporter}/ready").status == 200
     worker = server.worker()
     assert worker is not None
@@ -217,13 +215,13 @@ def with_a_foreign_checkpoint(mar: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "reason"),
     [(without_end, "not an archive"), (with_a_foreign_checkpoint, "checkpoint.pt of the archive is damaged")],
 )
-def test_an_archive_that_does_not_load_ends_the_start_with_its_reason(
-    damage: Callable[[Path], None], said: str, small_checkpoint: Path, tmp_path: Path
+def test_an_archive_that_does_not_load_ends_the_start_with_the_reason(
+    damage: Callable[[Path], None], reason: str, small_checkpoint: Path, tmp_path: Path
 ) -> None:
     mar = archive.package(small_checkpoint, tmp_path / "model_store" / "etenet.mar")
     damage(mar)
-    with pytest.raises(AssertionError, match=re.escape(said)), running_server(folder=tmp_path):
+    with pytest.raises(AssertionError, match=re.escape(reason)), running_server(folder=tmp_path):
         pass

@@ -1,6 +1,6 @@
-"""A real server under more work than it can do: who is let in gets a caption in time, who is not hears so at once.
+"""A real server under overload: an accepted request gets a caption in time, and a refusal comes at once.
 
-Times are looked at in the long form only (`--hostile`), which wants a machine that does nothing else.
+Only the long form (`--hostile`) checks times; it needs a machine that runs nothing else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CEILING_BYTES = 2 * CONFIG.java_memory_bytes() + 4 * 2**30
 
 @pytest.fixture(scope="module")
 def busy(thorough: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """In the long form with a network that takes its time: to the demo's, ten refusals are a seventh of the work."""
+    """The long form uses a slow network: with the demo's, the refusals of ten times overload take a seventh of the cores."""
     checkpoint = DEMO
     if thorough:
         checkpoint = tmp_path_factory.mktemp("overload") / "untrained.pt"
@@ -46,22 +46,22 @@ def busy(thorough: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture(scope="module", params=["TorchServe itself", "through nginx"])
 def door(busy: Server, request: pytest.FixtureRequest) -> Iterator[Server]:
-    """The server by its own port and through the front of deploy/."""
+    """The server, directly and through the nginx of deploy/."""
     with behind_nginx(busy) if request.param == "through nginx" else nullcontext(busy) as reached:
         yield reached
 
 
 def peak_rate_per_s(server: Server, seconds: float) -> float:
-    """Captions per second when there is always one more clip to take, and no more."""
+    """Captions per second when the next batch is always waiting, and no more."""
     return throughput_per_s(
         asyncio.run(closed_loop(server.inference, [CLIP], clients=2 * CPU_BATCH_CLIPS, seconds=seconds))
     )
 
 
-def test_ten_times_overload_is_answered_with_captions_and_refusals_only(door: Server, thorough: bool) -> None:
+def test_ten_times_overload_gets_only_captions_and_refusals(door: Server, thorough: bool) -> None:
     rounds, seconds = (3, 20.0) if thorough else (1, 4.0)
     peaks, goodputs, answered = [peak_rate_per_s(door, seconds / 4)], [], []
-    for _ in range(rounds):  # in turns, as no machine is equally fast for minutes
+    for _ in range(rounds):  # in turns, because the speed of a machine varies over minutes
         peaks.append(peak_rate_per_s(door, seconds))
         arrivals = asyncio.run(
             open_loop(door.inference, [CLIP], rate_per_s=10 * peaks[-1], seconds=seconds, steady=True)
@@ -97,13 +97,13 @@ def test_json_takes_no_more_memory_than_its_bytes(busy: Server) -> None:
 
     before, body = peak_mib(), b"[" + b"[]," * (7 * 2**20) + b"[]]"
     with ThreadPoolExecutor(4) as clients:
-        answers = list(clients.map(lambda _: busy.caption(body, Content_Type="application/json"), range(4)))
-    assert [answer.json()["error"]["code"] for answer in answers] == ["not_a_video"] * 4
+        responses = list(clients.map(lambda _: busy.caption(body, Content_Type="application/json"), range(4)))
+    assert [response.json()["error"]["code"] for response in responses] == ["not_a_video"] * 4
     assert peak_mib() - before < 8 * 4 * 21
 
 
 def large(clip: bytes) -> bytes:
-    """The clip with as much after it as a body may have."""
+    """The clip, padded to the largest size of a body."""
     return (
         clip
         + struct.pack(">I4s", DecodeLimits().max_body_bytes - len(clip), b"free")
@@ -111,15 +111,13 @@ def large(clip: bytes) -> bytes:
     )
 
 
-def test_bodies_of_the_largest_size_take_no_more_memory_than_is_said(
-    busy: Server, door: Server, thorough: bool
-) -> None:
+def test_bodies_of_the_largest_size_stay_within_the_stated_memory(busy: Server, door: Server, thorough: bool) -> None:
     launcher, body, done, peaks = psutil.Process(door.process.pid), large(CLIP), threading.Event(), [0]
     shared = psutil.virtual_memory().shared
 
     def watch() -> None:
         while not done.wait(0.05):
-            # The bodies that decoders work on are in memory files, which no process shows as its own.
+            # Bodies in decoders are in memory files, which the resident memory of no process includes.
             taken = psutil.virtual_memory().shared - shared
             with suppress(psutil.NoSuchProcess):
                 for process in (launcher, *launcher.children(recursive=True)):
@@ -129,14 +127,14 @@ def test_bodies_of_the_largest_size_take_no_more_memory_than_is_said(
     watcher = threading.Thread(target=watch)
     watcher.start()
     places = CONFIG.queue + CPU_BATCH_CLIPS
-    # TorchServe itself keeps what it has no place for until the whole body came, and dies of too much.
+    # Without nginx, TorchServe receives the bodies that it will refuse, too, and dies of too many.
     count = (places if door is busy else 2 * places) if thorough else 12
     with ThreadPoolExecutor(count) as clients:
-        answers = list(clients.map(door.caption, [body] * count))
+        responses = list(clients.map(door.caption, [body] * count))
     done.set()
     watcher.join()
-    assert {answer.status for answer in answers} <= {200, 503}
-    assert answers[0].json()["caption"]
+    assert {response.status for response in responses} <= {200, 503}
+    assert responses[0].json()["caption"]
     print(f"{door.inference}: {count} bodies of the largest size: {peaks[0] / 2**30:.1f} GiB")
     assert peaks[0] < CEILING_BYTES
     assert door.caption(CLIP).status == 200

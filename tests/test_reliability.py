@@ -1,6 +1,6 @@
-"""A real server under attack: hostile clips, killed processes, overload, nonsense instead of HTTP.
+"""A real server under attack: hostile clips, killed processes, malformed HTTP.
 
-`--hostile` runs the long form. Attacks run in this file's own server, one after another.
+`--hostile` runs the long form. The attacks run one after another against a server of this file's own.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ import psutil
 import pytest
 
 from etenet.serving import archive
-from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Answer, Server, decoders_of, running_server, runs, wait_until
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, decoders_of, running_server, runs, wait_until
 from tests.front import behind_nginx
 from tests.hostile import Trap, hostile_files
 from tests.hostile.alarm import Alarm
 from tests.test_hostile import may_become
 
 DEADLINE_S = 5.0
-BESIDE_THE_DEADLINE_S = 1.0  # what the other clips of the batch may take
+BATCH_S = 1.0  # for the other clips of the batch
 GOOD = {caption: (REPOSITORY / "examples" / name).read_bytes() for name, caption in EXAMPLES.items()}
 
 
 @pytest.fixture(scope="module")
-def besieged() -> Iterator[Server]:
+def attacked() -> Iterator[Server]:
     with running_server("--checkpoint", str(DEMO)) as running:
         yield running
 
 
-def said(answer: Answer) -> object:
-    """All of a 200 answer but the time it took and the probabilities, whose last digit depends on the batch's size."""
-    everything = answer.json()
-    words = [[word["word"] for word in sentence["words"]] for sentence in everything["captions"]]
-    return {**everything, "captions": words, "timing_ms": None}
+def contents(response: Response) -> object:
+    """A 200 response without its timing and its probabilities, whose last digit depends on the size of the batch."""
+    fields = response.json()
+    words = [[word["word"] for word in sentence["words"]] for sentence in fields["captions"]]
+    return {**fields, "captions": words, "timing_ms": None}
 
 
 def worker_of(server: Server) -> psutil.Process:
@@ -52,48 +52,49 @@ def worker_of(server: Server) -> psutil.Process:
     return worker
 
 
-def test_hostile_files_share_batches_with_good_ones(besieged: Server, alarm: Alarm, thorough: bool) -> None:
+def test_hostile_files_share_batches_with_good_ones(attacked: Server, alarm: Alarm, thorough: bool) -> None:
     files = list(hostile_files(alarm.trap))
     random.Random(0).shuffle(files)
     files = files if thorough else files[::6]
-    alone = {caption: said(besieged.caption(body)) for caption, body in GOOD.items()}
-    worker, wrong = worker_of(besieged), {}
+    alone = {caption: contents(attacked.caption(body)) for caption, body in GOOD.items()}
+    worker, wrong = worker_of(attacked), {}
     with ThreadPoolExecutor(8) as clients:
         for start in range(0, len(files), 6):
             caption, body = list(GOOD.items())[start // 6 % len(GOOD)]
-            good = clients.submit(besieged.caption, body)
-            answers = {file: clients.submit(_timed, besieged, file.body) for file in files[start : start + 6]}
-            for file, future in answers.items():
-                answer, seconds = future.result()
-                became = "accept" if answer.status == 200 else "reject" if 400 <= answer.status < 500 else "neither"
-                reason = answer.json().get("caption") or answer.json()["error"]["message"]
-                if became not in may_become(file) or not reason or seconds > DEADLINE_S + BESIDE_THE_DEADLINE_S:
-                    wrong[file.name] = (answer.status, seconds, answer.body[:200])
-            assert said(good.result()) == alone[caption]
+            good = clients.submit(attacked.caption, body)
+            responses = {file: clients.submit(_timed, attacked, file.body) for file in files[start : start + 6]}
+            for file, future in responses.items():
+                response, seconds = future.result()
+                outcome = (
+                    "accept" if response.status == 200 else "reject" if 400 <= response.status < 500 else "neither"
+                )
+                reason = response.json().get("caption") or response.json()["error"]["message"]
+                if outcome not in may_become(file) or not reason or seconds > DEADLINE_S + BATCH_S:
+                    wrong[file.name] = (response.status, seconds, response.body[:200])
+            assert contents(good.result()) == alone[caption]
     assert not wrong
-    taken = besieged.figures()
-    assert taken["etenet_batch_size_clips_sum"] > 1.5 * taken["etenet_batch_size_clips_count"], (
-        "few batches were shared"
-    )
-    assert worker_of(besieged).pid == worker.pid
+    figures = attacked.figures()
+    mean_batch = figures["etenet_batch_size_clips_sum"] / figures["etenet_batch_size_clips_count"]
+    assert mean_batch > 1.5, "few batches were shared"
+    assert worker_of(attacked).pid == worker.pid
     assert not alarm.rung()
 
 
-def _timed(server: Server, body: bytes) -> tuple[Answer, float]:
+def _timed(server: Server, body: bytes) -> tuple[Response, float]:
     started = time.monotonic()
     return server.caption(body), time.monotonic() - started
 
 
 @dataclass
 class Load:
-    """Clients that send good clips without a pause, and what they got."""
+    """Clients that send good clips without a pause, and the results."""
 
     server: Server
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    begun_s: float = 0.0  # when the request began that was answered last
+    begun_s: float = 0.0  # when the request was sent that got the latest response
 
-    def await_answer_to_a_new_request(self, deadline_s: float) -> None:
+    def await_response_to_a_new_request(self, deadline_s: float) -> None:
         now = time.monotonic()
         wait_until(lambda: self.begun_s > now, deadline_s)
 
@@ -103,15 +104,15 @@ class Load:
             for caption, body in clips:
                 began = time.monotonic()
                 try:
-                    answer = self.server.caption(body)
+                    response = self.server.caption(body)
                 except OSError:
                     self.statuses[0] += 1
                     continue
-                self.statuses[answer.status] += 1
-                if answer.status == 200:
+                self.statuses[response.status] += 1
+                if response.status == 200:
                     self.begun_s = max(self.begun_s, began)
-                    if answer.json()["caption"] != caption:
-                        self.wrong.append(f"{caption} became {answer.json()['caption']}")
+                    if response.json()["caption"] != caption:
+                        self.wrong.append(f"{caption!r} expected, got {response.json()['caption']!r}")
 
 
 @contextmanager
@@ -127,23 +128,21 @@ def load(server: Server, clients: int = 4) -> Iterator[Load]:
                 future.result()
 
 
-def test_decoders_that_are_killed_cost_no_clip_and_stopped_ones_only_their_own(
-    besieged: Server, thorough: bool
-) -> None:
-    worker, stops = worker_of(besieged), 0
+def test_a_killed_decoder_costs_no_clip_and_a_stopped_one_only_its_own(attacked: Server, thorough: bool) -> None:
+    worker, stops = worker_of(attacked), 0
     count = len(decoders_of(worker.pid))
-    with load(besieged) as traffic:
+    with load(attacked) as traffic:
         for number in range(50 if thorough else 6):
             victim = decoders_of(worker.pid)[number % count]
             attack = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)[number % 3]
             stops += attack == signal.SIGSTOP
             psutil.Process(victim).send_signal(attack)
             wait_until(lambda: is_replaced(victim, worker.pid, count), DEADLINE_S + 5)  # noqa: B023
-            traffic.await_answer_to_a_new_request(1.0)
+            traffic.await_response_to_a_new_request(1.0)
     assert traffic.wrong == []
     assert set(traffic.statuses) <= {200, 422}
     assert traffic.statuses[422] <= stops
-    assert worker_of(besieged).pid == worker.pid
+    assert worker_of(attacked).pid == worker.pid
 
 
 def is_replaced(victim: int, worker: int, count: int) -> bool:
@@ -151,27 +150,27 @@ def is_replaced(victim: int, worker: int, count: int) -> bool:
     return len(now) == count and victim not in now
 
 
-def test_a_killed_worker_costs_what_it_held(besieged: Server, thorough: bool) -> None:
+def test_a_killed_worker_costs_only_its_own_requests(attacked: Server, thorough: bool) -> None:
     clients, waits_s, outages_s = 4, [], []
     for _ in range(20 if thorough else 2):
-        with load(besieged, clients) as traffic:
-            traffic.await_answer_to_a_new_request(60)
-            worker = worker_of(besieged)
+        with load(attacked, clients) as traffic:
+            traffic.await_response_to_a_new_request(60)
+            worker = worker_of(attacked)
             orphans = decoders_of(worker.pid)
             killed_s = time.time()
             worker.kill()
             wait_until(lambda: not any(map(runs, orphans)), 5)  # noqa: B023
-            traffic.await_answer_to_a_new_request(60)
+            traffic.await_response_to_a_new_request(60)
             outages_s.append(time.time() - killed_s)
-            waits_s.append(worker_of(besieged).create_time() - killed_s)
+            waits_s.append(worker_of(attacked).create_time() - killed_s)
         assert traffic.wrong == []
         assert sum(count for status, count in traffic.statuses.items() if status != 200) <= clients
-    print(f"a new worker began after at most {max(waits_s):.1f} s and answered after at most {max(outages_s):.1f} s")
+    print(f"a new worker started after at most {max(waits_s):.1f} s and responded after at most {max(outages_s):.1f} s")
     assert not thorough or max(waits_s) < 2
 
 
-def test_a_thousand_hostile_requests_leave_nothing_behind(besieged: Server, alarm: Alarm, thorough: bool) -> None:
-    assert not growth(besieged, alarm.trap, 1000 if thorough else 130)
+def test_a_thousand_hostile_requests_leave_nothing_behind(attacked: Server, alarm: Alarm, thorough: bool) -> None:
+    assert not growth(attacked, alarm.trap, 1000 if thorough else 130)
 
 
 LEAK = """
@@ -199,7 +198,7 @@ def test_a_handler_that_leaks_is_caught(alarm: Alarm, tmp_path: Path, monkeypatc
 
 
 def growth(server: Server, trap: Trap, count: int) -> set[str]:
-    """Of what a server's worker has more after `count` hostile requests, when it was warm before."""
+    """The resources of which a warm worker uses more after `count` hostile requests."""
     files = [file.body for file in hostile_files(trap) if len(file.body) < 2**20]
     random.Random(0).shuffle(files)
 
@@ -221,21 +220,21 @@ def growth(server: Server, trap: Trap, count: int) -> set[str]:
     return {name for name, more in grown.items() if more}
 
 
-def test_nonsense_instead_of_http_is_answered_or_hung_up_on(besieged: Server, thorough: bool) -> None:
-    rng, worker, statuses = random.Random(0), worker_of(besieged), Counter[str]()
+def test_malformed_http_gets_a_response_or_a_closed_connection(attacked: Server, thorough: bool) -> None:
+    rng, worker, statuses = random.Random(0), worker_of(attacked), Counter[str]()
     for _ in range(10_000 if thorough else 300):
         request = malformed(rng)
-        status = _raw(besieged, request)
+        status = _raw(attacked, request)
         known = status == "500" and breaks_torchserve(request)
         assert known or not status.startswith("5"), (status, request[:300])
         statuses[status] += 1
     assert statuses["400"] > statuses["500"]
-    assert_unharmed(besieged, worker)
+    assert_unharmed(attacked, worker)
 
 
-def test_behind_nginx_no_nonsense_is_answered_with_5xx(besieged: Server, thorough: bool) -> None:
-    rng, worker, statuses = random.Random(1), worker_of(besieged), Counter[str]()
-    with behind_nginx(besieged) as front:
+def test_behind_nginx_malformed_http_gets_no_5xx(attacked: Server, thorough: bool) -> None:
+    rng, worker, statuses = random.Random(1), worker_of(attacked), Counter[str]()
+    with behind_nginx(attacked) as front:
         for _ in range(10_000 if thorough else 600):
             request = malformed(rng)
             status = _raw(front, request)
@@ -252,22 +251,22 @@ def assert_unharmed(server: Server, worker: psutil.Process) -> None:
 
 
 def _raw(server: Server, request: bytes) -> str:
-    """The status of the answer, or "none" where the connection is closed without one."""
+    """The status of the response, or "none" if the connection is closed without one."""
     host, port = server.inference.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         try:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
-            answer = connection.recv(4096)
+            response = connection.recv(4096)
         except TimeoutError:
-            pytest.fail(f"no answer to {request[:300]!r}")
+            pytest.fail(f"no response to {request[:300]!r}")
         except OSError:
             return "none"
-    return answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.") else "none"
+    return response[9:12].decode("latin-1") if response.startswith(b"HTTP/1.") else "none"
 
 
 def breaks_torchserve(request: bytes) -> bool:
-    """Whether it is of the two kinds that TorchServe's front end answers with 500; SECURITY.md names them."""
+    """Whether TorchServe's front end responds with 500 to such a request. SECURITY.md describes the two kinds."""
     line, *headers = request.split(b"\r\n")
     target = line.split(b" ")[1:2]
     return not b"".join(target).startswith(b"/") or any(b"multipart/form-data" in header for header in headers)
@@ -323,7 +322,7 @@ _BODIES = [
 
 
 def malformed(rng: random.Random) -> bytes:
-    """An HTTP request with something wrong, or no HTTP at all."""
+    """A malformed HTTP request, or random bytes."""
     if rng.random() < 0.1:
         return rng.randbytes(rng.randrange(1, 300))
     lines = [" ".join((rng.choice(_METHODS), rng.choice(_PATHS), rng.choice(_VERSIONS)))]

@@ -1,4 +1,4 @@
-"""A real TorchServe, asked over HTTP."""
+"""A real TorchServe over HTTP."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ BODIES = {name: (REPOSITORY / "examples" / name).read_bytes() for name in EXAMPL
 FIRST = next(iter(EXAMPLES))
 
 
-def assert_valid(answer: Any, *, captions: int = 1) -> None:
-    """The 200 answer of the HTTP contract: these keys, these types, these ranges."""
-    assert list(answer) == ["caption", "captions", "frames", "video", "model", "timing_ms"]
-    assert answer["caption"] == answer["captions"][0]["caption"]
-    assert len(answer["captions"]) == captions
-    for said in answer["captions"]:
-        assert set(said) == {"caption", "log_prob", "words"}
-        assert said["log_prob"] <= 0
-        assert said["words"]
-        assert all(isinstance(word["word"], str) and 0 <= word["prob"] <= 1 for word in said["words"])
-    times = answer["frames"]["times_s"]
+def assert_valid(response: Any, *, captions: int = 1) -> None:
+    """The 200 response of the HTTP contract: these keys, these types, these ranges."""
+    assert list(response) == ["caption", "captions", "frames", "video", "model", "timing_ms"]
+    assert response["caption"] == response["captions"][0]["caption"]
+    assert len(response["captions"]) == captions
+    for sentence in response["captions"]:
+        assert set(sentence) == {"caption", "log_prob", "words"}
+        assert sentence["log_prob"] <= 0
+        assert sentence["words"]
+        assert all(isinstance(word["word"], str) and 0 <= word["prob"] <= 1 for word in sentence["words"])
+    times = response["frames"]["times_s"]
     assert len(times) == 16
     assert times == sorted(times)
-    assert 1 <= answer["frames"]["decoded"] <= 16
-    assert set(answer["video"]) == {"codec", "width", "height", "duration_s"}
-    assert times[-1] <= answer["video"]["duration_s"] + 1e-3
-    assert (answer["model"]["name"], answer["model"]["version"]) == ("etenet", "1.0")
-    assert len(answer["model"]["checkpoint"]) == len("sha256:") + 64
-    timing = answer["timing_ms"]
+    assert 1 <= response["frames"]["decoded"] <= 16
+    assert set(response["video"]) == {"codec", "width", "height", "duration_s"}
+    assert times[-1] <= response["video"]["duration_s"] + 1e-3
+    assert (response["model"]["name"], response["model"]["version"]) == ("etenet", "1.0")
+    assert len(response["model"]["checkpoint"]) == len("sha256:") + 64
+    timing = response["timing_ms"]
     assert set(timing) == {"decode", "encode", "search", "total"}
     assert all(math.isfinite(value) and value >= 0 for value in timing.values())
     assert timing["total"] >= timing["encode"] + timing["search"] - 0.2
@@ -52,52 +52,52 @@ def assert_valid(answer: Any, *, captions: int = 1) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_gets_its_caption(server: Server, name: str) -> None:
-    answer = server.caption(BODIES[name])
-    assert (answer.status, answer.content_type) == (200, "application/json")
-    assert_valid(answer.json())
-    assert answer.json()["caption"] == EXAMPLES[name]
-    assert answer.json()["model"]["checkpoint"] == f"sha256:{checkpoints.sha256(DEMO)}"
-    assert answer.json()["model"]["encoder"] == "squeezenet1_1"
+    response = server.caption(BODIES[name])
+    assert (response.status, response.content_type) == (200, "application/json")
+    assert_valid(response.json())
+    assert response.json()["caption"] == EXAMPLES[name]
+    assert response.json()["model"]["checkpoint"] == f"sha256:{checkpoints.sha256(DEMO)}"
+    assert response.json()["model"]["encoder"] == "squeezenet1_1"
 
 
-def test_eight_at_once_get_what_each_gets_alone(server: Server) -> None:
-    """Good and bad clips that share batches: neighbours neither change nor fail each other."""
+def test_eight_clips_at_once_get_what_each_gets_alone(server: Server) -> None:
+    """Good and bad clips in shared batches: none changes the response to another."""
     requests = [*BODIES.items(), ("text", b"not a video"), ("cut", clips.video(40)[:1500])]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
-            answers = list(pool.map(lambda request: server.caption(request[1]), requests))
-            for (name, _), answer in zip(requests[:6], answers[:6], strict=True):
-                assert (answer.status, answer.json()["caption"]) == (200, EXAMPLES[name])
-            assert [answer.status for answer in answers[6:]] == [415, 422]
+            responses = list(pool.map(lambda request: server.caption(request[1]), requests))
+            for (name, _), response in zip(requests[:6], responses[:6], strict=True):
+                assert (response.status, response.json()["caption"]) == (200, EXAMPLES[name])
+            assert [response.status for response in responses[6:]] == [415, 422]
 
 
-def test_library_and_server_say_the_same_of_real_clips(
+def test_library_and_server_give_the_same_captions(
     server: Server, captioner: etenet.Captioner, reference_data: Path
 ) -> None:
     paths = sorted((reference_data / "msvd" / "clips").iterdir())[:8]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda path: server.caption(path.read_bytes()), paths))
-    for path, answer in zip(paths, answers, strict=True):
-        assert answer.status == 200, path.name
-        assert_valid(answer.json())
+        responses = list(pool.map(lambda path: server.caption(path.read_bytes()), paths))
+    for path, response in zip(paths, responses, strict=True):
+        assert response.status == 200, path.name
+        assert_valid(response.json())
         expected = captioner.caption(path.read_bytes())
-        assert answer.json()["caption"] == expected.text
-        assert answer.json()["captions"][0]["log_prob"] == pytest.approx(expected.sentences[0].log_prob, abs=2e-3)
+        assert response.json()["caption"] == expected.text
+        assert response.json()["captions"][0]["log_prob"] == pytest.approx(expected.sentences[0].log_prob, abs=2e-3)
 
 
 @pytest.mark.parametrize("header", ["X-Etenet-Captions", "x-etenet-captions", "X-ETENET-CAPTIONS"])
 def test_option_headers_are_matched_without_regard_to_case(server: Server, header: str) -> None:
-    answer = ask(server.predictions, BODIES[FIRST], {header: "3"}).json()
-    assert_valid(answer, captions=3)
+    response = ask(server.predictions, BODIES[FIRST], {header: "3"}).json()
+    assert_valid(response, captions=3)
 
 
-def test_options_do_what_they_say(server: Server) -> None:
-    answer = server.caption(BODIES[FIRST], X_Etenet_Max_Words="2", X_Etenet_Beam_Size="1").json()
-    assert len(answer["captions"][0]["words"]) <= 2
+def test_options_take_effect(server: Server) -> None:
+    response = server.caption(BODIES[FIRST], X_Etenet_Max_Words="2", X_Etenet_Beam_Size="1").json()
+    assert len(response["captions"][0]["words"]) <= 2
     longest = server.caption(BODIES[FIRST], X_Etenet_Captions="10", X_Etenet_Beam_Size="10").json()
     assert_valid(longest, captions=10)
     penalised = server.caption(BODIES[FIRST], X_Etenet_Captions="5", X_Etenet_Length_Penalty="1").json()["captions"]
-    means = [said["log_prob"] / (len(said["words"]) + 1) for said in penalised]
+    means = [sentence["log_prob"] / (len(sentence["words"]) + 1) for sentence in penalised]
     assert means == sorted(means, reverse=True)
 
 
@@ -113,26 +113,26 @@ def form(fields: dict[str, bytes]) -> tuple[bytes, str]:
     return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def test_a_multipart_form_does_the_same(server: Server) -> None:
+def test_a_multipart_form_gets_the_same_caption(server: Server) -> None:
     body, kind = form({"data": BODIES[FIRST], "captions": b"2"})
-    answer = server.caption(body, Content_Type=kind)
-    assert answer.status == 200
-    assert_valid(answer.json(), captions=2)
-    assert answer.json()["caption"] == EXAMPLES[FIRST]
+    response = server.caption(body, Content_Type=kind)
+    assert response.status == 200
+    assert_valid(response.json(), captions=2)
+    assert response.json()["caption"] == EXAMPLES[FIRST]
 
 
 def test_plain_text_is_the_bare_sentence(server: Server) -> None:
-    answer = server.caption(BODIES[FIRST], Accept="text/plain")
-    assert answer.content_type.startswith("text/plain")
-    assert answer.body.decode() == EXAMPLES[FIRST] + "\n"
+    response = server.caption(BODIES[FIRST], Accept="text/plain")
+    assert response.content_type.startswith("text/plain")
+    assert response.body.decode() == EXAMPLES[FIRST] + "\n"
 
 
 def test_explanations_add_sixteen_weights_per_word(server: Server) -> None:
-    answer = ask(f"{server.inference}/explanations/etenet", BODIES[FIRST]).json()
-    assert answer["caption"] == EXAMPLES[FIRST]
-    for said in answer["captions"]:
-        assert len(said["attention"]) == len(said["words"])
-        for weights in said["attention"]:
+    response = ask(f"{server.inference}/explanations/etenet", BODIES[FIRST]).json()
+    assert response["caption"] == EXAMPLES[FIRST]
+    for sentence in response["captions"]:
+        assert len(sentence["attention"]) == len(sentence["words"])
+        for weights in sentence["attention"]:
             assert len(weights) == 16
             assert sum(weights) == pytest.approx(1, abs=1e-2)
 
@@ -157,12 +157,12 @@ def test_explanations_add_sixteen_weights_per_word(server: Server) -> None:
         (BODIES[FIRST], {"X-Etenet-Length-Penalty": "-1"}, 400, "bad_option"),
     ],
 )
-def test_a_bad_request_is_told_why(
+def test_a_bad_request_gets_a_reason(
     server: Server, body: bytes, headers: dict[str, str], status: int, code: str
 ) -> None:
-    answer = ask(server.predictions, body, headers)
-    assert (answer.status, answer.content_type) == (status, "application/json")
-    error = answer.json()["error"]
+    response = ask(server.predictions, body, headers)
+    assert (response.status, response.content_type) == (status, "application/json")
+    error = response.json()["error"]
     assert error["code"] == code
     assert len(error["message"]) > 20
 
@@ -173,7 +173,7 @@ def test_ready_live_and_nothing_else(server: Server) -> None:
     assert ask(f"{server.exporter}/other").status == 404
 
 
-def test_doctor_looks_at_a_running_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_checks_a_running_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--server", server.inference]) == 0
     assert capsys.readouterr().out.startswith(f"ok    {server.predictions} captions: ")
 
@@ -183,14 +183,14 @@ def test_the_full_size_network_answers_within_ten_seconds(tmp_path: Path) -> Non
     checkpoints.save(checkpoints.initialise("inceptionresnetv2", words), tmp_path / "full.pt")
     with running_server("--checkpoint", str(tmp_path / "full.pt")) as full:
         started = time.monotonic()
-        answer = full.caption(BODIES[FIRST])
+        response = full.caption(BODIES[FIRST])
         assert time.monotonic() - started < 10
-        assert_valid(answer.json())
-        assert answer.json()["model"]["encoder"] == "inceptionresnetv2"
+        assert_valid(response.json())
+        assert response.json()["model"]["encoder"] == "inceptionresnetv2"
 
 
 def repository_files() -> dict[Path, float]:
-    """Every file of the repository with its time of change, but for git's own and what Python and its tools cache."""
+    """Every file of the repository with its modification time, without git's own files and caches of Python tools."""
     files = {}
     for folder, folders, names in os.walk(REPOSITORY):
         folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
@@ -199,7 +199,7 @@ def repository_files() -> dict[Path, float]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_ends_cleanly_and_leaves_nothing(
+def test_a_server_ends_cleanly_and_leaves_no_files_or_processes(
     number: signal.Signals, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = repository_files()
@@ -218,7 +218,7 @@ def test_a_server_ends_cleanly_and_leaves_nothing(
     assert repository_files() == before
 
 
-def test_a_killed_server_takes_torchserve_along_and_the_next_one_tidies_up(
+def test_torchserve_ends_with_a_killed_server_and_the_next_one_deletes_its_folder(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, scratch = config_on_free_ports(tmp_path), tmp_path / "tmp"

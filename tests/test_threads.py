@@ -1,4 +1,4 @@
-"""How torch's threads wait for each other: gently, unless the user has decided otherwise."""
+"""How long torch's threads spin while they wait, unless the user has chosen that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY, Server
 
 
 @pytest.mark.parametrize("variable", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
-def test_what_the_user_has_set_wins(variable: str) -> None:
+def test_the_setting_of_the_user_wins(variable: str) -> None:
     assert thread_settings({"PATH": "/bin"}) == {"GOMP_SPINCOUNT": SPIN_COUNT}
     assert thread_settings({variable: "ACTIVE"}) == {}
 
@@ -23,7 +23,7 @@ def test_a_worker_of_the_server_has_the_setting(server: Server) -> None:
     assert worker.environ()["GOMP_SPINCOUNT"] == SPIN_COUNT
 
 
-def test_the_command_sets_it_before_torch_is_imported() -> None:
+def test_the_command_sets_it_before_it_imports_torch() -> None:
     code = """
 import os, sys
 from etenet.cli import main
