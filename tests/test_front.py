@@ -139,7 +139,7 @@ def test_a_500_is_told_apart_by_its_origin(content_type: str, upstream_header: s
         upstream.settimeout(10)
         with ThreadPoolExecutor(1) as client:
             future = client.submit(
-                answer_to, port, request("/predictions/etenet", f"Content-Type: {content_type}", length=5), b"hello"
+                response_to, port, request("/predictions/etenet", f"Content-Type: {content_type}", length=5), b"hello"
             )
             connection = upstream.accept()[0]
             head = f"HTTP/1.1 500 x\r\n{upstream_header}X-Request-Id: theirs\r\nContent-Length: 2\r\n\r\n{{}}"

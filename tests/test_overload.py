@@ -34,7 +34,7 @@ CEILING_BYTES = 2 * CONFIG.java_memory_bytes() + 4 * 2**30
 
 @pytest.fixture(scope="module")
 def busy(thorough: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The long form uses a slow network: with the demo's, the refusals of ten times overload take a seventh of the cores."""
+    """The long form uses a slow network: beside the demo's, refusals would take a seventh of the cores."""
     checkpoint = DEMO
     if thorough:
         checkpoint = tmp_path_factory.mktemp("overload") / "untrained.pt"
