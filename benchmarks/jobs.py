@@ -20,13 +20,14 @@ import numpy as np
 from benchmarks.rig import servers
 from benchmarks.rig.clips import drifting
 from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig.untrained import numbered_words
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
 from etenet.jobs import inputs
 from etenet.jobs.engines import local, ray, server
 from etenet.jobs.run import Engine, Record
 from etenet.model import checkpoint as checkpoints
-from etenet.model.vocabulary import Vocabulary
+from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.sandbox.pool import Sandbox
 from etenet.video.limits import DecodeLimits
 
@@ -48,13 +49,13 @@ def alone(checkpoint: Path, clips: Sequence[inputs.JobClip]) -> tuple[float, flo
     wait(decoded)
     decode_s = time.perf_counter() - started
     decoders.close()
-    frames = np.stack([future.result()[0].frames for future in decoded[: local.BATCH_CLIPS]])
+    frames = np.stack([future.result()[0].frames for future in decoded[: CPU_BATCH_CLIPS]])
     captioner.features(frames)
     started = time.perf_counter()
-    for _ in range(len(clips) // local.BATCH_CLIPS):
+    for _ in range(len(clips) // CPU_BATCH_CLIPS):
         captioner.features(frames)
     encode_s = time.perf_counter() - started
-    return len(clips) / decode_s, len(clips) // local.BATCH_CLIPS * local.BATCH_CLIPS / encode_s
+    return len(clips) / decode_s, len(clips) // CPU_BATCH_CLIPS * CPU_BATCH_CLIPS / encode_s
 
 
 def rate(engine: Engine, clips: Sequence[inputs.JobClip]) -> tuple[float, float]:
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     width, height = map(int, options.size.split("x"))
-    words, wish = Vocabulary(f"word{number}" for number in range(options.words)), CaptionOptions()
+    words, caption_options = numbered_words(options.words), CaptionOptions()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         checkpoint, folder = Path(scratch) / "untrained.pt", Path(scratch) / "clips"
         folder.mkdir()
@@ -91,14 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clips = different(clip, options.clips, folder)
         checkpoints.save(checkpoints.initialise(options.encoder, words, crop_px=options.crop_px), checkpoint)
         decode, encode = alone(checkpoint, clips)
-        rates = {"here": rate(local.engine(checkpoint, wish, details=False, clips=len(clips)), clips)}
+        rates = {"here": rate(local.engine(checkpoint, caption_options, details=False, clips=len(clips)), clips)}
         url = stack.enter_context(servers.ours(checkpoint, clip)).url
         for number in (1, 2, server.IN_FLIGHT):
-            engine = server.engine(url, wish, details=False, in_flight=number)
+            engine = server.engine(url, caption_options, details=False, in_flight=number)
             rates[f"server, {number} in flight"] = rate(engine, clips)
         stack.close()
         for number in (1, 2):
-            engine = ray.engine(checkpoint, wish, details=False, actors=number)
+            engine = ray.engine(checkpoint, caption_options, details=False, actors=number)
             rates[f"ray, {number} actors"] = rate(engine, clips)
     print(f"{'decoding alone':22} {decode:8.3f} clips/s")
     print(f"{'encoding alone':22} {encode:8.3f} clips/s")

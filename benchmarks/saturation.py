@@ -11,15 +11,13 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import matplotlib.pyplot as plt
-import numpy as np
 
 from benchmarks.rig import servers
 from benchmarks.rig.clips import drifting
-from benchmarks.rig.load import Arrival, closed_loop, open_loop, throughput_per_s
+from benchmarks.rig.load import closed_loop, latency_percentiles_ms, open_loop, throughput_per_s
+from benchmarks.rig.plots import draw_latency
 from benchmarks.rig.record import REPOSITORY, RESULTS, conclude
 from etenet.errors import EtenetError
 from etenet.serving import archive
@@ -29,7 +27,6 @@ SECONDS_OF_CLIP = 10
 CLIENTS = 16
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.05, 1.2)
 MODERATE = 0.7
-PERCENTILES = (50, 90, 99, 99.9)
 
 
 def capacity_per_s(url: str, clips: Sequence[bytes], seconds: float) -> float:
@@ -41,36 +38,13 @@ def under_load(url: str, clips: Sequence[bytes], rate_per_s: float, seconds: flo
     arrivals = asyncio.run(open_loop(url, clips, rate_per_s=rate_per_s, seconds=seconds))
     broken = [arrival.status for arrival in arrivals if arrival.status not in (200, 503)]
     if broken:
-        raise RuntimeError(f"{len(broken)} requests were answered with status {broken[0]}")
+        raise RuntimeError(f"{len(broken)} requests got status {broken[0]}")
     return {
         "rate_per_s": round(rate_per_s, 3),
         "requests": len(arrivals),
         "refused_share": round(sum(arrival.status == 503 for arrival in arrivals) / len(arrivals), 4),
-        **_latency_ms(arrivals),
+        **latency_percentiles_ms(arrivals),
     }
-
-
-def _latency_ms(arrivals: Sequence[Arrival]) -> dict[str, float]:
-    taken = [arrival.seconds for arrival in arrivals if arrival.status == 200]
-    return {
-        f"p{p:g}": round(1000 * float(value), 1)
-        for p, value in zip(PERCENTILES, np.percentile(taken, PERCENTILES), strict=True)
-    }
-
-
-def draw(curve: Sequence[Mapping[str, float]], capacity: float, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    rates = [point["rate_per_s"] for point in curve]
-    for p, shade in zip(PERCENTILES, ("#9ecae1", "#4292c6", "#08519c", "#08306b"), strict=True):
-        axes.plot(rates, [point[f"p{p:g}"] for point in curve], marker="o", markersize=3, color=shade, label=f"p{p:g}")
-    axes.axvline(capacity, color="#888888", linestyle="--", linewidth=1)
-    axes.annotate("capacity", (capacity, axes.get_ylim()[1]), ha="right", va="top", rotation=90, color="#888888")
-    axes.set(yscale="log", xlabel="arrivals per second (Poisson)", ylabel="ms from the intended sending to the answer")
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(
                 f"batchSize {size}: {rate:.2f} clips/s, p50 {moderate['p50']} ms, p99 {moderate['p99']} ms", flush=True
             )
-    draw(curve, capacity, options.out / "saturation.png")
+    draw_latency(curve, capacity, options.out / "saturation.png")
     conclude(
         "saturation",
         {

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,11 +23,12 @@ from benchmarks.rig import servers
 from benchmarks.rig.clips import drifting
 from benchmarks.rig.load import closed_loop, throughput_per_s
 from benchmarks.rig.record import RESULTS, conclude
-from benchmarks.search import captioner
+from benchmarks.rig.timing import median_ms
+from benchmarks.rig.untrained import numbered_words, of_full_length
+from etenet.captioning.captioner import Captioner
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
-from etenet.model.vocabulary import Vocabulary
 from etenet.serving import archive
 from etenet.video import sampling
 from etenet.video.sampling import FRAMES_PER_CLIP
@@ -43,28 +43,19 @@ CLIENTS = 8
 MIB = 2**20
 
 
-def median_ms(run: Callable[[], object], rounds: int) -> float:
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return round(1000 * statistics.median(times), 1)
-
-
 def decode_ms(clip: bytes, size_px: int, rounds: int) -> float:
-    return median_ms(lambda: sampling.sample_frames(clip, resize_px=size_px), rounds)
+    return round(median_ms(lambda: sampling.sample_frames(clip, resize_px=size_px), rounds), 1)
 
 
 def search_ms(encoder: str, words: int, rounds: int) -> dict[str, float]:
     """One clip and eight, a beam of 5, every sentence of full length."""
-    with tempfile.TemporaryDirectory() as folder:
-        ours = captioner(encoder, words, MAX_WORDS, Path(folder))
-    features = torch.randn(8, FRAMES_PER_CLIP, ours.checkpoint.model.decoder.config.feature_size)
-    return {
-        str(clips): median_ms(lambda n=clips: ours.caption_features(features[:n], CaptionOptions()), rounds)
-        for clips in (1, 8)
-    }
+    captioner = Captioner(of_full_length(encoder, words, MAX_WORDS), sandboxed=False)
+    features = torch.randn(8, FRAMES_PER_CLIP, captioner.checkpoint.model.decoder.config.feature_size)
+
+    def search(clips: int) -> object:
+        return captioner.caption_features(features[:clips], CaptionOptions())
+
+    return {str(clips): round(median_ms(partial(search, clips), rounds), 1) for clips in (1, 8)}
 
 
 @contextmanager
@@ -104,9 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=90.0, help="of load with 8 clients, per number of workers")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
-    start = checkpoints.initialise(
-        options.encoder, Vocabulary(f"word{n}" for n in range(options.words)), crop_px=options.crop_px
-    )
+    start = checkpoints.initialise(options.encoder, numbered_words(options.words), crop_px=options.crop_px)
     resize_px = start.preprocessing.resize_px
     by_length, by_size, by_words, by_workers = {}, {}, {}, {}
     for length_s in options.lengths_s:

@@ -21,9 +21,9 @@ import etenet
 from benchmarks.rig import servers
 from benchmarks.rig.load import Arrival, Client, closed_loop, throughput_per_s
 from benchmarks.rig.record import REPOSITORY, RESULTS, conclude
+from benchmarks.rig.untrained import numbered_words
 from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
-from etenet.model.vocabulary import Vocabulary
 from etenet.runtime.openvino import compile_encoder
 
 CLIENTS = 8
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     clip = options.clip.read_bytes()
-    words = Vocabulary(f"word{number}" for number in range(options.words))
+    words = numbered_words(options.words)
     p50_s, per_s = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "untrained.pt"

@@ -13,28 +13,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import etenet
 from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig.scores import demo_scores
 from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
 from etenet.scoring.scores import Scorer
 from training.data.datasets import Dataset
-from training.evaluate import caption_split, demo_accuracy
 from training.loop.memory import keep_freed_memory
-from training.loop.processes import joined
+from training.loop.processes import init_processes
 from training.loop.stage import Run, train_stage
 from training.recipes import Recipe, demo
 from training.train import first_checkpoint
-
-
-def outcome(checkpoint: Path, dataset: Dataset, scorer: Scorer, *, device: str = "cpu") -> dict[str, float]:
-    """Scores in points (100 = 1.0) and shares named right, of the test split, through the serving code."""
-    captions = caption_split(etenet.load(checkpoint, device=device), dataset, "test")
-    scores = scorer.score({video: [caption] for video, caption in captions.items()}).overall
-    right = demo_accuracy(dataset.clips["test"], captions)
-    return {name: 100 * value for name, value in scores.items()} | {
-        f"{attribute} right %": 100 * share for attribute, share in right.items()
-    }
 
 
 def short(recipe: Recipe, seed: int, epochs: int | None) -> Recipe:
@@ -64,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if stage == 1
                 else checkpoints.load(folder / "stage1" / "best.pt")
             )
-            with joined() as processes:
+            with init_processes() as processes:
                 run = Run(
                     recipe=recipe,
                     stage_number=stage,
@@ -74,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     resume=True,
                 )
                 best = train_stage(run, start)
-            figures = found.setdefault(seed, {})[stage] = outcome(best, dataset, scorer)
+            figures = found.setdefault(seed, {})[stage] = demo_scores(best, dataset, scorer)
             print(f"seed {seed} stage {stage}:", "  ".join(f"{n} {v:.1f}" for n, v in figures.items()), flush=True)
     gains = [stages[2]["CIDEr"] - stages[1]["CIDEr"] for stages in found.values()]
     conclude(

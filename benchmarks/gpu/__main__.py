@@ -19,38 +19,41 @@ from typing import Any
 
 import torch
 
-from benchmarks import saturation
 from benchmarks.gpu.captions import equality
 from benchmarks.gpu.decoders import decoding
 from benchmarks.gpu.encoders import encoding
-from benchmarks.gpu.scale import MINIATURE, Scale
 from benchmarks.gpu.searching import searching
 from benchmarks.gpu.starting import starting
 from benchmarks.gpu.streaming import streaming
 from benchmarks.gpu.workers import working
+from benchmarks.gpu.workload import MINIATURE, Workload
 from benchmarks.rig.chip import ceilings
+from benchmarks.rig.plots import draw_latency
 from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.untrained import untrained
 from etenet.model import checkpoint as checkpoints
 from etenet.video.sampling import FRAMES_PER_CLIP
 
 
-def parts(scale: Scale, device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
+def parts(workload: Workload, device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
     """By name, in the order in which they run: the first leaves what it compiled to the others."""
-    how = checkpoints.default_preprocessing(scale.encoder, crop_px=scale.crop_px)
+    how = checkpoints.default_preprocessing(workload.encoder, crop_px=workload.crop_px)
     frames = torch.randint(0, 256, (FRAMES_PER_CLIP, how.resize_px, how.resize_px, 3), dtype=torch.uint8)
-    checkpoint, path = untrained(scale.encoder, scale.crop_px, frames, words=scale.words), folder / "untrained.pt"
+    checkpoint, path = (
+        untrained(workload.encoder, workload.crop_px, frames, words=workload.words),
+        folder / "untrained.pt",
+    )
     checkpoints.save(checkpoint, path)
-    chip = ceilings(scale.matrix, scale.rounds, device)
+    chip = ceilings(workload.matrix, workload.rounds, device)
     return {
         "chip": lambda: chip,
         "starting": lambda: starting(path, folder, device),
-        "searching": lambda: searching(checkpoint.model.decoder, scale, device),
-        "captions": lambda: equality(scale, device),
-        "decoding": lambda: decoding(scale),
-        "streaming": lambda: streaming(path, scale, device),
-        "working": lambda: working(path, scale, device),
-        "encoding": lambda: encoding(checkpoint, scale, device, chip["tflop_per_s"], folder),
+        "searching": lambda: searching(checkpoint.model.decoder, workload, device),
+        "captions": lambda: equality(workload, device),
+        "decoding": lambda: decoding(workload),
+        "streaming": lambda: streaming(path, workload, device),
+        "working": lambda: working(path, workload, device),
+        "encoding": lambda: encoding(checkpoint, workload, device, chip["tflop_per_s"], folder),
     }
 
 
@@ -59,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="all of it once, in miniature")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
-    scale = MINIATURE if options.dry_run else Scale()
+    workload = MINIATURE if options.dry_run else Workload()
     if not torch.cuda.is_available() and not options.dry_run:
         sys.exit("gpu: there is no CUDA GPU here; --dry-run tries the code without one")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures: dict[str, Mapping[str, Any]] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for name, part in parts(scale, device, Path(folder)).items():
+        for name, part in parts(workload, device, Path(folder)).items():
             try:
                 figures[name] = part()
             except Exception as error:
@@ -74,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 figures[name] = {"failed": f"{type(error).__name__}: {error}"}
             print(f"after {time.monotonic() - began:.0f} s: {name}: {figures[name]}", flush=True)
     if best := figures["working"].get("best"):
-        options.out.mkdir(parents=True, exist_ok=True)
-        saturation.draw(best["curve"], best["capacity_per_s"], options.out / "gpu.png")
+        draw_latency(best["curve"], best["capacity_per_s"], options.out / "gpu.png")
     seconds = time.monotonic() - began
     conclude(
         "gpu", {"dry_run": options.dry_run, "device": str(device), "seconds": seconds, **figures}, folder=options.out

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from av.codec.hwaccel import HWAccel
 
-from benchmarks.gpu.scale import Scale
-from benchmarks.rig.chip import median_ms
+from benchmarks.gpu.workload import Workload
 from benchmarks.rig.clips import drifting
+from benchmarks.rig.timing import median_ms
 from etenet.sandbox.pool import Sandbox
 from etenet.video.nvdec import GpuDecoding
 from etenet.video.sampling import middle_of_slices, sample_frames, sample_segments
@@ -26,12 +26,12 @@ ROUNDS = 3
 EVERY_SIZE = GpuDecoding(from_pixels=1)
 
 
-def decoding(scale: Scale) -> dict[str, Any]:
+def decoding(workload: Workload) -> dict[str, Any]:
     """Milliseconds for a clip by one thread, and clips per second of all decoder processes together."""
     in_software, on_gpu = Sandbox(resize_px=RESIZE_PX), Sandbox(resize_px=RESIZE_PX, gpu=EVERY_SIZE)
     found: dict[str, Any] = {"processes": len(os.sched_getaffinity(0)), "gpu_fault_behind_the_wall": on_gpu.gpu_fault}
-    for width, height in scale.sizes:
-        clip = drifting(scale.clip_s, width, height)
+    for width, height in workload.sizes:
+        clip = drifting(workload.clip_s, width, height)
         contenders: dict[str, Callable[[], object]] = {
             "one_core_ms": lambda clip=clip: sample_frames(clip, resize_px=RESIZE_PX),
             "gpu_ms": lambda clip=clip: _by_us(clip),
@@ -39,8 +39,8 @@ def decoding(scale: Scale) -> dict[str, Any]:
             "torchcodec_gpu_ms": lambda clip=clip: _by_torchcodec(clip),
         }
         row: dict[str, float | bool | str | None] = {name: _ms(run) for name, run in contenders.items()}
-        row["cores_clips_per_s"] = _together(in_software, clip, scale.pooled)
-        row["gpu_clips_per_s"] = None if on_gpu.gpu_fault else _together(on_gpu, clip, scale.pooled)
+        row["cores_clips_per_s"] = _together(in_software, clip, workload.pooled)
+        row["gpu_clips_per_s"] = None if on_gpu.gpu_fault else _together(on_gpu, clip, workload.pooled)
         if isinstance(row["gpu_ms"], float):
             row["frames_equal"] = np.array_equal(sample_frames(clip, resize_px=RESIZE_PX).frames, _by_us(clip))
         found[f"{width}x{height}"] = row

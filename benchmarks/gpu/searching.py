@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.gpu.scale import Scale
-from benchmarks.rig.chip import median_ms
+from benchmarks.gpu.workload import Workload
+from benchmarks.rig.timing import median_ms
 from etenet.captioning.captioner import WORDS
 from etenet.model.decoder import Decoder
 from etenet.model.generate import search
@@ -15,16 +15,16 @@ from etenet.video.sampling import FRAMES_PER_CLIP
 CLIPS = 16
 
 
-def searching(decoder: Decoder, scale: Scale, device: torch.device) -> dict[str, float]:
+def searching(decoder: Decoder, workload: Workload, device: torch.device) -> dict[str, float]:
     """Milliseconds for 16 clips, to sentences on the host."""
     decoder = decoder.to(device).eval()
     features = torch.rand(CLIPS, FRAMES_PER_CLIP, decoder.config.feature_size, device=device)
-    ours = GpuSearch(decoder, max_words=scale.max_words, words=WORDS, frames_per_clip=FRAMES_PER_CLIP, device=device)
+    ours = GpuSearch(decoder, max_words=workload.max_words, words=WORDS, frames_per_clip=FRAMES_PER_CLIP, device=device)
     return {
-        "ours_ms": median_ms(lambda: ours(features), scale.rounds, device),
+        "ours_ms": median_ms(lambda: ours(features), workload.rounds, device),
         "step_by_step_ms": median_ms(
-            lambda: search(decoder, features, beam_size=5, max_words=scale.max_words, words=WORDS),
-            scale.rounds,
+            lambda: search(decoder, features, beam_size=5, max_words=workload.max_words, words=WORDS),
+            workload.rounds,
             device,
         ),
     }

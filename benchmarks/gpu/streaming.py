@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import etenet
-from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.workload import Workload
 from benchmarks.rig.clips import drifting
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import caption_stream
@@ -18,10 +18,10 @@ from etenet.video.segments import WHOLE
 BATCH_CLIPS = 16
 
 
-def streaming(checkpoint: Path, scale: Scale, device: torch.device) -> dict[str, float]:
+def streaming(checkpoint: Path, workload: Workload, device: torch.device) -> dict[str, float]:
     """Clips per second; and for which share of the time the GPU and what feeds it have nothing to do."""
-    clip = drifting(scale.clip_s, 426, 240)
-    bodies = [clip + number.to_bytes(8, "big") for number in range(scale.streamed)]  # no two alike
+    clip = drifting(workload.clip_s, 426, 240)
+    bodies = [clip + number.to_bytes(8, "big") for number in range(workload.streamed)]  # no two alike
     captioner = etenet.load(checkpoint, device=str(device), record_gpu=True)
     decoders = Sandbox(resize_px=captioner.checkpoint.preprocessing.resize_px)
     started = time.perf_counter()

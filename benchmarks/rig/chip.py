@@ -1,37 +1,13 @@
-"""What a chip does at best, how long something takes on it, and what the network asks of it."""
+"""What a chip does at best, and what the network asks of it."""
 
 from __future__ import annotations
-
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.rig.timing import median_ms
 from etenet.model.encoder import Encoder
 from etenet.video.sampling import FRAMES_PER_CLIP
-
-
-def median_ms(run: Callable[[], object], rounds: int, device: torch.device) -> float:
-    """From the call until its results are there."""
-    run()
-    return statistics.median(1000 * timed_s(run, device) for _ in range(rounds))
-
-
-def timed_s(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, until its results are there."""
-    wait_for(device)
-    started = time.perf_counter()
-    run()
-    wait_for(device)
-    return time.perf_counter() - started
-
-
-def wait_for(device: torch.device) -> None:
-    """Until all that was launched is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def ceilings(matrix: int, rounds: int, device: torch.device) -> dict[str, float]:
@@ -47,7 +23,7 @@ def ceilings(matrix: int, rounds: int, device: torch.device) -> dict[str, float]
 
 
 def clip_flops(encoder: Encoder, crop_px: int) -> float:
-    """Operations for 16 frames, forth only, as torch counts them: two for a multiplication and an addition."""
+    """Operations of the forward pass for 16 frames, as torch counts them: a multiplication with an addition is two."""
     device = next(encoder.parameters()).device
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         encoder(torch.zeros(1, 3, crop_px, crop_px, device=device))

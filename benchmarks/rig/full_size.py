@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.rig.record import REPOSITORY
-from benchmarks.two_stages import outcome
+from benchmarks.rig.scores import demo_scores
 from etenet.errors import EtenetError
 from etenet.scoring.scores import Scorer
 from training.data.datasets import Dataset
@@ -74,7 +74,7 @@ def made(plan: Plan, folder: Path, device: torch.device, *, keep: Path | None = 
     references = {clip.video: clip.captions for clip in dataset.clips["test"]}
     scorer = Scorer(references, tokenizer="none", meteor=False)  # the captions come normalised, and Java may be missing
     found = {
-        name: outcome(checkpoint, dataset, scorer, device=str(device))
+        name: demo_scores(checkpoint, dataset, scorer, device=str(device))
         for name, checkpoint in (("full size", best), ("small demo", DEMO))
     }
     seconds["evaluate"] = time.monotonic() - started

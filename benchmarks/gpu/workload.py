@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
+class Workload:
     encoder: str = "inceptionresnetv2"
     crop_px: int | None = None
     words: int = 12_000
@@ -25,7 +25,7 @@ class Scale:
     pooled: int = 48  # clips decoded by all processes together
 
 
-MINIATURE = Scale(
+MINIATURE = Workload(
     encoder="squeezenet1_1",
     crop_px=64,
     words=30,
