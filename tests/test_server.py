@@ -17,6 +17,7 @@ import pytest
 import etenet
 from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
+from etenet.files import sha256
 from etenet.model import checkpoint as checkpoints
 from etenet.model.vocabulary import Vocabulary
 from tests import clips
@@ -56,7 +57,7 @@ def test_an_example_gets_its_caption(server: Server, name: str) -> None:
     assert (response.status, response.content_type) == (200, "application/json")
     assert_valid(response.json())
     assert response.json()["caption"] == EXAMPLES[name]
-    assert response.json()["model"]["checkpoint"] == f"sha256:{checkpoints.sha256(DEMO)}"
+    assert response.json()["model"]["checkpoint"] == f"sha256:{sha256(DEMO)}"
     assert response.json()["model"]["encoder"] == "squeezenet1_1"
 
 

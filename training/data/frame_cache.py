@@ -31,8 +31,9 @@ from tqdm import tqdm
 
 from etenet.errors import CaptionError, DecoderCrashed, InternalError, UsageError
 from etenet.files import AppendOnlyLog, replacing
+from etenet.video.clip import FRAMES_PER_CLIP
 from etenet.video.limits import DecodeLimits
-from etenet.video.sampling import FRAMES_PER_CLIP, sample_frames
+from etenet.video.sampling import sample_frames
 
 # What is served is what is trained on, but for the time: how fast a clip decodes depends on what else runs here.
 LIMITS = DecodeLimits(decode_deadline_s=120.0)

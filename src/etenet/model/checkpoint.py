@@ -6,7 +6,6 @@ the old file whole.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,12 +111,6 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
         ) from error
     model.to(device).eval().requires_grad_(False)
     return checkpoint
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path, *, mmap: bool) -> dict[str, Any]:
