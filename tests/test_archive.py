@@ -1,4 +1,4 @@
-"""The archive is the same every time and needs nothing of the repository to caption."""
+"""An archive has the same bytes every time, and captions without the repository."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Context:
 handler, context = etenet_handler.EtenetHandler(), Context()
 handler.initialize(context)
 bodies = [open(path, "rb").read() for path in sys.argv[3:]]
-answers = [json.loads(answer) for answer in handler.handle([{"body": bytearray(body)} for body in bodies], context)]
-said = [answer.get("caption") or answer["error"]["code"] for answer in answers]
+responses = [json.loads(body) for body in handler.handle([{"body": bytearray(body)} for body in bodies], context)]
+captions = [response.get("caption") or response["error"]["code"] for response in responses]
 slow = [name for name in ("torchvision", "pretrainedmodels", "torch._dynamo") if name in sys.modules]
-print(json.dumps({"from": etenet.__file__, "said": said, "statuses": context.statuses, "slow": slow}))
+print(json.dumps({"from": etenet.__file__, "captions": captions, "statuses": context.statuses, "slow": slow}))
 """
 
 BREAK = """
@@ -59,7 +59,7 @@ def fails():
 handler.captioner.network.recover = fails
 handler.captioner.network.features = broken
 handler.handle([{"body": bytearray(open(sys.argv[3], "rb").read())}], context)
-print("went on")
+print("continued")
 """
 
 
@@ -68,7 +68,7 @@ def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive.package(DEMO, tmp_path_factory.mktemp("archive") / "etenet.mar")
 
 
-def test_it_is_the_same_bytes_every_time(demo_archive: Path, tmp_path: Path) -> None:
+def test_an_archive_has_the_same_bytes_every_time(demo_archive: Path, tmp_path: Path) -> None:
     again = archive.package(DEMO, tmp_path / "sub" / "other.mar")
     assert again.read_bytes() == demo_archive.read_bytes()
     assert [path.name for path in again.parent.iterdir()] == ["other.mar"]
@@ -81,29 +81,29 @@ def unpacked(demo_archive: Path, tmp_path: Path) -> Path:
 
 
 def in_a_fresh_interpreter(code: str, unpacked: Path, *clips: Path) -> subprocess.CompletedProcess[str]:
-    """-I and -S keep out the working directory, the environment and the link to the repository that pip made."""
+    """-I and -S exclude the working directory, the environment and the editable installation of the repository."""
     command = [sys.executable, "-I", "-S", "-c", code, str(unpacked), sysconfig.get_path("purelib"), *map(str, clips)]
     return subprocess.run(command, cwd=unpacked.parent, capture_output=True, text=True, check=False)
 
 
-def test_it_captions_in_a_fresh_interpreter_that_cannot_see_the_repository(unpacked: Path, tmp_path: Path) -> None:
+def test_an_archive_captions_without_the_repository(unpacked: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"not a video")
     (tmp_path / "cut").write_bytes(clips.video(40)[:1500])
     first, *others = (REPOSITORY / "examples" / name for name in EXAMPLES)
     finished = in_a_fresh_interpreter(RUN, unpacked, first, tmp_path / "text", *others, tmp_path / "cut")
     assert finished.returncode == 0, finished.stderr
-    said = json.loads(finished.stdout.splitlines()[-1])
-    assert said["from"] == str(unpacked / "etenet" / "__init__.py")
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["from"] == str(unpacked / "etenet" / "__init__.py")
     first_caption, *other_captions = EXAMPLES.values()
-    assert said["said"] == [first_caption, "not_a_video", *other_captions, "undecodable_video"]
-    assert said["statuses"] == {"1": 415, "7": 422}
-    assert said["slow"] == []  # with a compiled encoder a worker is spared what takes seconds to import
+    assert result["captions"] == [first_caption, "not_a_video", *other_captions, "undecodable_video"]
+    assert result["statuses"] == {"1": 415, "7": 422}
+    assert result["slow"] == []  # with a compiled encoder a worker does not import what takes seconds
 
 
 @pytest.mark.parametrize(
-    ("contents", "wrong"), [(None, "no archive at"), (b"PK but no zip", "damaged or not an archive")]
+    ("contents", "wrong"), [(None, "no archive at"), (b"PK but not a zip", "damaged or not an archive")]
 )
-def test_what_is_no_archive_is_not_unpacked(contents: bytes | None, wrong: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_not_unpacked(contents: bytes | None, wrong: str, tmp_path: Path) -> None:
     if contents is not None:
         (tmp_path / "etenet.mar").write_bytes(contents)
     with pytest.raises(UsageError, match=wrong):
@@ -112,7 +112,7 @@ def test_what_is_no_archive_is_not_unpacked(contents: bytes | None, wrong: str, 
 
 @pytest.mark.parametrize("name", [archive.MANIFEST_FILE, archive.CHECKPOINT_FILE, "etenet/model/config.py"])
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_the_handler_loads_nothing_of_a_damaged_archive(unpacked: Path, name: str, damage: str) -> None:
+def test_a_damaged_archive_does_not_pass_verification(unpacked: Path, name: str, damage: str) -> None:
     file = unpacked / name
     if damage == "missing":
         file.unlink()
@@ -123,7 +123,7 @@ def test_the_handler_loads_nothing_of_a_damaged_archive(unpacked: Path, name: st
 
 
 @pytest.mark.parametrize("lines", [0, 1])
-def test_sums_that_are_cut_short_are_damage(unpacked: Path, lines: int) -> None:
+def test_missing_sums_are_damage(unpacked: Path, lines: int) -> None:
     sums = unpacked / archive.SUMS_FILE
     sums.write_text("".join(sums.read_text().splitlines(keepends=True)[:lines]))
     with pytest.raises(UsageError, match="of the archive is damaged or missing"):
@@ -138,12 +138,12 @@ def test_the_handler_verifies_its_archive_before_it_loads_it(unpacked: Path) -> 
     assert f"{archive.CHECKPOINT_FILE} of the archive is damaged" in finished.stderr
 
 
-def test_a_worker_ends_when_its_device_computes_nothing_any_more(unpacked: Path) -> None:
+def test_a_worker_ends_when_its_device_fails(unpacked: Path) -> None:
     code = RUN.partition("bodies =")[0] + BREAK
     finished = in_a_fresh_interpreter(code, unpacked, REPOSITORY / "examples" / next(iter(EXAMPLES)))
     assert finished.returncode == 1
     assert "DeviceFailed" in finished.stderr
-    assert "went on" not in finished.stdout
+    assert "continued" not in finished.stdout
 
 
 def test_a_bad_checkpoint_is_not_packaged(tmp_path: Path) -> None:

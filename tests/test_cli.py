@@ -1,4 +1,4 @@
-"""The `etenet` command as a person uses it: results on stdout, the rest on stderr, three exit statuses."""
+"""The `etenet` command: results on stdout, everything else on stderr, three exit statuses."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
 
 
-def test_caption_says_what_the_examples_show(capsys: Capture) -> None:
+def test_caption_gives_the_captions_of_the_examples(capsys: Capture) -> None:
     assert main(["caption", *(f"examples/{name}" for name in EXAMPLES)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {Path(line["video"]).name: line["caption"] for line in lines} == EXAMPLES
 
 
-def test_caption_lists_what_failed_and_does_the_rest(tmp_path: Path, capsys: Capture) -> None:
+def test_caption_lists_the_clips_that_failed_and_does_the_rest(tmp_path: Path, capsys: Capture) -> None:
     """Eight in one batch, two of them bad."""
     out, bad = tmp_path / "out.jsonl", {"text.mp4": b"not a video", "cut.mp4": clips.video(40)[:1500]}
     for name, body in bad.items():
@@ -123,6 +123,6 @@ def test_doctor_names_what_is_wrong_and_how_to_fix_it(tmp_path: Path, capsys: Ca
     assert printed.count("\n      fix: ") == 2
 
 
-def test_doctor_says_that_no_server_answers(capsys: Capture) -> None:
+def test_doctor_reports_a_server_that_does_not_answer(capsys: Capture) -> None:
     assert main(["doctor", "--server", "http://127.0.0.1:9"]) == 1
     assert "start it with: etenet serve" in capsys.readouterr().out
