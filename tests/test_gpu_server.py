@@ -177,7 +177,7 @@ def test_a_job_captures_cuda_graphs_if_that_saves_time(
     settings: dict[str, Any] = {}
     monkeypatch.setattr(captioner, "load", lambda _, **given: settings.update(given))
     local.load(DEMO, limits=local.JOB_LIMITS, clips=clips)
-    assert settings == {"device": "cuda", "record_gpu": captures, "limits": local.JOB_LIMITS}
+    assert (settings["device"], settings["record_gpu"]) == ("cuda", captures)
 
 
 def test_a_server_takes_batches_of_the_size_that_the_network_computes_at_once() -> None:
