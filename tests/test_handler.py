@@ -1,0 +1,158 @@
+"""The handler in this process, given rows as TorchServe gives them: one response for each, whatever the others are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from etenet import metrics
+from etenet.errors import DeviceFailed
+from etenet.serving import archive
+from etenet.serving.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE
+from handler.etenet_handler import CANARY, EtenetHandler
+from tests import clips
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY
+
+CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
+CAPTION = next(iter(EXAMPLES.values()))
+FILM = clips.film([CLIP] * 6, part_s=3)
+
+
+class Context:
+    """What the handler uses of TorchServe's context."""
+
+    model_name = "etenet"
+
+    def __init__(self, folder: Path) -> None:
+        self.system_properties = {"model_dir": str(folder), "gpu_id": None}
+        self.model_yaml_config = archive.configuration(folder)
+        self.manifest = json.loads((folder / archive.MANIFEST_FILE).read_text())
+        self.headers: list[Mapping[str, Any]] = []
+        self.statuses: dict[int, int] = {}
+        self.response_headers: dict[tuple[int, str], str] = {}
+        self.content_types: dict[int, str] = {}
+
+    def get_all_request_header(self, number: int) -> Mapping[str, Any]:
+        return self.headers[number]
+
+    def get_request_id(self, number: int) -> str:
+        return f"request {number}"
+
+    def set_response_status(self, code: int, phrase: str, number: int) -> None:
+        assert phrase.isascii()
+        self.statuses[number] = code
+
+    def set_response_header(self, number: int, name: str, value: str) -> None:
+        self.response_headers[number, name] = value
+
+    def set_response_content_type(self, number: int, content_type: str) -> None:
+        self.content_types[number] = content_type
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    archive.unpack(archive.package(DEMO, folder / "etenet.mar"), folder / "unpacked")
+    return folder / "unpacked"
+
+
+@pytest.fixture(scope="module")
+def handler(unpacked: Path) -> EtenetHandler:
+    handler = EtenetHandler()
+    handler.initialize(Context(unpacked))
+    return handler
+
+
+def responses(
+    handler: EtenetHandler, unpacked: Path, *requests: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> tuple[list[bytes], Context]:
+    """What a batch of rows with their headers gets."""
+    context = Context(unpacked)
+    context.headers = [headers for _, headers in requests]
+    return handler.handle([row for row, _ in requests], context), context
+
+
+def test_every_row_of_a_batch_gets_its_own_response(
+    handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(REQUEST_LOG_VARIABLE, "json")
+    cut = {"X-Etenet-Segment-S": "3", "Accept": "text/vtt", "X-Request-Start": "t=1"}
+    bodies, context = responses(
+        handler,
+        unpacked,
+        ({"body": bytearray(CLIP)}, {}),
+        ({"body": "text, as TorchServe might decode it"}, {"Content-Type": "text/plain"}),
+        ({"body": {"parsed": "JSON"}}, {}),
+        ({}, {}),
+        ({"body": CLIP}, {"x-etenet-beam-size": "99"}),
+        ({"body": CLIP}, {"Accept": "text/plain, */*"}),
+        ({"body": FILM}, cut),
+        ({"body": FILM}, {"X-Etenet-Segment-S": "3", "Accept": "*/*"}),
+        ({"data": CLIP, "captions": b"2"}, {"explain": "True", "data": {"Content-Disposition": "form-data"}}),
+        ({"body": clips.video(40)[:1500]}, {}),
+    )
+    assert json.loads(bodies[0])["caption"] == CAPTION
+    codes = {number: json.loads(bodies[number])["error"]["code"] for number in context.statuses}
+    assert codes == {1: "not_a_video", 2: "not_a_video", 3: "empty_body", 4: "bad_option", 9: "undecodable_video"}
+    assert context.statuses == {1: 415, 2: 415, 3: 400, 4: 400, 9: 422}
+    assert {value for (_, name), value in context.response_headers.items() if name == "x-etenet-error"} == {
+        *codes.values()
+    }
+    assert bodies[5].decode() == f"{CAPTION}\n"
+    assert bodies[6].startswith(b"WEBVTT")
+    assert len(json.loads(bodies[7])["segments"]) == 6
+    assert [len(sentence["attention"][0]) for sentence in json.loads(bodies[8])["captions"]] == [16, 16]
+    assert context.content_types[6] == "text/vtt; charset=utf-8"
+    lines = [json.loads(line.removeprefix("request ")) for line in capsys.readouterr().out.splitlines()]
+    assert [line["status"] for line in lines] == [context.statuses.get(number, 200) for number in range(10)]
+    assert [line["request_id"] for line in lines] == [f"request {number}" for number in range(10)]
+
+
+def test_too_many_segments_are_asked_to_come_again(handler: EtenetHandler, unpacked: Path) -> None:
+    bodies, context = responses(handler, unpacked, *[({"body": FILM}, {"X-Etenet-Segment-S": "1.25"})] * 2)
+    assert sorted(context.statuses.values()) == [503]
+    (number,) = context.statuses
+    assert context.response_headers[number, "Retry-After"] == "1"
+    assert len(json.loads(bodies[1 - number])["segments"]) == 13
+
+
+def test_the_test_clip_of_readiness_is_not_counted(
+    handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(REQUEST_LOG_VARIABLE, "plain")
+    before = metrics.CAPTIONS._value.get()
+    responses(handler, unpacked, ({"body": CANARY}, {}))
+    assert (metrics.CAPTIONS._value.get(), capsys.readouterr().out) == (before, "")
+
+
+def test_a_bug_is_answered_for_each_row_and_a_lost_device_ends_the_worker(
+    handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(handler, "captioner", SimpleNamespace(caption_batch=fails))
+    error: Exception = ZeroDivisionError()
+    bodies, context = responses(handler, unpacked, ({"body": CLIP}, {}), ({}, {}))
+    assert [json.loads(body)["error"]["code"] for body in bodies] == ["internal_error", "empty_body"]
+    assert context.statuses == {0: 500, 1: 400}
+    error, ended = DeviceFailed("gone"), []
+    monkeypatch.setattr("os._exit", ended.append)
+    handler._outcomes([])
+    assert ended == [1]
+
+
+def test_a_worker_that_cannot_load_leaves_the_reason_to_the_launcher(
+    unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILURE_FILE_VARIABLE, str(tmp_path / "failure"))
+    context = Context(unpacked)
+    context.system_properties["model_dir"] = str(tmp_path)
+    with pytest.raises(Exception, match="cannot be read"):
+        EtenetHandler().initialize(context)
+    assert "package it again" in (tmp_path / "failure").read_text()
