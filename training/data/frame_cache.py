@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from etenet.errors import CaptionError, DecoderCrashed, InternalError, UsageError
 from etenet.files import AppendOnlyLog, replacing
+from etenet.linux import cores
 from etenet.video.clip import FRAMES_PER_CLIP
 from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import sample_frames
@@ -161,12 +162,12 @@ def _outcomes(jobs: Iterable[Job], work: Callable[[Job], Failure | None]) -> Ite
     Where a job takes its process down, all that were under way fail with it; each of them is tried again alone,
     so that the blame falls on the right one.
     """
-    todo, cores = deque(jobs), os.cpu_count() or 1
+    todo, processes = deque(jobs), cores()
     while todo:
         under_way: dict[Future[Failure | None], Job] = {}
-        with suppress(BrokenProcessPool), _pool(cores) as workers:
+        with suppress(BrokenProcessPool), _pool(processes) as workers:
             while todo or under_way:
-                while todo and len(under_way) < 2 * cores:
+                while todo and len(under_way) < 2 * processes:
                     under_way[workers.submit(work, todo[0])] = todo[0]
                     todo.popleft()
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
