@@ -1,4 +1,4 @@
-"""The `etenet` command. Results go to stdout or the file asked for, everything else to stderr.
+"""The `etenet` command. Results go to stdout or to the file given, everything else to stderr.
 
 Exit status: 0 all done, 1 some items failed (they are listed), 2 wrong use.
 """
