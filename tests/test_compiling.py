@@ -1,4 +1,4 @@
-"""A network that learns through torch's compiler learns the same; where that fails it learns without."""
+"""A compiled network has the same gradients, and where torch's compiler fails, the network trains uncompiled."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_compiled_or_not_the_gradients_are_the_same(checkpointing: bool) -> None
 
 
 def counting(calls: list[tuple[int, ...]]) -> Callable[..., Any]:
-    """A compiler that notes the shapes that its work is given."""
+    """A compiler that notes the shapes of the inputs."""
 
     def compiler(forward: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
         def compiled(value: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ def test_only_the_shape_that_comes_first_is_compiled() -> None:
     for batch in (4, 4, 1, 4):
         value = torch.randn(batch, 3)
         assert torch.equal(forward(value), network(value))
-    assert calls == [(4, 3)] * 4  # one more than came, to see whether it works
+    assert calls == [(4, 3)] * 4  # one more than were asked for: the trial run
 
 
-def test_what_only_looks_is_not_compiled() -> None:
+def test_inference_is_not_compiled() -> None:
     calls: list[tuple[int, ...]] = []
     plain = trainee()
     network = Trainee(plain.model, plain.preprocessing, replace(STAGE, compiled=True), counting(calls))
@@ -92,7 +92,7 @@ def unwilling(_forward: object, **_: object) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("compiler", [failing, unwilling])
-def test_where_the_compiler_fails_it_is_said_once_and_training_goes_on(
+def test_a_failing_compiler_is_reported_once_and_training_continues(
     compiler: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected, plain = gradients(trainee()), trainee()
@@ -100,12 +100,12 @@ def test_where_the_compiler_fails_it_is_said_once_and_training_goes_on(
     computed = gradients(network)
     assert all(torch.equal(computed[name], gradient) for name, gradient in expected.items())
     error = capsys.readouterr().err
-    assert error == "training: the encoder runs uncompiled, as torch.compile fails here: no compiler here\n"
+    assert error == "training: the encoder runs uncompiled: torch.compile fails here (no compiler here)\n"
     assert network.compiled is not None
     assert not network.compiled.works
 
 
-def test_a_full_memory_is_no_fault_of_the_compilers() -> None:
+def test_a_full_memory_is_not_taken_for_a_failing_compiler() -> None:
     def full(_forward: object, **_: object) -> Callable[[Tensor], Tensor]:
         raise torch.OutOfMemoryError("full")
 

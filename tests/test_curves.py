@@ -1,4 +1,4 @@
-"""The curves are those of the log, of a run that is finished, running, or killed in the middle of a line."""
+"""The curves are those of the log, whether its run is finished, running, or was killed in the middle of a line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_log(folder: Path, lines: list[dict[str, Any]], torn: str = "") -> Path
 
 
 def drawn(figure: Figure, title: str) -> dict[str, tuple[list[float], list[float]]]:
-    """label -> (x, y) of the lines in the panel of that title and in the one that shares its place."""
+    """label -> (x, y) of the lines in the panel of that title and in the panel that overlays it."""
     (panel,) = [axes for axes in figure.axes if axes.get_title() == title]
     same_place = [axes for axes in figure.axes if axes.bbox.bounds == panel.bbox.bounds]
     return {
@@ -45,7 +45,7 @@ def drawn(figure: Figure, title: str) -> dict[str, tuple[list[float], list[float
     }
 
 
-def test_the_picture_is_one_and_not_blank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_picture_is_not_blank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_log(tmp_path, log_lines())
     curves.main([str(tmp_path)])
     assert capsys.readouterr().out.strip() == str(tmp_path / "curves.png")
@@ -88,7 +88,7 @@ def test_a_run_without_scores_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("contents", [None, "", '{"kind": "st', "not json\n"])
-def test_a_log_with_nothing_to_draw_is_answered_with_its_name(tmp_path: Path, contents: str | None) -> None:
+def test_a_log_with_nothing_to_draw_is_named(tmp_path: Path, contents: str | None) -> None:
     if contents is not None:
         (tmp_path / "log.jsonl").write_text(contents)
     with pytest.raises(UsageError, match=r"log\.jsonl"):

@@ -1,4 +1,4 @@
-"""A dataset folder is read as it was written, and what it lacks is said."""
+"""A dataset folder is read as it was written, and a missing file is named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.data.datasets import Dataset, DatasetClip
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three clips, one of them in a file elsewhere; row 1 of the cache belongs to none."""
+    """Three clips, one of them with its file elsewhere. Row 1 of the cache belongs to no clip."""
     entries = [
         {"video": "a", "row": 0, "split": "train", "file": "clips/a.mp4", "captions": ["a dog", "the dog"]},
         {"video": "b", "row": 3, "split": "train", "file": "/films/b.avi", "captions": ["a\u2028cat"]},
@@ -39,7 +39,7 @@ def test_clips_come_with_their_rows_files_and_labels(folder: Path) -> None:
     assert dataset.vocabulary().known_words == ("a", "dog", "cat")
 
 
-def test_a_dataset_says_what_it_lacks(tmp_path: Path) -> None:
+def test_what_a_dataset_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"manifest.jsonl is missing; make the dataset with"):
         Dataset.load(tmp_path)
     (tmp_path / "manifest.jsonl").write_text('{"video": "a", "split": "train", "captions": []}\n')
@@ -53,7 +53,7 @@ def test_a_dataset_says_what_it_lacks(tmp_path: Path) -> None:
         Dataset.load(tmp_path).vocabulary()
 
 
-def test_the_digest_follows_what_is_learnt_from_and_not_where_it_lies(folder: Path) -> None:
+def test_the_digest_depends_on_the_contents_and_not_on_the_place_of_files(folder: Path) -> None:
     def digest_with(name: str, old: str, new: str) -> str:
         file = folder / name
         whole = file.read_text()

@@ -1,4 +1,4 @@
-"""Features that somebody else computed become a dataset folder, and a decoder without an encoder learns from it."""
+"""Given features become a dataset folder, and stage 1 makes of it a checkpoint without an encoder."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def test_given_features_take_the_place_of_frames(tmp_path: Path) -> None:
     assert (a.video, a.row, b.video, b.row) == ("a", 2, "b", 0)
     with pytest.raises(UsageError, match="made from features; it has no frames"):
         dataset.frames_of([a])
-    with pytest.raises(UsageError, match="made from features; it has no file of a"):
+    with pytest.raises(UsageError, match="made from features; it has no video of a"):
         dataset.clip_file(a)
 
 
 @pytest.mark.parametrize(
     ("shape", "rows", "message"),
     [
-        ((2, 5, 7), [None, None, None], "tells of 3 clips, .* has 2 rows"),
-        ((2, 5, 7), [0, 2], "speaks of row 2, .* has 2, from 0"),
+        ((2, 5, 7), [None, None, None], "names 3 clips and .* has 2 rows"),
+        ((2, 5, 7), [0, 2], "names row 2, but .* has only 2 rows"),
         ((2, 5, 7), [1, 1], "two clips have the same row"),
-        ((2, 5, 7), [0, None], "1 has no row, others have"),
+        ((2, 5, 7), [0, None], "1 has no row, but other clips have"),
         ((2, 7), [0, 1], r"must be floating-point \(clips, frames, size\), it is float64 \(2, 7\)"),
     ],
 )
@@ -63,7 +63,7 @@ def test_features_that_do_not_fit_their_clips_are_refused(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_features_with_a_hole_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_with_nan_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = np.zeros((1, 5, 7))
     given[0, 3, 3] = np.nan
     assert prepare.main(command(tmp_path, given, '{"video": "a", "caption": "a dog"}')) == 2

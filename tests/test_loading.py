@@ -1,4 +1,4 @@
-"""Reading ahead changes nothing but the time: same batches, same order, errors in their turn, no thread left behind."""
+"""Reading ahead changes only the time: same batches, same order, errors in their place, no thread left behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_what_is_read_ahead_is_what_is_read_one_by_one(count: int, ahead: int) -
     assert not readers()
 
 
-def test_the_next_ones_are_read_meanwhile_and_no_more_than_those() -> None:
+def test_only_the_next_items_are_read_in_advance() -> None:
     begun: list[int] = []
     with closing(read_ahead(begun.append, range(100), 3)) as reader:
         next(reader)
@@ -41,7 +41,7 @@ def test_the_next_ones_are_read_meanwhile_and_no_more_than_those() -> None:
     assert begun == [0, 1, 2, 3, 4]
 
 
-def test_an_error_comes_in_its_turn_and_leaves_no_thread() -> None:
+def test_an_error_is_raised_in_its_place_and_leaves_no_thread() -> None:
     def read(number: int) -> int:
         return 10 // (3 - number)
 
@@ -52,7 +52,7 @@ def test_an_error_comes_in_its_turn_and_leaves_no_thread() -> None:
     assert not readers()
 
 
-def test_who_leaves_early_leaves_no_thread_and_waits_for_no_more_than_one_read() -> None:
+def test_closing_early_leaves_no_thread_and_waits_for_at_most_one_read() -> None:
     begun: list[int] = []
     go_on = threading.Event()
 
@@ -80,7 +80,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 @pytest.fixture
 def batches(dataset: Dataset) -> list[list[TrainingExample]]:
-    """Of three clips each, in no order; every other one is seen in a mirror."""
+    """Batches of three clips in random order. Every other clip is mirrored."""
     order = np.random.default_rng(1).permutation(12)
     examples = [TrainingExample(dataset.clips["train"][row], ("a dog runs", "a cat"), bool(row % 2)) for row in order]
     return [examples[start : start + 3] for start in range(0, 12, 3)]
@@ -101,7 +101,7 @@ def test_batches_hold_the_frames_of_their_clips_mirrored_where_asked(
     assert loader.waited_s > 0
 
 
-def test_known_features_stand_for_frames_and_have_no_mirror(
+def test_known_features_replace_frames_and_are_not_mirrored(
     dataset: Dataset, batches: list[list[TrainingExample]]
 ) -> None:
     features = np.random.default_rng(0).normal(size=(12, 2, 5)).astype(np.float32)
@@ -115,6 +115,6 @@ def test_batches_in_another_order_than_announced_are_refused(
     dataset: Dataset, batches: list[list[TrainingExample]]
 ) -> None:
     loader = Loader(dataset, VOCABULARY, 20, CPU)
-    with loader.ahead(batches) as load, pytest.raises(AssertionError, match="in the order in which"):
+    with loader.ahead(batches) as load, pytest.raises(AssertionError, match="in the order given to"):
         load(batches[1])
     assert not readers()

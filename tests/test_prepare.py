@@ -1,4 +1,4 @@
-"""Clips and captions become a dataset folder: whole, the same after a kill, and with what is wrong listed."""
+"""Clips and captions become a dataset folder: complete, the same after a kill, and with every fault listed."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_own_clips_become_a_dataset(own_clips: list[str], tmp_path: Path, capsys
         "  validation: 1 clips, 1 captions",
         "  test: 1 clips, 1 captions",
         "  vocabulary: 8 words that train captions use at least 1 times",
-        "  captions dropped, as they hold no word: 2",
-        "  captions longer than 4 words, kept, and cut in training: 1",
+        "  captions without a word, dropped: 2",
+        "  captions longer than 4 words, cut in training only: 1",
         "  skipped: 0 clips",
     ]
     assert (out / "skipped.jsonl").read_text() == ""
@@ -90,7 +90,7 @@ def test_own_clips_become_a_dataset(own_clips: list[str], tmp_path: Path, capsys
     assert not list(out.glob("*.partial")) + list(out.glob(".*"))
 
 
-def test_the_vocabulary_may_be_chosen_anew_on_the_same_frames(own_clips: list[str], tmp_path: Path) -> None:
+def test_the_vocabulary_may_be_chosen_again_on_the_same_frames(own_clips: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [*own_clips, "--out", str(out)]
     assert prepare.main(command) == 0
@@ -153,7 +153,7 @@ def test_what_cannot_be_used_is_skipped_listed_and_tried_again(
     assert [line["video"] for line in lines(out / "manifest.jsonl")] == ["b", "c", "d"]
     error = capsys.readouterr().err
     assert "  skipped: 3 clips, listed in " in error
-    assert "    e: no file is called e; put it among the clips" in error
+    assert "    e: no file is called e; put it into the folder of --clips" in error
     assert "dog" not in Dataset.load(out).vocabulary().known_words
 
     (clips / "a.mp4").write_bytes(whole)
@@ -167,14 +167,14 @@ def test_what_cannot_be_used_is_skipped_listed_and_tried_again(
     np.testing.assert_array_equal(b, e)
 
 
-def test_killed_at_any_moment_it_goes_on_and_makes_the_same(own_clips: list[str], tmp_path: Path) -> None:
+def test_a_killed_run_continues_and_makes_the_same_folder(own_clips: list[str], tmp_path: Path) -> None:
     clips, late = tmp_path / "clips", tmp_path / "clips" / "late.mp4"
     jsonl(tmp_path / "captions.jsonl", {**CAPTIONS, "late": ("train", ["a bird"])})
     bodies = {path: path.read_bytes() for path in clips.iterdir()} | {late: video(30)}
     late.write_bytes(bodies[late])
     assert prepare.main([*own_clips, "--out", str(tmp_path / "straight")]) == 0
 
-    # A pipe that nobody writes to holds up the process that reads it, and so the run, until it is killed.
+    # Reading this pipe blocks, because nothing writes to it: the run waits there until it is killed.
     late.unlink()
     os.mkfifo(late)
     out, progress = tmp_path / "out", tmp_path / "out" / "progress.jsonl"
@@ -184,7 +184,7 @@ def test_killed_at_any_moment_it_goes_on_and_makes_the_same(own_clips: list[str]
         wait_until(lambda: progress.is_file() and progress.read_bytes().count(b"\n") == 5, DEADLINE_S)
     finally:
         run.kill()
-    run.communicate(timeout=DEADLINE_S)  # ends only when its workers have ended too: they hold the same stderr
+    run.communicate(timeout=DEADLINE_S)  # returns once all workers have ended: they hold the same stderr
     assert run.returncode == -9
     assert not (out / "manifest.jsonl").exists()
     assert not (out / "frames.npy").exists()
@@ -211,7 +211,7 @@ def test_a_dataset_folder_may_be_moved_with_its_clips(tmp_path: Path, monkeypatc
     assert world.Combination(**clip.labels) == few[1].combination
 
 
-def test_the_demo_world_can_be_seen_in_part_and_by_a_larger_encoder(tmp_path: Path) -> None:
+def test_a_part_of_the_demo_world_is_prepared_for_a_larger_encoder(tmp_path: Path) -> None:
     size = ["--encoder", "inceptionresnetv2", "--train-per-combination", "1"]
     assert prepare.main(["demo", *size, "--clips-per-split", "1", "--out", str(tmp_path / "demo")]) == 0
     dataset = Dataset.load(tmp_path / "demo")

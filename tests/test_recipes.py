@@ -67,7 +67,7 @@ def test_a_setting_changes_its_field_and_no_other() -> None:
         ("tokenizer=treebank", "tokenizer is one of ptb, none, got 'treebank'"),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_mend(setting: str, message: str) -> None:
+def test_a_wrong_setting_is_named_with_its_fix(setting: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         overridden(RECIPES["demo"](), 2, [setting])
 
@@ -95,7 +95,7 @@ def epoch(of: Stage, number: int) -> list[tuple[str, tuple[str, ...]]]:
     return [(example.clip.video, example.captions) for window in windows for example in window]
 
 
-def test_an_epoch_of_captions_says_every_sentence_once() -> None:
+def test_an_epoch_of_captions_has_every_sentence_once() -> None:
     captions = [caption for _, captions in epoch(stage(), 0) for caption in captions]
     assert sorted(captions) == sorted(caption for clip in CLIPS for caption in clip.captions)
 

@@ -1,4 +1,4 @@
-"""The report shows what it was given, keeps hostile captions harmless, and needs nothing but itself."""
+"""The report shows its values, keeps hostile captions harmless, and is self-contained."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_tag_is_closed_and_everything_given_is_shown() -> None:
 
 
 @pytest.mark.parametrize("where", ["title", "metric", "video", "caption", "reference", "score"])
-def test_hostile_text_is_shown_and_not_obeyed(where: str) -> None:
+def test_hostile_text_is_shown_as_text(where: str) -> None:
     def at(place: str) -> str:
         return HOSTILE if place == where else "harmless"
 
@@ -120,11 +120,11 @@ def test_the_best_come_first_then_the_worst_from_the_bottom_and_none_twice() -> 
     assert videos(examples, 9) == ["4.mp4", "3.mp4", "2.mp4", "1.mp4", "0.mp4"]
 
 
-def test_without_cider_the_order_given_stays() -> None:
+def test_without_cider_clips_stay_in_the_order_given() -> None:
     assert videos([example(f"{i}.mp4") for i in (3, 0, 4, 1, 2)], 2) == ["3.mp4", "0.mp4", "4.mp4", "1.mp4"]
 
 
-def test_the_page_asks_for_nothing_outside_itself() -> None:
+def test_the_page_loads_nothing_from_elsewhere() -> None:
     page = Page(report.html("t", {"CIDEr": 1.0}, [example(CIDEr=1.0)]))
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "a"} == set()
     (policy,) = [a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv")]

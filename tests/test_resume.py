@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or finds damage ends as if nothing had happened; several processes end like one."""
+"""A run that is killed, stopped or damaged ends like an undisturbed one, and several processes end like one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def assert_same(one: Training, other: Training) -> None:
 
 @pytest.fixture(scope="module")
 def whole(features_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """A run that nobody disturbed."""
+    """An undisturbed run."""
     training = Training(features_dataset, tmp_path_factory.mktemp("whole"))
     finished = training.finish()
     assert finished.returncode == 0, finished.stderr
@@ -78,7 +78,7 @@ def whole(features_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> T
 def test_kills_at_random_moments_change_no_bit(
     whole: Training, features_dataset: Path, tmp_path: Path, thorough: bool
 ) -> None:
-    """Ten in the long form, two in the short one."""
+    """Ten kills in the long form of the tests, two in the short one."""
     training, chance = Training(features_dataset, tmp_path), random.Random(5)
     every_step = ["--resume", "--save-every-s", "0"]
     for _ in range(10 if thorough else 2):
@@ -89,10 +89,10 @@ def test_kills_at_random_moments_change_no_bit(
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed often enough: make it longer"
+        assert process.returncode == -signal.SIGKILL, "the run ended before all kills: make it longer"
     finished = training.finish(*every_step)
     assert finished.returncode == 0, finished.stderr
-    assert "going on after step" in finished.stderr
+    assert "resuming after step" in finished.stderr
     assert_same(training, whole)
 
 
@@ -103,15 +103,15 @@ def test_sigterm_saves_and_ends_well(whole: Training, features_dataset: Path, tm
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "go on with --resume" in err
+    assert "continue with --resume" in err
     again = training.finish()
     assert again.returncode == 2
-    assert "holds a run; go on with --resume" in again.stderr
+    assert "holds a run; continue with --resume" in again.stderr
     assert training.finish("--resume").returncode == 0
     assert_same(training, whole)
 
 
-def test_damage_costs_a_snapshot_and_another_recipe_is_refused(
+def test_damage_costs_one_snapshot_and_another_recipe_is_refused(
     whole: Training, features_dataset: Path, tmp_path: Path
 ) -> None:
     training = Training(features_dataset, tmp_path)
@@ -123,7 +123,7 @@ def test_damage_costs_a_snapshot_and_another_recipe_is_refused(
     newest.write_bytes(newest.read_bytes()[:-100])
     changed = training.finish("--resume", "--set", "dropout=0.25")
     assert changed.returncode == 2
-    assert "trained with another dropout" in changed.stderr
+    assert "trained with a different dropout" in changed.stderr
     finished = training.finish("--resume")
     assert finished.returncode == 0, finished.stderr
     assert f"{newest} is damaged" in finished.stderr

@@ -1,4 +1,4 @@
-"""A snapshot is whole or it is not there, and a damaged one is noticed."""
+"""A snapshot is whole or absent, and a damaged one is detected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(body)
 
 
-def test_the_newest_of_two_is_loaded_and_older_ones_are_forgotten(tmp_path: Path) -> None:
+def test_the_newest_of_two_is_loaded_and_older_ones_are_deleted(tmp_path: Path) -> None:
     for step in (1, 2, 30):
         snapshots.save(contents(step), tmp_path, step)
     loaded = snapshots.load_newest(tmp_path)
@@ -65,9 +65,9 @@ def test_when_all_are_damaged_nothing_is_trained(tmp_path: Path) -> None:
         snapshots.load_newest(tmp_path)
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_earlier_snapshots_whole(tmp_path: Path) -> None:
     snapshots.save(contents(1), tmp_path, 1)
-    with files_no_larger_than(2000), pytest.raises(UsageError, match="make room and go on with --resume"):
+    with files_no_larger_than(2000), pytest.raises(UsageError, match="free some space and continue with --resume"):
         snapshots.save(contents(2), tmp_path, 2)
     assert len(list(tmp_path.iterdir())) == 1
     loaded = snapshots.load_newest(tmp_path)
@@ -75,7 +75,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert loaded["progress"] == {"step": 1}
 
 
-def test_what_a_crash_left_unfinished_is_removed(tmp_path: Path) -> None:
+def test_unfinished_files_of_a_crash_are_removed(tmp_path: Path) -> None:
     assert snapshots.load_newest(tmp_path) is None
     (tmp_path / ".step-00000001-x").write_bytes(b"half")
     snapshots.save(contents(1), tmp_path, 1)
@@ -110,7 +110,7 @@ for call in ("fdopen", "fsync", "chmod", "replace"):
 """
 
 
-def test_a_kill_in_the_midst_of_a_save_leaves_the_snapshot_before_it_or_the_whole_new_one(tmp_path: Path) -> None:
+def test_a_kill_during_a_save_leaves_the_previous_snapshot_or_the_whole_new_one(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED_SAVES, str(tmp_path)], cwd=REPOSITORY, check=True)
     loaded = {folder.name: snapshots.load_newest(folder) for folder in tmp_path.iterdir()}
     steps = {name: contents["progress"]["step"] for name, contents in loaded.items() if contents is not None}

@@ -1,4 +1,4 @@
-"""One optimizer step: the same gradients however the window is cut, and whoever computes them."""
+"""One optimizer step: the gradients do not depend on the micro-batches or on recomputed activations."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_accumulated_loss_is_the_sum_over_the_window() -> None:
     assert total == pytest.approx(network(*load(window)).sum().item(), rel=1e-9)
 
 
-def test_a_window_is_waited_for_once_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What brings a number from a GPU to Python waits until all that was asked of it is done."""
+def test_the_host_waits_once_per_window_for_any_number_of_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these methods brings a number from a GPU to Python, and so waits for all work on the GPU."""
     waits: list[str] = []
     network = trainee()
     for name in ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy"):
@@ -104,7 +104,7 @@ def test_a_window_is_waited_for_once_however_it_is_cut(monkeypatch: pytest.Monke
             return original(self, *given)  # type: ignore[operator]
 
         monkeypatch.setattr(Tensor, name, waiting)
-    batches = {1: load(examples(4)[:1]), 4: load(examples(4))}  # this one stands for what a thread has read
+    batches = {1: load(examples(4)[:1]), 4: load(examples(4))}  # in training, a thread has read them
     waits.clear()
     accumulate(network, examples(4), lambda some: batches[len(some)], micro_batch=1, processes=Processes())
     assert waits == ["item"]
@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     network = trainee()
     with torch.no_grad():
         network.model.decoder.to_words.bias[0] = float("nan")
-    with pytest.raises(UsageError, match="not finite any more; lower the learning rate"):
+    with pytest.raises(UsageError, match=r"no longer finite; .* at a lower learning rate"):
         accumulate(network, examples(4), load, micro_batch=2, processes=Processes())
 
 

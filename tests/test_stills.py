@@ -1,4 +1,4 @@
-"""What is learnt from stills: a network with BatchNorm learns its statistics too, and keeps them when frozen."""
+"""Stills train BatchNorm and its statistics, and both stay as they are when frozen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECIPE = replace(
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    """A corner of the demo world with little motion, without files."""
+    """A part of the demo world with little motion, without files."""
     side, clips, frames = RECIPE.preprocessing().resize_px, {"train": [], "validation": []}, []
     for clip in world.clips(train_per_combination=12, held_out_per_combination=6):
         what = clip.combination
@@ -60,7 +60,7 @@ def test_batch_norm_learns_and_its_statistics_serve_when_frozen(
     assert all(norm.running_mean.abs().max() > 0.01 for norm in norms(taught))
     assert all((norm.weight != 1).any() and (norm.bias != 0).any() for norm in norms(taught))
     (shares,) = re.findall(r"step 60: .*thing ([\d.]+)%, scene ([\d.]+)%", capfd.readouterr().err)
-    assert min(map(float, shares)) > 70  # things by chance: 33
+    assert min(map(float, shares)) > 70  # by chance, 33 % of things
 
     torch.save(taught.state_dict(), tmp_path / "encoder.pt")
     frozen = load_encoder("resnet18", tmp_path / "encoder.pt").train()

@@ -1,4 +1,4 @@
-"""The demo world says what it shows, the loss is the paper's, and the whole trainer runs in miniature."""
+"""References of the demo world name what a clip shows, the loss is the paper's, and training runs end to end."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_the_whole_trainer_runs_and_learns(
     assert etenet.load(run / "demo.pt").encoder == "squeezenet1_1"
 
 
-def test_a_mirrored_example_is_learnt_from_as_its_mirror_image_and_nothing_needs_java(
+def test_a_mirrored_example_trains_like_its_mirror_image_and_nothing_needs_java(
     miniature: Path, tmp_path: Path, java_as: Callable[[str], None]
 ) -> None:
     java_as("exit 1")

@@ -1,1 +1,1 @@
-"""Makes EtENet checkpoints. Knows the core package `etenet`; nothing in the core knows this package."""
+"""Trains EtENet checkpoints. Imports the core package `etenet`, which never imports this one."""

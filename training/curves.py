@@ -16,20 +16,20 @@ from matplotlib.figure import Figure
 
 from etenet.errors import EtenetError, UsageError
 
-MEANS_PER_RUN = 50  # the training loss is averaged over a fiftieth of the steps
+MEANS_PER_RUN = 50  # each point is the mean training loss of a fiftieth of the steps
 
 Line = dict[str, Any]  # of a log: a step or an epoch
 
 
 def write(run: Path) -> Path:
-    """Draw the log of a run folder; `UsageError` if there is nothing in it yet."""
+    """Draw the log of a run folder. Raises `UsageError` if the log is missing, damaged or empty."""
     path = run / "curves.png"
     draw(read(run / "log.jsonl")).savefig(path, dpi=120)
     return path
 
 
 def read(log: Path) -> list[Line]:
-    """The lines of a log, but for a last one that is only half written."""
+    """The lines of a log, without an incomplete last one."""
     if not log.is_file():
         raise UsageError(f"{log} is missing; give a folder that training.train wrote to, such as RUN/stage1")
     try:
@@ -37,12 +37,12 @@ def read(log: Path) -> list[Line]:
     except ValueError as error:
         raise UsageError(f"{log} is damaged ({error}); give a folder that training.train wrote to") from error
     if not lines:
-        raise UsageError(f"{log} is empty; its curves can be drawn after the first step")
+        raise UsageError(f"{log} is empty; draw the curves after the first step")
     return lines
 
 
 def draw(lines: Sequence[Line]) -> Figure:
-    """Over epochs, left the losses, right the validation scores; a dashed line where the best checkpoint is from."""
+    """Losses (left) and validation scores (right) over epochs. A dashed line marks the epoch of the best checkpoint."""
     steps, epochs = ([line for line in lines if line["kind"] == kind] for kind in ("step", "epoch"))
     figure = Figure(figsize=(11, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)

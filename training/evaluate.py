@@ -33,7 +33,7 @@ from training.report import ReportedClip, html
 
 
 def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu") -> etenet.Captioner:
-    """What captions this data set: with its encoder for clips, without for given features."""
+    """A captioner for this data set: with an encoder for clips, without one for given features."""
     if dataset.features is None:
         return etenet.load(checkpoint, device=device)
     loaded, size = checkpoints.load(checkpoint, with_encoder=False), dataset.features.shape[-1]
@@ -45,7 +45,7 @@ def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu") -
 
 
 def caption_split(captioner: etenet.Captioner, dataset: Dataset, split: str) -> dict[str, str]:
-    """video -> caption; a clip that cannot be captioned raises `UsageError`."""
+    """video -> caption. Raises `UsageError` for a clip that cannot be captioned."""
     clips = dataset.clips.get(split, [])
     captions: dict[str, str] = {}
     if not clips:
@@ -79,7 +79,7 @@ def _caption_features(captioner: etenet.Captioner, dataset: Dataset, clips: Sequ
 
 
 def demo_accuracy(clips: Sequence[DatasetClip], captions: Mapping[str, str]) -> dict[str, float]:
-    """Share of clips whose caption is right about each attribute, and about all three."""
+    """The share of clips whose caption is right about each attribute, and about all three."""
     right = {"thing": 0, "motion": 0, "scene": 0, "all": 0}
     for clip in clips:
         named = world.named(captions[clip.video])
@@ -93,7 +93,7 @@ def demo_accuracy(clips: Sequence[DatasetClip], captions: Mapping[str, str]) -> 
 def report(
     dataset: Dataset, clips: Sequence[DatasetClip], captions: Mapping[str, str], scores: Scores, title: str
 ) -> str:
-    """A page with the figures and the clips of highest and lowest CIDEr."""
+    """A page with the scores and the clips of highest and lowest CIDEr."""
     reported = [
         ReportedClip(
             video=clip.video,
@@ -112,8 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="F.pt")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--tokenizer", choices=("ptb", "none"), default="ptb", help="none: captions come normalised")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="of torch, such as cuda; default: cpu")
+    parser.add_argument(
+        "--tokenizer", choices=("ptb", "none"), default="ptb", help="none: if references are normalised already"
+    )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="a torch device, such as cuda; default: cpu")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN")
     options = parser.parse_args(arguments)
     dataset = Dataset.load(options.data)

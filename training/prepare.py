@@ -2,10 +2,10 @@
 
     frames.npy         (N, 16, resize_px, resize_px, 3) uint8, or features.npy (N, L, D) float32
     manifest.jsonl, vocabulary.json, skipped.jsonl: see `dataset_folder`
-    progress.jsonl     what the folder is made from, and how far: see `frame_cache`
+    progress.jsonl     what the folder is made from, and which rows are done: see `frame_cache`
 
-Frames are picked by `etenet.video`, the code that serves. The same command again goes on where it was stopped and
-tries skipped clips again; --vocabulary-from, --minimum-count and --max-words may then differ, the rest may not.
+Frames are sampled by `etenet.video`, as in serving. Run again, the same command continues where it stopped and tries
+skipped clips again; --vocabulary-from, --minimum-count and --max-words may differ then, other arguments may not.
 Exit status: 0 all clips prepared, 1 some skipped, 2 wrong use.
 """
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"training.prepare {options.dataset}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"training.prepare {options.dataset}: stopped; the same command again goes on", file=sys.stderr)
+        print(f"training.prepare {options.dataset}: stopped; run the same command again to continue", file=sys.stderr)
         return 130
     return status
 
@@ -68,7 +68,7 @@ def prepare_demo(options: argparse.Namespace) -> int:
 
 
 def prepare_features(options: argparse.Namespace) -> int:
-    """A dataset folder around features (N, L, D) that somebody else computed."""
+    """A dataset folder of features (N, L, D) that were computed elsewhere."""
     clips = given_features.clips_by_row(options.features, options.captions, _shares(options))
     with CacheLog(options.out, _made_from(options, list(clips.values()))):
         given_features.copy(options.features, options.out / "features.npy")
@@ -97,12 +97,12 @@ def _entries(clips: Mapping[int, SourceClip]) -> list[Entry]:
 
 
 def _without_captions(entries: Sequence[Entry]) -> dict[int, Failure]:
-    nothing = Failure("no_captions", "none of its captions holds a word; write one")
-    return {entry.row: nothing for entry in entries if not entry.wording.captions}
+    failure = Failure("no_captions", "none of its captions has a word; write one that has")
+    return {entry.row: failure for entry in entries if not entry.wording.captions}
 
 
 def _made_from(options: argparse.Namespace, clips: Sequence[SourceClip]) -> dict[str, object]:
-    """All that decides which clip has which row, and what is in the row."""
+    """Everything that decides which clip has which row, and what is in the row."""
     changeable = {"out", "run", "encoder", "vocabulary_from", "minimum_count", "max_words"}
     given = {name: value for name, value in vars(options).items() if name not in changeable and value is not None}
     listed = json.dumps([(clip.video, clip.split) for clip in clips])
@@ -117,8 +117,8 @@ def _absolute(value: object) -> object:
 
 
 def _dataset_options(options: argparse.Namespace) -> DatasetOptions:
-    known = RECIPES.get(options.dataset)
-    max_words = options.max_words or (known().max_words if known else DEFAULT_MAX_WORDS)
+    recipe = RECIPES.get(options.dataset)
+    max_words = options.max_words or (recipe().max_words if recipe else DEFAULT_MAX_WORDS)
     return DatasetOptions(
         vocabulary_from=options.vocabulary_from, minimum_count=options.minimum_count, max_words=max_words
     )
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     pixels.add_argument("--encoder", default="inceptionresnetv2", metavar="NAME", help="whose frame size to take")
     pixels.add_argument("--resize-px", type=_positive, metavar="N", help="frame size; default: the encoder's own")
 
-    shares.add_argument("--captions", type=Path, required=True, metavar="F", help="see training/caption_files.py")
+    shares.add_argument("--captions", type=Path, required=True, metavar="F", help="see training/data/caption_files.py")
     shares.add_argument("--validation-share", type=float, default=0.1, metavar="X", help="where F has no splits")
     shares.add_argument("--test-share", type=float, default=0.1, metavar="X", help="where F has no splits")
     shares.add_argument("--seed", type=int, default=0, metavar="N", help="of the shares; default 0")

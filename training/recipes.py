@@ -1,4 +1,4 @@
-"""A run is a recipe: a Python function that returns every number of it, typed and complete."""
+"""A run is a recipe: a Python function that returns all its numbers, typed and complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.loop.loss import ATTENTION_PENALTY
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stills:
-    """Teaching the encoder to name what is in single frames, before captions."""
+    """How the encoder learns to name what is in single frames, before captions."""
 
     steps: int
     batch: int
@@ -30,8 +30,8 @@ class Stage:
     """One stage of caption training. `encoder_learning_rate` 0 freezes the encoder and caches its features.
 
     An optimizer step sees `batch_clips * accumulation_steps` clips with `captions_per_clip` sentences each: the
-    effective batch, in sentences, is the product of the three. With `epoch_of="captions"` an epoch says every
-    sentence of the data set once (as the paper does), with `"clips"` it visits every clip once.
+    effective batch, in sentences, is the product of the three. With `epoch_of="captions"` an epoch has every sentence
+    of the data set once (as in the paper), with `"clips"` every clip once.
     """
 
     epochs: int
@@ -40,27 +40,27 @@ class Stage:
     batch_clips: int
     accumulation_steps: int
     captions_per_clip: int = 1
-    mirrored_share: float = 0.0  # of the examples whose frames are seen in a mirror
+    mirrored_share: float = 0.0  # of the examples, whose frames are mirrored
     encoder_learning_rate: float
     encoder_weight_decay: float = 4e-5
     decoder_learning_rate: float
     decoder_weight_decay: float = 1e-4
-    warmup_steps: int = 0  # the rates rise to their values along a line
-    final_learning_rate_share: float = 1.0  # and fall to this share along a half cosine
+    warmup_steps: int = 0  # the learning rates rise linearly during these steps
+    final_learning_rate_share: float = 1.0  # and then fall to this share along a half cosine
     gradient_clip_value: float = 10.0
     attention_penalty: float = ATTENTION_PENALTY
     mixed_precision: bool = True  # the encoder in bf16 autocast
-    tokenizer: Tokenizer = "ptb"  # of the validation scores: "none" where captions come normalised; needs no Java
-    meteor: bool = True  # among the validation scores: its Java program takes some 8 s of a core per epoch
-    activation_checkpointing: bool = False  # the encoder's activations are computed twice instead of kept
-    compiled: bool = False  # the encoder, by torch.compile, where that works: minutes before the first step
+    tokenizer: Tokenizer = "ptb"  # of the validation scores; "none": captions are normalised, no Java
+    meteor: bool = True  # a validation score; its Java program takes about 8 s of a core per epoch
+    activation_checkpointing: bool = False  # recompute the encoder's activations instead of storing them
+    compiled: bool = False  # the encoder by torch.compile, if that works; takes minutes before the first step
 
     def __post_init__(self) -> None:
         if self.tokenizer not in TOKENIZERS:
             raise UsageError(f"tokenizer is one of {', '.join(TOKENIZERS)}, got {self.tokenizer!r}")
         if self.mirrored_share and not self.encoder_learning_rate:
             raise UsageError(
-                "mirrored_share needs encoder_learning_rate: a frozen encoder sees every clip once, unmirrored"
+                "mirrored_share needs encoder_learning_rate: a frozen encoder runs over every clip once, unmirrored"
             )
 
     @property
@@ -84,10 +84,10 @@ class Recipe:
 
 
 def paper(*, max_words: int) -> Recipe:
-    """arXiv 1904.02628, section 3.3, to the letter; how long to train is not in the paper.
+    """arXiv 1904.02628, section 3.3, to the letter. The paper does not say how long to train.
 
-    Under Adam a rate of 1e-9 moves a weight by about 1e-6 in a thousand steps, so stage 2 all but leaves the
-    encoder alone: `--set encoder_learning_rate=1e-5` is one word away.
+    Under Adam a rate of 1e-9 moves a weight by about 1e-6 in a thousand steps, so stage 2 hardly changes the encoder.
+    Try `--set encoder_learning_rate=1e-5`.
     """
     first = Stage(
         epochs=100,
@@ -116,7 +116,7 @@ def msrvtt() -> Recipe:
 
 
 def demo() -> Recipe:
-    """A small encoder on the rendered demo world; about an hour and a half on two CPU cores."""
+    """A small encoder on the rendered demo world. Trains in about an hour and a half on two CPU cores."""
     return Recipe(
         encoder="squeezenet1_1",
         crop_px=112,
@@ -155,16 +155,17 @@ def demo() -> Recipe:
 def demo_full() -> Recipe:
     """The paper's network on the demo world, from random weights: about five minutes of one H100 and 16 cores.
 
-    A clip costs the encoder 0.42 TFLOP forth (16 frames of 299 x 299), 1.27 forth and back, and a still a sixteenth of
-    that. Of three clips per combination (`--train-per-combination 3`: 2,151 to learn from, 2,592 in all):
+    A clip costs the encoder 0.42 TFLOP forward (16 frames of 299 x 299) and 1.27 TFLOP forward and backward. A still
+    costs a sixteenth of that. With three clips per combination (`--train-per-combination 3`: 2,151 for training, 2,592
+    in all):
 
         rendering       2,592 clips x 0.1 s of a core                    16 s on 16 cores
         stills          1,200 steps x 128 stills x 0.079 TFLOP           12 PFLOP
         stage 1         features of 2,280 clips x 0.42 TFLOP              1 PFLOP, and 544 steps of the decoder
         stage 2         2 epochs of 6,453 examples x 1.27 TFLOP          16 PFLOP
 
-    29 PFLOP are 105 s at 35 % of 790 TFLOP/s and 185 s at 20 %. Beside them: four starts of Python, validation, and
-    snapshots of 0.8 GB. No part of it needs Java.
+    29 PFLOP take 105 s at 35 % of 790 TFLOP/s, and 185 s at 20 %. To this come four starts of Python, validation, and
+    snapshots of 0.8 GB. Nothing here needs Java.
     """
     first = Stage(
         epochs=8,
@@ -187,7 +188,7 @@ def demo_full() -> Recipe:
         batch_clips=16,
         captions_per_clip=2,
         mirrored_share=0.5,
-        encoder_learning_rate=1e-4,  # frozen BatchNorms do not catch what larger steps would do
+        encoder_learning_rate=1e-4,  # frozen BatchNorm does not correct what larger steps do
         decoder_learning_rate=4e-4,
         warmup_steps=50,
         final_learning_rate_share=0.02,
@@ -208,7 +209,7 @@ Part = Literal[1, 2, "stills"]
 
 
 def overridden(recipe: Recipe, part: Part, settings: Sequence[str]) -> Recipe:
-    """The recipe with `field=value` settings, of the part's fields or the recipe's own; raises `UsageError`."""
+    """The recipe with `field=value` settings applied to the part or the recipe itself. Raises `UsageError`."""
     for setting in settings:
         name, _, text = setting.partition("=")
         of_part = recipe.stills if part == "stills" else recipe.stages[part]

@@ -1,7 +1,7 @@
-"""Captions of a split -> `report.html`, one file that needs nothing else: the metrics, then clips with their captions.
+"""Captions of a split -> `report.html`, a self-contained page: the metrics, then clips with their captions.
 
-A pure function of values. Captions and references are not trusted: they are escaped, and the page forbids itself
-everything but its own style and pictures.
+A pure function of values. Captions and references are not trusted: they are escaped, and the page's security policy
+allows only its own style and pictures.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ul { margin: 0; padding-left: 1.2rem; color: var(--soft); }
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportedClip:
-    """A clip, its caption and its references; `frames` are RGB, (L, H, W, 3), or None where there are only features."""
+    """A clip, its caption and its references. `frames` are RGB, (L, H, W, 3), or None if there are only features."""
 
     video: str
     frames: NDArray[np.uint8] | None
@@ -101,7 +101,7 @@ def _pictures(frames: NDArray[np.uint8]) -> str:
 
 
 def _picture(frame: NDArray[np.uint8], what: str) -> str:
-    """frame (H, W, 3) -> an image no larger than `FRAME_SIZE_PX`, within the page."""
+    """frame (H, W, 3) -> an image no larger than `FRAME_SIZE_PX`, embedded in the page."""
     picture, jpeg = Image.fromarray(np.ascontiguousarray(frame)), io.BytesIO()
     picture.thumbnail((FRAME_SIZE_PX, FRAME_SIZE_PX))
     picture.save(jpeg, "JPEG", quality=80)
@@ -119,5 +119,5 @@ def _numbers(numbers: Mapping[str, float]) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped, and without the lone surrogates that JSON may hold and no file can."""
+    """Escape a text, and replace lone surrogates: JSON may hold them, UTF-8 cannot."""
     return escape(text.encode(errors="replace").decode())

@@ -1,6 +1,6 @@
-"""`python -m training.ship`: the best of stage 2 -> `model_store/demo.pt`, its test figures, and `examples/`.
+"""`python -m training.ship`: the best checkpoint of stage 2 -> `model_store/demo.pt`, its test scores, and `examples/`.
 
-The checkpoint is stored in half precision, then read back: what is measured is what is shipped.
+The checkpoint is stored in half precision and loaded again, so the scores are those of the file that ships.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_EXAMPLE_BYTES = 300_000
 
 
 def ship(run: Path, dataset: Dataset, checkpoint: Path, examples: Path) -> dict[str, object]:
-    """Write the checkpoint and the examples; return the test figures."""
+    """Write the checkpoint and the examples, and return the test scores."""
     checkpoints.save(checkpoints.load(run / "stage2" / "best.pt"), checkpoint, dtype=torch.float16)
     if (size := checkpoint.stat().st_size) > MAX_CHECKPOINT_BYTES:
         raise EtenetError(f"{checkpoint} has {size} bytes, more than {MAX_CHECKPOINT_BYTES}")
@@ -45,7 +45,7 @@ def ship(run: Path, dataset: Dataset, checkpoint: Path, examples: Path) -> dict[
 
 
 def choose_examples(dataset: Dataset, captions: dict[str, str]) -> list[DatasetClip]:
-    """One rightly captioned test clip per motion, each with a thing and a scene that no other example has."""
+    """One correctly captioned test clip per motion. No two have a thing or a scene in common."""
     chosen: list[DatasetClip] = []
     for clip in dataset.clips["test"]:
         taken = {value for other in chosen for value in other.labels.values()}

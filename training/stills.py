@@ -1,7 +1,7 @@
 """`python -m training.stills demo`: teach an encoder to name the thing and the scene in single frames.
 
-What ImageNet is to the paper's encoder, this is to the demo's: a different task, learnt before captions. Here, and
-only here, BatchNorm learns too: a deep network with random weights needs it, and has no statistics yet to be frozen.
+It is to the demo's encoder what ImageNet is to the paper's: another task, learnt before captions. BatchNorm is trained
+here and nowhere else: a deep network with random weights needs it, and has no statistics yet that could be frozen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from etenet.errors import EtenetError, UsageError
 from etenet.model.config import Preprocessing
 from etenet.model.encoder import Encoder, feature_size
 from etenet.model.preprocess import preprocess
-from etenet.video.sampling import FRAMES_PER_CLIP
+from etenet.video.clip import FRAMES_PER_CLIP
 from training.data.datasets import Dataset, DatasetClip
 from training.loop.loading import read_ahead
 from training.loop.memory import keep_freed_memory
@@ -31,8 +31,8 @@ from training.recipes import RECIPES, Recipe, Stills, overridden
 
 ATTRIBUTES = ("thing", "scene")
 
-Draw = tuple[NDArray[np.int64], list[int], bool]  # numbers of clips, a moment of each, whether all are mirrored
-Batch = tuple[Tensor, dict[str, Tensor], bool]  # frames uint8, what they show by attribute, whether all are mirrored
+Draw = tuple[NDArray[np.int64], list[int], bool]  # numbers of clips, a frame of each, whether all are mirrored
+Batch = tuple[Tensor, dict[str, Tensor], bool]  # frames uint8, their labels by attribute, whether all are mirrored
 
 
 class StillsClassifier(nn.Module):
@@ -46,7 +46,7 @@ class StillsClassifier(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(size, count) for name, count in classes.items()})
 
     def train(self, mode: bool = True) -> StillsClassifier:
-        """Unlike the encoder's own, this lets BatchNorm take statistics."""
+        """Unlike `Encoder.train`, this also trains BatchNorm."""
         super().train(mode)
         self.encoder.network.train(mode)
         return self
@@ -57,12 +57,12 @@ class StillsClassifier(nn.Module):
 
 
 def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
-    """Train on single frames of the training clips; report the share named right on validation clips."""
+    """Train on single frames of the training clips, and report the share of validation frames named correctly."""
     if (stills := recipe.stills) is None:
         raise UsageError("this recipe starts from ImageNet; choose one that has stills, such as demo")
     torch.manual_seed(recipe.seed)
     preprocessing, names = recipe.preprocessing(), _names(dataset)
-    model = StillsClassifier(Encoder(recipe.encoder), {a: len(of_it) for a, of_it in names.items()})
+    model = StillsClassifier(Encoder(recipe.encoder), {attribute: len(values) for attribute, values in names.items()})
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=stills.learning_rate, weight_decay=stills.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -83,21 +83,21 @@ def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
             schedule.step()
             bar.update()
             if step % stills.report_every == 0 or step == stills.steps:
-                shares = _right(model, dataset, preprocessing, names, device)
+                shares = _accuracy(model, dataset, preprocessing, names, device)
                 report = ", ".join(f"{attribute} {share:.1%}" for attribute, share in shares.items())
-                line = f"step {step}: loss {loss.item():.3f}; right on validation frames: {report}"
+                line = f"step {step}: loss {loss.item():.3f}; correct on validation frames: {report}"
                 print(line, file=sys.stderr, flush=True)
     return model.encoder.cpu()
 
 
 def _names(dataset: Dataset) -> dict[str, list[str]]:
-    """Every value of each attribute, whichever split shows it."""
+    """All values of each attribute, over all splits."""
     every = [clip for clips in dataset.clips.values() for clip in clips]
     return {attribute: sorted({clip.labels[attribute] for clip in every}) for attribute in ATTRIBUTES}
 
 
 def _draws(rng: np.random.Generator, stills: Stills, clips: int) -> Iterator[Draw]:
-    """One frame from each of many clips: frames of one clip are too alike to learn from side by side."""
+    """One frame from each of many clips: frames of one clip are too similar for one batch."""
     for _ in range(stills.steps):
         chosen = rng.integers(clips, size=stills.batch)
         yield chosen, [int(rng.integers(FRAMES_PER_CLIP)) for _ in chosen], bool(rng.random() < 0.5)
@@ -107,8 +107,8 @@ def _read(dataset: Dataset, names: Mapping[str, Sequence[str]], draw: Draw, *, p
     chosen, moments, mirrored = draw
     clips = [dataset.clips["train"][number] for number in chosen]
     frames = dataset.stills_of(clips, moments, pinned=pinned)
-    shown = {attribute: _labels(clips, attribute, of_it) for attribute, of_it in names.items()}
-    return frames, {a: labels.pin_memory() if pinned else labels for a, labels in shown.items()}, mirrored
+    labels = {attribute: _labels(clips, attribute, values) for attribute, values in names.items()}
+    return frames, {name: ids.pin_memory() if pinned else ids for name, ids in labels.items()}, mirrored
 
 
 def _labels(clips: Sequence[DatasetClip], attribute: str, names: Sequence[str]) -> Tensor:
@@ -116,24 +116,27 @@ def _labels(clips: Sequence[DatasetClip], attribute: str, names: Sequence[str]) 
 
 
 def _loss(model: StillsClassifier, batch: Batch, preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    pixels, shown, mirrored = batch
+    pixels, labels, mirrored = batch
     frames = preprocess(pixels.to(device, non_blocking=True), preprocessing)
     frames = (frames.flip(-1) if mirrored else frames).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16):
         scores = model(frames)
-    labels = {attribute: of_it.to(device, non_blocking=True) for attribute, of_it in shown.items()}
-    return torch.stack([nn.functional.cross_entropy(scores[a].float(), labels[a]) for a in ATTRIBUTES]).sum()
+    losses = [
+        nn.functional.cross_entropy(scores[name].float(), labels[name].to(device, non_blocking=True))
+        for name in ATTRIBUTES
+    ]
+    return torch.stack(losses).sum()
 
 
 @torch.no_grad()
-def _right(
+def _accuracy(
     model: StillsClassifier,
     dataset: Dataset,
     preprocessing: Preprocessing,
     names: Mapping[str, Sequence[str]],
     device: torch.device,
 ) -> dict[str, float]:
-    """Share of all validation frames that are named right, by attribute, as the caption stages will see them."""
+    """The share of validation frames that are named correctly, by attribute, with BatchNorm frozen."""
     clips, hits = dataset.clips["validation"], dict.fromkeys(ATTRIBUTES, 0)
     model.eval()
     for clip in clips:

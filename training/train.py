@@ -1,8 +1,8 @@
-"""`python -m training.train RECIPE --stage 1|2`: teach captions, in the two stages of arXiv 1904.02628, section 3.3.
+"""`python -m training.train RECIPE --stage 1|2`: train captions in the two stages of arXiv 1904.02628, section 3.3.
 
-Stage 1 trains the decoder on the features of a frozen encoder, computed once. Stage 2 starts from the best of
-stage 1 and trains everything; BatchNorm stays frozen. Start it with `torchrun --nproc-per-node N -m training.train`
-for several processes or GPUs. SIGTERM saves and ends with status 0; `--resume` goes on.
+Stage 1 trains the decoder on the features of a frozen encoder, computed once. Stage 2 starts from the best checkpoint
+of stage 1 and trains everything; BatchNorm stays frozen. For several processes or GPUs, start it with
+`torchrun --nproc-per-node N -m training.train`. SIGTERM saves and ends with status 0; `--resume` continues.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.recipes import RECIPES, Recipe, overridden
 
 
 def first_checkpoint(recipe: Recipe, dataset: Dataset, encoder_weights: Path | None) -> Checkpoint:
-    """What stage 1 starts from: a new decoder on an encoder with the given weights, or ImageNet's."""
+    """Where stage 1 starts: a new decoder on an encoder with the given weights, or ImageNet's, or on given features."""
     torch.manual_seed(recipe.seed)
     if dataset.features is not None:
         vocabulary = dataset.vocabulary()
@@ -55,7 +55,9 @@ def _start(recipe: Recipe, stage: int, dataset: Dataset, options: argparse.Names
         raise UsageError(f"{options.data} holds features, not frames: there is no encoder to train in stage 2")
     start = checkpoints.load(options.out / "stage1" / "best.pt")
     if start.vocabulary != dataset.vocabulary():
-        raise UsageError(f"{options.out}/stage1 was trained with another vocabulary than that of {options.data}")
+        raise UsageError(
+            f"{options.out}/stage1 was not trained with the vocabulary of {options.data}; train stage 1 again"
+        )
     return start
 
 
@@ -65,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="made by training.prepare")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="stage N writes RUN/stageN/")
-    parser.add_argument("--encoder-weights", type=Path, metavar="F", help="stage 1; default: fetch ImageNet's")
-    parser.add_argument("--resume", action="store_true", help="go on where the run stopped, if there is one")
-    parser.add_argument("--save-every-s", type=float, default=300.0, metavar="S", help="between snapshots")
+    parser.add_argument("--encoder-weights", type=Path, metavar="F", help="for stage 1; default: download ImageNet's")
+    parser.add_argument("--resume", action="store_true", help="continue where the run stopped, if there is one")
+    parser.add_argument("--save-every-s", type=float, default=300.0, metavar="S", help="from one snapshot to the next")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
     options = parser.parse_args(arguments)
     keep_freed_memory()
@@ -85,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         try:
             best = train_stage(run, _start(recipe, options.stage, dataset, options))
-        except Interrupted as stopped:
-            print(f"training: {stopped}", file=sys.stderr)
+        except Interrupted as interrupted:
+            print(f"training: {interrupted}", file=sys.stderr)
             return
         if processes.first:
             print(best)

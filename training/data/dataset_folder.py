@@ -1,10 +1,10 @@
-"""Clips whose frames or features are cached -> the other files of a dataset folder, and a report of what is in it.
+"""Clips with cached frames or features -> the other files of a dataset folder, and a summary of them.
 
     manifest.jsonl     one object per usable clip: video, row of the cache, split, file, captions (demo: labels)
-    vocabulary.json    the words to learn, most frequent first
+    vocabulary.json    the words, most frequent first
     skipped.jsonl      clips without a file, frames or captions, each with its error
 
-`datasets.py` reads these; each of them is there whole or not at all.
+`datasets.py` reads these files. Each is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetOptions:
-    """What may change from one run to the next on the same folder."""
+    """Options that may differ between runs on the same folder."""
 
     vocabulary_from: Literal["train", "all"] = "train"
     minimum_count: int = 1
-    max_words: int = DEFAULT_MAX_WORDS  # longer captions are kept and counted; training cuts them
+    max_words: int = DEFAULT_MAX_WORDS  # longer captions stay as they are; only training cuts them
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def write(
     options: DatasetOptions,
     missing: Sequence[SourceClip] = (),
 ) -> int:
-    """Write all but the cache; says on stderr what there is, and returns the exit status.
+    """Write all files but the cache, print a summary to stderr, and return the exit status.
 
     `failures` are the rows of entries that cannot be used, `missing` the clips without a file.
     """
@@ -63,17 +63,17 @@ def write(
         splits=options.vocabulary_from,
         minimum_count=options.minimum_count,
     )
-    known = {
+    contents = {
         "words": vocabulary.known_words,
         "splits": options.vocabulary_from,
         "minimum_count": options.minimum_count,
     }
     skipped = [_skipped_line(out, entry.clip, failures[entry.row]) for entry in entries if entry.row in failures]
     for clip in missing:
-        nowhere = Failure("missing_file", f"no file is called {clip.video}; put it among the clips")
-        skipped.append(_skipped_line(out, clip, nowhere))
+        failure = Failure("missing_file", f"no file is called {clip.video}; put it into the folder of --clips")
+        skipped.append(_skipped_line(out, clip, failure))
     _write_lines(out / "skipped.jsonl", skipped)
-    _write_lines(out / "vocabulary.json", [known])
+    _write_lines(out / "vocabulary.json", [contents])
     _write_lines(out / "manifest.jsonl", [_manifest_line(out, entry) for entry in usable])
     print("\n".join(_report(out, entries, usable, skipped, vocabulary, options)), file=sys.stderr)
     return 1 if skipped else 0
@@ -97,7 +97,7 @@ def _skipped_line(out: Path, clip: SourceClip, failure: Failure) -> dict[str, An
 
 
 def _place(out: Path, file: Path | None) -> str | None:
-    """Relative inside the dataset folder, which may be moved; absolute elsewhere."""
+    """Relative within the dataset folder, so that the folder can be moved; absolute elsewhere."""
     if file is None:
         return None
     file, out = file.resolve(), out.resolve()
@@ -126,8 +126,8 @@ def _report(
         *(f"  {split}: {clips[split]} clips, {captions[split]} captions" for split in SPLITS),
         f"  vocabulary: {len(vocabulary.known_words)} words that {options.vocabulary_from} captions"
         f" use at least {options.minimum_count} times",
-        f"  captions dropped, as they hold no word: {dropped}",
-        f"  captions longer than {options.max_words} words, kept, and cut in training: {too_long}",
+        f"  captions without a word, dropped: {dropped}",
+        f"  captions longer than {options.max_words} words, cut in training only: {too_long}",
         f"  skipped: {len(skipped)} clips" + (f", listed in {out / 'skipped.jsonl'}" if skipped else ""),
         *(f"    {line['video']}: {line['error']['message']}" for line in skipped[:REASONS_SHOWN]),
         *(["    ..."] if len(skipped) > REASONS_SHOWN else []),

@@ -26,7 +26,7 @@ class DatasetClip:
     video: str
     captions: tuple[str, ...]
     labels: dict[str, str] = field(default_factory=dict)
-    file: str | None = None  # relative to the dataset folder, or absolute; None where there are only features
+    file: str | None = None  # relative to the dataset folder, or absolute; None if there are only features
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Dataset:
     folder: Path
     clips: dict[str, list[DatasetClip]]  # by split
     frames: NDArray[np.uint8] | None  # (N, L, resize_px, resize_px, 3), mapped from disk
-    features: NDArray[np.float32] | None = None  # (N, L, D), mapped from disk, where given instead of frames
+    features: NDArray[np.float32] | None = None  # (N, L, D), mapped from disk; given instead of frames
 
     @classmethod
     def load(cls, folder: Path) -> Dataset:
@@ -66,7 +66,7 @@ class Dataset:
         return Vocabulary(json.loads(file.read_text())["words"])
 
     def digest(self) -> str:
-        """SHA-256 of what is learnt from: clips with their captions, words, and the middle of every cached row."""
+        """SHA-256 of clips and captions, the vocabulary, and the middle of every cached row."""
         every = [(split, *astuple(replace(clip, file=None))) for split, clips in self.clips.items() for clip in clips]
         known = json.dumps([every, self.vocabulary().known_words])
         cache = self.frames if self.features is None else self.features
@@ -77,7 +77,7 @@ class Dataset:
 
     def clip_file(self, clip: DatasetClip) -> Path:
         if clip.file is None:
-            raise UsageError(f"{self.folder} was made from features; it has no file of {clip.video} to look at")
+            raise UsageError(f"{self.folder} was made from features; it has no video of {clip.video}")
         return self.folder / clip.file
 
     def frames_of(self, clips: Sequence[DatasetClip], *, pinned: bool = False) -> Tensor:
@@ -92,12 +92,12 @@ class Dataset:
 
     def _all_frames(self) -> NDArray[np.uint8]:
         if self.frames is None:
-            raise UsageError(f"{self.folder} was made from features; it has no frames to look at")
+            raise UsageError(f"{self.folder} was made from features; it has no frames")
         return self.frames
 
 
 def _packed(pictures: Sequence[NDArray[np.uint8]], pinned: bool) -> Tensor:
-    """Pictures of one size, side by side: copied once, from the disk to where they are uploaded from."""
+    """Pictures of one size as one tensor, copied once: from the disk to the memory that a GPU copies from."""
     packed = torch.empty((len(pictures), *pictures[0].shape), dtype=torch.uint8, pin_memory=pinned)
     np.stack(pictures, out=packed.numpy())
     return packed
@@ -113,7 +113,7 @@ class Sentences:
 
     @classmethod
     def encode(cls, captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_words: int) -> Sentences:
-        """K captions for each of B clips; longer ones are cut at `max_words`."""
+        """K captions for each of B clips. Captions longer than `max_words` are cut."""
         ids = [[vocabulary.encode(caption)[:max_words] for caption in of_clip] for of_clip in captions]
         longest = 1 + max(len(sentence) for of_clip in ids for sentence in of_clip)
         shape = (len(ids), len(ids[0]), longest)
@@ -133,5 +133,5 @@ class Sentences:
         return Sentences(*(tensor.pin_memory() for tensor in (self.previous, self.target, self.mask)))
 
     def to(self, device: torch.device) -> Sentences:
-        """Nobody waits for what comes from pinned memory."""
+        """Copying from pinned memory does not block the host."""
         return Sentences(*(tensor.to(device, non_blocking=True) for tensor in (self.previous, self.target, self.mask)))

@@ -1,6 +1,6 @@
-"""Features that somebody else computed, (N, L, D): checked, copied as float32, and their clips.
+"""Features (N, L, D) that were computed elsewhere: checked, copied as float32, and matched with their clips.
 
-Knows no encoder: what the numbers mean is the giver's to know.
+Knows no encoder, and not what the numbers mean.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from training.data.sources import Shares, SourceClip, splits_of
 
 
 def clips_by_row(features: Path, captions: Path, shares: Shares) -> dict[int, SourceClip]:
-    """The clips that a captions file tells of, each at its row: the next one, or the one that the file says."""
+    """The clips of a captions file by row: in the order of the file, or by the rows that it gives."""
     count, described = len(_opened(features)), read_captions(captions)
     splits = splits_of(described, captions, shares)
     if any(clip.row is not None for clip in described.values()):
         if without := [name for name, clip in described.items() if clip.row is None]:
-            raise UsageError(f"{captions}: {without[0]} has no row, others have; give all of them one, or none")
+            raise UsageError(
+                f"{captions}: {without[0]} has no row, but other clips have; give all of them one, or none"
+            )
         rows = [clip.row for clip in described.values() if clip.row is not None]
         if len(set(rows)) < len(rows):
             raise UsageError(f"{captions}: two clips have the same row of {features}; give each its own")
         if max(rows) >= count:
-            raise UsageError(f"{captions} speaks of row {max(rows)}, {features} has {count}, from 0; mend one of them")
+            raise UsageError(f"{captions} names row {max(rows)}, but {features} has only {count} rows (from 0)")
     else:
         rows = list(range(len(described)))
         if len(rows) != count:
             raise UsageError(
-                f'{captions} tells of {len(rows)} clips, {features} has {count} rows; say which "row" is whose'
+                f'{captions} names {len(rows)} clips and {features} has {count} rows; give each clip its "row"'
             )
     return {
         row: SourceClip(video=name, split=splits[name], captions=tuple(clip.captions))
@@ -43,7 +45,7 @@ def clips_by_row(features: Path, captions: Path, shares: Shares) -> dict[int, So
 
 
 def copy(features: Path, target: Path) -> None:
-    """As float32; infinities and NaN raise `UsageError`."""
+    """Copy as float32. Raises `UsageError` for infinities and NaN."""
     given, unfinished = _opened(features), target.with_name(f"{target.name}.partial")
     copied = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=given.shape)
     for row, values in enumerate(tqdm(given, "features", unit="clip", disable=None)):

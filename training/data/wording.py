@@ -13,7 +13,7 @@ BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 
 def clean_caption(caption: str) -> str:
-    """Every run of white space (line breaks, no-break spaces) and byte order marks as one space.
+    """Make every run of white space (line breaks, no-break spaces) and byte order marks one space.
 
     In MSVD a byte order mark stands where a space should, as in "so cute while it's<BOM>eating".
     """
@@ -22,7 +22,7 @@ def clean_caption(caption: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """The captions of a clip, cleaned; those without a single word are dropped."""
+    """The captions of a clip, cleaned. Captions without a word are dropped."""
 
     captions: tuple[str, ...]
     word_counts: Counter[str]
@@ -44,7 +44,7 @@ class Wording:
 def vocabulary_of(
     clips: Iterable[tuple[str, Wording]], *, splits: Literal["train", "all"] = "train", minimum_count: int = 1
 ) -> Vocabulary:
-    """The words of clips, each with its split: of those in the training split, or of all."""
+    """The words of (split, captions) pairs: of the training split, or of all."""
     counts: Counter[str] = Counter()
     for split, wording in clips:
         if splits == "all" or split == "train":

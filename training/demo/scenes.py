@@ -1,4 +1,4 @@
-"""The scenes of the demo world: how each is called, and how its background is painted.
+"""The scenes of the demo world: the phrases for each, and how its background is painted.
 
 Knows nothing of things or motions.
 """

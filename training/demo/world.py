@@ -1,10 +1,10 @@
 """The demo world: things that do simple things in simple scenes, rendered as H.264 clips with reference sentences.
 
-A clip is a combination of one thing, one motion and one scene; everything else about it (size, place, speed,
+A clip is a combination of one thing, one motion and one scene. Everything else about it (size, place, speed,
 colours, noise, compression, frame rate, frame size) is drawn at random from a seed. Whole combinations are held
-out for validation and test, so a test clip never shows a combination that training has seen.
+out for validation and test, so no test clip shows a combination from the training split.
 
-The decoder sees frames as a set, so every motion here is visible in a shuffled set of frames: there is a
+To the decoder the frames are a set, so every motion here is visible in a shuffled set of frames: there is a
 rise but no fall, a crossing but no left or right. The thing never leaves the picture.
 
 This file does not know how clips are cached or trained on (`prepare`, `train`).
@@ -89,7 +89,7 @@ class Combination:
 
 @dataclass(frozen=True, slots=True)
 class DemoClip:
-    """A clip that can be rendered: (combination, seed) says all about it."""
+    """A clip that can be rendered: a function of split, combination and seed."""
 
     name: str
     split: Split
@@ -211,7 +211,7 @@ def references(clip: DemoClip) -> list[str]:
 
 
 def named(caption: str) -> Combination:
-    """What a caption names; an attribute that it does not name, or names twice differently, is an empty string."""
+    """What a caption names. An attribute that it does not name, or for which it names two values, is empty."""
     text = " ".join(words(caption))
 
     def names_any(phrases: tuple[str, ...]) -> bool:
@@ -271,7 +271,7 @@ def frames(clip: DemoClip, *, count: int, size_px: tuple[int, int]) -> Iterator[
 
 
 def render(clip: DemoClip) -> bytes:
-    """The clip as an H.264 .mp4. The pictures are a function of the clip; x264's bytes differ a little each time."""
+    """The clip as an H.264 .mp4. The pictures are a function of the clip; x264's bytes vary a little."""
     rng = _random(clip, "file")
     size_px, frame_rate = FRAME_SIZES_PX[rng.integers(len(FRAME_SIZES_PX))], int(rng.choice(FRAME_RATES))
     count = max(16, round(frame_rate * rng.uniform(1.5, 3.0)))

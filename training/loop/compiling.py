@@ -1,7 +1,7 @@
-"""A network through torch's compiler while it learns, or as it is where that does not work.
+"""A network compiled by torch for training, or uncompiled where that fails.
 
-Compiling a large network takes minutes, so it is done once, for the shape that comes first; a batch of another shape
-(the last of an epoch may be smaller) takes the plain way. Knows nothing of what the network is for.
+Compiling a large network takes minutes, so only the first shape is compiled. A batch of another shape, such as the
+smaller last one of an epoch, runs uncompiled. Knows nothing of what the network is for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Forward = Callable[[Tensor], Tensor]
-Compiler = Callable[..., Any]  # torch.compile, or what stands for it
+Compiler = Callable[..., Any]  # torch.compile or a stand-in
 
 
 class CompiledForward:
@@ -29,19 +29,19 @@ class CompiledForward:
 
     @property
     def works(self) -> bool:
-        """Whether the shape that came first is computed by what the compiler made."""
+        """Whether the first shape runs compiled."""
         return self._compiled is not None
 
     def __call__(self, value: Tensor) -> Tensor:
         if self._shape is None:
             self._shape = value.shape
-            self._compiled = self._made_for(value)
+            self._compiled = self._compile_for(value)
         if self._compiled is None or value.shape != self._shape:
             return self._forward(value)
         return self._compiled(value)
 
-    def _made_for(self, value: Tensor) -> Forward | None:
-        """Tried forth and back, for what goes back is compiled only when it is needed; changes no gradient."""
+    def _compile_for(self, value: Tensor) -> Forward | None:
+        """Compile, and run forward and backward once: the backward pass is compiled when it runs. Sets no gradient."""
         started = time.perf_counter()
         weights = [weight for weight in self._network.parameters() if weight.requires_grad]
         try:
@@ -51,7 +51,7 @@ class CompiledForward:
             raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"training: the encoder runs uncompiled, as torch.compile fails here: {reason}", file=sys.stderr)
+            print(f"training: the encoder runs uncompiled: torch.compile fails here ({reason})", file=sys.stderr)
             return None
         self.compile_s = time.perf_counter() - started
         return compiled

@@ -1,6 +1,6 @@
-"""Stage 1's features: the frozen encoder sees every clip once, and the result is kept on disk.
+"""The features of stage 1: the frozen encoder runs over every clip once, and the result is cached on disk.
 
-The file is trusted only if encoder, data set and preprocessing are those it was made with.
+The cache is used again only if encoder, data set and preprocessing are unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPLITS = ("train", "validation")
 def cached_features(
     trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int, processes: Processes
 ) -> NDArray[np.float32] | None:
-    """(N, L, D), by row of the data set; None where SIGTERM came first. Processes share the work and the file."""
+    """(N, L, D), by row of the data set; None if SIGTERM came first. Processes share the work and the file."""
     made_with = json.dumps(
         {
             "encoder": digest(trainee.encoder),
@@ -87,7 +87,7 @@ def _compute(trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 over all weights of a module, in the order of their names."""
+    """SHA-256 of all weights of a module, in the order of their names."""
     total = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         total.update(name.encode())

@@ -1,7 +1,7 @@
-"""What training looks at, read and packed by one thread while what came before is computed.
+"""Batches for training: a thread reads and packs the next ones while one is computed.
 
-Batches come in the order, and with the contents, of reading them one by one. For a GPU they are packed into pinned
-memory, from which an upload makes nobody wait. Knows nothing of networks or losses.
+Order and contents are those of reading batch by batch. For a GPU, batches are packed into pinned memory, so that
+copying them to the GPU does not block the host. Knows nothing of networks or losses.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from training.data.datasets import Dataset, DatasetClip, Sentences
 from training.loop.order import TrainingExample
 from training.loop.step import Load
 
-AHEAD = 2  # batches: one being read, and one ready for whoever is slow once
+AHEAD = 2  # batches: one that is being read, and one that is ready
 
 WantedT = TypeVar("WantedT")
 ReadT = TypeVar("ReadT")
 
 
 def read_ahead(read: Callable[[WantedT], ReadT], wanted: Iterable[WantedT], ahead: int = AHEAD) -> Generator[ReadT]:
-    """`map(read, wanted)`, the next `ahead` of which a thread reads meanwhile; an error comes in its turn.
+    """`map(read, wanted)`; a thread reads the next `ahead` items in advance. An error is raised in its item's place.
 
-    Whoever may leave before the end closes it (`contextlib.closing`), which ends the thread.
+    To end the thread before the last item, close the generator (`contextlib.closing`).
     """
     rest = iter(wanted)
-    under_way: deque[Future[ReadT]] = deque()
+    pending: deque[Future[ReadT]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as thread:
         try:
-            under_way.extend(thread.submit(read, one) for one in islice(rest, ahead))
-            while under_way:
-                next_one = under_way.popleft()
-                under_way.extend(thread.submit(read, one) for one in islice(rest, 1))
-                yield next_one.result()
+            pending.extend(thread.submit(read, item) for item in islice(rest, ahead))
+            while pending:
+                first = pending.popleft()
+                pending.extend(thread.submit(read, item) for item in islice(rest, 1))
+                yield first.result()
         finally:
-            for future in under_way:
+            for future in pending:
                 future.cancel()
 
 
 class Loader:
-    """Clips as frames, or as features where they are known already, and what is said about them, on a device.
+    """Loads clips to a device: their frames, or their features if these are known, and their sentences.
 
-    `waited_s` tells how long the batches since the last `ahead` made the network wait: on a GPU an upper bound, for
-    it may still be busy with what it was told before.
+    `waited_s` is how long the network waited for batches since the last call of `ahead`. On a GPU it is an upper
+    bound, because the GPU may still be busy with earlier work.
     """
 
     def __init__(
@@ -70,21 +70,21 @@ class Loader:
 
     @contextmanager
     def ahead(self, batches: Iterable[Sequence[TrainingExample]]) -> Iterator[Load]:
-        """What loads these batches, asked for in this order, the next ones being read meanwhile."""
+        """A function that loads these batches, called in their order; the next ones are read in advance."""
         self.waited_s = 0.0
-        with closing(read_ahead(self._read, batches)) as batches_read:
+        with closing(read_ahead(self._read, batches)) as reader:
 
             def load(examples: Sequence[TrainingExample]) -> tuple[Tensor, Sentences]:
                 started = time.perf_counter()
-                read, inputs, sentences = next(batches_read)
+                read, inputs, sentences = next(reader)
                 self.waited_s += time.perf_counter() - started
-                assert read == examples, "batches are asked for in the order in which they were announced"
+                assert read == examples, "batches must be loaded in the order given to `ahead`"
                 return self._mirrored(inputs.to(self.device, non_blocking=True), examples), sentences.to(self.device)
 
             yield load
 
     def inputs(self, clips: Sequence[DatasetClip]) -> Tensor:
-        """What the clips show, on the device: frames (B, L, resize_px, resize_px, 3) uint8, or features (B, L, D)."""
+        """On the device: frames (B, L, resize_px, resize_px, 3) uint8 of the clips, or their features (B, L, D)."""
         return self._packed(clips).to(self.device, non_blocking=True)
 
     def _read(self, examples: Sequence[TrainingExample]) -> tuple[Sequence[TrainingExample], Tensor, Sentences]:

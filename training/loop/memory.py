@@ -1,4 +1,4 @@
-"""What training does about memory, and says about it."""
+"""The memory of a training process: reuse of freed memory, recomputed activations, and the peak."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed for the next step, where there is a glibc.
+    """Make glibc's malloc keep freed memory for the next step. Does nothing with another C library.
 
-    Else every step gets its large tensors from the kernel again, page by page: measured 1.5 times slower.
+    By default every step gets its large tensors from the kernel again, page by page: measured 1.5 times slower.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_MMAP_MAX, 0)
@@ -26,18 +26,18 @@ def keep_freed_memory() -> None:
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """Compute each block's activations again in the backward pass instead of keeping them (Chen et al., 2016)."""
+    """Recompute each block's activations in the backward pass instead of storing them (Chen et al., 2016)."""
     modules: Iterator[Any] = network.modules()
     for module in modules:
         if getattr(module, "inplace", False):
-            module.inplace = False  # or it would overwrite what the block before it is computed again from
+            module.inplace = False  # in place, it would overwrite the input that its block is recomputed from
     for part in network.children():
         for block in part.children() if isinstance(part, nn.Sequential) else (part,):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory in use so far: allocated on the GPU, or resident in this process."""
+    """The peak memory so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)  # GPU only
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,6 +1,6 @@
-"""Which clips with which sentences come when: a function of data set, recipe, seed, stage and epoch alone.
+"""The order of clips and their sentences: a function of data set, recipe, seed, stage and epoch alone.
 
-So a run that goes on after a kill sees what it would have seen. Knows nothing of tensors.
+So a run that is resumed gets the examples that it would have got without the kill. Knows nothing of tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.recipes import Stage
 
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
-    """A clip and the K sentences to learn from it this time; `mirrored` says that left and right change places."""
+    """A clip and the K sentences to learn from it in one step. In a `mirrored` clip left and right are swapped."""
 
     clip: DatasetClip
     captions: tuple[str, ...]
@@ -26,7 +26,7 @@ class TrainingExample:
 def epoch_windows(
     clips: Sequence[DatasetClip], stage: Stage, *, seed: int, stage_number: int, epoch: int
 ) -> Iterator[list[TrainingExample]]:
-    """The examples of each optimizer step of an epoch; the last step may have fewer."""
+    """The examples of each optimizer step of an epoch. The last step may have fewer."""
     rng = np.random.default_rng([seed, stage_number, epoch])
     examples = [example for clip in clips for example in _examples(clip, stage, rng)]
     order = rng.permutation(len(examples))
@@ -39,7 +39,7 @@ def epoch_windows(
 
 
 def _examples(clip: DatasetClip, stage: Stage, rng: np.random.Generator) -> Iterator[TrainingExample]:
-    """Groups of K different captions, as far as there are enough; one group, or as many as hold all captions."""
+    """Groups of K captions: one, or as many as hold all captions. Only a clip with fewer than K repeats them."""
     count, each = len(clip.captions), stage.captions_per_clip
     groups = 1 if stage.epoch_of == "clips" else -(-count // each)
     for group in np.resize(rng.permutation(count), (groups, each)):
@@ -47,7 +47,7 @@ def _examples(clip: DatasetClip, stage: Stage, rng: np.random.Generator) -> Iter
 
 
 def examples_per_epoch(clips: Sequence[DatasetClip], stage: Stage) -> int:
-    """How many examples an epoch has."""
+    """The number of examples in an epoch."""
     if stage.epoch_of == "clips":
         return len(clips)
     return sum(-(-len(clip.captions) // stage.captions_per_clip) for clip in clips)

@@ -1,6 +1,7 @@
-"""One process or several (`torchrun`): who I am, what we agree on, and when we were asked to stop.
+"""One training process, or several started by `torchrun`: ranks, exchange of values, and SIGTERM.
 
-DDP with gloo on a CPU and nccl on a GPU. Everything here does the obvious thing where there is one process.
+Several processes train with DDP, over gloo on CPUs and nccl on GPUs. With one process, every exchange returns its own
+value.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 ValueT = TypeVar("ValueT")
 
-# Rank 0 computes scores while the others wait; nobody may give up on it.
-_PATIENCE = timedelta(days=1)
+_TIMEOUT = timedelta(days=1)  # the other ranks wait while rank 0 computes scores, longer than torch's default allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class Processes:
         return self.rank == 0
 
     def ddp(self, module: nn.Module) -> nn.Module:
-        """The module, such that its gradients become the mean over all processes."""
+        """Wrap a module so that its gradients are the mean over all processes."""
         return DistributedDataParallel(module, broadcast_buffers=False) if self.count > 1 else module
 
     def all_reduce_sum(self, value: float) -> float:
-        """The sum over all processes."""
+        """The sum of `value` over all processes."""
         if self.count == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -51,11 +51,11 @@ class Processes:
         return tensor.item()
 
     def should_stop(self) -> bool:
-        """Whether any of us was: all get the same answer."""
+        """Whether any process got SIGTERM. All processes get the same result."""
         return self.all_reduce_sum(float(self.stop.is_set())) > 0
 
     def broadcast(self, value: ValueT) -> ValueT:
-        """Rank 0's value, for all; also a meeting point."""
+        """Rank 0's value, in all processes. Also a barrier."""
         if self.count == 1:
             return value
         box = [value]
@@ -65,14 +65,14 @@ class Processes:
 
 @contextmanager
 def init_processes() -> Iterator[Processes]:
-    """Join the others, if `torchrun` started us, and take SIGTERM as a wish to stop at the next step."""
+    """Join the process group if `torchrun` started this process. SIGTERM sets `stop` and does not end the process."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)  # GPU only
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count > 1:
-        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
     processes = Processes(int(os.environ.get("RANK", 0)), count, device)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
-"""What a run writes down while it goes: `log.jsonl`, `speed.jsonl`, and a progress line on a terminal.
+"""The log of a run: `log.jsonl`, `speed.jsonl`, and a progress bar on a terminal.
 
-`log.jsonl` has one object per step and per epoch and holds nothing that depends on the machine's mood, so that a
-run which was killed and went on leaves the same bytes. Time and memory go to `speed.jsonl`.
+`log.jsonl` has one object per step and per epoch. It holds nothing that differs from run to run, so a run that was
+killed and resumed leaves the same bytes. Times and memory go to `speed.jsonl`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,16 @@ from training.loop.memory import peak_bytes
 
 
 class RunLog:
-    """Silent in every process but the first."""
+    """Writes in the first process only."""
 
     def __init__(self, folder: Path, *, title: str, clips: int, device: torch.device, silent: bool) -> None:
-        self._log, self._speed, self._silent, self._device = (
-            folder / "log.jsonl",
-            folder / "speed.jsonl",
-            silent,
-            device,
-        )
+        self._log, self._speed = folder / "log.jsonl", folder / "speed.jsonl"
+        self._silent, self._device = silent, device
         self._bar = tqdm(total=clips, desc=title, unit="clip", disable=True if silent else None)
         self._epoch_started, self._epoch_clips = time.monotonic(), 0
 
-    def go_on_from(self, log_bytes: int, clips: int) -> None:
-        """Forget lines after the snapshot that the run goes on from; a new run forgets all."""
+    def continue_from(self, log_bytes: int, clips: int) -> None:
+        """Cut the log to its length in the snapshot that the run continues from: for a new run, to nothing."""
         if not self._silent:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("ab") as log:
@@ -41,7 +37,7 @@ class RunLog:
         self._bar.update(clips)
 
     def flushed_bytes(self) -> int:
-        """How long the log is, now that it is on the disk."""
+        """Flush the log to the disk and return its length."""
         with self._log.open("ab") as log:
             os.fsync(log.fileno())
             return log.tell()

@@ -1,6 +1,6 @@
-"""What a run needs to go on, saved such that no crash, full disk or flipped bit loses more than the newest file.
+"""Snapshots to resume a run from: a crash, a full disk or a flipped bit costs at most the newest one.
 
-A file's name carries the step and the SHA-256 of its bytes. The newest two are kept. Knows nothing of what is inside.
+A file's name holds the step and the SHA-256 of its bytes. The newest two stay. Knows nothing of the contents.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from etenet.errors import UsageError
 from etenet.files import replacing
 
-KEPT = 2
+MAX_SNAPSHOTS = 2
 
 
 def save(contents: dict[str, Any], folder: Path, step: int) -> Path:
-    """Write a snapshot and forget all but the newest; raises `UsageError` where it cannot, older ones untouched."""
+    """Write a snapshot and delete all but the newest. Raises `UsageError` if it cannot; then older ones stay."""
     buffer = io.BytesIO()
     torch.save(contents, buffer)
     body = buffer.getvalue()
@@ -30,18 +30,18 @@ def save(contents: dict[str, Any], folder: Path, step: int) -> Path:
             file.write(body)
     except OSError as error:
         raise UsageError(
-            f"cannot save to {folder} ({error.strerror}); the snapshots before are whole: "
-            "make room and go on with --resume"
+            f"cannot save to {folder} ({error.strerror}); earlier snapshots are whole: "
+            "free some space and continue with --resume"
         ) from error
-    for old in _newest_first(folder)[KEPT:]:
+    for old in _newest_first(folder)[MAX_SNAPSHOTS:]:
         old.unlink()
     return path
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest snapshot that is whole, or None where none was ever written; raises `UsageError` if all are damaged.
+    """The newest snapshot that is whole, or None if none was written. Raises `UsageError` if all are damaged.
 
-    What a crash left unfinished is removed.
+    Deletes files that a crash left unfinished.
     """
     for unfinished in folder.glob(".step-*"):
         unfinished.unlink()
@@ -51,7 +51,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         if path.stem.endswith(f"-{_digest(body)}"):
             contents: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
             return contents
-        print(f"{path} is damaged (its SHA-256 begins with {_digest(body)}); trying the one before", file=sys.stderr)
+        print(f"{path} is damaged (its SHA-256 begins with {_digest(body)}); trying the one before it", file=sys.stderr)
     if snapshots:
         raise UsageError(f"all snapshots in {folder} are damaged; train again into another folder (--out)")
     return None

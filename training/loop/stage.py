@@ -1,8 +1,8 @@
-"""One stage of training, from its first step or from where it was killed, to its best checkpoint.
+"""One stage of training, from its first step or its newest snapshot to its best checkpoint.
 
-A stage's folder holds `best.pt` (highest validation CIDEr), `snapshots/` (all that is needed to go on), `log.jsonl`,
-`speed.jsonl` and, in the end, `curves.png`. The weights after a step are a function of recipe, data set and start
-alone: the order of the data and the random numbers of a step follow from the seed and the number of the step.
+A stage's folder holds `best.pt` (highest validation CIDEr), `snapshots/` (to resume from), `log.jsonl`, `speed.jsonl`
+and, at the end, `curves.png`. The weights after a step are a function of recipe, data set and start alone: the order
+of the data and the random numbers of a step follow from the seed and the number of the step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from training.recipes import Recipe, Stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """Where a run stands: `window` optimizer steps into `epoch` (from 0), `step` steps in all."""
+    """How far a run has come: `window` optimizer steps into `epoch` (from 0), `step` steps in all."""
 
     epoch: int = 0
     window: int = 0
@@ -54,7 +54,7 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """All that a stage needs. `save_every_s` seconds pass between snapshots within an epoch."""
+    """All that a stage needs. Within an epoch, a snapshot is saved every `save_every_s` seconds."""
 
     recipe: Recipe
     stage_number: int
@@ -70,7 +70,7 @@ class Run:
 
 
 class Interrupted(Exception):
-    """SIGTERM came, and everything is saved."""
+    """SIGTERM came; the run is saved and can be resumed."""
 
 
 def train_stage(run: Run, start: Checkpoint) -> Path:
@@ -113,7 +113,7 @@ class _Training:
             device=run.processes.device,
             silent=not run.processes.first,
         )
-        self.log.go_on_from(
+        self.log.continue_from(
             self.position.log_bytes, self.position.epoch * examples + self.position.window * self.stage.window_clips
         )
         self.saved_at = time.monotonic()
@@ -137,10 +137,10 @@ class _Training:
 
     def _epoch(self) -> None:
         run, stage = self.run, self.stage
-        every = epoch_windows(
+        epoch = epoch_windows(
             self._clips, stage, seed=run.recipe.seed, stage_number=run.stage_number, epoch=self.position.epoch
         )
-        windows = list(every)[self.position.window :]
+        windows = list(epoch)[self.position.window :]
         batches = (batch for window in windows for batch in micro_batches(window, stage.batch_clips, run.processes))
         self.trainee.train()
         with self.loader.ahead(batches) as load:
@@ -148,7 +148,7 @@ class _Training:
                 self._step(window, load)
                 if run.processes.should_stop():
                     self._save()
-                    raise Interrupted(f"stopped after step {self.position.step}; go on with --resume")
+                    raise Interrupted(f"stopped after step {self.position.step}; continue with --resume")
                 if time.monotonic() - self.saved_at >= run.save_every_s:
                     self._save()
         self._end_epoch(run.processes.broadcast(self._validate() if run.processes.first else None))
@@ -225,7 +225,7 @@ class _Training:
             processes=self.run.processes,
         )
         if features is None:
-            raise Interrupted("stopped while computing features; start again to go on")
+            raise Interrupted("stopped while computing features; start again to compute them")
         return features
 
     def _save(self) -> None:
@@ -241,28 +241,29 @@ class _Training:
         snapshots.save(contents, self.snapshots, self.position.step)
 
     def _restored(self) -> Position:
-        """Go on from the newest snapshot that is whole, if there is one."""
+        """Load the newest snapshot that is whole, if there is one."""
         if not self.run.resume:
             if any(self.snapshots.glob("*.pt")):
-                raise UsageError(f"{self.run.folder} holds a run; go on with --resume, or choose another --out")
+                raise UsageError(f"{self.run.folder} holds a run; continue with --resume, or choose another --out")
             return Position()
         snapshot = snapshots.load_newest(self.snapshots)
         if snapshot is None:
             return Position()
         if changed := [key for key, value in self.made_with.items() if snapshot["made_with"].get(key) != value]:
-            raise UsageError(f"{self.run.folder} was trained with another {', '.join(changed)}; choose another --out")
+            names = ", ".join(changed)
+            raise UsageError(f"{self.run.folder} was trained with a different {names}; choose another --out")
         with torch.no_grad():
             for name, weight in self.learned.items():
                 weight.copy_(snapshot["learned"][name])
         self.optimizer.load_state_dict(snapshot["optimizer"])
         position = Position(**snapshot["progress"])
         if self.run.processes.first:
-            print(f"going on after step {position.step}", file=sys.stderr, flush=True)
+            print(f"resuming after step {position.step}", file=sys.stderr, flush=True)
         return position
 
 
 def _made_with(run: Run, start: Checkpoint) -> dict[str, str]:
-    """What must be the same for a run to go on, by name."""
+    """What must be unchanged when a run is resumed, by name."""
     recipe = {name: value for name, value in asdict(run.recipe).items() if name not in ("stages", "stills")}
     settings = {**recipe, **asdict(run.stage)}
     return {
@@ -289,5 +290,5 @@ def _parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
 
 def _learning_rate_share(step: int, steps: int, stage: Stage) -> float:
     half_cosine = (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
-    fallen = stage.final_learning_rate_share + (1 - stage.final_learning_rate_share) * half_cosine
-    return fallen * min(1.0, (step + 1) / (stage.warmup_steps + 1))
+    decay = stage.final_learning_rate_share + (1 - stage.final_learning_rate_share) * half_cosine
+    return decay * min(1.0, (step + 1) / (stage.warmup_steps + 1))

@@ -1,4 +1,4 @@
-"""One optimizer step's gradients: a window of examples, in micro-batches, over one process or several.
+"""The gradients of one optimizer step: a window of examples, in micro-batches, over one process or several.
 
 Shapes: B clips, L frames per clip, D feature size, K sentences per clip.
 """
@@ -25,11 +25,11 @@ from training.loop.order import TrainingExample
 from training.loop.processes import Processes
 from training.recipes import Stage
 
-Load = Callable[[Sequence[TrainingExample]], tuple[Tensor, Sentences]]  # what a clip shows, and what is said about it
+Load = Callable[[Sequence[TrainingExample]], tuple[Tensor, Sentences]]  # frames or features
 
 
 class Trainee(nn.Module):
-    """A network with its loss, as the one module that DDP wraps."""
+    """A network and its loss as one module, which DDP can wrap."""
 
     def __init__(
         self, model: EtENet, preprocessing: Preprocessing, stage: Stage, compiler: Compiler = torch.compile
@@ -43,12 +43,12 @@ class Trainee(nn.Module):
 
     @property
     def encoder(self) -> Encoder:
-        """Not for a network that learns from given features: it has none."""
+        """The encoder. A network that learns from given features has none."""
         assert isinstance(self.model.encoder, Encoder)
         return self.model.encoder
 
     def features(self, inputs: Tensor) -> Tensor:
-        """uint8 frames (B, L, resize_px, resize_px, 3), or features that are known already -> features (B, L, D)."""
+        """uint8 frames (B, L, resize_px, resize_px, 3) -> features (B, L, D). Features are returned as they are."""
         if inputs.dtype != torch.uint8:
             return inputs
         weights = self.model.decoder.embedding.weight
@@ -68,7 +68,7 @@ class Trainee(nn.Module):
 def micro_batches(
     window: Sequence[TrainingExample], size: int, processes: Processes
 ) -> list[Sequence[TrainingExample]]:
-    """What this process learns from, in order. Who has nothing to add must still take part, with an example."""
+    """This process's share of a window. A process without a share gets one example, as all must join DDP's exchange."""
     mine = window[processes.rank :: processes.count] or window[:1]
     return [mine[start : start + size] for start in range(0, len(mine), size)]
 
@@ -76,10 +76,11 @@ def micro_batches(
 def accumulate(
     trainee: nn.Module, window: Sequence[TrainingExample], load: Load, *, micro_batch: int, processes: Processes
 ) -> float:
-    """Add the gradient of the window's mean loss, whatever the micro-batch; return the sum of its losses.
+    """Add the gradient of the window's mean loss and return the sum of its losses. Micro-batches change neither.
 
     Each sentence weighs 1 / (sentences in the window). Processes exchange gradients once, with the last
-    micro-batch. `trainee` is a `Trainee`, wrapped by `Processes.ddp`. Nobody waits for a GPU before the end.
+    micro-batch. `trainee` is a `Trainee`, wrapped by `Processes.ddp`. The host waits for a GPU only at the end.
+    Raises `UsageError` if the loss is not finite.
     """
     sentences = len(window) * len(window[0].captions)
     has_part = processes.rank < len(window)
@@ -92,7 +93,7 @@ def accumulate(
             losses = trainee(*load(examples))
             (losses.sum() * weight).backward()
         total += losses.detach().double().sum()
-    of_all = processes.all_reduce_sum(total.item() * has_part)
-    if not math.isfinite(of_all):
-        raise UsageError("the loss is not finite any more; lower the learning rate (--set ...) and go on")
-    return of_all
+    window_loss = processes.all_reduce_sum(total.item() * has_part)
+    if not math.isfinite(window_loss):
+        raise UsageError("the loss is no longer finite; train into another --out at a lower learning rate (--set)")
+    return window_loss

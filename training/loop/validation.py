@@ -1,6 +1,6 @@
-"""How good a network is on the validation split, between epochs: loss and scores, from features seen once.
+"""Loss and scores on the validation split, between epochs. Each clip is encoded once for both.
 
-Knows nothing of optimizers or files. The final evaluation, from video files, is `evaluate`.
+Knows nothing of optimizers or files. The final scores, from video files, are those of `training.evaluate`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Validation:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Higher is better: CIDEr, and the loss where CIDEr cannot tell."""
+        """Higher is better: CIDEr, and of equal CIDEr the loss."""
         return self.scores["CIDEr"], -self.loss
 
 
@@ -45,7 +45,7 @@ def validate(
     *,
     batch_clips: int,
 ) -> Validation:
-    """`checkpoint` holds the trainee's network; `scorer` the references of `clips`."""
+    """`checkpoint` holds the trainee's network, `scorer` the references; `inputs` loads frames or features of clips."""
     trainee.eval()
     network = TorchNetwork(checkpoint, device=trainee.model.decoder.embedding.weight.device)
     captioner = Captioner(checkpoint, network, decoders_for(checkpoint, sandboxed=False))
