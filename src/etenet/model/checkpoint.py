@@ -1,7 +1,7 @@
-"""One file = weights + sizes + vocabulary + encoder name + preprocessing: all that is needed to caption.
+"""One file with weights, sizes, vocabulary, encoder name and preprocessing: everything that captioning needs.
 
-Read with `weights_only`, so a checkpoint cannot run code; written to a neighbour and renamed, so a crash leaves
-the old file whole.
+It is read with `weights_only`, so a checkpoint cannot run code. It is replaced atomically, so a crash leaves the old
+file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A network with everything that belongs to it. `max_words` is the longest sentence it was trained to say."""
+    """A network with everything that belongs to it. `max_words` is the longest sentence in its training."""
 
     model: EtENet
     vocabulary: Vocabulary
@@ -37,9 +37,9 @@ class Checkpoint:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder; `CheckpointError` where the checkpoint has none."""
+        """The encoder. `CheckpointError` if the checkpoint has none."""
         if isinstance(self.model.encoder, AbsentEncoder):
-            raise CheckpointError(f"there is no encoder here, only its name: {self.model.encoder.name!r}")
+            raise CheckpointError(f"the checkpoint was loaded without its encoder ({self.model.encoder.name})")
         return self.model.encoder
 
 
@@ -51,7 +51,7 @@ def initialise(
     max_words: int = 20,
     dropout: float = 0.0,
 ) -> Checkpoint:
-    """A new network: a random decoder on the encoder given, or on a random one of that name."""
+    """A new network: a random decoder on the given encoder, or on a random encoder of that name."""
     encoder = Encoder(encoder) if isinstance(encoder, str) else encoder
     decoder = DecoderConfig(feature_size=feature_size(encoder.name), vocabulary_size=len(vocabulary), dropout=dropout)
     preprocessing = default_preprocessing(encoder.name, crop_px=crop_px)
@@ -59,7 +59,7 @@ def initialise(
 
 
 def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write atomically; `dtype` is what floating-point weights are stored as (torch.float16 halves the file)."""
+    """Write atomically. Floating-point weights are stored as `dtype` (torch.float16 halves the file)."""
     weights = {
         name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
         for name, value in checkpoint.model.state_dict().items()
@@ -79,10 +79,10 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
 
 
 def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool = True) -> Checkpoint:
-    """Read a checkpoint for inference: float32, eval mode, gradients off; on any fault `CheckpointError`.
+    """Read a checkpoint for inference: float32, eval mode, no gradients. `CheckpointError` if that is not possible.
 
     `with_encoder=False` gives an `AbsentEncoder` and reads only the rest of the file. A decoder that was trained on
-    features alone can be loaded in no other way.
+    features alone can only be loaded this way.
     """
     contents = _read(path, mmap=not with_encoder)
     if with_encoder and contents.get("encoder") == GIVEN_FEATURES:

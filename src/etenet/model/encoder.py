@@ -1,7 +1,7 @@
 """phi: frames -> one vector each, by a convolutional network out of `pretrainedmodels`.
 
-The only file that imports pretrainedmodels, and only when it is needed: that takes seconds, which a worker with a
-compiled encoder need not wait. Knows nothing of clips, captions or files.
+The only file that imports pretrainedmodels, and only when a network is built: the import takes seconds, and a worker
+with a compiled encoder does not need it. Knows nothing of clips, captions or files.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from etenet.model.config import Preprocessing
 # The paper resizes to 314 and crops to Inception-ResNet-v2's 299; other input sizes keep that ratio.
 RESIZE_OVER_CROP = 314 / 299
 
-GIVEN_FEATURES = "given features"  # stands for the encoder's name where a decoder was trained on features alone
+GIVEN_FEATURES = "given features"  # the encoder's name in a checkpoint that was trained on features alone
 
-_UNFIT = ("alexnet", "vgg", "resnext101_")  # these end in a vector, or cannot be built without their weights' memory
+_UNFIT = ("alexnet", "vgg", "resnext101_")  # these have no feature map at the end, or need their weights to be built
 
 
 def encoder_names() -> list[str]:
@@ -38,7 +38,7 @@ def encoder_names() -> list[str]:
 
 
 def default_preprocessing(name: str, *, crop_px: int | None = None) -> Preprocessing:
-    """The preprocessing `pretrainedmodels` states for a network's ImageNet weights, at `crop_px` if given."""
+    """The preprocessing of a network's ImageNet weights by `pretrainedmodels`, at `crop_px` if given."""
     settings = _settings(name)
     crop_px = crop_px or settings["input_size"][1]
     return Preprocessing(
@@ -60,18 +60,18 @@ class Encoder(nn.Module):
     """A network up to its last feature map, averaged over the map.
 
     Source: eq. (1) of arXiv 1904.02628; for Inception-ResNet-v2 that map is the output of `conv2d_7b`, D = 1536.
-    BatchNorm is frozen for good: statistics and affine parameters keep their values in every mode.
+    BatchNorm is frozen: statistics and affine parameters keep their values in every mode.
     """
 
     def __init__(self, name: str, *, imagenet: Mapping[str, Tensor] | None = None) -> None:
-        """Random weights, or those of `imagenet`, the contents of the file at `published_url`.
+        """With random weights, or with `imagenet`, the contents of the file at `published_url`.
 
-        `RuntimeError` if they are another network's.
+        `RuntimeError` if the weights belong to another network.
         """
         super().__init__()
         _settings(name)
         self.name = name
-        with warnings.catch_warnings(), _given(imagenet):
+        with warnings.catch_warnings(), _weights_from(imagenet):
             # pretrainedmodels calls torchvision by argument names that torchvision now warns about.
             warnings.filterwarnings("ignore", module="torchvision")
             self.network: Any = getattr(_networks(), name)(
@@ -106,13 +106,13 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class AbsentEncoder:
-    """The name of an encoder whose weights are not here: the network can decode features and cannot look at frames."""
+    """The name of an encoder without its weights: such a network can decode features, but not encode frames."""
 
     name: str = GIVEN_FEATURES
 
 
 def feature_size(name: str) -> int:
-    """D of an encoder, found by running it on shapes alone."""
+    """D of an encoder, found by running it on meta tensors."""
     with torch.device("meta"):
         pixels = torch.empty(1, *_settings(name)["input_size"])
         return int(Encoder(name)(pixels).shape[-1])
@@ -133,11 +133,11 @@ def _settings(name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _given(imagenet: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """pretrainedmodels loads these weights where it would fetch its own, unchecked.
+def _weights_from(imagenet: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Within the block pretrainedmodels loads these weights instead of fetching its own unchecked.
 
-    Its factories know how each published file differs from the network (Inception-ResNet-v2's has a class more,
-    DenseNet's has other names), but take the weights from nowhere else than `model_zoo.load_url`.
+    Its factories know how each published file differs from the network (Inception-ResNet-v2's has one class more,
+    DenseNet's has other names), but they take weights only from `model_zoo.load_url`.
     """
     zoo: Any = model_zoo
     fetch = zoo.load_url

@@ -1,11 +1,11 @@
-"""phi for a GPU: the same features from fewer operations and less memory traffic, by exact changes of the network.
+"""The encoder with fewer operations and less memory traffic: the same features, by exact changes of the network.
 
-- BatchNorm becomes part of the convolution before it, and so does a number that the outcome is multiplied by (the
-  scales of Inception-ResNet's residuals).
-- Convolutions of size 1 that read the same map become one, so that it is read once.
-- Normalisation becomes part of the first convolution, so that frames are taken as they are, in bytes.
+- BatchNorm is folded into the convolution before it, and so is a factor of its output (the scales of
+  Inception-ResNet's residuals).
+- 1x1 convolutions that read the same feature map are merged, so that it is read once.
+- Normalisation is folded into the first convolution, so that the input is bytes.
 
-Knows nothing of devices, of types or of how operations are launched; `gpu_encoder.py` does.
+Knows nothing of devices, dtypes or how operations are launched; `cuda.py` does.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from etenet.model.preprocess import crop_start
 
 
 class FusedEncoder(nn.Module):
-    """Frames (N, resize_px, resize_px, 3) uint8 RGB -> features (N, D), in the type of its weights until the mean."""
+    """Frames (N, resize_px, resize_px, 3) uint8 RGB -> features (N, D), in the dtype of its weights up to the mean."""
 
-    def __init__(self, encoder: Encoder, how: Preprocessing) -> None:
-        """`torch.fx.proxy.TraceError` where the network cannot be traced."""
+    def __init__(self, encoder: Encoder, preprocessing: Preprocessing) -> None:
+        """`torch.fx.proxy.TraceError` if the network cannot be traced."""
         super().__init__()
-        self._start, self._size = crop_start(how), how.crop_px
+        self._start, self._size = crop_start(preprocessing), preprocessing.crop_px
         self.name = encoder.name
         graph = fx.symbolic_trace(copy.deepcopy(encoder).cpu().eval())
         _fold_batch_norms(graph)
         _fold_scales(graph)
         _merge_siblings(graph)
-        normalise = _Normalise(how)
+        normalise = _Normalise(preprocessing)
         first = _first_convolution(graph)
         if first:
             _fold_normalisation(first, normalise)
@@ -57,16 +57,16 @@ class FusedEncoder(nn.Module):
 
 
 class _Normalise(nn.Module):
-    """What `preprocess.preprocess` does to the values of RGB pixels: x -> x * scale + shift, channels as asked for."""
+    """The arithmetic of `model/preprocess.py` on RGB pixels: x -> x * scale + shift, then the order of the channels."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, how: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.swaps = how.channels == "BGR"
-        mean, std = torch.tensor(how.mean).double(), torch.tensor(how.std).double()
-        self.register_buffer("scale", how.input_max / 255 / std)
+        self.swaps = preprocessing.channels == "BGR"
+        mean, std = torch.tensor(preprocessing.mean).double(), torch.tensor(preprocessing.std).double()
+        self.register_buffer("scale", preprocessing.input_max / 255 / std)
         self.register_buffer("shift", -mean / std)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class _Normalise(nn.Module):
 
 
 def _modules(graph: fx.GraphModule, kind: type[nn.Module]) -> dict[fx.Node, Any]:
-    """Where modules of a kind are called, of those that are called once."""
+    """The calls of modules of a kind that are called only once."""
     called = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     return {
         node: module
@@ -155,7 +155,7 @@ def _is_pointwise(convolution: nn.Conv2d) -> bool:
 
 
 def _side_by_side(convolutions: list[nn.Conv2d]) -> nn.Conv2d:
-    """One convolution of size 1 whose channels are those of all."""
+    """One 1x1 convolution with the channels of all."""
     merged = nn.Conv2d(convolutions[0].in_channels, sum(one.out_channels for one in convolutions), 1)
     merged.weight = nn.Parameter(torch.cat([one.weight for one in convolutions]), requires_grad=False)
     biases = [one.weight.new_zeros(one.out_channels) if one.bias is None else one.bias for one in convolutions]
@@ -164,7 +164,7 @@ def _side_by_side(convolutions: list[nn.Conv2d]) -> nn.Conv2d:
 
 
 def _first_convolution(graph: fx.GraphModule) -> nn.Conv2d | None:
-    """That which alone reads the input, if it pads nothing: around a padded picture, black would be shifted."""
+    """The only convolution that reads the input; None if it pads, because folding would shift the padding's value."""
     (pixels,) = (node for node in graph.graph.nodes if node.op == "placeholder")
     convolutions = _modules(graph, nn.Conv2d)
     readers: list[nn.Conv2d | None] = [convolutions.get(node) for node in pixels.users]
@@ -173,7 +173,7 @@ def _first_convolution(graph: fx.GraphModule) -> nn.Conv2d | None:
 
 
 def _fold_normalisation(convolution: nn.Conv2d, normalise: _Normalise) -> None:
-    """W (s x + t) + b = (W s) x + (W t + b), channels in the order of RGB."""
+    """W (s x + t) + b = (W s) x + (W t + b), with channels in RGB order."""
     weight = convolution.weight.double()
     bias = 0 if convolution.bias is None else convolution.bias.double()
     scaled = weight * normalise.scale[:, None, None]
