@@ -2,7 +2,7 @@
 #
 #   make serve                      serve the demo checkpoint: set up, package, start, wait until a caption works
 #   make serve CHECKPOINT=best.pt   serve your own
-#   make test                       set up, check, run all tests
+#   make test                       set up, check, run all tests, say which lines they ran
 #   make test-hostile               the attacks at full length: about half an hour
 #   make bench                      every stage beside its peers, the load, the scale and batch jobs: an hour
 #   make bench-gpu                  each stage on a GPU, and training at full size: a quarter of an hour
@@ -22,6 +22,9 @@ READY := $(VENV)/.ready
 # What the tests start beside TorchServe.
 PROGRAMS := nginx prometheus
 PROGRAMS_READY := $(VENV)/debian/.ready
+# Absolute, because the servers that the tests start run in folders of their own.
+COVERAGE := COVERAGE_FILE=$(CURDIR)/.coverage/data $(BIN)/coverage
+COVERED_PERCENT := 90
 
 .PHONY: serve test test-hostile check bench bench-gpu demo-model clean
 .DELETE_ON_ERROR:
@@ -47,7 +50,10 @@ check: $(READY)
 	-$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 test: check $(PROGRAMS_READY)
-	$(BIN)/pytest
+	rm -rf .coverage && mkdir .coverage
+	$(COVERAGE) run -m pytest
+	$(COVERAGE) combine --quiet
+	$(COVERAGE) report --fail-under=$(COVERED_PERCENT)
 
 test-hostile: $(READY) $(PROGRAMS_READY)
 	$(BIN)/pytest --hostile -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py tests/test_jobs.py tests/test_resume.py tests/test_video.py
@@ -66,4 +72,4 @@ demo-model: $(READY)
 	$(BIN)/python -m training.ship --run $(DEMO_RUN) --data $(DEMO_DATA)
 
 clean:
-	rm -rf data runs model_store/*.mar .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf data runs model_store/*.mar .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
