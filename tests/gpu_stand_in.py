@@ -1,7 +1,7 @@
 """A GPU's decoder as PyAV shows it, made of FFmpeg's own: pictures come back as NV12 or P010, with all that they had.
 
 `alter` may do anything to what comes back, `before` anything before a file is opened. It keeps how it was opened, what
-its context was told, and how often that was asked to decode.
+the settings of its context, and how often that was asked to decode.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StandIn:
         self.alter, self.before = alter, before
         self.accelerators: list[HWAccel] = []
         self.keywords: list[dict[str, Any]] = []
-        self.told: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
         self.asked = 0
 
     def open(self, file: io.BytesIO, *mode: str, hwaccel: HWAccel | None = None, **keywords: Any) -> Any:
@@ -49,7 +49,7 @@ class Context:
         return getattr(self._real, name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        self._stand_in.told[name] = value
+        self._stand_in.settings[name] = value
         setattr(self._real, name, value)
 
     def decode(self, packet: av.Packet | None) -> Any:

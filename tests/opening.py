@@ -55,7 +55,7 @@ def _open_endless(name: bytes) -> str:
 def _read_while_it_changes(names: bytes) -> str:
     """Of two names of the same length; says what was read, and whether there was a refusal."""
     one, other = names.split()
-    written, done, seen, refused = ctypes.create_string_buffer(one), threading.Event(), set(), False
+    written, done, values, refused = ctypes.create_string_buffer(one), threading.Event(), set(), False
 
     def change() -> None:
         for name in itertools.cycle((other, one)):
@@ -70,11 +70,11 @@ def _read_while_it_changes(names: bytes) -> str:
         except PermissionError:
             refused = True
         else:
-            seen.add(os.read(file, 1))
+            values.add(os.read(file, 1))
             os.close(file)
     done.set()
     changing.result()
-    return f"{sorted(seen)} {refused}"
+    return f"{sorted(values)} {refused}"
 
 
 def _hoard(name: bytes) -> str:
@@ -121,10 +121,10 @@ def _open_or_obey(body: bytes, *arguments: Any, **settings: Any) -> list[Clip]:
     if way not in WAYS:
         return _obey(body, *arguments, **settings)
     try:
-        said = WAYS[way](name)
+        result = WAYS[way](name)
     except (OSError, ImportError) as error:
         raise NotAVideo(f"denied: {error}") from error
-    raise NotAVideo(f"done: {said}")
+    raise NotAVideo(f"done: {result}")
 
 
 def main(settings: Mapping[str, Any]) -> None:

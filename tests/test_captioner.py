@@ -163,7 +163,7 @@ def test_a_device_that_no_longer_computes_is_no_fault_of_a_clip(small_checkpoint
 
 
 @pytest.mark.parametrize(
-    ("texts", "said"),
+    ("texts", "message"),
     [
         ({"beam_size": "0"}, "from 1 to 10, got 0"),
         ({"beam_size": "11"}, "from 1 to 10, got 11"),
@@ -175,8 +175,8 @@ def test_a_device_that_no_longer_computes_is_no_fault_of_a_clip(small_checkpoint
         ({"length_penalty": "nan"}, "from 0 to 2"),
     ],
 )
-def test_an_option_out_of_bounds_is_refused_with_the_bounds(texts: dict[str, str], said: str) -> None:
-    with pytest.raises(errors.BadOption, match=said):
+def test_an_option_out_of_bounds_is_refused_with_the_bounds(texts: dict[str, str], message: str) -> None:
+    with pytest.raises(errors.BadOption, match=message):
         CaptionOptions.parse(texts)
 
 

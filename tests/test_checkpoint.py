@@ -91,7 +91,7 @@ def changed(contents: dict[str, object], **changes: object) -> dict[str, object]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"format": "other"}, "not an EtENet checkpoint"),
         ({"version": 99}, "version 99"),
@@ -102,11 +102,11 @@ def changed(contents: dict[str, object], **changes: object) -> dict[str, object]
         ({"decoder": {"hidden": 3}}, "damaged"),
     ],
 )
-def test_a_wrong_checkpoint_is_named_with_its_mend(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_a_wrong_checkpoint_is_named_with_its_mend(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     path = tmp_path / "model.pt"
     checkpoints.save(fresh(), path)
     torch.save(changed(torch.load(path, weights_only=True), **changes), path)
-    with pytest.raises(CheckpointError, match=said) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         checkpoints.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -114,8 +114,8 @@ def test_attention_sums_to_one(decoder: Decoder, features: torch.Tensor) -> None
 def test_permuting_frames_permutes_attention_and_changes_nothing_else(decoder: Decoder, features: torch.Tensor) -> None:
     order = torch.randperm(L, generator=torch.Generator().manual_seed(3))
     steps = []
-    for seen in (features, features[:, order]):
-        memory = decoder.prepare(seen)
+    for permuted in (features, features[:, order]):
+        memory = decoder.prepare(permuted)
         steps.append(decoder.step(torch.ones(B, K, dtype=torch.long), decoder.first_state(memory, K), memory))
     plain, permuted = steps
     torch.testing.assert_close(permuted.log_probs, plain.log_probs, atol=1e-12, rtol=0)

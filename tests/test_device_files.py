@@ -48,7 +48,7 @@ def serving() -> int:
     return sum(thread.name == "device files" for thread in threading.enumerate())
 
 
-def said(walled: Sandbox, way: str, name: object = "") -> str:
+def outcome_of(walled: Sandbox, way: str, name: object = "") -> str:
     return str(error_of(walled, f"{way}: {name}".encode()))
 
 
@@ -60,8 +60,8 @@ def walled() -> Iterator[Sandbox]:
 
 
 def test_a_device_is_opened_read_and_written_behind_the_wall_from_any_thread(walled: Sandbox) -> None:
-    assert said(walled, "use", ZERO) == ZERO_SAYS
-    assert said(walled, "use from another thread", ZERO) == ZERO_SAYS
+    assert outcome_of(walled, "use", ZERO) == ZERO_SAYS
+    assert outcome_of(walled, "use from another thread", ZERO) == ZERO_SAYS
 
 
 def test_a_driver_that_opens_its_device_for_each_video_decodes() -> None:
@@ -99,7 +99,7 @@ def test_a_driver_that_opens_its_device_for_each_video_decodes() -> None:
     ],
 )
 def test_no_other_file_is_opened_however_it_is_named(walled: Sandbox, way: str, name: object) -> None:
-    assert said(walled, way, name).startswith("denied: [Errno 1] Operation not permitted")
+    assert outcome_of(walled, way, name).startswith("denied: [Errno 1] Operation not permitted")
     assert not name or not str(name).startswith("/tmp") or not Path(str(name)).exists()
 
 
@@ -108,17 +108,17 @@ def test_files_whose_names_are_almost_the_devices_are_not_taken_for_it(tmp_path:
     for file in (device, *others):
         file.touch()
     with decoding(str(device)) as walled:
-        assert said(walled, "read", device) == "done: None"
+        assert outcome_of(walled, "read", device) == "done: None"
         for name in (*others, f"{device}\n", f" {device}", device.relative_to("/")):
-            assert said(walled, "read", name).startswith("denied: [Errno 1] Operation not permitted")
+            assert outcome_of(walled, "read", name).startswith("denied: [Errno 1] Operation not permitted")
 
 
 def test_a_module_that_was_not_imported_before_cannot_be(walled: Sandbox) -> None:
-    assert said(walled, "import", "this").startswith("denied: ")
+    assert outcome_of(walled, "import", "this").startswith("denied: ")
 
 
 def test_a_name_that_changes_while_it_is_looked_at_opens_the_device_or_nothing(walled: Sandbox) -> None:
-    assert said(walled, "read while it changes", f"{ZERO} /dev/null") == f"done: {[bytes(1)]} True"
+    assert outcome_of(walled, "read while it changes", f"{ZERO} /dev/null") == f"done: {[bytes(1)]} True"
 
 
 def test_a_process_keeps_nothing_by_which_it_could_answer_itself(walled: Sandbox) -> None:
@@ -133,25 +133,25 @@ def test_all_else_is_denied_as_ever(walled: Sandbox, deed: bytes) -> None:
 
 @pytest.mark.parametrize("way", ["copy", "own", "ask as if it were ioctl"])
 def test_a_descriptor_can_only_be_asked_whether_it_is_inherited(walled: Sandbox, way: str) -> None:
-    assert said(walled, way) == "denied: [Errno 1] Operation not permitted"
+    assert outcome_of(walled, way) == "denied: [Errno 1] Operation not permitted"
 
 
 def test_a_process_has_as_many_files_as_its_limit_allows(walled: Sandbox) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
-        assert 5 <= int(said(walled, "hoard", ZERO).removeprefix("done: ")) <= 15
+        assert 5 <= int(outcome_of(walled, "hoard", ZERO).removeprefix("done: ")) <= 15
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_process_that_floods_is_slowed_down(walled: Sandbox) -> None:
     most = nvidia_files._AT_ONCE * (0.5 / nvidia_files._AT_ONCE_S + 2)
-    assert 100 < int(said(walled, "flood", ZERO).removeprefix("done: ")) <= most
+    assert 100 < int(outcome_of(walled, "flood", ZERO).removeprefix("done: ")) <= most
 
 
 def test_a_process_without_a_gpu_opens_none_and_is_not_served() -> None:
     before = serving()
     with decoding(ZERO, gpu=None) as walled:
-        assert said(walled, "use", ZERO).startswith("denied: [Errno 1] Operation not permitted")
+        assert outcome_of(walled, "use", ZERO).startswith("denied: [Errno 1] Operation not permitted")
         assert serving() == before
 
 
@@ -167,14 +167,14 @@ def test_a_process_that_dies_while_it_waits_harms_nobody(tmp_path: Path) -> None
     before, served = len(os.listdir("/proc/self/fd")), serving()
     with decoding(str(slow), ZERO, limits=replace(LIMITS, decode_deadline_s=4.0)) as walled:
         assert isinstance(error_of(walled, f"read: {slow}".encode()), DecodeTimeout)
-        assert said(walled, "use", ZERO) == ZERO_SAYS
+        assert outcome_of(walled, "use", ZERO) == ZERO_SAYS
         asked = walled.submit(f"read: {slow}".encode())
         for _ in range(2):
             wait_until(lambda: any(map(waits_to_open, walled.pids)), 10)
             os.kill(died := only(walled), signal.SIGSEGV)
             wait_until(lambda: died not in walled.pids, 10)
         assert isinstance(asked.exception(), DecoderCrashed)
-        assert said(walled, "use", ZERO) == ZERO_SAYS
+        assert outcome_of(walled, "use", ZERO) == ZERO_SAYS
         slow.open("w").close()
         wait_until(lambda: serving() == served + 1, 10)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -203,7 +203,7 @@ def test_nothing_is_left_of_fifty_processes() -> None:
         before = len(os.listdir("/proc/self/fd")), threading.active_count()
         for _ in range(50):
             os.kill(only(walled), signal.SIGKILL)
-            assert said(walled, "use", ZERO) == ZERO_SAYS
+            assert outcome_of(walled, "use", ZERO) == ZERO_SAYS
         wait_until(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) == before, 10)
 
 

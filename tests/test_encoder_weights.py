@@ -114,10 +114,10 @@ def test_one_damaged_byte_is_told_with_both_hashes(publish: Publish, hub: Path, 
     contents = bytearray(path.read_bytes())
     contents[int(at * len(contents))] ^= 1
     path.write_bytes(contents)
-    said = complaint("squeezenet1_1", path if given else None)
-    assert "damaged" in said
-    assert hashlib.sha256(contents).hexdigest() in said
-    assert path.stem.rpartition("-")[-1] in said
+    message = complaint("squeezenet1_1", path if given else None)
+    assert "damaged" in message
+    assert hashlib.sha256(contents).hexdigest() in message
+    assert path.stem.rpartition("-")[-1] in message
     assert not list(hub.glob("*"))
 
 
@@ -136,8 +136,8 @@ def test_without_a_network_the_answer_names_address_place_and_mend(
     missing = tmp_path / "squeezenet1_1-f364aa15.pth"
     for url in (f"http://127.0.0.1:1/{missing.name}", missing.as_uri()):
         monkeypatch.setitem(settings, "url", url)
-        said = complaint("squeezenet1_1")
-        assert all(part in said for part in (url, str(hub / missing.name), "--encoder-weights", "cannot fetch"))
+        message = complaint("squeezenet1_1")
+        assert all(part in message for part in (url, str(hub / missing.name), "--encoder-weights", "cannot fetch"))
     assert not list(hub.glob("*"))
     assert str(missing) in complaint("squeezenet1_1", missing)
 

@@ -70,8 +70,8 @@ def sampled(
     return sample_segments(body, cut, resize_px=SIZE_PX, limits=limits, gpu=gpu)
 
 
-def assert_same(seen: list[Clip], expected: list[Clip], *, on_gpu: bool) -> None:
-    for one, other in zip(seen, expected, strict=True):
+def assert_same(actual: list[Clip], expected: list[Clip], *, on_gpu: bool) -> None:
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(one.frames, other.frames)
         assert replace(one.info, decode_ms=0) == replace(other.info, decode_ms=0, on_gpu=on_gpu)
 
@@ -112,18 +112,18 @@ def test_the_gpus_decoder_is_opened_with_the_same_allow_lists_and_limits(stand_i
     (accelerator,) = stand_in.accelerators
     assert (accelerator.device_id, accelerator.options) == (3, {"primary_ctx": "1"})
     assert stand_in.keywords == [{"options": OPEN_OPTIONS, **LENIENT_METADATA}]
-    assert stand_in.told["options"] == {"max_pixels": str(LIMITS.max_pixels), "codec_whitelist": CODEC_WHITELIST}
-    assert stand_in.told["thread_count"] == 1
+    assert stand_in.settings["options"] == {"max_pixels": str(LIMITS.max_pixels), "codec_whitelist": CODEC_WHITELIST}
+    assert stand_in.settings["thread_count"] == 1
 
 
 def failing(error: Exception, after: int) -> Callable[[Frames], Frames]:
     """Raises once more than so many frames came."""
-    seen = 0
+    count = 0
 
     def alter(frames: Frames) -> Frames:
-        nonlocal seen
-        seen += len(frames)
-        if seen > after:
+        nonlocal count
+        count += len(frames)
+        if count > after:
             raise error
         return frames
 
@@ -200,12 +200,12 @@ def test_the_gpu_and_the_software_after_it_share_one_deadline(stand_in: StandIn)
 @pytest.mark.usefixtures("stand_in")
 def test_a_clip_that_is_refused_is_refused_for_the_same_reason() -> None:
     for body, cut in ((FOR_A_GPU["h264"], Cut(start_s=99)), (FOR_A_GPU["h264"][:1500], WHOLE)):
-        said = []
+        messages = []
         for gpu in (ALL, None):
             with pytest.raises(errors.CaptionError) as caught:
                 sampled(body, cut=cut, gpu=gpu)
-            said.append((type(caught.value), str(caught.value)))
-        assert said[0] == said[1]
+            messages.append((type(caught.value), str(caught.value)))
+        assert messages[0] == messages[1]
 
 
 @NO_GPU_HERE
@@ -297,17 +297,17 @@ thread.join()
 
 
 @pytest.mark.parametrize(
-    ("install", "said"),
+    ("install", "messages"),
     [
         ("allow_only_decoding()", "denied\nOperation not permitted\n"),
         ("os.close(allow_only_decoding(gpu=True))", "denied\nFunction not implemented\n"),  # nobody answers
         ("", ""),
     ],
 )
-def test_the_filter_holds_for_threads_that_a_driver_started_before_it(install: str, said: str) -> None:
+def test_the_filter_holds_for_threads_that_a_driver_started_before_it(install: str, messages: str) -> None:
     code = THREAD.format(install=install)
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert ran.stdout == said
+    assert ran.stdout == messages
 
 
 UNUSABLE = {

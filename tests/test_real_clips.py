@@ -34,8 +34,8 @@ def few_clips(reference_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         shutil.copyfile(reference_data / path, folder / "clips" / f"{name}{Path(path).suffix}")
         lines.append({"video": name, "captions": listed[path]["captions"][:4], "split": split})
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = ["--captions", str(folder / "captions.jsonl"), "--clips", str(folder / "clips")]
-    prepare.main(["folder", *told, "--out", str(folder / "data")])
+    given = ["--captions", str(folder / "captions.jsonl"), "--clips", str(folder / "clips")]
+    prepare.main(["folder", *given, "--out", str(folder / "data")])
     return folder
 
 

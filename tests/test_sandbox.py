@@ -67,9 +67,9 @@ def test_a_clip_fares_as_it_does_without_the_wall(walled: Sandbox, make: Callabl
         with pytest.raises(type(error), match=f"^{error}$".replace("(", r"\(").replace(")", r"\)").replace("?", r"\?")):
             walled.submit(body).result()
         return
-    (seen,) = walled.submit(body).result()
-    np.testing.assert_array_equal(seen.frames, plain.frames)
-    assert replace(seen.info, decode_ms=0) == replace(plain.info, decode_ms=0)
+    (clip,) = walled.submit(body).result()
+    np.testing.assert_array_equal(clip.frames, plain.frames)
+    assert replace(clip.info, decode_ms=0) == replace(plain.info, decode_ms=0)
 
 
 FORBIDDEN = [b"open", b"write a file", b"make a socket", b"run a program", b"fork", b"kill", b"choose its cores"]
@@ -117,7 +117,7 @@ def test_a_clip_that_spins_is_ended_and_remembered() -> None:
         assert isinstance(error_of(walled, b"spin"), DecodeTimeout)
         assert only(walled) == pid
         cut_otherwise = [str(walled.submit(b"spin", Cut(end_s=1.0)).exception(timeout=30)) for _ in range(2)]
-        assert ["refused for an hour" in said for said in cut_otherwise] == [False, True]
+        assert ["refused for an hour" in message for message in cut_otherwise] == [False, True]
 
 
 def test_a_clip_that_takes_its_time_and_says_so_is_remembered_too() -> None:

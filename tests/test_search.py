@@ -24,12 +24,12 @@ def beam_search(*arguments: Any, words: Words, **shape: Any) -> list[list[Hypoth
 
 @dataclass(frozen=True)
 class History:
-    """The words said so far, (B, K, T): enough for a language whose next word depends on all before it."""
+    """The words prefix so far, (B, K, T): enough for a language whose next word depends on all before it."""
 
-    said: Tensor
+    prefix: Tensor
 
     def select(self, sentences: Tensor) -> History:
-        return History(self.said.gather(1, sentences[..., None].expand(-1, -1, self.said.shape[-1])))
+        return History(self.prefix.gather(1, sentences[..., None].expand(-1, -1, self.prefix.shape[-1])))
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,31 @@ class Language:
     def __init__(self, clips: int, *, seed: int = 0, end_bias: float = 0.0) -> None:
         self.clips, self.seed, self.end_bias = clips, seed, end_bias
 
-    def log_probs(self, clip: int, said: tuple[int, ...]) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((self.seed, clip, said)) % 2**31)
+    def log_probs(self, clip: int, prefix: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((self.seed, clip, prefix)) % 2**31)
         scores = torch.randn(V, generator=generator, dtype=torch.float64) * 2
         scores[EOS] += self.end_bias
         return scores.log_softmax(-1)
 
     def step(self, words: Tensor, state: History) -> Output:
-        said = torch.cat([state.said, words[..., None]], dim=-1)
+        prefix = torch.cat([state.prefix, words[..., None]], dim=-1)
         log_probs = torch.stack(
             [
                 torch.stack([self.log_probs(clip, tuple(beam)) for beam in beams])
-                for clip, beams in enumerate(said.tolist())
+                for clip, beams in enumerate(prefix.tolist())
             ]
         )
-        attention = said[..., -1:].double().expand(-1, -1, 3)  # shows which word the step came after
-        return Output(log_probs, History(said), attention)
+        attention = prefix[..., -1:].double().expand(-1, -1, 3)  # shows which word the step came after
+        return Output(log_probs, History(prefix), attention)
 
     def start(self, beams: int) -> History:
         return History(torch.zeros(self.clips, beams, 0, dtype=torch.long))
 
     def probability_of(self, clip: int, words: tuple[int, ...]) -> float:
-        said, total = (SOS,), 0.0
+        prefix, total = (SOS,), 0.0
         for word in (*words, EOS):
-            total += self.log_probs(clip, said)[word].item()
-            said += (word,)
+            total += self.log_probs(clip, prefix)[word].item()
+            prefix += (word,)
         return total
 
     def every_sentence(self, clip: int, max_words: int) -> list[tuple[float, tuple[int, ...]]]:
@@ -101,16 +101,16 @@ def test_a_beam_of_one_is_greedy_search(seed: int) -> None:
     greedy = greedy_search(language.step, language.start(1), clips=3, max_words=6, words=WORDS)
     assert beam == greedy
     for clip, (sentence,) in enumerate(greedy):
-        said: tuple[int, ...] = (SOS,)
-        while len(said) <= 6:
-            scores = language.log_probs(clip, said)
+        prefix: tuple[int, ...] = (SOS,)
+        while len(prefix) <= 6:
+            scores = language.log_probs(clip, prefix)
             scores[SOS] = -math.inf
-            if len(said) == 1:
+            if len(prefix) == 1:
                 scores[EOS] = -math.inf
             if (word := int(scores.argmax())) == EOS:
                 break
-            said += (word,)
-        assert sentence.words == said[1:]
+            prefix += (word,)
+        assert sentence.words == prefix[1:]
 
 
 @pytest.mark.parametrize("beam_size", [2, 3, 5])
@@ -122,8 +122,8 @@ def test_the_beam_is_that_of_a_plain_loop(beam_size: int) -> None:
         live: list[tuple[float, tuple[int, ...]]] = [(0.0, (SOS,))]
         for position in range(max_words + 1):
             candidates = [
-                (total + language.log_probs(0, said)[word].item(), (*said, word))
-                for total, said in live
+                (total + language.log_probs(0, prefix)[word].item(), (*prefix, word))
+                for total, prefix in live
                 for word in range(V)
                 if word != SOS and (word == EOS) <= (position > 0) and (word == EOS) >= (position == max_words)
             ]
@@ -134,7 +134,7 @@ def test_the_beam_is_that_of_a_plain_loop(beam_size: int) -> None:
             language.step, language.start(beam_size), clips=1, beam_size=beam_size, max_words=max_words, words=WORDS
         )
         expected = sorted(ended, reverse=True)
-        assert [hypothesis.words for hypothesis in found] == [said[1:-1] for _, said in expected]
+        assert [hypothesis.words for hypothesis in found] == [prefix[1:-1] for _, prefix in expected]
 
 
 def test_no_ended_beam_comes_back_and_every_sum_is_that_of_its_words() -> None:
@@ -162,7 +162,7 @@ def test_a_clip_is_searched_alike_alone_and_in_a_batch() -> None:
     together = beam_search(language.step, language.start(4), clips=6, beam_size=4, max_words=6, words=WORDS)
     for clip in range(6):
         alone = Language(1, seed=9, end_bias=0.3)
-        alone.log_probs = lambda _, said, clip=clip: language.log_probs(clip, said)  # type: ignore[method-assign]
+        alone.log_probs = lambda _, prefix, clip=clip: language.log_probs(clip, prefix)  # type: ignore[method-assign]
         (found,) = beam_search(alone.step, alone.start(4), clips=1, beam_size=4, max_words=6, words=WORDS)
         assert found == together[clip]
 

@@ -199,19 +199,19 @@ def test_scenes_begin_where_the_picture_changes() -> None:
 
 
 def test_no_scene_is_looked_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, seen = sampling._Sampler._decode, []
+    decode, decoded_s = sampling._Sampler._decode, []
 
     def counted(clip: sampling._Sampler, packets: Iterable[sampling.VideoPacket]) -> Iterator[av.VideoFrame]:
         for frame in decode(clip, packets):
-            seen.append(frame.time)
+            decoded_s.append(frame.time)
             yield frame
 
     monkeypatch.setattr(sampling._Sampler, "_decode", counted)
     sampling.sample_segments(FILM, replace(SCENES, end_s=4.0), resize_px=SIZE_PX)
-    assert 4.0 < max(seen) < 4.5
-    seen.clear()
+    assert 4.0 < max(decoded_s) < 4.5
+    decoded_s.clear()
     sampling.sample_segments(FILM, replace(SCENES, max_segments=2), resize_px=SIZE_PX)
-    assert max(seen) == 2 * PART_S
+    assert max(decoded_s) == 2 * PART_S
 
 
 def test_a_video_without_presentation_times_is_told_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,8 +148,8 @@ def test_a_turned_or_mirrored_clip_is_shown_upright(matrix: tuple[int, int, int,
     a, b, c, d = matrix
     for (x, y), colour in CORNERS.items():
         across, down = a * x + c * y, b * x + d * y
-        seen = frame[3 if down < 0 else -4, 3 if across < 0 else -4]
-        assert np.abs(seen - colour).max() < 60, f"corner {(x, y)} shows {seen}"
+        pixel = frame[3 if down < 0 else -4, 3 if across < 0 else -4]
+        assert np.abs(pixel - colour).max() < 60, f"corner {(x, y)} shows {pixel}"
 
 
 def test_times_are_seconds_from_the_first_frame() -> None:

@@ -106,8 +106,8 @@ def _times() -> Iterator[tuple[str, bytes]]:
 def _streams() -> Iterator[tuple[str, bytes]]:
     yield "40 streams", _of_streams(videos=40)
     yield "sound first", _of_streams(videos=1, sounds=3)
-    heard = _of_streams(videos=1, sounds=1)  # Matroska: TrackType 2 is sound, 17 is subtitles
-    yield "subtitles", heard.replace(b"\x83\x81\x02", b"\x83\x81\x11").replace(b"A_AAC", b"S_SSA")
+    audio = _of_streams(videos=1, sounds=1)  # Matroska: TrackType 2 is sound, 17 is subtitles
+    yield "subtitles", audio.replace(b"\x83\x81\x02", b"\x83\x81\x11").replace(b"A_AAC", b"S_SSA")
     for name, text in _HOSTILE_TEXTS.items():
         yield f"a title with {name}", _titled(text)
     clip = _titled("a title that is no text")
@@ -117,20 +117,20 @@ def _streams() -> Iterator[tuple[str, bytes]]:
 def _of_streams(*, videos: int, sounds: int = 0) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as out:
-        heard = [out.add_stream("aac", rate=8000) for _ in range(sounds)]
-        seen = [out.add_stream("mpeg4", rate=25) for _ in range(videos)]
-        for stream in seen:
+        audio = [out.add_stream("aac", rate=8000) for _ in range(sounds)]
+        video = [out.add_stream("mpeg4", rate=25) for _ in range(videos)]
+        for stream in video:
             stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
         for number in range(5):
-            for stream in seen:
+            for stream in video:
                 frame = av.VideoFrame.from_ndarray(clips.pattern(number, 32, 32), format="rgb24")
                 frame.pts, frame.time_base = number, Fraction(1, 25)
                 out.mux(stream.encode(frame))
-            for sound in heard:
+            for sound in audio:
                 silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
                 silence.sample_rate = 8000
                 out.mux(sound.encode(silence))
-        for stream in (*seen, *heard):
+        for stream in (*video, *audio):
             out.mux(stream.encode())
     return file.getvalue()
 
