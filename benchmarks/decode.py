@@ -1,7 +1,7 @@
-"""`python -m benchmarks.decode`: bytes -> 16 frames of 314 x 314, one thread, beside what others would do.
+"""`python -m benchmarks.decode`: bytes -> 16 frames of 314 x 314 in one thread, beside torchcodec and Pillow.
 
-torchcodec seeks exactly or by its index of key frames; the third contender decodes everything and resizes with Pillow.
-All read the same clips in turn, in one process.
+torchcodec seeks exactly, or by its index of key frames. The third contender decodes every frame and resizes with
+Pillow. All read the same clips in turn, in one process.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 import random
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig.timing import timed_s
 from etenet.assets import MOVING_CLIP
 from etenet.errors import CaptionError, EtenetError, UsageError
 from etenet.video.ffmpeg import LENIENT_METADATA
@@ -41,19 +43,20 @@ def ours(body: bytes) -> Frames:
     return sample_frames(body, resize_px=SIZE_PX, limits=NO_DEADLINE).frames
 
 
-def torchcodec(seek_mode: str, *, resized_by_it: bool) -> Contender:
-    """torchcodec's frames, made 314 x 314 by torch after it or by FFmpeg's filter inside it."""
+def torchcodec(seek_mode: Literal["exact", "approximate"], *, own_resize: bool) -> Contender:
+    """torchcodec's frames, resized to 314 x 314 by FFmpeg's filter inside torchcodec, or by torch afterwards."""
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 
     def read(body: bytes) -> Frames:
-        transforms = [Resize((SIZE_PX, SIZE_PX))] if resized_by_it else None
+        transforms = [Resize((SIZE_PX, SIZE_PX))] if own_resize else None
         decoder = VideoDecoder(body, seek_mode=seek_mode, num_ffmpeg_threads=1, transforms=transforms)
         frames = decoder.get_frames_at(middle_of_slices(len(decoder))).data
-        if not resized_by_it:
+        if not own_resize:
             shape = (SIZE_PX, SIZE_PX)
             frames = torch.nn.functional.interpolate(frames.float(), shape, mode="bilinear", antialias=True).byte()
-        return frames.permute(0, 2, 3, 1).numpy()
+        pixels: Frames = frames.permute(0, 2, 3, 1).numpy()
+        return pixels
 
     return read
 
@@ -67,25 +70,24 @@ def everything_then_pillow(body: bytes) -> Frames:
 
 
 def contenders() -> dict[str, Contender]:
-    found: dict[str, Contender] = {"ours": ours, "everything, then Pillow": everything_then_pillow}
+    always: dict[str, Contender] = {"ours": ours, "everything, then Pillow": everything_then_pillow}
+    modes: tuple[Literal["exact", "approximate"], ...] = ("exact", "approximate")
     try:
         theirs = {
-            f"torchcodec {seek_mode}{', its own resize' if resized else ''}": torchcodec(
-                seek_mode, resized_by_it=resized
-            )
-            for seek_mode in ("exact", "approximate")
-            for resized in (False, True)
+            f"torchcodec {mode}{', its own resize' if own else ''}": torchcodec(mode, own_resize=own)
+            for mode in modes
+            for own in (False, True)
         }
         for read in theirs.values():
-            read(MOVING_CLIP.read_bytes())  # it looks for FFmpeg when it first needs it
+            read(MOVING_CLIP.read_bytes())  # torchcodec looks for FFmpeg when it first needs it
     except RuntimeError:
         print("decode: torchcodec is left out: it finds no FFmpeg (apt install ffmpeg)", file=sys.stderr)
-        return found
-    return found | theirs
+        return always
+    return always | theirs
 
 
 def full_decode(body: bytes) -> Frames:
-    """The 16 frames of the definition: every frame decoded, the middles of 16 equal slices taken, resized as we do."""
+    """The 16 frames by definition: every frame is decoded, the middles of 16 equal slices are resized as ours are."""
     with av.open(io.BytesIO(body), **LENIENT_METADATA) as container:
         container.streams.video[0].thread_count = 1
         count = sum(1 for _ in container.decode(video=0))
@@ -98,14 +100,20 @@ def full_decode(body: bytes) -> Frames:
     return np.stack([frames[number] for number in chosen])
 
 
-def seconds(contender: Contender, body: bytes) -> float:
-    started = time.perf_counter()
-    contender(body)
-    return time.perf_counter() - started
+def full_decode_once(body: bytes) -> Frames:
+    """Every frame is decoded once, and 16 are resized. The number of frames is the container's."""
+    with av.open(io.BytesIO(body), **LENIENT_METADATA) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        chosen, frames = set(middle_of_slices(stream.frames)), []
+        for number, frame in enumerate(container.decode(stream)):
+            if number in chosen:
+                frames.append(frame.reformat(SIZE_PX, SIZE_PX, "rgb24", interpolation=Interpolation.BILINEAR))
+    return np.stack([frame.to_ndarray() for frame in frames])
 
 
 def readable(paths: Sequence[Path], readers: Mapping[str, Contender]) -> list[Path]:
-    """The clips that every contender reads; who cannot read one says so on stderr."""
+    """The clips that every contender can read. The others are named on stderr."""
     good = []
     for path in paths:
         body, failed = path.read_bytes(), {}
@@ -121,16 +129,18 @@ def readable(paths: Sequence[Path], readers: Mapping[str, Contender]) -> list[Pa
 
 
 def measured(paths: Sequence[Path], readers: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
-    """Seconds per contender and clip: the median of `rounds`, in each of which all take turns in a shuffled order."""
-    order, found = random.Random(0), {name: [] for name in readers}
+    """Seconds of each contender for each clip: the median of `rounds`, each in another order of the contenders."""
+    order = random.Random(0)
+    medians_s: dict[str, list[float]] = {name: [] for name in readers}
     for path in paths:
-        body, times = path.read_bytes(), {name: [] for name in readers}
+        body = path.read_bytes()
+        times_s: dict[str, list[float]] = {name: [] for name in readers}
         for _ in range(rounds):
             for name in order.sample(list(readers), len(readers)):
-                times[name].append(seconds(readers[name], body))
-        for name, of_rounds in times.items():
-            found[name].append(statistics.median(of_rounds))
-    return found
+                times_s[name].append(timed_s(partial(readers[name], body)))
+        for name, of_rounds in times_s.items():
+            medians_s[name].append(statistics.median(of_rounds))
+    return medians_s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -138,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reference = os.environ.get("ETENET_REFERENCE_DATA")
     default = [Path(reference) / name for name in ("msvd/clips", "msrvtt/clips")] if reference else None
     parser.add_argument("--clips", type=Path, nargs="+", default=default, metavar="DIR")
-    parser.add_argument("--long", type=Path, metavar="F", help="a clip of minutes, to compare with decoding it all")
+    parser.add_argument("--long", type=Path, metavar="F", help="a clip of minutes, to compare with decoding all of it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
@@ -163,25 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if long:
         body = long.read_bytes()
-        taken = {
-            name: statistics.median(seconds(read, body) for _ in range(3))
+        of_long = {
+            name: statistics.median(timed_s(partial(read, body)) for _ in range(3))
             for name, read in (("ours", ours), ("full decode", full_decode_once))
         }
-        print(f"{long.name}: {taken['ours']:.2f} s, all of it {taken['full decode']:.2f} s")
-        figures["long_ratio_to_decode_all"] = taken["ours"] / taken["full decode"]
+        print(f"{long.name}: {of_long['ours']:.2f} s, all of it {of_long['full decode']:.2f} s")
+        figures["long_ratio_to_decode_all"] = of_long["ours"] / of_long["full decode"]
     conclude("decode", figures, folder=options.out)
-
-
-def full_decode_once(body: bytes) -> Frames:
-    """Every frame decoded, the wanted ones resized; what they are is known from the number of packets."""
-    with av.open(io.BytesIO(body), **LENIENT_METADATA) as container:
-        stream = container.streams.video[0]
-        stream.thread_count = 1
-        chosen, frames = set(middle_of_slices(stream.frames)), []
-        for number, frame in enumerate(container.decode(stream)):
-            if number in chosen:
-                frames.append(frame.reformat(SIZE_PX, SIZE_PX, "rgb24", interpolation=Interpolation.BILINEAR))
-    return np.stack([frame.to_ndarray() for frame in frames])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.encoder`: 16 frames -> 16 features on a CPU, beside what else computes the same network.
+"""`python -m benchmarks.encoder`: 16 frames -> 16 features on a CPU, by ours and by other engines.
 
-All start from frames as decoders give them, uint8 before crop and normalisation, which ours does inside the compiled
-network and the others with torch (`preprocess.py`; its time is told besides). The ceiling is the time the same
-machine's matrix product (torch.mm, 2048 x 2048, float32) would take for the network's multiplications: less than it is
-possible, where an engine multiplies faster or avoids multiplications.
+All start from decoded frames: uint8, before crop and normalisation. Ours does both inside the compiled network, the
+others with torch (`model/preprocess.py`, whose time is also reported). The ceiling is the time that the machine's
+matrix product (torch.mm, 2048 x 2048, float32) would take for the network's multiplications. An engine can be faster
+than this if it multiplies faster or avoids multiplications.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.timing import medians_s
 from benchmarks.rig.untrained import untrained
 from etenet.errors import EtenetError
-from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
+from etenet.model.encoder import default_preprocessing
 from etenet.model.preprocess import preprocess
 from etenet.runtime.openvino import CompiledEncoder, compile_encoder
-from etenet.video.sampling import FRAMES_PER_CLIP
+from etenet.video.clip import FRAMES_PER_CLIP
 
 MATRIX = 2048
 PEERS = ("ONNX Runtime", "OpenVINO, its hint for latency", "OpenVINO, its hint for throughput")
@@ -50,7 +50,7 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
     ours = CompiledEncoder(folder / "ours.xml", threads=threads)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # exporters warn of what they find in torch
+        warnings.simplefilter("ignore")  # the exporter warns about torch's own code
         torch.onnx.export(encoder, (pixels,), folder / "network.onnx", dynamo=True, verbose=False)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -58,7 +58,7 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
     name = session.get_inputs()[0].name
 
     def by_openvino(hint: str) -> Callable[[], Features]:
-        """As its documentation shows: the whole batch at once for latency, a queue of frames for throughput."""
+        """As in its documentation: the whole batch at once for latency, a queue of frames for throughput."""
         core = openvino.Core()
         model = core.read_model(folder / "network.onnx")
         whole = hint == "LATENCY"
@@ -67,22 +67,23 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
         compiled = core.compile_model(model, "CPU", exact)
         if whole:
             return lambda: compiled(ready().numpy())[0]
-        queue, found = openvino.AsyncInferQueue(compiled), np.empty((len(frames), compiled.output().shape[1]), "f4")
-        queue.set_callback(lambda request, row: np.copyto(found[row], request.get_output_tensor().data[0]))
+        queue = openvino.AsyncInferQueue(compiled)
+        features = np.empty((len(frames), compiled.output().shape[1]), np.float32)
+        queue.set_callback(lambda request, row: np.copyto(features[row], request.get_output_tensor().data[0]))
 
         def run() -> Features:
             values = ready().numpy()
             for row in range(len(values)):
                 queue.start_async({0: values[row : row + 1]}, row)
             queue.wait_all()
-            return found
+            return features
 
         return run
 
     @torch.inference_mode()
     def eager() -> Features:
-        found: Features = encoder(ready()).numpy()
-        return found
+        features: Features = encoder(ready()).numpy()
+        return features
 
     return {
         "ours": lambda: ours(frames).numpy(),
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
-    size_px = checkpoints.default_preprocessing(options.encoder, crop_px=options.crop_px).resize_px
+    size_px = default_preprocessing(options.encoder, crop_px=options.crop_px).resize_px
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES_PER_CLIP, size_px, size_px, 3), dtype=np.uint8)
     checkpoint = untrained(options.encoder, options.crop_px, torch.from_numpy(frames))
     with tempfile.TemporaryDirectory() as folder:

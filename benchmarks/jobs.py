@@ -1,6 +1,6 @@
 """`python -m benchmarks.jobs`: clips per second of each engine of batch jobs, beside decoding alone and encoding alone.
 
-Starting is part of it on Ray; here and at the server, the network is loaded before.
+With Ray, starting counts. In this process and on the server, the network is loaded before the clock starts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import wait
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +25,7 @@ from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
 from etenet.jobs import inputs
 from etenet.jobs.engines import local, ray, server
-from etenet.jobs.run import Engine, Record
+from etenet.jobs.run import Engine
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.sandbox.pool import Sandbox
@@ -33,7 +33,7 @@ from etenet.video.limits import DecodeLimits
 
 
 def different(clip: bytes, count: int, folder: Path) -> list[inputs.JobClip]:
-    """Files that show the same and differ in a box at their end, so that none is captioned for another."""
+    """Files with the same pictures. A box at the end differs, so that no cached caption is used."""
     for number in range(count):
         (folder / f"{number:04}.mp4").write_bytes(clip + struct.pack(">I4sI", 12, b"free", number))
     return inputs.clips([str(folder)])
@@ -49,28 +49,23 @@ def alone(checkpoint: Path, clips: Sequence[inputs.JobClip]) -> tuple[float, flo
     wait(decoded)
     decode_s = time.perf_counter() - started
     decoders.close()
-    frames = np.stack([future.result()[0].frames for future in decoded[: CPU_BATCH_CLIPS]])
-    captioner.features(frames)
+    frames = np.stack([future.result()[0].frames for future in decoded[:CPU_BATCH_CLIPS]])
+    captioner.network.features(frames)
     started = time.perf_counter()
     for _ in range(len(clips) // CPU_BATCH_CLIPS):
-        captioner.features(frames)
+        captioner.network.features(frames)
     encode_s = time.perf_counter() - started
     return len(clips) / decode_s, len(clips) // CPU_BATCH_CLIPS * CPU_BATCH_CLIPS / encode_s
 
 
 def rate(engine: Engine, clips: Sequence[inputs.JobClip]) -> tuple[float, float]:
-    """Clips per second from the first that is taken to the last record, and seconds to the first record."""
+    """Clips per second from the first clip taken to the last record, and seconds to the first record."""
     started, moments = time.perf_counter(), []
-    for _ in _good(engine(clips, lambda *_: None)):
-        moments.append(time.perf_counter() - started)
-    return len(moments) / moments[-1], moments[0]
-
-
-def _good(records: Iterator[Record]) -> Iterator[Record]:
-    for record in records:
+    for record in engine(clips, lambda *_: None):
         if "error" in record:
             raise RuntimeError(f"{record['video']}: {record['error']['message']}")
-        yield record
+        moments.append(time.perf_counter() - started)
+    return len(moments) / moments[-1], moments[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,8 @@
 """`python -m benchmarks.real_language`: does stage 1 learn real language from given features?
 
-MSR-VTT's first 1,000 videos, with features of another network (50 frames x 128, of which 16 are used) and their 20
-sentences each, are split by source video into 800, 100 and 100. Stage 1 must beat what a sceptic would name: the same
-sentence for all, and the sentence of the most similar training video.
+The data are MSR-VTT's first 1,000 videos with 20 sentences each, and features of another network (50 frames x 128, of
+which 16 are used). They are split by source video into 800, 100 and 100. Stage 1 must beat two trivial captioners: one
+sentence for all videos, and the sentence of the most similar training video.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from benchmarks.rig.record import RESULTS, conclude
-from etenet.captioning.captioner import Captioner
-from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
-from etenet.model.checkpoint import Checkpoint
 from etenet.scoring.scores import score
 from etenet.video.sampling import middle_of_slices
 from training import prepare
 from training.data.datasets import Dataset, DatasetClip
 from training.data.sources import msrvtt_annotations
 from training.data.wording import clean_caption
+from training.evaluate import caption_split, load_captioner
 from training.loop.processes import init_processes
 from training.loop.stage import Run, train_stage
 from training.recipes import Recipe, Stage, msrvtt
@@ -39,7 +37,7 @@ SHARES = {"validation": 100, "test": 100, "train": 800}
 
 
 def recipe(epochs: int) -> Recipe:
-    """The paper's decoder for few clips: small batches at a higher rate, dropout, and several sentences per visit."""
+    """The paper's decoder for few clips: small batches, a higher learning rate, dropout, several sentences a visit."""
     stage = Stage(
         epochs=epochs,
         patience_epochs=10,
@@ -57,7 +55,7 @@ def recipe(epochs: int) -> Recipe:
 
 
 def splits_by_source(urls: Sequence[str]) -> list[str]:
-    """A split per video; videos out of one source share it. A function of the addresses alone."""
+    """The split of each video; videos from one source share it. Depends on the URLs only."""
     videos = defaultdict(list)
     for number, url in enumerate(urls):
         videos[url].append(number)
@@ -73,7 +71,8 @@ def splits_by_source(urls: Sequence[str]) -> list[str]:
 
 def described(annotations: Sequence[Path], count: int) -> list[dict[str, object]]:
     """One line per video{0..count-1}, in the order of the features' rows."""
-    urls, captions = {}, defaultdict(list)
+    urls: dict[str, str] = {}
+    captions: defaultdict[str, list[str]] = defaultdict(list)
     for path in annotations:
         for annotation in msrvtt_annotations(path):
             urls |= {video["video_id"]: video["url"] for video in annotation["videos"]}
@@ -84,44 +83,39 @@ def described(annotations: Sequence[Path], count: int) -> list[dict[str, object]
     return [{"video": n, "captions": captions[n], "split": s} for n, s in zip(names, splits, strict=True)]
 
 
-def trained(dataset: Dataset, plan: Recipe, folder: Path) -> Checkpoint:
-    """The best of stage 1."""
+def train(dataset: Dataset, plan: Recipe, folder: Path) -> Path:
+    """The best checkpoint of stage 1."""
     start = first_checkpoint(plan, dataset, None)
     with init_processes() as processes:
-        best = train_stage(
+        return train_stage(
             Run(recipe=plan, stage_number=1, dataset=dataset, folder=folder, processes=processes, resume=True), start
         )
-    start.model.load_state_dict(torch.load(best, weights_only=True)["weights"])
-    return start
 
 
-def captioned(checkpoint: Checkpoint, dataset: Dataset, clips: Sequence[DatasetClip]) -> dict[str, list[str]]:
-    features = torch.from_numpy(dataset.features[[clip.row for clip in clips]])
-    said = Captioner(checkpoint).caption_features(features, CaptionOptions())
-    return {clip.video: [sentences[0].text] for clip, sentences in zip(clips, said, strict=True)}
-
-
-def most_frequent(train: Sequence[DatasetClip], clips: Sequence[DatasetClip]) -> dict[str, list[str]]:
-    ((caption, _),) = Counter(caption for clip in train for caption in clip.captions).most_common(1)
+def most_frequent(training: Sequence[DatasetClip], clips: Sequence[DatasetClip]) -> dict[str, list[str]]:
+    ((caption, _),) = Counter(caption for clip in training for caption in clip.captions).most_common(1)
     return {clip.video: [caption] for clip in clips}
 
 
-def nearest(dataset: Dataset, train: Sequence[DatasetClip], clips: Sequence[DatasetClip]) -> dict[str, list[str]]:
+def nearest(dataset: Dataset, training: Sequence[DatasetClip], clips: Sequence[DatasetClip]) -> dict[str, list[str]]:
     """The first caption of the training video whose mean feature has the largest cosine."""
+    features = dataset.features
+    assert features is not None
 
-    def directions(of: Sequence[DatasetClip]) -> np.ndarray:
-        means = dataset.features[[clip.row for clip in of]].mean(axis=1)
-        return means / np.linalg.norm(means, axis=1, keepdims=True)
+    def directions(of: Sequence[DatasetClip]) -> NDArray[np.float32]:
+        means = features[[clip.row for clip in of]].mean(axis=1)
+        unit: NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
+        return unit
 
-    closest = (directions(clips) @ directions(train).T).argmax(axis=1)
-    return {clip.video: [train[row].captions[0]] for clip, row in zip(clips, closest, strict=True)}
+    closest = (directions(clips) @ directions(training).T).argmax(axis=1)
+    return {clip.video: [training[row].captions[0]] for clip, row in zip(clips, closest, strict=True)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_language", description=__doc__.splitlines()[0])
     parser.add_argument("--features", type=Path, required=True, metavar="F.npy", help="row i is video{i}")
     parser.add_argument("--annotations", type=Path, required=True, nargs="+", metavar="F", help="official JSON or zip")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="keep data set and run here; default: thrown away")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="keep the data set and the run here; default: deleted")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
@@ -135,11 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = ["--features", str(run / "features.npy"), "--captions", str(run / "captions.jsonl")]
         prepare.main(["features", *given, "--minimum-count", "3", "--out", str(run / "data")])
         dataset, plan = Dataset.load(run / "data"), recipe(options.epochs)
-        train, test = dataset.clips["train"], dataset.clips["test"]
+        training, test = dataset.clips["train"], dataset.clips["test"]
+        best = train(dataset, plan, run / "stage1")
+        captions = caption_split(load_captioner(best, dataset), dataset, "test")
         contenders = {
-            "stage 1": captioned(trained(dataset, plan, run / "stage1"), dataset, test),
-            "nearest training video": nearest(dataset, train, test),
-            "most frequent caption": most_frequent(train, test),
+            "stage 1": {video: [caption] for video, caption in captions.items()},
+            "nearest training video": nearest(dataset, training, test),
+            "most frequent caption": most_frequent(training, test),
         }
     references = {clip.video: clip.captions for clip in test}
     scores = {name: score(captions, references).overall for name, captions in contenders.items()}

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.saturation`: latency from a tenth of what the server can do to more than that, open loop.
+"""`python -m benchmarks.saturation`: latency from a tenth of the server's capacity to more than all of it, open loop.
 
-Requests arrive by chance (Poisson) whether or not those before are answered, and latency counts from the moment a
-request was meant to be sent. Clips of several sizes in turn; refusals (503) are counted, not timed. The curve is drawn
-beside the figures. `--batch-sizes` are compared by the same clips: what they can do, and their latency at 70 % of it.
+Requests arrive at random (Poisson), whether or not earlier ones have a response. Latency counts from the moment at
+which a request was intended to be sent. Clips of several sizes take turns. Refusals (503) are counted, not timed. The
+curve is drawn as `saturation.png`. For each of `--batch-sizes`: the capacity, and the latency at 70 % of the capacity
+of the default.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def capacity_per_s(url: str, clips: Sequence[bytes], seconds: float) -> float:
 
 
 def under_load(url: str, clips: Sequence[bytes], rate_per_s: float, seconds: float) -> dict[str, float]:
-    """Percentiles of the latency in ms, and what share was refused."""
+    """Percentiles of the latency in ms, and the share of refusals."""
     arrivals = asyncio.run(open_loop(url, clips, rate_per_s=rate_per_s, seconds=seconds))
     broken = [arrival.status for arrival in arrivals if arrival.status not in (200, 503)]
     if broken:
@@ -50,7 +51,9 @@ def under_load(url: str, clips: Sequence[bytes], rate_per_s: float, seconds: flo
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.saturation", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=REPOSITORY / "model_store" / "demo.pt", metavar="F.pt")
-    parser.add_argument("--seconds", type=float, default=60.0, help="per point of the curve, and per batch size")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="for each point of the curve, and for each batch size"
+    )
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the capacity")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=(1, 2, 4, 8, 16))
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")

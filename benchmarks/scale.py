@@ -1,7 +1,7 @@
 """`python -m benchmarks.scale`: how time and memory grow with workers, clip length, frame size and vocabulary.
 
-Clips are made on the spot. Workers and memory are those of a server under 8 clients, whose clips have the largest
-frames that are asked for.
+Clips are rendered here. Workers and memory are measured on a server with 8 clients that send clips of the largest frame
+size in --sizes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from benchmarks.rig.load import closed_loop, throughput_per_s
 from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.timing import median_ms
 from benchmarks.rig.untrained import numbered_words, of_full_length
-from etenet.captioning.captioner import Captioner
+from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
+from etenet.runtime.network import TorchNetwork
 from etenet.serving import archive
 from etenet.video import sampling
-from etenet.video.sampling import FRAMES_PER_CLIP
+from etenet.video.clip import FRAMES_PER_CLIP
 
 LENGTHS_S = (10, 30, 60, 180, 360)
 LENGTHS_AT = (640, 360)
@@ -41,6 +42,7 @@ VOCABULARIES = (1_000, 12_000, 50_000, 200_000)
 MAX_WORDS = 20
 CLIENTS = 8
 MIB = 2**20
+MARKS = {"worker": "model_service_worker", "decoder": "etenet.sandbox"}  # in the command line of a process
 
 
 def decode_ms(clip: bytes, size_px: int, rounds: int) -> float:
@@ -48,9 +50,10 @@ def decode_ms(clip: bytes, size_px: int, rounds: int) -> float:
 
 
 def search_ms(encoder: str, words: int, rounds: int) -> dict[str, float]:
-    """One clip and eight, a beam of 5, every sentence of full length."""
-    captioner = Captioner(of_full_length(encoder, words, MAX_WORDS), sandboxed=False)
-    features = torch.randn(8, FRAMES_PER_CLIP, captioner.checkpoint.model.decoder.config.feature_size)
+    """One clip and eight, with a beam of 5. Every sentence has the full length."""
+    checkpoint = of_full_length(encoder, words, MAX_WORDS)
+    captioner = Captioner(checkpoint, TorchNetwork(checkpoint), decoders_for(checkpoint, sandboxed=False))
+    features = torch.randn(8, FRAMES_PER_CLIP, checkpoint.model.decoder.config.feature_size)
 
     def search(clips: int) -> object:
         return captioner.caption_features(features[:clips], CaptionOptions())
@@ -60,24 +63,21 @@ def search_ms(encoder: str, words: int, rounds: int) -> dict[str, float]:
 
 @contextmanager
 def peaks_mib(every_s: float = 0.05) -> Iterator[dict[str, float]]:
-    """The most that a worker, and a decoder process, of the servers that run here had in memory."""
-    found, done = {"worker": 0.0, "decoder": 0.0}, threading.Event()
+    """The most memory that a worker and a decoder process of the servers started here had."""
+    peaks, done = {"worker": 0.0, "decoder": 0.0}, threading.Event()
 
     def watch() -> None:
         while not done.wait(every_s):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     command = " ".join(process.cmdline())
-                    kind = (
-                        "worker" if "model_service_worker" in command else "decoder" if "decoder" in command else None
-                    )
-                    if kind:
-                        found[kind] = max(found[kind], round(process.memory_info().rss / MIB, 1))
+                    for kind in (kind for kind, mark in MARKS.items() if mark in command):
+                        peaks[kind] = max(peaks[kind], round(process.memory_info().rss / MIB, 1))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        yield found
+        yield peaks
     finally:
         done.set()
         watcher.join()
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lengths-s", type=int, nargs="+", default=LENGTHS_S)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=tuple(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=90.0, help="of load with 8 clients, per number of workers")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of load by 8 clients, for each number of workers")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     start = checkpoints.initialise(options.encoder, numbered_words(options.words), crop_px=options.crop_px)

@@ -19,21 +19,23 @@ from benchmarks.peers.plain import Beam, search_by_loop
 from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.timing import medians_s
 from benchmarks.rig.untrained import of_full_length
-from etenet.captioning.captioner import Captioner
+from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.captions import Sentence
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import EtenetError
-from etenet.runtime.openvino import CompiledEncoder, compile_encoder
-from etenet.video.sampling import FRAMES_PER_CLIP
+from etenet.runtime.openvino import CompiledEncoder, OpenVinoNetwork, compile_encoder
+from etenet.video.clip import FRAMES_PER_CLIP
 
 CLIPS = 16
 
 
-def captioner(encoder: str, words: int, max_words: int, folder: Path) -> Captioner:
+def captioner(encoder: str, words: int, max_words: int) -> Captioner:
     checkpoint = of_full_length(encoder, words, max_words)
-    compile_encoder(checkpoint, folder / "encoder.xml")
-    compiled = CompiledEncoder(folder / "encoder.xml", threads=torch.get_num_threads())
-    return Captioner(checkpoint, sandboxed=False, compiled_encoder=compiled)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "encoder.xml"
+        compile_encoder(checkpoint, graph)
+        network = OpenVinoNetwork(checkpoint, CompiledEncoder(graph, threads=torch.get_num_threads()))
+    return Captioner(checkpoint, network, decoders_for(checkpoint, sandboxed=False))
 
 
 def same(captions: Sequence[Sequence[Sentence]], looped: Sequence[Sequence[Beam]], captioner: Captioner) -> bool:
@@ -56,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        ours = captioner(options.encoder, options.words, options.max_words, Path(folder))
+    ours = captioner(options.encoder, options.words, options.max_words)
     decoder = ours.checkpoint.model.decoder
     features = torch.randn(CLIPS, FRAMES_PER_CLIP, decoder.config.feature_size)
     caption_options = CaptionOptions(beam_size=options.beam_size, captions=options.beam_size)
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{CLIPS} clips": lambda: ours.caption_features(features, caption_options),
         "one clip, loop": lambda: loop(1),
         f"{CLIPS} clips, loop": lambda: loop(CLIPS),
-        "encoder, one clip": lambda: ours.features(frames),
+        "encoder, one clip": lambda: ours.network.features(frames),
     }
     equal = same(ours.caption_features(features, caption_options), loop(CLIPS), ours)
     medians = medians_s(runs, options.rounds)

@@ -1,7 +1,7 @@
 """`python -m benchmarks.two_stages`: what stage 2 gains over the best of stage 1, on the demo world's test split.
 
-The paper's claim (a gain of 3.1 CIDEr points on MSVD). Each seed trains both stages from the same encoder, which has
-learnt another task; `--resume` is implied, so a run that was killed goes on.
+The paper claims a gain of 3.1 CIDEr points on MSVD. Each seed trains both stages from the same encoder, which has
+learnt another task. A run that was killed continues when the same command is given again.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--encoder-weights", type=Path, required=True, metavar="F.pt", help="by training.stills")
     parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="seed S trains in DIR/seedS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--stage-2-epochs", type=int, metavar="N", help="fewer than the recipe's, to save time")
+    parser.add_argument("--stage-2-epochs", type=int, metavar="N", help="default: the recipe's")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     dataset = Dataset.load(options.data)
     scorer = Scorer({clip.video: clip.captions for clip in dataset.clips["test"]})
-    found: dict[int, dict[int, dict[str, float]]] = {}
+    scores: dict[int, dict[int, dict[str, float]]] = {}
     for seed in options.seeds:
         recipe, folder = short(demo(), seed, options.stage_2_epochs), options.runs / f"seed{seed}"
         for stage in (1, 2):
@@ -63,15 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     resume=True,
                 )
                 best = train_stage(run, start)
-            figures = found.setdefault(seed, {})[stage] = demo_scores(best, dataset, scorer)
+            figures = scores.setdefault(seed, {})[stage] = demo_scores(best, dataset, scorer)
             print(f"seed {seed} stage {stage}:", "  ".join(f"{n} {v:.1f}" for n, v in figures.items()), flush=True)
-    gains = [stages[2]["CIDEr"] - stages[1]["CIDEr"] for stages in found.values()]
+    gains = [stages[2]["CIDEr"] - stages[1]["CIDEr"] for stages in scores.values()]
     conclude(
         "two_stages",
         {
             "test_clips": len(dataset.clips["test"]),
             "epochs": {number: stage.epochs for number, stage in recipe.stages.items()},
-            "scores_by_seed_and_stage": found,
+            "scores_by_seed_and_stage": scores,
             "cider_gain_mean": statistics.mean(gains),
             "cider_gain_spread": max(gains) - min(gains),
         },

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.wheels FOLDER`: what GPU benchmarks need beside torch, where no package index is reached.
+"""`python -m benchmarks.wheels FOLDER`: fetch the wheels that GPU benchmarks need on a machine without a package index.
 
-Forty megabytes of wheels for Linux on x86-64, for the Python named. There, in the repository:
+About 40 MB for Linux on x86-64 and the given Python version; torch must be installed there. On that machine, in the
+repository:
 
     python3 -m pip install --no-index --no-deps --target site FOLDER/*.whl
     PYTHONPATH=site:src python3 -m benchmarks.gpu
@@ -20,22 +21,23 @@ from benchmarks.rig.record import REPOSITORY
 BINARY = ("av", "joblib", "munch", "nltk", "pycocoevalcap", "regex")
 BUILT_HERE = ("pretrainedmodels",)  # published as source
 PLATFORMS = [f"manylinux_{glibc}_x86_64" for glibc in ("2_28", "2_17", "2_5")] + ["manylinux2014_x86_64"]
-JAVA = (".jar", ".gz")  # METEOR and the PTB tokenizer, of a hundred megabytes; these benchmarks do without
+JAVA = (".jar", ".gz")  # METEOR and the PTB tokenizer, about 100 MB, which these benchmarks do not use
 
 
-def bring(folder: Path, python: str) -> None:
+def fetch(folder: Path, python: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     pinned = ["--no-deps", "--constraint", str(REPOSITORY / "constraints.txt")]
-    there = ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
-    there += [f"--platform={platform}" for platform in PLATFORMS]
-    subprocess.run([*pip, "download", *pinned, *there, "--dest", str(folder), *BINARY], check=True)
+    target = ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
+    target += [f"--platform={platform}" for platform in PLATFORMS]
+    subprocess.run([*pip, "download", *pinned, *target, "--dest", str(folder), *BINARY], check=True)
     subprocess.run([*pip, "wheel", *pinned, "--wheel-dir", str(folder), *BUILT_HERE], check=True)
     (scores,) = folder.glob("pycocoevalcap-*.whl")
     _drop(scores, JAVA)
 
 
 def _drop(wheel: Path, endings: tuple[str, ...]) -> None:
+    """Remove the files with these endings."""
     lighter = wheel.with_suffix(".lighter")
     with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(lighter, "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--python", default="3.12", metavar="VERSION", help="of the other machine; default: 3.12")
     options = parser.parse_args(arguments)
-    bring(options.folder, options.python)
+    fetch(options.folder, options.python)
     for wheel in sorted(options.folder.glob("*.whl")):
         print(f"{wheel.stat().st_size / 2**20:6.1f} MiB  {wheel.name}")
 

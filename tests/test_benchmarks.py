@@ -1,4 +1,4 @@
-"""Benchmarks run in miniature, and end in one JSON line that says where and with what it was measured."""
+"""Benchmarks run in miniature. Each ends with one JSON line that names machine, versions and commit."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def test_the_training_benchmark_runs_dry_and_makes_a_checkpoint(
 
 
 class Bench:
-    """Stands for the measuring, with room for eight clips, and something wrong with 64."""
+    """A stand-in for `training.Bench` that has memory for eight clips, and fails with 64."""
 
-    scale = training.Scale()
+    workload = training.TrainingWorkload()
 
     def __init__(self) -> None:
         self.compiled = 0
@@ -67,7 +67,7 @@ class Bench:
         return {"clips_per_s": 100.0}
 
 
-def test_steps_without_room_are_recorded_and_the_others_measured() -> None:
+def test_steps_that_do_not_fit_into_memory_are_recorded_and_the_others_measured() -> None:
     rows = training.eager_rows(Bench())
     assert [row["micro_batch"] for row in rows] == [8, 16, 32, 64] * 2
     assert [row.get("out_of_memory", False) for row in rows] == [False, True, True, False] * 2
@@ -77,14 +77,14 @@ def test_steps_without_room_are_recorded_and_the_others_measured() -> None:
 
 @pytest.mark.parametrize(("left", "compiled"), [([True, True], 2), ([True, False], 1), ([False, False], 0)])
 def test_nothing_is_compiled_without_time(left: list[bool], compiled: int) -> None:
-    bench, answers = Bench(), iter(left)
-    rows = training.compiled_rows(bench, 8, lambda: next(answers))
+    bench, time_is_left = Bench(), iter(left)
+    rows = training.compiled_rows(bench, 8, lambda: next(time_is_left))
     assert bench.compiled == compiled
-    assert ["left_out" in row for row in rows] == [not answer for answer in left]
+    assert ["left_out" in row for row in rows] == [not is_left for is_left in left]
     assert all(row["compile_s"] == 60 for row in rows[:compiled])
 
 
-def test_a_chip_has_ceilings() -> None:
+def test_the_ceilings_of_a_chip_are_measured() -> None:
     assert min(chip.ceilings(64, 1, torch.device("cpu")).values()) > 0
 
 
@@ -104,25 +104,27 @@ def test_the_decode_benchmark_finds_equal_frames(tmp_path: Path, last_line: Call
     record = last_line()
     assert record["clips"] == 2
     assert record["frames_equal"] is True
-    assert record["ratio_to_torchcodec"] is None or record["ratio_to_torchcodec"] > 0  # it needs an FFmpeg installed
+    assert record["ratio_to_torchcodec"] is None or record["ratio_to_torchcodec"] > 0  # torchcodec needs FFmpeg
     assert record["ratio_to_decode_all"] > 0
 
 
-def test_the_encoder_benchmark_compares_engines_that_agree(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+def test_the_encoder_benchmark_compares_engines_whose_features_agree(
+    tmp_path: Path, last_line: Callable[[], Any]
+) -> None:
     encoder.main([*SMALL, "--crop-px", "64", "--out", str(tmp_path)])
     record = last_line()
     assert record["max_relative_error"] <= 1e-4
     assert record.keys() >= {"ratio_to_best_peer", "ratio_to_eager", "ratio_to_sgemm"}
 
 
-def test_the_search_benchmark_finds_what_a_loop_finds(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+def test_the_search_benchmark_finds_the_sentences_of_the_loop(tmp_path: Path, last_line: Callable[[], Any]) -> None:
     search.main([*SMALL, "--words", "50", "--max-words", "4", "--out", str(tmp_path)])
     record = last_line()
     assert record["equal"] is True
     assert record.keys() >= {"share_of_encoder", "speedup_over_loop"}
 
 
-def test_the_server_benchmark_asks_three_servers(tmp_path: Path, last_line: Callable[[], Any]) -> None:
+def test_the_server_benchmark_measures_three_servers(tmp_path: Path, last_line: Callable[[], Any]) -> None:
     server.main([*SMALL, "--crop-px", "64", "--words", "50", "--seconds", "2", "--out", str(tmp_path)])
     record = last_line()
     assert len(record["throughput_per_s"]) == 3
@@ -158,4 +160,4 @@ def test_videos_of_one_source_share_a_split() -> None:
     splits_of = defaultdict(set)
     for url, split in zip(urls, splits, strict=True):
         splits_of[url].add(split)
-    assert all(len(found) == 1 for found in splits_of.values())
+    assert all(len(of_url) == 1 for of_url in splits_of.values())

@@ -1,1 +1,1 @@
-"""What a GPU makes of each stage: `python -m benchmarks.gpu`."""
+"""How fast each stage is on a GPU: `python -m benchmarks.gpu`."""

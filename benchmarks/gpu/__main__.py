@@ -1,9 +1,9 @@
-"""`python -m benchmarks.gpu --out DIR`: what a GPU makes of each stage, beside peers and the chip's limits.
+"""`python -m benchmarks.gpu --out DIR`: how fast each stage is on a GPU, beside peers and the chip's limits.
 
-Needs the repository, torch and a CUDA GPU, and takes less than eight minutes. The network is untrained, its frames are
-noise: speed depends on neither. Which captions come out is looked at with the demo checkpoint. A part that fails is
-written down as failed, and the others go on. `--dry-run` does all of it once in miniature, on whatever there is;
-without a GPU nothing is recorded, and no figure means anything.
+Needs the repository, torch and a CUDA GPU, and takes less than eight minutes. The network is untrained and its frames
+are noise: speed depends on neither. Captions are compared with the demo checkpoint. A part that fails is recorded as
+failed, and the others go on. `--dry-run` does all of it once in miniature, with or without a GPU; without one, nothing
+is captured as a CUDA graph, and the figures mean nothing.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ from benchmarks.rig.plots import draw_latency
 from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.untrained import untrained
 from etenet.model import checkpoint as checkpoints
-from etenet.video.sampling import FRAMES_PER_CLIP
+from etenet.model.encoder import default_preprocessing
+from etenet.video.clip import FRAMES_PER_CLIP
 
 
 def parts(workload: Workload, device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
-    """By name, in the order in which they run: the first leaves what it compiled to the others."""
-    how = checkpoints.default_preprocessing(workload.encoder, crop_px=workload.crop_px)
-    frames = torch.randint(0, 256, (FRAMES_PER_CLIP, how.resize_px, how.resize_px, 3), dtype=torch.uint8)
-    checkpoint, path = (
-        untrained(workload.encoder, workload.crop_px, frames, words=workload.words),
-        folder / "untrained.pt",
-    )
+    """By name, in the order in which they run. What `starting` compiles, the parts after it use."""
+    size_px = default_preprocessing(workload.encoder, crop_px=workload.crop_px).resize_px
+    frames = torch.randint(0, 256, (FRAMES_PER_CLIP, size_px, size_px, 3), dtype=torch.uint8)
+    checkpoint = untrained(workload.encoder, workload.crop_px, frames, words=workload.words)
+    path = folder / "untrained.pt"
     checkpoints.save(checkpoint, path)
     chip = ceilings(workload.matrix, workload.rounds, device)
     return {
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     conclude(
         "gpu", {"dry_run": options.dry_run, "device": str(device), "seconds": seconds, **figures}, folder=options.out
     )
-    return int(any("failed" in of_part for of_part in figures.values()))
+    return int(any("failed" in part for part in figures.values()))
 
 
 if __name__ == "__main__":

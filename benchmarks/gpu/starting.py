@@ -1,4 +1,4 @@
-"""How long a worker takes until it captions on a GPU: if it must compile, if it did before, if the archive did."""
+"""How soon a new worker captions on a GPU: if it must compile, has compiled before, or gets compiled kernels."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ import sys, torch
 from pathlib import Path
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime.cuda import compiled_kernels
+from etenet.video.clip import FRAMES_PER_CLIP
 checkpoint = checkpoints.load(Path(sys.argv[1]))
-kernels = compiled_kernels(checkpoint.encoder, checkpoint.preprocessing, device=torch.device(sys.argv[2]))
+kernels = compiled_kernels(
+    checkpoint.encoder, checkpoint.preprocessing, frames_per_clip=FRAMES_PER_CLIP, device=torch.device(sys.argv[2])
+)
 Path(sys.argv[3]).write_bytes(kernels)
 """
 
 
 def starting(checkpoint: Path, folder: Path, device: torch.device) -> dict[str, float | str]:
-    """Seconds from the import of etenet to a first caption. Leaves what was compiled to the parts that follow."""
+    """Seconds from the import of etenet to a first caption. The parts that run later use what this one compiled."""
     cache, kernels = folder / "compiled", folder / "kernels"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     given = [str(checkpoint), str(device)]
-    found: dict[str, float | str] = {"compiling_s": _seconds(_LOAD, given)}
+    seconds: dict[str, float | str] = {"compiling_s": _seconds(_LOAD, given)}
     if device.type == "cuda":
-        found["compiled_before_s"] = _seconds(_LOAD, given)
+        seconds["compiled_before_s"] = _seconds(_LOAD, given)
         _run(_COMPILE, [*given, str(kernels)])
-        elsewhere = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "nothing yet")}
-        found["carried_in_the_archive_s"] = _seconds(_LOAD, [*given, str(kernels)], elsewhere)
-        found["kernels_mib"] = kernels.stat().st_size / 2**20
-    return found
+        empty = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "empty")}
+        seconds["carried_in_the_archive_s"] = _seconds(_LOAD, [*given, str(kernels)], empty)
+        seconds["kernels_mib"] = kernels.stat().st_size / 2**20
+    return seconds
 
 
 def _seconds(code: str, arguments: list[str], environment: dict[str, str] | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Bytes -> captions, as batch jobs go: beside decoding alone on the same cores, and what the GPU does meanwhile."""
+"""Bytes -> captions as in batch jobs, beside decoding alone on the same cores, and the GPU's idle share."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import etenet
 from benchmarks.gpu.workload import Workload
 from benchmarks.rig.clips import drifting
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import caption_stream
+from etenet.captioning.stream import Video
+from etenet.runtime import GPU_BATCH_CLIPS
 from etenet.sandbox.pool import Sandbox
-from etenet.video.segments import WHOLE
-
-BATCH_CLIPS = 16
 
 
 def streaming(checkpoint: Path, workload: Workload, device: torch.device) -> dict[str, float]:
-    """Clips per second; and for which share of the time the GPU and what feeds it have nothing to do."""
+    """Clips per second, and the share of the time in which the GPU and the thread that feeds it wait for frames."""
     clip = drifting(workload.clip_s, 426, 240)
-    bodies = [clip + number.to_bytes(8, "big") for number in range(workload.streamed)]  # no two alike
+    bodies = [clip + number.to_bytes(8, "big") for number in range(workload.streamed)]  # all different
     captioner = etenet.load(checkpoint, device=str(device), record_gpu=True)
     decoders = Sandbox(resize_px=captioner.checkpoint.preprocessing.resize_px)
     started = time.perf_counter()
     decoded = [future.result()[0] for future in [decoders.submit(body) for body in bodies]]
     decode_s = time.perf_counter() - started
     decoders.close()
-    captioner.caption_decoded(decoded[:BATCH_CLIPS], CaptionOptions())
+    batches = [decoded[at : at + GPU_BATCH_CLIPS] for at in range(0, len(decoded), GPU_BATCH_CLIPS)]
+    captioner.caption_decoded(batches[0], CaptionOptions())
     started = time.perf_counter()
-    captioner.caption_decoded(decoded, CaptionOptions())
-    alone_s = time.perf_counter() - started
-    del decoded
+    for batch in batches:
+        captioner.caption_decoded(batch, CaptionOptions())
+    captioning_s = time.perf_counter() - started
+    del decoded, batches
+    videos = [Video(number, body, CaptionOptions()) for number, body in enumerate(bodies)]
     started = time.perf_counter()
-    videos = ((number, body, WHOLE) for number, body in enumerate(bodies))
-    count = sum(1 for _ in caption_stream(captioner, videos, CaptionOptions(), batch_clips=BATCH_CLIPS))
+    count = sum(1 for _ in captioner.caption_stream(videos, batch_clips=GPU_BATCH_CLIPS))
     whole_s = time.perf_counter() - started
     assert count == len(bodies)
     return {
         "clips_per_s": count / whole_s,
         "decode_alone_clips_per_s": count / decode_s,
-        "captioning_alone_clips_per_s": count / alone_s,
+        "captioning_alone_clips_per_s": count / captioning_s,
         "share_of_decoding": decode_s / whole_s,
-        "gpu_idle_share": 1 - alone_s / whole_s,
+        "gpu_idle_share": 1 - captioning_s / whole_s,
     }

@@ -1,4 +1,4 @@
-"""How much of everything is measured on a GPU, and in miniature where there is none."""
+"""How much of everything is measured on a GPU, and how little in a dry run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a fair user would write, to compare with."""
+"""What a fair user would write without this project, to compare with."""

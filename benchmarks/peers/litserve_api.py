@@ -1,6 +1,6 @@
-"""`python -m benchmarks.peers.litserve_api CHECKPOINT PORT`: LitServe with the plain code."""
+"""`python -m benchmarks.peers.litserve_api CHECKPOINT PORT`: LitServe that runs the plain code."""
 
-# Without `from __future__ import annotations`: LitServe looks at the annotations themselves.
+# Without `from __future__ import annotations`: LitServe reads the annotations at run time.
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from fastapi import Body
 from benchmarks.peers.plain import PlainCaptioner
 
 
-class PlainAPI(litserve.LitAPI):
+class PlainAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no types
     def __init__(self, checkpoint: Path) -> None:
         super().__init__(api_path="/predictions/etenet")
         self.checkpoint = checkpoint

@@ -1,7 +1,7 @@
-"""What a fair user would write without this project: every frame, Pillow, the network as it comes, a loop over beams.
+"""Captioning as plain code: decode every frame, resize with Pillow, run the network in eager torch, loop over beams.
 
-The peer of several benchmarks. It uses the checkpoint's own network, so it says the same captions, up to how Pillow
-resizes.
+The peer of several benchmarks. It runs the checkpoint's own network, so its captions differ from ours only where Pillow
+resizes differently.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ def _extended(decoder: Decoder, memory: Memory, beam: Beam, places: int, *, last
         log_probs[EOS_ID] = -math.inf
     if last:
         log_probs[torch.arange(len(log_probs)) != EOS_ID] = -math.inf
-    found = []
-    for log_prob, word in zip(*log_probs.topk(places), strict=True):
-        if log_prob.item() > -math.inf:
-            found.append(Beam((*beam.words, word.item()), beam.log_prob + log_prob.item(), step.state))
-    return found
+    return [
+        Beam((*beam.words, word), beam.log_prob + log_prob, step.state)
+        for log_prob, word in zip(*(values.tolist() for values in log_probs.topk(places)), strict=True)
+        if log_prob > -math.inf
+    ]
 
 
 class PlainCaptioner:
-    """One clip at a time, start to end."""
+    """One clip at a time, from bytes to a sentence."""
 
     def __init__(self, checkpoint: Path, *, device: str = "cpu") -> None:
         self.device = torch.device(device)

@@ -1,4 +1,4 @@
-"""A TorchServe handler as a fair user would write it: `benchmarks.server` packages it with the same checkpoint."""
+"""A TorchServe handler that runs the plain code; `rig/servers.py` packages it with the same checkpoint."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What benchmarks stand on: records, clips, load, servers."""
+"""What several benchmarks need: results, timing, clips, load, servers, networks, plots."""

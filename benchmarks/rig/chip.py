@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rig.timing import median_ms
 from etenet.model.encoder import Encoder
-from etenet.video.sampling import FRAMES_PER_CLIP
+from etenet.video.clip import FRAMES_PER_CLIP
 
 
 def ceilings(matrix: int, rounds: int, device: torch.device) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Clips of any length and size, made on the spot: waves that drift one way, grain that drifts another."""
+"""Clips of any length and size, rendered here: waves that drift one way, grain that drifts another way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GROUP = 50  # frames, two seconds
 
 
 def drifting(seconds: float, width: int, height: int) -> bytes:
-    """H.264 in MP4. Two seconds are encoded and then repeated, so a long clip is made as fast as a short one."""
+    """H.264 in MP4. Two seconds are encoded once and then repeated, so a long clip takes no longer than a short one."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=FRAMES_PER_S, options={"preset": "veryfast"})
@@ -25,10 +25,12 @@ def drifting(seconds: float, width: int, height: int) -> bytes:
         length = int(Fraction(_GROUP, FRAMES_PER_S) / unit)
         for turn in range(max(1, round(seconds * FRAMES_PER_S / _GROUP))):
             for packet in group:
-                again = av.Packet(bytes(packet))
-                again.stream, again.time_base, again.is_keyframe = stream, unit, packet.is_keyframe
-                again.pts, again.dts = packet.pts + turn * length, packet.dts + turn * length
-                out.mux(again)
+                assert packet.pts is not None
+                assert packet.dts is not None
+                copy = av.Packet(bytes(packet))
+                copy.stream, copy.time_base, copy.is_keyframe = stream, unit, packet.is_keyframe
+                copy.pts, copy.dts = packet.pts + turn * length, packet.dts + turn * length
+                out.mux(copy)
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Captioning servers as processes of their own: ours, and two that a fair user would write with the plain code."""
+"""Captioning servers, each in its own processes: ours, and two with the plain code of `benchmarks.peers`."""
 
 from __future__ import annotations
 
@@ -36,38 +36,40 @@ class Served:
 
 @contextmanager
 def ours(checkpoint: Path, clip: bytes) -> Iterator[Served]:
-    """`etenet serve` with an archive that was packaged before."""
+    """`etenet serve`, with an archive packaged before the clock starts."""
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "model_store" / "etenet.mar"
         config = ServerConfig.read(config_on_free_ports(Path(scratch)))
         subprocess.run([sys.executable, "-m", "etenet", "package", checkpoint, "--out", archive], check=True)
-        with _started(config.inference.url, clip, Path(scratch), "etenet", "serve", "--config", str(config.path)) as us:
-            yield us
+        with _started(
+            config.inference.url, clip, Path(scratch), "etenet", "serve", "--config", str(config.path)
+        ) as served:
+            yield served
 
 
 @contextmanager
 def ours_with(archive: Path, clip: bytes, **settings: int) -> Iterator[Served]:
-    """TorchServe as `etenet serve` starts it, with other values of model-config.yaml than those in the archive."""
+    """TorchServe as `etenet serve` starts it, with `settings` in place of values in the archive's model-config.yaml."""
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model_store" / "etenet"
         archives.unpack(archive, model)
         archives.configure(model, settings)
-        with _torchserve(model, clip, Path(scratch)) as it:
-            yield it
+        with _torchserve(model, clip, Path(scratch)) as served:
+            yield served
 
 
 @contextmanager
 def plain_litserve(checkpoint: Path, clip: bytes) -> Iterator[Served]:
-    """LitServe with the plain code."""
+    """LitServe that runs the plain code."""
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    with _started(url, clip, REPOSITORY, "benchmarks.peers.litserve_api", str(checkpoint), str(port)) as it:
-        yield it
+    with _started(url, clip, REPOSITORY, "benchmarks.peers.litserve_api", str(checkpoint), str(port)) as served:
+        yield served
 
 
 @contextmanager
 def plain_torchserve(checkpoint: Path, clip: bytes) -> Iterator[Served]:
-    """TorchServe, started as we start it, with the plain code in a handler."""
+    """TorchServe, started as `etenet serve` starts it, with the plain code as its handler."""
     model = {"modelName": "etenet", "modelVersion": "1.0", "handler": _HANDLER.name, "serializedFile": "checkpoint.pt"}
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "etenet.mar"
@@ -76,8 +78,8 @@ def plain_torchserve(checkpoint: Path, clip: bytes) -> Iterator[Served]:
             file.write(checkpoint, "checkpoint.pt")
             file.write(_HANDLER, _HANDLER.name)
             file.write(_HANDLER.with_name("plain.py"), "benchmarks/peers/plain.py")
-        with _torchserve(archive, clip, Path(scratch)) as it:
-            yield it
+        with _torchserve(archive, clip, Path(scratch)) as served:
+            yield served
 
 
 @contextmanager
@@ -101,13 +103,13 @@ def _started(url: str, clip: bytes, folder: Path, *module: str) -> Iterator[Serv
     finally:
         family = process.children(recursive=True)
         process.terminate()
-        _, left = psutil.wait_procs([process, *family], timeout=10)
-        for one in left:
+        _, alive = psutil.wait_procs([process, *family], timeout=10)
+        for one in alive:
             one.kill()
 
 
 def await_caption(url: str, clip: bytes, alive: Callable[[], bool]) -> None:
-    """Ask until the clip is captioned."""
+    """Send the clip until it gets a caption."""
     deadline = time.monotonic() + START_DEADLINE_S
     while alive() and time.monotonic() < deadline:
         request = urllib.request.Request(url + PREDICTIONS, data=clip, headers={"Content-Type": "video/mp4"})
