@@ -24,10 +24,10 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig import command
 from benchmarks.rig.timing import timed_s
 from etenet.assets import MOVING_CLIP
-from etenet.errors import CaptionError, EtenetError, UsageError
+from etenet.errors import CaptionError, UsageError
 from etenet.video.ffmpeg import LENIENT_METADATA
 from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import middle_of_slices, sample_frames
@@ -150,8 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=Path, nargs="+", default=default, metavar="DIR")
     parser.add_argument("--long", type=Path, metavar="F", help="a clip of minutes, to compare with decoding all of it")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     if not options.clips:
         raise UsageError("name folders of clips with --clips, or set ETENET_REFERENCE_DATA")
     long = options.long or (Path(reference) / "odd_clips" / "long_1080p_lowbitrate.mp4" if reference else None)
@@ -179,12 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         print(f"{long.name}: {of_long['ours']:.2f} s, all of it {of_long['full decode']:.2f} s")
         figures["long_ratio_to_decode_all"] = of_long["ours"] / of_long["full decode"]
-    conclude("decode", figures, folder=options.out)
+    results.conclude("decode", figures)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"decode: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("decode", main)

@@ -9,7 +9,6 @@ than this if it multiplies faster or avoids multiplications.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,11 +20,10 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.rig import command
 from benchmarks.rig.chip import clip_flops
-from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.timing import medians_s
 from benchmarks.rig.untrained import untrained
-from etenet.errors import EtenetError
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.encoder import default_preprocessing
 from etenet.model.preprocess import preprocess
@@ -100,8 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--encoder", default="inceptionresnetv2")
     parser.add_argument("--crop-px", type=int)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     size_px = default_preprocessing(options.encoder, crop_px=options.crop_px).resize_px
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES_PER_CLIP, size_px, size_px, 3), dtype=np.uint8)
     checkpoint = untrained(options.encoder, options.crop_px, torch.from_numpy(frames))
@@ -117,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     medians["ceiling"] *= flops / (2 * MATRIX**3)
     for name, median in medians.items():
         print(f"{name:36} {1000 * median:8.1f} ms")
-    conclude(
+    results.conclude(
         "encoder",
         {
             "encoder": options.encoder,
@@ -128,13 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "ratio_to_sgemm": medians["ours"] / medians["ceiling"],
             "max_relative_error": error,
         },
-        folder=options.out,
     )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"encoder: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("encoder", main)

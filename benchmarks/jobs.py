@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,12 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.rig import servers
+from benchmarks.rig import command, servers
 from benchmarks.rig.clips import drifting
-from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.untrained import numbered_words
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import EtenetError
 from etenet.jobs import inputs
 from etenet.jobs.engines import local, ray, server
 from etenet.jobs.run import Engine
@@ -76,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
     parser.add_argument("--size", default="426x240", metavar="WxH")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     width, height = map(int, options.size.split("x"))
     words, caption_options = numbered_words(options.words), CaptionOptions()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
@@ -100,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'encoding alone':22} {encode:8.3f} clips/s")
     for name, (per_s, first_s) in rates.items():
         print(f"{name:22} {per_s:8.3f} clips/s, the first after {first_s:5.1f} s")
-    conclude(
+    results.conclude(
         "jobs",
         {
             "encoder": options.encoder,
@@ -111,13 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "first_after_s": {name: round(first_s, 1) for name, (_, first_s) in rates.items()},
             "share_of_the_slower": rates["here"][0] / min(decode, encode),
         },
-        folder=options.out,
     )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"jobs: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("jobs", main)

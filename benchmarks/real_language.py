@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -19,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.rig.record import RESULTS, conclude
-from etenet.errors import EtenetError
+from benchmarks.rig import command
 from etenet.scoring.scores import score
 from etenet.video.sampling import middle_of_slices
 from training import prepare
@@ -117,8 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotations", type=Path, required=True, nargs="+", metavar="F", help="official JSON or zip")
     parser.add_argument("--run", type=Path, metavar="DIR", help="keep the data set and the run here; default: deleted")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     with tempfile.TemporaryDirectory() as scratch:
         run = options.run or Path(scratch)
         run.mkdir(parents=True, exist_ok=True)
@@ -141,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores = {name: score(captions, references).overall for name, captions in contenders.items()}
     for name, figures in scores.items():
         print(f"{name:24}", "  ".join(f"{measure} {100 * value:5.1f}" for measure, value in figures.items()))
-    conclude(
+    results.conclude(
         "real_language",
         {
             "clips": {split: len(clips) for split, clips in dataset.clips.items()},
@@ -149,13 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "stage": asdict(plan.stages[1]),
             "scores": scores,
         },
-        folder=options.out,
     )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"real_language: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("real_language", main)

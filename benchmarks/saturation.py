@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.rig import servers
+from benchmarks.rig import command, servers
 from benchmarks.rig.clips import drifting
 from benchmarks.rig.load import closed_loop, latency_percentiles_ms, open_loop, throughput_per_s
 from benchmarks.rig.plots import draw_latency
-from benchmarks.rig.record import REPOSITORY, RESULTS, conclude
-from etenet.errors import EtenetError
+from benchmarks.rig.record import REPOSITORY
 from etenet.serving import archive
 
 SIZES = ((320, 240),) * 4 + ((640, 480),) * 2 + ((1280, 720),)
@@ -56,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the capacity")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=(1, 2, 4, 8, 16))
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     clips = [drifting(SECONDS_OF_CLIP, *size) for size in SIZES]
     by_batch_size = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -77,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(
                 f"batchSize {size}: {rate:.2f} clips/s, p50 {moderate['p50']} ms, p99 {moderate['p99']} ms", flush=True
             )
-    draw_latency(curve, capacity, options.out / "saturation.png")
-    conclude(
+    results.conclude(
         "saturation",
         {
             "clips": [f"{width}x{height}, {SECONDS_OF_CLIP} s" for width, height in SIZES],
@@ -86,13 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "curve": curve,
             "batch_sizes": by_batch_size,
         },
-        folder=options.out,
     )
+    draw_latency(curve, capacity, results.folder / "saturation.png")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"saturation: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("saturation", main)

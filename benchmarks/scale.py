@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,15 +18,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.rig import servers
+from benchmarks.rig import command, servers
 from benchmarks.rig.clips import drifting
 from benchmarks.rig.load import closed_loop, throughput_per_s
-from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.timing import median_ms
 from benchmarks.rig.untrained import numbered_words, of_full_length
 from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime.network import TorchNetwork
 from etenet.serving import archive
@@ -93,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=tuple(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=90.0, help="of load by 8 clients, for each number of workers")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     start = checkpoints.initialise(options.encoder, numbered_words(options.words), crop_px=options.crop_px)
     resize_px = start.preprocessing.resize_px
     by_length, by_size, by_words, by_workers = {}, {}, {}, {}
@@ -119,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 arrivals = asyncio.run(closed_loop(ours.url, [largest], clients=CLIENTS, seconds=options.seconds))
             by_workers[workers] = {"clips_per_s": round(throughput_per_s(arrivals), 3), "peak_mib": peaks}
             print(f"{workers} workers, {CLIENTS} clients: {by_workers[workers]}", flush=True)
-    conclude(
+    results.conclude(
         "scale",
         {
             "encoder": options.encoder,
@@ -129,13 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "workers": by_workers,
             "workers_clip": f"{SIZES_AT_S} s of {size}",
         },
-        folder=options.out,
     )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"scale: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("scale", main)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +15,12 @@ import numpy as np
 import torch
 
 from benchmarks.peers.plain import Beam, search_by_loop
-from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig import command
 from benchmarks.rig.timing import medians_s
 from benchmarks.rig.untrained import of_full_length
 from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.captions import Sentence
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import EtenetError
 from etenet.runtime.openvino import CompiledEncoder, OpenVinoNetwork, compile_encoder
 from etenet.video.clip import FRAMES_PER_CLIP
 
@@ -56,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-words", type=int, default=20)
     parser.add_argument("--beam-size", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     ours = captioner(options.encoder, options.words, options.max_words)
     decoder = ours.checkpoint.model.decoder
     features = torch.randn(CLIPS, FRAMES_PER_CLIP, decoder.config.feature_size)
@@ -82,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, median in medians.items():
         print(f"{name:20} {1000 * median:8.1f} ms")
     encoder_s = medians["encoder, one clip"]
-    conclude(
+    results.conclude(
         "search",
         {
             "words": options.words,
@@ -95,13 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "speedup_over_loop": medians[f"{CLIPS} clips, loop"] / medians[f"{CLIPS} clips"],
             "speedup_over_loop_one_clip": medians["one clip, loop"] / medians["one clip"],
         },
-        folder=options.out,
     )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"search: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("search", main)

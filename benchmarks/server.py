@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,11 +17,10 @@ from pathlib import Path
 import psutil
 
 import etenet
-from benchmarks.rig import servers
+from benchmarks.rig import command, servers
 from benchmarks.rig.load import Arrival, Client, closed_loop, throughput_per_s
-from benchmarks.rig.record import REPOSITORY, RESULTS, conclude
+from benchmarks.rig.record import REPOSITORY
 from benchmarks.rig.untrained import numbered_words
-from etenet.errors import EtenetError
 from etenet.linux import cores
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime.openvino import compile_encoder
@@ -91,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip", type=Path, default=REPOSITORY / "examples" / "car-bouncing-room.mp4", metavar="F")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=90.0, help="of load by 8 clients, for each server")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     clip = options.clip.read_bytes()
     words = numbered_words(options.words)
     p50_s, per_s = {}, {}
@@ -113,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'in process':20} p50 {1000 * in_process_s:8.1f} ms")
     for name in p50_s:
         print(f"{name:20} p50 {1000 * p50_s[name]:8.1f} ms, {CLIENTS} clients {per_s[name]:6.3f} clips/s")
-    conclude(
+    results.conclude(
         "server",
         {
             "encoder": options.encoder,
@@ -128,13 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "p50_vs_plain": p50_s["ours"] / min(p50_s[name] for name in PEERS),
             "ready_s": ours.ready_s,
         },
-        folder=options.out,
     )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"server: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("server", main)

@@ -30,10 +30,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.rig import full_size
+from benchmarks.rig import command, full_size
 from benchmarks.rig.chip import ceilings, clip_flops
 from benchmarks.rig.full_size import Plan
-from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.timing import timed_s
 from etenet.model import checkpoint as checkpoints
 from etenet.model.encoder import Encoder
@@ -278,13 +277,12 @@ def figures(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy the full-size checkpoint there")
     parser.add_argument("--clips", type=int, metavar="N", help="in a step; default: 512")
     parser.add_argument("--micro-batches", type=int, nargs="+", metavar="N", help="default: 8 16 32 64")
     parser.add_argument("--budget-s", type=float, default=480.0, metavar="S", help="nothing is compiled near its end")
     parser.add_argument("--dry-run", action="store_true", help="all of it, in miniature")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     workload = miniature() if options.dry_run else TrainingWorkload()
@@ -297,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps_only = device.type == "cpu" and not options.dry_run
     by_part = figures(workload, device, Watch(options.budget_s), options.keep, steps_only=steps_only)
     about = {"encoder": workload.recipe.encoder, "crop_px": workload.recipe.crop_px, "clips": workload.clips}
-    conclude("training", {"dry_run": options.dry_run, "device": device.type, **about, **by_part}, folder=options.out)
+    results.conclude("training", {"dry_run": options.dry_run, "device": device.type, **about, **by_part})
     parts = [by_part["stage_1"], by_part.get("full_size", {}), *by_part["steps"]]
     for part in (part for part in parts if "failed" in part):
         print(f"training: {part['failed']}", file=sys.stderr)
@@ -305,4 +303,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run("training", main)

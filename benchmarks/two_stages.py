@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.rig.record import RESULTS, conclude
+from benchmarks.rig import command
 from benchmarks.rig.scores import demo_scores
-from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
 from etenet.scoring.scores import Scorer
 from training.data.datasets import Dataset
@@ -39,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="seed S trains in DIR/seedS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stage-2-epochs", type=int, metavar="N", help="default: the recipe's")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     keep_freed_memory()
     dataset = Dataset.load(options.data)
     scorer = Scorer({clip.video: clip.captions for clip in dataset.clips["test"]})
@@ -66,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures = scores.setdefault(seed, {})[stage] = demo_scores(best, dataset, scorer)
             print(f"seed {seed} stage {stage}:", "  ".join(f"{n} {v:.1f}" for n, v in figures.items()), flush=True)
     gains = [stages[2]["CIDEr"] - stages[1]["CIDEr"] for stages in scores.values()]
-    conclude(
+    results.conclude(
         "two_stages",
         {
             "test_clips": len(dataset.clips["test"]),
@@ -75,13 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "cider_gain_mean": statistics.mean(gains),
             "cider_gain_spread": max(gains) - min(gains),
         },
-        folder=options.out,
     )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"two_stages: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("two_stages", main)

@@ -9,7 +9,6 @@ is captured as a CUDA graph, and the figures mean nothing.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 import traceback
@@ -27,10 +26,11 @@ from benchmarks.gpu.starting import starting
 from benchmarks.gpu.streaming import streaming
 from benchmarks.gpu.workers import working
 from benchmarks.gpu.workload import MINIATURE, Workload
+from benchmarks.rig import command
 from benchmarks.rig.chip import ceilings
 from benchmarks.rig.plots import draw_latency
-from benchmarks.rig.record import RESULTS, conclude
 from benchmarks.rig.untrained import untrained
+from etenet.errors import UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.encoder import default_preprocessing
 from etenet.video.clip import FRAMES_PER_CLIP
@@ -59,11 +59,10 @@ def parts(workload: Workload, device: torch.device, folder: Path) -> dict[str, C
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="all of it once, in miniature")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    options = parser.parse_args(arguments)
+    options, results = command.start(parser, arguments)
     workload = MINIATURE if options.dry_run else Workload()
     if not torch.cuda.is_available() and not options.dry_run:
-        sys.exit("gpu: there is no CUDA GPU here; --dry-run tries the code without one")
+        raise UsageError("there is no CUDA GPU here; --dry-run tries the code without one")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures: dict[str, Mapping[str, Any]] = {}
     began = time.monotonic()
@@ -75,14 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
                 figures[name] = {"failed": f"{type(error).__name__}: {error}"}
             print(f"after {time.monotonic() - began:.0f} s: {name}: {figures[name]}", flush=True)
-    if best := figures["working"].get("best"):
-        draw_latency(best["curve"], best["capacity_per_s"], options.out / "gpu.png")
     seconds = time.monotonic() - began
-    conclude(
-        "gpu", {"dry_run": options.dry_run, "device": str(device), "seconds": seconds, **figures}, folder=options.out
-    )
+    results.conclude("gpu", {"dry_run": options.dry_run, "device": str(device), "seconds": seconds, **figures})
+    if best := figures["working"].get("best"):
+        draw_latency(best["curve"], best["capacity_per_s"], results.folder / "gpu.png")
     return int(any("failed" in part for part in figures.values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run("gpu", main)
