@@ -4,7 +4,7 @@ About 40 MB for Linux on x86-64 and the given Python version; torch must be inst
 repository:
 
     python3 -m pip install --no-index --no-deps --target site FOLDER/*.whl
-    PYTHONPATH=site:src python3 -m benchmarks.gpu
+    PYTHONPATH=site:src python3 -m benchmarks.gpu --out ../results
 """
 
 from __future__ import annotations

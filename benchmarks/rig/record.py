@@ -1,4 +1,4 @@
-"""How every benchmark ends: one JSON line on stdout that names machine, versions and commit, kept in `results/`.
+"""How every benchmark ends: one JSON line on stdout that names machine, versions and commit, in a file of `results/`.
 
 A result belongs to a commit, so none is written into the repository while the tree differs from its commit. Other files
 in `results/` do not count as differences. Outside the repository, the field `changed` says whether the tree differed.
