@@ -1,4 +1,4 @@
-"""What a GPU runs: on one where there is one, and always without: the same sums, neither recorded nor uploaded."""
+"""The code for a GPU. It always runs on the CPU, without graphs and uploads, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from etenet.captioning.options import CaptionOptions
 from etenet.model import checkpoint as checkpoints
 from etenet.model.config import Preprocessing
 from etenet.model.generate import generate
-from etenet.runtime import network as networks
+from etenet.runtime import load as networks
 from etenet.runtime.cuda import GpuEncoder, GpuSearch
 from etenet.runtime.network import TorchNetwork
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
@@ -36,7 +36,7 @@ def checkpoint() -> checkpoints.Checkpoint:
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("clips", [1, 3, 16, 19])
-def test_a_search_without_a_look_at_the_host_finds_the_same(
+def test_the_search_without_synchronisation_finds_the_same_sentences(
     checkpoint: checkpoints.Checkpoint, clips: int, device: torch.device
 ) -> None:
     decoder = copy.deepcopy(checkpoint.model.decoder).to(device).eval()
@@ -45,26 +45,26 @@ def test_a_search_without_a_look_at_the_host_finds_the_same(
     plain = generate(decoder, features, beam_size=5, max_words=checkpoint.max_words)
     search = GpuSearch(decoder, max_words=checkpoint.max_words, frames_per_clip=features.shape[1], device=device)
     captured = search(features)
-    assert [[one.words for one in of_clip] for of_clip in captured] == [
-        [one.words for one in of_clip] for of_clip in plain
+    assert [[hypothesis.words for hypothesis in of_clip] for of_clip in captured] == [
+        [hypothesis.words for hypothesis in of_clip] for of_clip in plain
     ]
-    for one, other in zip(chain.from_iterable(captured), chain.from_iterable(plain), strict=True):
-        assert one.word_log_probs == pytest.approx(other.word_log_probs, abs=1e-4)
-        np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
+    for actual, expected in zip(chain.from_iterable(captured), chain.from_iterable(plain), strict=True):
+        assert actual.word_log_probs == pytest.approx(expected.word_log_probs, abs=1e-4)
+        np.testing.assert_allclose(actual.attention, expected.attention, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("frames", [1, 16, 17, 256, 300])
-def test_frames_of_any_number_have_the_features_of_the_network(
+def test_any_number_of_frames_gets_the_features_of_the_network(
     checkpoint: checkpoints.Checkpoint, captioner: Captioner, frames: int, device: torch.device
 ) -> None:
     preprocessing = checkpoint.preprocessing
     shape = (frames, preprocessing.resize_px, preprocessing.resize_px, 3)
     pictures = np.random.default_rng(frames).integers(0, 256, shape, dtype=np.uint8)
     encoder = GpuEncoder(checkpoint.encoder, preprocessing, frames_per_clip=16, device=device, compiled=False)
-    found, expected = encoder(pictures).cpu(), captioner.network.features(pictures[None])[0]
-    assert found.shape == expected.shape
-    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99999
+    features, expected = encoder(pictures).cpu(), captioner.network.features(pictures[None])[0]
+    assert features.shape == expected.shape
+    assert torch.nn.functional.cosine_similarity(features, expected).min() > 0.99999
 
 
 SMALL = Preprocessing(resize_px=8, crop_px=6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -76,7 +76,7 @@ from torch._inductor.utils import fresh_cache
 from etenet.runtime.cuda import GpuEncoder, compiled_kernels
 from tests.test_gpu import CPU, SMALL, SmallEncoder
 
-found = []
+counts = []
 for start in range(2):
     with fresh_cache():
         if start == 0:
@@ -85,15 +85,15 @@ for start in range(2):
             encoder = GpuEncoder(SmallEncoder(), SMALL, frames_per_clip=16, device=CPU, kernels=kernels)
             for frames in (1, 40, 300):
                 encoder(np.zeros((frames, 8, 8, 3), np.uint8))
-    found.append({**counters["inductor"], **counters["stats"]})
+    counts.append({**counters["inductor"], **counters["stats"]})
     torch.compiler.reset()
     counters.clear()
-print(json.dumps(found))
+print(json.dumps(counts))
 """
 
 
 class SmallEncoder(nn.Module):
-    """In the place of an `Encoder`: as few operations as can be, since the compiler takes seconds for each."""
+    """Replaces an `Encoder`. It has as few operations as possible: the compiler takes seconds for each."""
 
     name = "small"
 
@@ -105,31 +105,31 @@ class SmallEncoder(nn.Module):
         return torch.relu(self.convolution(frames)).mean(dim=(-2, -1), dtype=torch.float32)
 
 
-def test_who_is_given_what_was_compiled_compiles_nothing() -> None:
+def test_an_encoder_with_saved_kernels_compiles_nothing() -> None:
     ran = subprocess.run([sys.executable, "-c", COMPILE], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     first, again = json.loads(ran.stdout.splitlines()[-1])
     assert first["fxgraph_cache_miss"] == 1
-    assert again["fxgraph_cache_hit"] == again["unique_graphs"] == 1  # one for all sizes of batches
+    assert again["fxgraph_cache_hit"] == again["unique_graphs"] == 1  # one graph for all batch sizes
     assert "fxgraph_cache_miss" not in again
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
-def test_batches_one_after_the_other_do_not_mix(checkpoint: checkpoints.Checkpoint, device: torch.device) -> None:
-    """On a GPU each goes up while the one before is computed, through places that are used again and again."""
+def test_consecutive_batches_do_not_mix(checkpoint: checkpoints.Checkpoint, device: torch.device) -> None:
+    """On a GPU a batch is uploaded while the one before is computed, and the buffers are used again."""
     preprocessing, rng = checkpoint.preprocessing, np.random.default_rng(0)
     encoder = GpuEncoder(checkpoint.encoder, preprocessing, frames_per_clip=16, device=device, compiled=False)
     batches = [
         rng.integers(0, 256, (n, preprocessing.resize_px, preprocessing.resize_px, 3), dtype=np.uint8)
         for n in (16, 32, 5, 16, 1)
     ]
-    together = [encoder(batch) for batch in batches]
-    for batch, found in zip(batches, together, strict=True):
-        torch.testing.assert_close(encoder(batch), found)
+    results = [encoder(batch) for batch in batches]
+    for batch, features in zip(batches, results, strict=True):
+        torch.testing.assert_close(encoder(batch), features)
 
 
 @pytest.mark.parametrize("kernels", [None, b"damaged"])
-def test_what_cannot_be_compiled_runs_as_it_is(
+def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(
     kernels: bytes | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -142,7 +142,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(
     assert ("the saved kernels cannot be read" in caplog.text) == (kernels is not None)
 
 
-def test_without_a_cuda_form_the_torch_form_captions(
+def test_the_torch_form_is_used_if_the_cuda_form_cannot_be_made(
     checkpoint: checkpoints.Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     exact = TorchNetwork(checkpoint)
@@ -151,7 +151,7 @@ def test_without_a_cuda_form_the_torch_form_captions(
     assert "its CUDA form cannot be made" in caplog.text
 
 
-def test_a_clip_too_bright_for_half_precision_is_encoded_by_the_exact_form(checkpoint: checkpoints.Checkpoint) -> None:
+def test_clips_that_overflow_half_precision_are_encoded_by_the_exact_form(checkpoint: checkpoints.Checkpoint) -> None:
     class Overflowing(TorchNetwork):
         exact = TorchNetwork(checkpoint)
 
@@ -161,13 +161,13 @@ def test_a_clip_too_bright_for_half_precision_is_encoded_by_the_exact_form(check
             return features
 
     bodies = [(REPOSITORY / "examples" / name).read_bytes() for name in list(EXAMPLES)[:2]]
-    ours = Captioner(checkpoint, Overflowing(checkpoint), decoders_for(checkpoint, sandboxed=False))
-    assert [caption.text for caption in ours.caption_batch(bodies, [CaptionOptions()] * 2)] == list(EXAMPLES.values())[
-        :2
-    ]
+    captioner = Captioner(checkpoint, Overflowing(checkpoint), decoders_for(checkpoint, sandboxed=False))
+    assert [caption.text for caption in captioner.caption_batch(bodies, [CaptionOptions()] * 2)] == list(
+        EXAMPLES.values()
+    )[:2]
 
 
-GPU_ONLY = 8  # functions, and single lines, that no test runs without a GPU
+GPU_ONLY = 8  # functions and single lines that no test runs without a GPU
 NEEDS_NO_GPU = {
     "is_available",
     "empty_cache",
@@ -179,7 +179,7 @@ NEEDS_NO_GPU = {
 
 
 def uses_of_cuda(tree: ast.AST) -> list[ast.Attribute]:
-    """Where something of `torch.cuda` is asked for that only a GPU has."""
+    """The places that use a part of `torch.cuda` that needs a GPU."""
     return [
         node
         for node in ast.walk(tree)
@@ -187,8 +187,8 @@ def uses_of_cuda(tree: ast.AST) -> list[ast.Attribute]:
     ]
 
 
-def test_what_only_a_gpu_runs_is_marked_and_counted() -> None:
-    """What asks CUDA for something is marked, function or line, and is short; a test without a GPU runs all else."""
+def test_code_that_needs_a_gpu_is_marked_and_counted() -> None:
+    """A function or line that needs a GPU is marked, and such functions are short; tests run all other code."""
     marks = 0
     for path in python_files("src", "handler", "training"):
         text = path.read_text()
@@ -196,7 +196,9 @@ def test_what_only_a_gpu_runs_is_marked_and_counted() -> None:
         marks += len(marked)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node.body[0].lineno - 1 in marked:
-                assert node.end_lineno - node.lineno < 25, f"{path.name}: {node.name} is long for what nobody tests"
+                assert node.end_lineno - node.lineno < 25, (
+                    f"{path.name}: {node.name} is too long for code that needs a GPU"
+                )
                 marked |= set(range(node.lineno, node.end_lineno + 1))
         assert {use.lineno for use in uses_of_cuda(tree)} <= marked, path
     assert marks == GPU_ONLY

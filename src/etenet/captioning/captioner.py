@@ -28,7 +28,8 @@ from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.search import Hypothesis
 from etenet.model.vocabulary import sentence
-from etenet.runtime.network import Network, load_network
+from etenet.runtime.load import load_network
+from etenet.runtime.network import Network
 from etenet.sandbox.pool import Decoders, InProcess, Sandbox
 from etenet.video.clip import FRAMES_PER_CLIP, Clip
 from etenet.video.ffmpeg import require_supported_ffmpeg
@@ -229,7 +230,7 @@ def load(
 
     `sandboxed` videos are decoded in processes that a hostile clip cannot get out of; only these use `gpu_decoding`.
     `compiled_encoder`, `record_gpu` and `gpu_kernels` are `encoder_graph`, `capture` and `gpu_kernels` of
-    `runtime.network.load_network`.
+    `runtime.load.load_network`.
     """
     checkpoint, network = load_network(
         Path(path),
