@@ -1,4 +1,4 @@
-"""Every JSON that captions are kept in says the same, and what is wrong with one is said in one line."""
+"""Every format gives the same captions, and an error is one line."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ def lines(*entries: object) -> str:
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
-COCO = [{"image_id": 7 if clip == "7" else clip, "caption": said, "id": 1} for clip, said in ENTRIES]
+COCO = [{"image_id": 7 if clip == "7" else clip, "caption": sentence, "id": 1} for clip, sentence in ENTRIES]
+BY_CLIP = [{"video": clip, "captions": sentences} for clip, sentences in CAPTIONS.items()]
 FORMATS = {
     "plain": json.dumps(CAPTIONS),
     "indented": json.dumps(CAPTIONS, indent=2, ensure_ascii=False),
     "COCO annotations": json.dumps({"info": {}, "images": [{"id": 7}], "annotations": COCO}),
     "COCO results": json.dumps(COCO),
-    "a line for each sentence": lines(*({"video": clip, "caption": said} for clip, said in ENTRIES)),
-    "a line for each clip": lines(*({"video": clip, "captions": said} for clip, said in CAPTIONS.items())),
-    "lines with gaps": "\n" + lines(*({"video": clip, "captions": said} for clip, said in CAPTIONS.items())) + "\n\n",
+    "a line for each sentence": lines(*({"video": clip, "caption": sentence} for clip, sentence in ENTRIES)),
+    "a line for each clip": lines(*BY_CLIP),
+    "lines with gaps": "\n" + lines(*BY_CLIP) + "\n\n",
 }
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("contents", FORMATS.values(), ids=FORMATS.keys())
-def test_every_format_says_the_same(tmp_path: Path, contents: str, encoding: str) -> None:
+def test_every_format_gives_the_same_captions(tmp_path: Path, contents: str, encoding: str) -> None:
     path = tmp_path / "captions"
     path.write_text(contents, encoding=encoding)
     assert caption_json.read(path) == CAPTIONS
@@ -45,13 +46,13 @@ def test_one_clip_is_enough(tmp_path: Path, contents: str) -> None:
     assert caption_json.read(path) == {"a": ["one dog"]}
 
 
-def test_the_rest_of_the_beam_is_not_taken_for_more_captions(tmp_path: Path) -> None:
+def test_the_rest_of_the_beam_does_not_count_as_captions(tmp_path: Path) -> None:
     path = tmp_path / "captions"
     path.write_text(lines({"video": "a", "caption": "one dog", "captions": [{"caption": "one dog", "log_prob": -1.0}]}))
     assert caption_json.read(path) == {"a": ["one dog"]}
 
 
-def test_failed_clips_are_named_with_the_mend(tmp_path: Path) -> None:
+def test_failed_clips_are_named_with_the_fix(tmp_path: Path) -> None:
     path, error = tmp_path / "captions.jsonl", {"code": "not_a_video", "message": "..."}
     path.write_text(
         lines({"video": "a", "caption": "one dog"}, *({"video": f"bad{number}", "error": error} for number in range(5)))
@@ -63,9 +64,9 @@ def test_failed_clips_are_named_with_the_mend(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contents", "complaint"),
     [
-        ("", "holds no caption"),
-        ("{}", "holds no caption"),
-        ("[]", "holds no caption"),
+        ("", "has no caption"),
+        ("{}", "has no caption"),
+        ("[]", "has no caption"),
         ("a dog runs\n", r"captions, line 1, column 1: this is not JSON \(Expecting value\)"),
         ("video,caption\na,one dog\n", "line 1, column 1: this is not JSON"),
         ('"a dog runs"', 'line 1: expected an object, got "a dog runs"'),
@@ -79,7 +80,7 @@ def test_failed_clips_are_named_with_the_mend(tmp_path: Path) -> None:
         (json.dumps({"a": [{"tokens": ["dog"] * 99}]}), r"\.\.\.; give"),
     ],
 )
-def test_what_is_no_caption_file_is_said_with_the_formats(tmp_path: Path, contents: str, complaint: str) -> None:
+def test_another_file_is_refused_with_the_formats_named(tmp_path: Path, contents: str, complaint: str) -> None:
     path = tmp_path / "captions"
     path.write_text(contents)
     with pytest.raises(UsageError, match=complaint) as raised:
@@ -89,13 +90,13 @@ def test_what_is_no_caption_file_is_said_with_the_formats(tmp_path: Path, conten
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_not_utf8_is_said(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "captions"
     path.write_text('{"a": "un café"}', encoding="latin-1")
     with pytest.raises(UsageError, match="line 1: this is not UTF-8"):
         caption_json.read(path)
 
 
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*gone: No such file or directory; give {"):
         caption_json.read(tmp_path / "gone")

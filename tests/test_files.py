@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -114,6 +115,20 @@ def test_a_second_writer_is_refused_also_after_the_first_wrote_the_log_anew(tmp_
         pass
 
 
+def test_a_log_that_is_replaced_while_it_is_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise what is added would go to the old file, which has no name any more."""
+    path, flock = tmp_path / "log.jsonl", fcntl.flock
+
+    def replaced_first(file: IO[bytes], operation: int) -> None:
+        with replacing(path) as new:
+            new.write(b"1\n")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replaced_first)
+    with pytest.raises(BlockingIOError):
+        AppendOnlyLog(path)
+
+
 def test_a_full_disk_is_reported_although_a_part_of_the_line_is_there(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     path = tmp_path / "log.jsonl"
@@ -163,8 +178,12 @@ def test_names_and_sentences_come_back_out_of_json_lines(
 def test_names_and_sentences_come_back_out_of_csv(clips: dict[str, list[str]], bom: bool, end: str) -> None:
     entries = [{"video": clip, "caption": caption} for clip, captions in clips.items() for caption in captions]
     text = io.StringIO(newline="")
-    needed = csv.QUOTE_MINIMAL if end == "\r\n" else csv.QUOTE_ALL  # Python quotes only what is in `end`
-    table = csv.DictWriter(text, ("video", "caption"), lineterminator=end, quoting=needed)
+    table = csv.DictWriter(
+        text,
+        ("video", "caption"),
+        lineterminator=end,
+        quoting=csv.QUOTE_MINIMAL if end == "\r\n" else csv.QUOTE_ALL,  # Python quotes only what is in `end`
+    )
     table.writeheader()
     table.writerows(entries)
     assert read(text.getvalue(), bom=bom, header=["video"]) == entries

@@ -66,7 +66,9 @@ def test_what_cannot_be_written_is_named_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     clips = [JobClip(record["video"], record["video"]) for record in RECORDS]
     for name in ("csv", "vtt"):
-        with pytest.raises(UsageError, match=r"cannot write .*: (Not a directory|File exists); fix that, and start the job again"):
+        with pytest.raises(
+            UsageError, match=r"cannot write .*: (Not a directory|File exists); fix that, and start the job again"
+        ):
             formats.write(RECORDS, clips, tmp_path / "file" / "below", FORMATS[name])
 
 

@@ -22,12 +22,14 @@ import psutil
 import pytest
 
 from benchmarks.rig.servers import free_ports
+from etenet.captioning.stream import OnProgress
 from etenet.cli import main
 from etenet.errors import JobStopped, UsageError
 from etenet.jobs import formats, run
 from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Journal, Record
 from etenet.jobs.progress import Summary
+from etenet.jobs.run import KeyedRecords
 from etenet.linux import SPIN_COUNT
 from etenet.scoring import caption_json
 from etenet.video.segments import Cut
@@ -246,7 +248,7 @@ def test_what_is_broken_is_listed_and_all_else_is_done(
     assert {video: said[video] for video in expected} == expected
 
 
-def echo(bodies: Iterable[tuple[str, bytes, Cut]], _: run.Reached) -> Iterator[tuple[str, Record]]:
+def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_progress: OnProgress[str]) -> KeyedRecords:
     """An engine that answers in another order: the last of a few first."""
     few: list[tuple[str, Record]] = []
     for key, body, _ in bodies:
@@ -303,13 +305,13 @@ def test_what_failed_is_tried_again_when_asked(texts: list[JobClip], tmp_path: P
 def test_the_same_bytes_are_captioned_once(texts: list[JobClip], tmp_path: Path) -> None:
     seen: list[bytes] = []
 
-    def counting(bodies: Iterable[tuple[str, bytes, Cut]], reached: run.Reached) -> Iterator[tuple[str, Record]]:
+    def counting(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> KeyedRecords:
         def counted() -> Iterator[tuple[str, bytes, Cut]]:
             for key, body, cut in bodies:
                 seen.append(body)
                 yield key, body, cut
 
-        return echo(counted(), reached)
+        return echo(counted(), on_progress)
 
     again = [JobClip(f"{clip.video} again {number}", clip.path) for clip in texts for number in range(3)]
     many = [*again, *texts]  # some before their first is answered, some long after
@@ -326,7 +328,7 @@ def test_no_more_is_read_than_the_engine_has_room_for(texts: list[JobClip]) -> N
         for taken, clip in enumerate(texts * 100):  # noqa: B007
             yield clip
 
-    def idle(bodies: Iterable[tuple[str, bytes, Cut]], _: run.Reached) -> Iterator[tuple[str, Record]]:
+    def idle(bodies: Iterable[tuple[str, bytes, Cut]], _on_progress: OnProgress[str]) -> KeyedRecords:
         key, _, _ = next(iter(bodies))
         yield key, {"caption": "one"}
 

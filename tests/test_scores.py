@@ -1,4 +1,4 @@
-"""The figures are those of the field: published ones come out to the published digit, whatever the captions hold."""
+"""Scores equal published ones to the published digit, whatever the captions contain."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ def numbered(path: Path, first: int) -> Captions:
     return {f"vid{number}": [line] for number, line in enumerate(lines, start=first)}
 
 
-def under_our_names(figures: Mapping[str, float]) -> dict[str, float]:
+def with_our_names(figures: Mapping[str, float]) -> dict[str, float]:
     ours = {f"Bleu_{n}": f"BLEU-{n}" for n in range(1, 5)} | {"ROUGE_L": "ROUGE-L"}
     return {ours.get(name, name): value for name, value in figures.items() if isinstance(value, float)}
 
 
 def to_the_digit(figures: Mapping[str, float], digits: int) -> dict[str, Any]:
-    return {name: pytest.approx(value, abs=0.5 * 10**-digits) for name, value in under_our_names(figures).items()}
+    return {name: pytest.approx(value, abs=0.5 * 10**-digits) for name, value in with_our_names(figures).items()}
 
 
-def test_scn_on_msvd_scores_what_was_published(scn_scores: Scores, published: dict[str, Any]) -> None:
+def test_scn_on_msvd_gets_the_published_scores(scn_scores: Scores, published: dict[str, Any]) -> None:
     assert list(scn_scores.overall) == MEASURES
     assert scn_scores.overall == to_the_digit(published["msvd_scn_test"]["published"], 3)
     assert scn_scores.overall == to_the_digit(published["msvd_scn_test"]["local"], 6)
 
 
-def test_clips_have_figures_of_their_own(scn_scores: Scores, scn_predictions: Captions) -> None:
+def test_each_clip_has_its_own_scores(scn_scores: Scores, scn_predictions: Captions) -> None:
     assert scn_scores.per_clip.keys() == scn_predictions.keys()
     assert all(list(figures) == MEASURES for figures in scn_scores.per_clip.values())
     for measure in ("ROUGE-L", "CIDEr"):
@@ -91,11 +91,11 @@ def test_line_breaks_in_raw_references_shift_nothing(
     """CIDEr .773; pycocoevalcap's own tokenizer makes it .533."""
     references = {vid: raw_captions[vid] for vid in scn_predictions}
     assert any("\r\n" in sentence for sentences in references.values() for sentence in sentences)
-    found = Scorer(references, meteor=False).score(scn_predictions).overall
-    assert found == to_the_digit(published["msvd_scn_test"]["local_ptb_raw_whitespace_normalised"], 6)
+    result = Scorer(references, meteor=False).score(scn_predictions).overall
+    assert result == to_the_digit(published["msvd_scn_test"]["local_ptb_raw_whitespace_normalised"], 6)
 
 
-def test_arctic_on_msvd_scores_what_was_published(
+def test_arctic_on_msvd_gets_the_published_scores(
     reference_data: Path, raw_captions: Mapping[str, list[str]], published: dict[str, Any]
 ) -> None:
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
@@ -103,9 +103,9 @@ def test_arctic_on_msvd_scores_what_was_published(
     expected = published["msvd_arctic_valid"]
     predictions = numbered(reference_data / "scores" / "msvd_arctic_valid_samples.txt", first=1201)
     scorer = Scorer({vid: raw_captions[vid] for vid in predictions}, meteor=False)
-    found = scorer.score(predictions).overall
-    assert found.items() >= to_the_digit(expected["published"], 3).items()
-    assert found == to_the_digit(expected["local"], 6)
+    result = scorer.score(predictions).overall
+    assert result.items() >= to_the_digit(expected["published"], 3).items()
+    assert result == to_the_digit(expected["local"], 6)
 
     counted = BleuScorer(n=4)
     for vid, (sentence,) in tokenize(predictions, "ptb").items():
@@ -117,34 +117,34 @@ def test_arctic_on_msvd_scores_what_was_published(
     assert counts | lengths == {name: expected["published"][name] for name in ("guess", "correct", "reflen", "testlen")}
 
 
-def test_two_sentences_score_what_nlg_eval_published(reference_data: Path, published: dict[str, Any]) -> None:
+def test_two_sentences_get_the_scores_that_nlg_eval_published(reference_data: Path, published: dict[str, Any]) -> None:
     folder, expected = reference_data / "scores", published["nlgeval_two_sentences"]
     first, second = (numbered(folder / name, first=1) for name in expected["refs"])
     references = {clip: first[clip] + second[clip] for clip in first}
-    found = score(numbered(folder / expected["hyp"], first=1), references, tokenizer="none")
-    assert found.overall == to_the_digit(expected["published"], 5)
+    result = score(numbered(folder / expected["hyp"], first=1), references, tokenizer="none")
+    assert result.overall == to_the_digit(expected["published"], 5)
 
 
-def test_single_sentences_score_what_nlg_eval_published(published: dict[str, Any]) -> None:
-    """Each by itself there, so CIDEr, whose weights come from the set, was 0."""
+def test_single_sentences_get_the_scores_that_nlg_eval_published(published: dict[str, Any]) -> None:
+    """nlg-eval scored each alone, so CIDEr, whose weights come from the set, was 0."""
     cases = {name: published[name] for name in ("nlgeval_single", "nlgeval_french")}
     predictions = {name: [case["hyp"]] for name, case in cases.items()}
-    found = score(predictions, {name: case["refs"] for name, case in cases.items()}, tokenizer="none").per_clip
+    result = score(predictions, {name: case["refs"] for name, case in cases.items()}, tokenizer="none").per_clip
     for name, case in cases.items():
-        assert found[name] | {"CIDEr": 0.0} == to_the_digit(case["published"], 5)
+        assert result[name] | {"CIDEr": 0.0} == to_the_digit(case["published"], 5)
 
 
-def test_odd_captions_are_scored_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`|||` parts the captions in METEOR's protocol, and decimals have a comma where German is spoken."""
+def test_odd_captions_are_scored_correctly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`|||` separates captions in METEOR's protocol, and a German locale has a decimal comma."""
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
     odd = {"empty": [""], "bars": ["a dog ||| a cat"], "more bars": ["a dog a cat"], "accents": ["日本 café \ud800"]}
     meant = odd | {"empty": ["a dog"], "bars": ["a dog a cat"], "more bars": ["a dog ||| a cat"]}
-    found = score(PREDICTIONS | odd, REFERENCES | meant, tokenizer="none").per_clip
-    assert set(found["empty"].values()) == {0.0}
+    result = score(PREDICTIONS | odd, REFERENCES | meant, tokenizer="none").per_clip
+    assert set(result["empty"].values()) == {0.0}
     for clip in ("bars", "more bars", "accents"):
-        assert found[clip]["METEOR"] > 0.95, clip
-    assert found["accents"]["BLEU-2"] == pytest.approx(1.0)
-    assert found["dog"]["METEOR"] > 0.4
+        assert result[clip]["METEOR"] > 0.95, clip
+    assert result["accents"]["BLEU-2"] == pytest.approx(1.0)
+    assert result["dog"]["METEOR"] > 0.4
 
 
 def test_captions_of_no_words_at_all_score_zero() -> None:
@@ -166,7 +166,7 @@ def test_ptb_drops_case_and_punctuation_and_none_drops_nothing() -> None:
     assert tokenize(captions, "none") == captions
 
 
-def test_a_tokenizer_that_loses_a_sentence_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_loses_a_sentence_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(java, "output", lambda *_, **__: "a\nb\n")
     with pytest.raises(JavaError, match="2 sentences for 3"):
         tokenize({"clip": ["a", "b", "c"]}, "ptb")
@@ -174,13 +174,13 @@ def test_a_tokenizer_that_loses_a_sentence_is_not_believed(monkeypatch: pytest.M
 
 def test_references_are_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    answer = java.output
+    output = java.output
 
-    def heard(name: str, arguments: Sequence[str], text: str, *, deadline_s: float) -> str:
+    def recorded(name: str, arguments: Sequence[str], text: str, *, deadline_s: float) -> str:
         texts.append(text)
-        return answer(name, arguments, text, deadline_s=deadline_s)
+        return output(name, arguments, text, deadline_s=deadline_s)
 
-    monkeypatch.setattr(java, "output", heard)
+    monkeypatch.setattr(java, "output", recorded)
     scorer = Scorer(REFERENCES, meteor=False)
     assert scorer.score(PREDICTIONS) == scorer.score(PREDICTIONS)
     assert [text.count("sleeping on a bed") for text in texts] == [1, 0, 0]
@@ -192,13 +192,13 @@ def test_the_order_of_clips_changes_nothing() -> None:
     assert scorer.score(turned).per_clip == scorer.score(PREDICTIONS).per_clip
 
 
-def test_references_without_a_word_count_for_nothing() -> None:
-    def of_dog(references: list[str], said: str = "a dog is running") -> dict[str, float]:
+def test_references_without_a_word_do_not_count() -> None:
+    def of_dog(references: list[str], caption: str = "a dog is running") -> dict[str, float]:
         scorer = Scorer({**REFERENCES, "dog": references}, meteor=False)
-        return scorer.score({**PREDICTIONS, "dog": [said]}).per_clip["dog"]
+        return scorer.score({**PREDICTIONS, "dog": [caption]}).per_clip["dog"]
 
     assert of_dog(["a dog runs", "", "..."]) == of_dog(["a dog runs"])
-    assert of_dog(["a dog runs", ""], said="")["ROUGE-L"] == 0.0
+    assert of_dog(["a dog runs", ""], caption="")["ROUGE-L"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ def test_references_without_a_word_count_for_nothing() -> None:
         (PREDICTIONS | {"fox": ["a fox"]}, REFERENCES, "no reference for 'fox'; add"),
         (PREDICTIONS | {"cat": ["a cat", "cats"]}, REFERENCES, "not exactly one prediction for 'cat'"),
         (PREDICTIONS | {"cat": []}, REFERENCES, "not exactly one prediction for 'cat'"),
-        (PREDICTIONS, REFERENCES | {"cat": [" "]}, "no reference with a word in it for 'cat'"),
-        (PREDICTIONS, REFERENCES | {"cat": []}, "no reference with a word in it for 'cat'"),
-        ({"clips/dog.mp4": ["a dog"]}, {"dog": ["a dog"]}, "no clip in common: 'clips/dog.mp4' in the one, 'dog' in"),
+        (PREDICTIONS, REFERENCES | {"cat": [" "]}, "no reference of 'cat' has a word; remove"),
+        (PREDICTIONS, REFERENCES | {"cat": []}, "no reference of 'cat' has a word; remove"),
+        ({"clips/dog.mp4": ["a dog"]}, {"dog": ["a dog"]}, "no clip in common: 'clips/dog.mp4' against 'dog'; use"),
     ],
 )
-def test_sets_that_do_not_fit_are_said_with_the_mend(
+def test_sets_that_do_not_match_are_named_with_the_fix(
     predictions: Captions, references: Captions, complaint: str
 ) -> None:
     with pytest.raises(UsageError, match=complaint):
@@ -222,7 +222,7 @@ def test_sets_that_do_not_fit_are_said_with_the_mend(
 
 
 @pytest.mark.parametrize("tokenizer", scores.TOKENIZERS)
-def test_without_pycocoevalcap_the_mend_is_named(tokenizer: scores.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pycocoevalcap_the_fix_is_named(tokenizer: scores.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("pycocoevalcap.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
@@ -233,13 +233,13 @@ def test_without_pycocoevalcap_the_mend_is_named(tokenizer: scores.Tokenizer, mo
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [
-        ("exit 1", "METEOR ended by itself with status 1: it said nothing"),
+        ("exit 1", "METEOR ended by itself with status 1: it printed no error"),
         ("read line; echo 1.0 2.0; echo 'no heap' >&2; exit 3", "METEOR ended by itself with status 3: no heap"),
-        ("while read line; do echo 'Error: a'; echo 'Error: b'; done", "METEOR answered .* 'Error: "),
+        ("while read line; do echo 'Error: a'; echo 'Error: b'; done", "METEOR returned no number .* 'Error: "),
         ("exec tail -f /dev/null", r"METEOR was not done after 0\.4 s"),
     ],
 )
-def test_a_meteor_that_fails_is_said_and_does_not_hang(
+def test_a_meteor_that_fails_is_reported_and_does_not_hang(
     java_as: Callable[[str], None], script: str, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     java_as(script)
@@ -248,15 +248,15 @@ def test_a_meteor_that_fails_is_said_and_does_not_hang(
         score(PREDICTIONS, REFERENCES, tokenizer="none")
 
 
-def kept(path: Path, captions: Captions) -> str:
+def written(path: Path, captions: Captions) -> str:
     path.write_text(json.dumps(captions))
     return str(path)
 
 
-def test_the_command_scores_one_clip_where_nothing_can_be_written(tmp_path: Path) -> None:
-    """No file may grow by a byte: not in the package's folder, not here, not in the temporary folder."""
-    files = ["--predictions", kept(tmp_path / "said.json", {"clip": ["A dog is running."]})]
-    files += ["--references", kept(tmp_path / "meant.json", {"clip": ["A dog runs.", "A dog is running!"]})]
+def test_the_command_scores_one_clip_if_no_file_can_be_written(tmp_path: Path) -> None:
+    """No file may grow, neither in the package's folder nor here nor in the temporary folder."""
+    files = ["--predictions", written(tmp_path / "predictions.json", {"clip": ["A dog is running."]})]
+    files += ["--references", written(tmp_path / "references.json", {"clip": ["A dog runs.", "A dog is running!"]})]
     ran = subprocess.run(
         ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", sys.executable, "-m", "etenet", "score", *files],
         cwd="/",
@@ -271,41 +271,42 @@ def test_the_command_scores_one_clip_where_nothing_can_be_written(tmp_path: Path
     assert figures == dict.fromkeys(MEASURES[:-1], pytest.approx(1.0, abs=1e-6))
 
 
-def test_the_command_takes_what_caption_writes_and_coco_and_gives_figures_per_clip(
+def test_the_command_takes_our_own_output_and_coco_and_writes_scores_per_clip(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said, meant, out = tmp_path / "captions.jsonl", tmp_path / "coco.json", tmp_path / "clips.jsonl"
-    said.write_text("".join(json.dumps({"video": clip, "caption": of[0]}) + "\n" for clip, of in PREDICTIONS.items()))
+    predictions, references, out = tmp_path / "captions.jsonl", tmp_path / "coco.json", tmp_path / "clips.jsonl"
+    lines = (json.dumps({"video": clip, "caption": captions[0]}) + "\n" for clip, captions in PREDICTIONS.items())
+    predictions.write_text("".join(lines))
     annotations = [{"image_id": clip, "caption": sentence} for clip, of in REFERENCES.items() for sentence in of]
-    meant.write_text(json.dumps({"annotations": annotations}))
-    arguments = ["--predictions", str(said), "--references", str(meant), "--tokenizer", "none", "--per-clip", str(out)]
-    assert main(["score", *arguments]) == 0
+    references.write_text(json.dumps({"annotations": annotations}))
+    files = ["--predictions", str(predictions), "--references", str(references), "--per-clip", str(out)]
+    assert main(["score", *files, "--tokenizer", "none"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     figures = json.loads(printed.out)
     assert list(figures) == [*MEASURES, "clips", "tokenizer"]
     assert (figures["clips"], figures["tokenizer"]) == (3, "none")
-    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert {line["video"]: [line["caption"]] for line in lines} == PREDICTIONS
-    assert sum(line["CIDEr"] for line in lines) / 3 == pytest.approx(figures["CIDEr"])
+    clips = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert {clip["video"]: [clip["caption"]] for clip in clips} == PREDICTIONS
+    assert sum(clip["CIDEr"] for clip in clips) / 3 == pytest.approx(figures["CIDEr"])
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--predictions", "gone.json", "--references", "meant.json"],
-        ["--predictions", "failed.jsonl", "--references", "meant.json"],
-        ["--predictions", "fewer.json", "--references", "meant.json"],
-        ["--predictions", "said.json", "--references", "meant.json", "--per-clip", "gone/clips.jsonl"],
+        ["--predictions", "gone.json", "--references", "references.json"],
+        ["--predictions", "failed.jsonl", "--references", "references.json"],
+        ["--predictions", "fewer.json", "--references", "references.json"],
+        ["--predictions", "predictions.json", "--references", "references.json", "--per-clip", "gone/clips.jsonl"],
     ],
 )
 def test_wrong_use_of_the_command_is_one_line_and_status_2(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    kept(Path("said.json"), PREDICTIONS)
-    kept(Path("meant.json"), REFERENCES)
-    kept(Path("fewer.json"), {"dog": ["a dog"]})
+    written(Path("predictions.json"), PREDICTIONS)
+    written(Path("references.json"), REFERENCES)
+    written(Path("fewer.json"), {"dog": ["a dog"]})
     Path("failed.jsonl").write_text('{"video": "dog", "error": {"code": "not_a_video", "message": "..."}}\n')
     assert main(["score", *arguments]) == 2
     printed = capsys.readouterr()
@@ -317,7 +318,10 @@ def test_a_failing_java_is_one_line_and_status_1(
     java_as: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     java_as("exit 1")
-    files = ["--predictions", kept(tmp_path / "said.json", PREDICTIONS)]
-    files += ["--references", kept(tmp_path / "meant.json", REFERENCES)]
+    files = ["--predictions", written(tmp_path / "predictions.json", PREDICTIONS)]
+    files += ["--references", written(tmp_path / "references.json", REFERENCES)]
     assert main(["score", *files]) == 1
-    assert capsys.readouterr().err == "etenet score: the PTB tokenizer ended by itself with status 1: it said nothing\n"
+    assert (
+        capsys.readouterr().err
+        == "etenet score: the PTB tokenizer ended by itself with status 1: it printed no error\n"
+    )

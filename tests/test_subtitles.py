@@ -1,4 +1,4 @@
-"""Subtitles are read back by others' parsers as they were meant."""
+"""Independent parsers read the same cues out of subtitles that were written."""
 
 from __future__ import annotations
 
@@ -23,34 +23,35 @@ CUES = [
 ]
 
 
-def test_webvtt_is_read_by_two_parsers_and_neighbours_that_say_the_same_are_one_cue() -> None:
-    text = subtitles.vtt(SEGMENTS)
-    cues = [(start_s, end_s, html.escape(said, quote=False)) for start_s, end_s, said in CUES]
-    assert [cue.text for cue in webvtt.from_string(text)] == [said for *_, said in cues]
-    assert decoded(text, "webvtt") == cues
+def test_webvtt_is_read_by_two_parsers_and_equal_neighbours_are_one_cue() -> None:
+    written = subtitles.vtt(SEGMENTS)
+    cues = [(start_s, end_s, html.escape(text, quote=False)) for start_s, end_s, text in CUES]
+    assert [cue.text for cue in webvtt.from_string(written).captions] == [text for *_, text in cues]
+    assert decoded(written, "webvtt") == cues
 
 
 def test_subrip_is_read_by_two_parsers() -> None:
-    text = subtitles.srt(SEGMENTS)
-    assert [cue.raw_text for cue in webvtt.from_buffer(io.StringIO(text), format="srt")] == [said for *_, said in CUES]
-    assert decoded(text, "srt") == CUES
+    written = subtitles.srt(SEGMENTS)
+    cues = webvtt.from_buffer(io.StringIO(written), format="srt").captions
+    assert [cue.raw_text for cue in cues] == [text for *_, text in CUES]
+    assert decoded(written, "srt") == CUES
 
 
 def decoded(text: str, form: str) -> list[tuple[float, float, str]]:
-    """What FFmpeg makes of a file."""
-    found = []
+    """The cues that FFmpeg reads."""
+    cues = []
     with av.open(io.BytesIO(text.encode()), format=form) as container:
         for packet in container.demux(subtitles=0):
             if packet.pts is not None:
                 start_s = float(packet.pts * packet.time_base)
-                found.append((start_s, start_s + float(packet.duration * packet.time_base), bytes(packet).decode()))
-    return found
+                cues.append((start_s, start_s + float(packet.duration * packet.time_base), bytes(packet).decode()))
+    return cues
 
 
 def test_plain_text_has_a_line_for_each() -> None:
-    assert subtitles.plain(SEGMENTS).splitlines() == [said for *_, said in CUES]
+    assert subtitles.plain(SEGMENTS).splitlines() == [text for *_, text in CUES]
 
 
-def test_what_says_nothing_is_still_a_file() -> None:
+def test_without_segments_there_is_still_a_file() -> None:
     assert subtitles.vtt([]).startswith("WEBVTT\n")
     assert subtitles.srt([]) == ""

@@ -1,6 +1,6 @@
-"""Files that are written whole or not at all, logs that are only added to, and rows out of JSON, CSV and lists.
+"""Files that are replaced as a whole, logs that only grow, the hash of a file, and rows out of JSON, CSV and lists.
 
-Knows what a row is in each format, and nothing of what its columns mean. An error names the file, the line and the fix.
+Knows what a row is in each format, but not what the columns mean. An error names the file, the line and the fix.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import IO, Any, Self
 
 from etenet.errors import UsageError
 
-# Not str.splitlines(): it also cuts at U+2028, U+0085, VT and FF, which file names and sentences may hold.
+# Not str.splitlines(): it also splits at U+2028, U+0085, VT and FF, which may be in file names and sentences.
 _LINE_END = re.compile(r"\r\n?|\n")
 _JSON = re.compile(r"\s*[{\[]")
-_JSON_AND_NO_PATH = re.compile(r"\s*(\{|\[\s*[{\]])")  # as [1].mp4 would be
+_JSON_NOT_A_PATH = re.compile(r"\s*(\{|\[\s*[{\]])")  # a path may be [1].mp4
 _BLANKS = " \t"
 _SHOWN_CHARACTERS = 80
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a neighbour of `path`; when the block ends without an error, it is synced and takes the place of `path`.
+    """A new file that replaces `path` when the block ends, and is then on the disk. Makes missing folders.
 
-    After an error `path` is as it was. A crash may leave the neighbour, `.NAME.xxxxxxxx`. Makes missing folders.
+    After an error `path` is unchanged. A crash may leave the new file beside it, as `.NAME.xxxxxxxx`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -59,16 +59,16 @@ def sha256(path: Path) -> str:
 
 
 def json_line(value: object) -> bytes:
-    """JSON on one line, readable: only lone surrogates, as in file names that are not UTF-8, are escaped."""
+    """JSON on one line. Only lone surrogates are escaped: they stand for bytes of file names that are not UTF-8."""
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 class AppendOnlyLog:
     """A file of JSON lines that is only added to, by one writer at a time.
 
-    Writing is unbuffered: a line that was added is in the kernel, and outlives a kill of this process. Only a full disk
-    or a crash of the machine can leave half a line at the end. Makes the file, and missing folders.
-    Raises `BlockingIOError` while another writer has the file open, and `OSError` where it cannot be written.
+    Writing is unbuffered, so a line that was added survives a kill of this process. Only a full disk or a crash of the
+    machine can leave half a line at the end. Makes the file and missing folders.
+    Raises `BlockingIOError` while another writer has the file open, and `OSError` if it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,12 +86,12 @@ class AppendOnlyLog:
         self._file.close()
 
     def lines(self) -> Iterator[bytes]:
-        """The lines with their line breaks. Half a line at the end comes last and has none."""
+        """The lines with their line breaks. Half a line at the end has none."""
         with self.path.open("rb") as file:
             yield from file
 
     def cut_off_half_line(self) -> None:
-        """To be called before the first `add`, once the lines are known to be of this log and of no other file."""
+        """Call this before the first `add`, and after a check that the file is a log and not something else."""
         end = self._file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - 65536)
@@ -103,13 +103,13 @@ class AppendOnlyLog:
         self._file.truncate(0)
 
     def add(self, value: object) -> None:
-        """Raises `OSError`; with `ENOSPC` where the disk had room for a part of the line."""
+        """Raises `OSError`, also if the disk has room for only a part of the line (`ENOSPC`)."""
         line = json_line(value)
         if self._file.write(line) != len(line):
             raise OSError(ENOSPC, os.strerror(ENOSPC))
 
     def rewrite(self, values: Iterable[object]) -> None:
-        """Replace the contents in one step. `values` may come from `lines`."""
+        """Replace all lines at once. `values` may be made from `lines()`."""
         with replacing(self.path) as file:
             file.writelines(map(json_line, values))
         self._file.close()
@@ -117,10 +117,12 @@ class AppendOnlyLog:
 
 
 def _opened(path: Path) -> io.FileIO:
-    """Held with flock(2), which ends with the process."""
+    """Locked with flock(2), which the kernel undoes when the process ends."""
     file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise BlockingIOError(f"another writer has just replaced {path}")
     except OSError:
         file.close()
         raise
@@ -129,13 +131,13 @@ def _opened(path: Path) -> io.FileIO:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a line of a table or a list says, or an object of JSON; `place` is where, as in "captions.csv, line 3"."""
+    """The values of one row by column, and its place, as in "captions.csv, line 3"."""
 
     place: str
     values: dict[str, Any]
 
     def need(self, *columns: str) -> None:
-        """Raises `UsageError` where a column is not there."""
+        """Raises `UsageError` if a column is missing."""
         for column in columns:
             if column not in self.values:
                 there = ", ".join(self.values) or "nothing"
@@ -154,24 +156,24 @@ def rows(
     by_clip: bool = False,
     fix: str,
 ) -> Iterator[Row]:
-    """The rows of a file, or of `contents` that came by another way and are called `source`. The contents decide:
+    """The rows of a file, or of `contents` that `source` only names. The format is recognised by the contents:
 
-        {"video": ..., "caption": ...}                 JSON, an object per line
-        [{...}, ...] or {"annotations": [{...}, ...]}  JSON, COCO's results or annotations
-        {"clip": ["sentence", ...], ...}               JSON, with `by_clip`: rows {"video": "clip", "captions": [...]}
-        video,caption                                  CSV, whose first line has a name out of `header`
-        clips/a.mp4                                    lines, with `list_of="path"`: rows {"path": "clips/a.mp4"}
+        {"video": ..., "caption": ...}                 JSON lines
+        [{...}, ...] or {"annotations": [{...}, ...]}  COCO's results or annotations, in JSON
+        {"clip": ["sentence", ...], ...}               JSON, if `by_clip`: rows {"video": "clip", "captions": [...]}
+        video,caption                                  CSV, if the first line has a column of `header`
+        clips/a.mp4                                    a list, if `list_of="path"`: rows {"path": "clips/a.mp4"}
 
-    UTF-8, with or without a byte order mark; lines end with LF, CR LF or CR. Empty lines are no rows. In CSV, cells in
-    quotes may hold line breaks, what is beyond the last column is dropped, and a short line leaves columns out.
-    Raises `UsageError` for a file that cannot be read, for another format, and for an object that has a key twice.
+    The text is UTF-8, with or without a byte order mark. Lines end with LF, CR LF or CR. Empty lines are skipped. In CSV,
+    quoted cells may contain line breaks, cells beyond the last column are dropped, and missing cells are not in `values`.
+    Raises `UsageError` if the file cannot be read or has another format, and if an object has a key twice.
     """
     text = read_text(source, contents, fix=fix)
     lines = [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip(_BLANKS)]
     if not lines:
         return
     try:
-        if (_JSON_AND_NO_PATH if list_of else _JSON).match(text):
+        if (_JSON_NOT_A_PATH if list_of else _JSON).match(text):
             yield from _rows_of_json(source, text, lines, by_clip=by_clip, fix=fix)
         elif not set(header).isdisjoint(next(csv.reader([lines[0][1]]))):
             yield from _rows_of_table(source, text, header)
@@ -187,7 +189,7 @@ def rows(
 
 
 def read_text(source: Path | str, contents: bytes | None = None, *, fix: str) -> str:
-    """Raises `UsageError` for a file that cannot be read and for what is not UTF-8."""
+    """Raises `UsageError` if the file cannot be read or is not UTF-8."""
     try:
         body = Path(source).read_bytes() if contents is None else contents
     except OSError as error:
@@ -200,7 +202,7 @@ def read_text(source: Path | str, contents: bytes | None = None, *, fix: str) ->
 
 
 def parse_json(source: Path | str, text: str, *, line: int | None = None, fix: str = "correct it there") -> Any:
-    """JSON in which no object has a key twice; `line` is the place of a text that is one line of its source."""
+    """Raises `UsageError` if it is not JSON or an object has a key twice. `line` is the number of a single line."""
     place = f"{source}, line {line}" if line else str(source)
     try:
         return json.loads(text, object_pairs_hook=_each_key_once)
@@ -208,7 +210,7 @@ def parse_json(source: Path | str, text: str, *, line: int | None = None, fix: s
         number = error.lineno + (line - 1 if line else 0)
         where = f"{source}, line {number}, column {error.colno}"
         raise UsageError(f"{where}: this is not JSON ({error.msg}); {fix}") from error
-    except (UsageError, ValueError, RecursionError) as error:  # a key, a number or a depth
+    except (UsageError, ValueError, RecursionError) as error:  # a key twice, too many digits, too deep
         raise UsageError(f"{place}: {error}; {fix}") from error
 
 
@@ -251,7 +253,7 @@ def _is_json(line: str) -> bool:
 
 
 def _is_row(values: Mapping[str, object]) -> bool:
-    """Whether an object is a row. A list under one of these names is the sentences of a clip of that name."""
+    """Whether an object is a row. With a list under one of these names, it has the sentences of a clip of that name."""
     return any(not isinstance(values.get(key, []), list) for key in ("video", "image_id", "caption"))
 
 
@@ -262,7 +264,7 @@ def _row(place: str, values: Any, fix: str) -> Row:
 
 
 def _rows_of_table(source: Path | str, text: str, header: Collection[str]) -> Iterator[Row]:
-    """The place of a row is its first line."""
+    """Each row has the place of its first line."""
     reader, names, line = csv.reader(io.StringIO(text, newline="")), list[str](), 1
     for cells in reader:
         if names and cells:
@@ -273,6 +275,6 @@ def _rows_of_table(source: Path | str, text: str, header: Collection[str]) -> It
 
 
 def shown(value: object) -> str:
-    """As JSON, and short enough for a message of one line."""
+    """A value as JSON, cut so that a message stays one line."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

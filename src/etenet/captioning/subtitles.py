@@ -1,6 +1,6 @@
-"""Captions of the segments of a video -> text, WebVTT and SubRip; neighbours that say the same become one.
+"""Captions of the segments of a video -> text, WebVTT and SubRip. Equal captions of consecutive segments become one.
 
-Source: WebVTT, https://www.w3.org/TR/webvtt1/; SubRip has no standard.
+Source of WebVTT: https://www.w3.org/TR/webvtt1/. SubRip has no standard.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def srt(segments: Segments) -> str:
 
 
 def _cues(segments: Segments) -> Iterator[tuple[float, float, str]]:
-    """Start, end and text of each."""
+    """Start, end and text of each cue."""
     for text, same in groupby(segments, key=lambda segment: str(segment["caption"])):
-        neighbours = list(same)
-        yield neighbours[0]["start_s"], neighbours[-1]["end_s"], text
+        segments_of_cue = list(same)
+        yield segments_of_cue[0]["start_s"], segments_of_cue[-1]["end_s"], text
 
 
 def _time(seconds: float, mark: str) -> str:

@@ -1,1 +1,1 @@
-"""Many clips become a file of captions, each once."""
+"""Many clips -> one file of captions, each clip once."""

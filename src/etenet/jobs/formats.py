@@ -1,6 +1,6 @@
-"""The formats that a job writes, made from the records of its journal. One table; all else here is what it names.
+"""The formats that a job can write, in one table, and how each is made from the records of a journal.
 
-Of the formats that show when something is said, one video makes one file, and several make a folder with a file each.
+In the formats for subtitles, one video gives one file, and several videos give a folder with a file for each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _jsonl(records: Iterable[Record]) -> Iterator[bytes]:
 
 def _csv(records: Iterable[Record]) -> Iterator[bytes]:
     for row in (COLUMNS, *chain.from_iterable(map(_rows, records))):
-        # A carriage return ends a line for readers, but the writer quotes only what ends its own lines.
+        # Readers take a carriage return for the end of a line, but the writer does not quote it by itself.
         has_return, text = any("\r" in str(cell) for cell in row), io.StringIO(newline="")
         quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL)
         quoted.writerow(row)
@@ -38,7 +38,7 @@ def _csv(records: Iterable[Record]) -> Iterator[bytes]:
 
 
 def _parquet(records: Iterable[Record]) -> Iterator[bytes]:
-    """The whole file at once, as its index comes last. A value that is not there is null."""
+    """The whole file at once, because its index comes last. A missing value is null."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -61,7 +61,7 @@ def _rows(record: Record) -> Iterator[tuple[Any, ...]]:
 
 
 def _coco(records: Iterable[Record]) -> Iterator[bytes]:
-    """COCO's results, of the clips that have a caption: what `etenet score` takes as predictions."""
+    """COCO's results format, with the clips that have a caption. `etenet score` takes it as predictions."""
     before = b"["
     for record in records:
         if "caption" in record:
@@ -78,7 +78,7 @@ def _subtitles(text_of: Callable[[subtitles.Segments], str], records: Iterable[R
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format by the name that --format takes. `write` makes the bytes of a file from records."""
+    """`name` is what --format takes. `write` makes the bytes of a file from records."""
 
     name: str
     suffix: str
@@ -103,9 +103,9 @@ _BY_SUFFIX = {format.suffix: format for format in FORMATS.values()}
 
 
 def format_for(name: str | None, out: Path | None, *, segments: bool = False) -> Format:
-    """The format of this name, or else the one that the file's name stands for.
+    """The format `name`, or without a name the one of the file's suffix, JSON lines if no format has it.
 
-    Raises `UsageError` where it needs segments and there are none, or the reverse.
+    Raises `UsageError` if the format needs segments and there are none, or the other way round.
     """
     by_suffix = _BY_SUFFIX.get(out.suffix.lower(), JOURNAL) if out else JOURNAL
     chosen = FORMATS[name] if name else by_suffix
@@ -117,7 +117,7 @@ def format_for(name: str | None, out: Path | None, *, segments: bool = False) ->
 
 
 def write(records: Iterable[Record], clips: Sequence[JobClip], out: Path, chosen: Format) -> None:
-    """Write `out`, or the file of each video that has captions. Raises `UsageError` where that is not possible."""
+    """Write `out`, or a file for each video that has captions. Raises `UsageError` if a file cannot be written."""
     place = out
     try:
         if chosen.file_per_video:
@@ -135,9 +135,9 @@ def write(records: Iterable[Record], clips: Sequence[JobClip], out: Path, chosen
 
 
 def places_for(clips: Sequence[JobClip], out: Path, chosen: Format) -> dict[str, Path]:
-    """The file of each video. In a folder it has the name of the video: videos/a.mp4 -> OUT/videos/a.vtt.
+    """The file for each video. In a folder it has the name of the video: videos/a.mp4 -> OUT/videos/a.vtt.
 
-    Raises `UsageError` where `out` is one file and there are several videos, and where two videos would share a file.
+    Raises `UsageError` if `out` is one file and there are several videos, and if two videos would share a file.
     """
     by_suffix = _BY_SUFFIX.get(out.suffix.lower(), chosen)
     if by_suffix.file_per_video and by_suffix != chosen:
@@ -155,7 +155,7 @@ def places_for(clips: Sequence[JobClip], out: Path, chosen: Format) -> dict[str,
     owner: dict[Path, str] = {}
     for video, place in places.items():
         if owner.setdefault(place, video) != video:
-            raise UsageError(f"{owner[place]} and {video} would both be {place}; give each an id of its own in a list")
+            raise UsageError(f"{owner[place]} and {video} would both be {place}; give each its own id in a list")
     return places
 
 

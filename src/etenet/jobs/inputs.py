@@ -1,4 +1,4 @@
-"""What a batch job is asked to caption: files, folders, globs and manifests -> clips, each once, in a fixed order.
+"""The inputs of a batch job: files, folders, globs and manifests -> clips, each once, in a fixed order.
 
 A manifest is a path that ends in .jsonl, .csv or .txt, or `-` for standard input:
 
@@ -6,11 +6,11 @@ A manifest is a path that ends in .jsonl, .csv or .txt, or `-` for standard inpu
     video,path,start_s,end_s                                                a table with a header, of the same columns
     clips/a.mp4                                                             one path per line
 
-Without "path", the id is the path. Without "video", the path is the id, of a part of it with the part's seconds, as in
-clips/a.mp4#t=1.5,12 (W3C Media Fragments). Only the path is needed.
+Without "path", the id is the path. Without "video", the path is the id; a part of a file then has its seconds in the
+id, as in clips/a.mp4#t=1.5,12 (W3C Media Fragments). Only the path is needed.
 
-Its paths are relative to the manifest's folder (on standard input: to the current one). Anything may also be a URL
-that fsspec knows (s3://bucket/folder), where what it needs for that is installed.
+Paths are relative to the manifest's folder, and on standard input to the current folder. Any path may be a URL that
+fsspec can read (s3://bucket/folder), if the package that fsspec needs for it is installed.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _FIX = "a line of a manifest is a path, or has video, path, start_s and end_s"
 
 @dataclass(frozen=True, slots=True)
 class JobClip:
-    """One clip of a job. `video` names it in the output; `path` may be a URL that fsspec knows.
+    """One clip of a job: what a file shows from `start_s` to `end_s`.
 
-    Of the file, it is what is shown from `start_s` to `end_s`.
+    `video` names the clip in the output. `path` may be a URL that fsspec can read.
     """
 
     video: str
@@ -56,20 +56,20 @@ class JobClip:
 
 
 def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[JobClip]:
-    """All clips that are named, in order; of shard (i, n) every n-th from the i-th.
+    """All clips that are named, in order. For shard (i, n), every n-th clip from the i-th.
 
-    Raises `UsageError` for what is not there, and for an id that stands for two files.
+    Raises `UsageError` if there is no such clip, and if two different clips have the same id.
     """
-    found: dict[str, JobClip] = {}
+    by_id: dict[str, JobClip] = {}
     for name in names:
         for clip in _named_by(name):
-            if found.setdefault(clip.video, clip) != clip:
+            if by_id.setdefault(clip.video, clip) != clip:
                 raise UsageError(
-                    f"the id {clip.video!r} stands for {found[clip.video].source} and {clip.source}; "
-                    "give each clip an id of its own"
+                    f"the id {clip.video!r} names both {by_id[clip.video].source} and {clip.source}; "
+                    "give each clip its own id"
                 )
-    number, of = shard
-    return list(found.values())[number - 1 :: of]
+    number, count = shard
+    return list(by_id.values())[number - 1 :: count]
 
 
 def _named_by(name: str) -> Iterator[JobClip]:
@@ -87,10 +87,10 @@ def _named_by(name: str) -> Iterator[JobClip]:
     elif glob.has_magic(name):
         matches = sorted(match for match in map(Path, glob.glob(name, recursive=True)) if match.is_file())
         if not matches:
-            raise UsageError(f"no file is like {name}")
+            raise UsageError(f"no file matches {name}; correct the pattern")
         yield from _of_paths(matches)
     else:
-        raise UsageError(f"no file at {name}")
+        raise UsageError(f"no file at {name}; correct the path")
 
 
 def is_remote(path: str) -> bool:
@@ -102,35 +102,35 @@ def _of_paths(paths: Iterable[Path | str]) -> Iterator[JobClip]:
 
 
 def _remote(url: str) -> list[str]:
-    """The videos at a URL: of a folder or a glob, or itself."""
+    """The videos at a URL of a folder or a glob, or the URL itself."""
     from fsspec.core import url_to_fs
 
     try:
         files, path = url_to_fs(url)
         if glob.has_magic(path):
-            found = files.glob(path)
+            names = files.glob(path)
         elif files.isdir(path):
-            found = [name for name in files.find(path) if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+            names = [name for name in files.find(path) if Path(name).suffix.lower() in VIDEO_SUFFIXES]
         else:
             return [url]
-        if not found:
-            raise UsageError(f"no video at {url}")
-        return sorted(files.unstrip_protocol(name) for name in found)
+        if not names:
+            raise UsageError(f"no video at {url}; correct the URL")
+        return sorted(files.unstrip_protocol(name) for name in names)
     except (ImportError, OSError, ValueError) as error:
-        raise UsageError(f"cannot look into {url}: {error}") from error
+        raise UsageError(f"cannot list {url}: {error}") from error
 
 
 def _videos_below(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    if not found:
-        raise UsageError(f"no video in {folder}; looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
-    return found
+    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    if not videos:
+        raise UsageError(f"no video in {folder}; videos have the suffixes {', '.join(sorted(VIDEO_SUFFIXES))}")
+    return videos
 
 
 def _manifest(folder: Path, source: Path | str, contents: bytes | None = None) -> Iterator[JobClip]:
     clips = [_clip(row, folder) for row in rows(source, contents, header=("video", "path"), list_of="path", fix=_FIX)]
     if not clips:
-        raise UsageError(f"{source} names no clip; {_FIX}")
+        raise UsageError(f"{source} has no clip; {_FIX}")
     yield from clips
 
 

@@ -1,7 +1,7 @@
-"""What a batch job has found out, on disk: one JSON object per clip in a journal, from which other formats are made.
+"""The records of a batch job on disk, one JSON object per clip. Other formats are made from them when the job is done.
 
-A job that is killed at any moment goes on after the last line of its journal. A journal of JSON lines is the output
-itself; beside any other output it is called OUT.jsonl.
+A job that is killed at any moment continues after the last line of its journal. If the output is JSON lines, the
+journal is the output. Otherwise it stands beside the output as OUT.jsonl.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _BEGINNING = b'{"video": '
 
 
 class Journal:
-    """Records in a file, new or old. `done` maps each clip in it to whether it failed.
+    """The records in a file, which may be new. `done` maps each clip that has a record to whether it failed.
 
-    Raises `UsageError` for a file that is no journal, which it leaves as it is.
+    Raises `UsageError` if the file is no journal. The file is then unchanged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,28 +48,28 @@ class Journal:
         self._log.close()
 
     def records(self) -> Iterator[Record]:
-        """In the order of the file. Half a line at the end is left out; anything else is a `UsageError`."""
+        """In the order of the file, without half a line at its end. `UsageError` if another line is no record."""
         for number, line in enumerate(self._log.lines(), start=1):
             if not line.endswith(b"\n") and line.startswith(_BEGINNING[: len(line)]):
                 return
             try:
                 record = json.loads(line)
                 if not isinstance(record["video"], str) or not record.keys() & {"caption", "segments", "error"}:
-                    raise ValueError("it has no video, or nothing about it")
+                    raise ValueError("no video, or no result for it")
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(
-                    f"{self.path}, line {number}, is not what this command writes; name another file with --out"
+                    f"{self.path}, line {number}, was not written by this command; name another file with --out"
                 ) from error
             yield record
 
     def add(self, record: Record) -> None:
-        """Raises `JobStopped` where it cannot be written, as on a full disk."""
+        """Raises `JobStopped` if it cannot be written, as on a full disk."""
         with self._writing():
             self._log.add(record)
         self.done[record["video"]] = "error" in record
 
     def forget_failures(self) -> None:
-        """Take out the clips that failed, so that they are tried again."""
+        """Remove the records of clips that failed, so that these clips are tried again."""
         with self._writing():
             self._log.rewrite(record for record in self.records() if "error" not in record)
         self.done = dict.fromkeys((video for video, failed in self.done.items() if not failed), False)
@@ -93,18 +93,17 @@ class Journal:
             ) from error
 
 
-def record_of(answer: Mapping[str, Any], *, details: bool) -> Record:
-    """What a journal holds of an answer of the HTTP contract; with `details`, all sentences and probabilities too."""
+def record_of(response: Mapping[str, Any], *, details: bool) -> Record:
+    """The fields of a response of the HTTP contract that are kept; with `details`, all sentences and probabilities."""
     names = ("caption", "captions") if details else ("caption",)
-    if "segments" not in answer:
-        return {name: answer[name] for name in names}
-    return {
-        "segments": [{name: segment[name] for name in ("start_s", "end_s", *names)} for segment in answer["segments"]]
-    }
+    if "segments" not in response:
+        return {name: response[name] for name in names}
+    names = ("start_s", "end_s", *names)
+    return {"segments": [{name: segment[name] for name in names} for segment in response["segments"]]}
 
 
 def merged(records: Sequence[Record]) -> Record:
-    """The record of a video from those of its parts, in order. An error of one part is the error of the video."""
+    """The record of a video from the records of its parts, in order. An error in one part is the error of the video."""
     for record in records:
         if "segments" not in record:
             return record

@@ -1,4 +1,4 @@
-"""How far a batch job is: a bar on a terminal, a line now and then elsewhere, and a summary at the end."""
+"""How far a batch job is, on standard error: a bar on a terminal, a line now and then elsewhere, and a summary."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from etenet.jobs.journal import Record
 
-SAID_AGAIN_S = 30.0  # between two lines where there is no terminal
+LINE_EVERY_S = 30.0  # without a terminal
 
 
 @dataclass
 class Summary:
-    """What became of the clips of one run; `before` were done by an earlier one, `failed_before` of them in vain."""
+    """What this run did. An earlier run did `before` clips, of which `failed_before` have no caption."""
 
     total: int
     before: int = 0
@@ -42,10 +42,10 @@ class Summary:
 
 
 class Progress:
-    """What standard error hears while a job runs."""
+    """Writes to standard error while a job runs."""
 
     def __init__(self, summary: Summary) -> None:
-        self._summary, self._said_s = summary, time.monotonic()
+        self._summary, self._last_line_s = summary, time.monotonic()
         self._on_terminal = sys.stderr.isatty()
         self._bar = tqdm(total=summary.total, unit="clip", disable=not self._on_terminal, file=sys.stderr)
 
@@ -55,8 +55,8 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bar.close()
 
-    def of(self, records: Iterator[Record]) -> Iterator[Record]:
-        """The same records, each told of."""
+    def count(self, records: Iterator[Record]) -> Iterator[Record]:
+        """The same records. Each is counted when it is taken, and errors are written out."""
         for record in records:
             if "error" in record:
                 self._summary.failed += 1
@@ -69,20 +69,20 @@ class Progress:
             if self._is_time():
                 done = self._summary.captioned + self._summary.failed
                 left_s = (self._summary.total - done) / self._summary.clips_per_s
-                self._say(f"{self._summary}, {left_s / 60:.0f} min left")
+                self._print(f"{self._summary}, {left_s / 60:.0f} min left")
 
-    def reached(self, video: str, said_until_s: float, duration_s: float) -> None:
-        """Of a video in segments."""
-        how_far = f"{video}: {_clock(said_until_s)} of {_clock(duration_s)}"
-        self._bar.set_postfix_str(how_far)
+    def on_progress(self, video: str, captioned_until_s: float, duration_s: float) -> None:
+        """How far a video in segments is."""
+        position = f"{video}: {_clock(captioned_until_s)} of {_clock(duration_s)}"
+        self._bar.set_postfix_str(position)
         if self._is_time():
-            self._say(how_far)
+            self._print(position)
 
     def _is_time(self) -> bool:
-        return not self._on_terminal and time.monotonic() - self._said_s > SAID_AGAIN_S
+        return not self._on_terminal and time.monotonic() - self._last_line_s > LINE_EVERY_S
 
-    def _say(self, text: str) -> None:
-        self._said_s = time.monotonic()
+    def _print(self, text: str) -> None:
+        self._last_line_s = time.monotonic()
         print(f"etenet caption: {text}", file=sys.stderr)
 
 

@@ -1,9 +1,9 @@
-"""Batch captioning: clips -> a record of each, once, whatever happens in between.
+"""Batch captioning: clips -> one record for each, exactly once, even if the job is killed and started again.
 
     etenet caption videos/ --out captions.jsonl
 
-An engine captions (`job_local.py` here, `job_server.py` by a server, `job_ray.py` on a cluster); what it is given,
-which clips are done already and what becomes of the answers is the same for all.
+An engine makes the captions: `engines/local.py` in this process, `engines/server.py` by a server, `engines/ray.py` on a
+cluster. What it is given, which clips are done already and where its records go is the same for all engines, and here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 import fsspec
 
+from etenet.captioning.stream import OnProgress
 from etenet.errors import TooLarge
 from etenet.jobs import formats
 from etenet.jobs.formats import JOURNAL, Format
@@ -32,15 +33,13 @@ from etenet.video.segments import WHOLE, Cut
 SEGMENTS_AT_ONCE = 8  # of one video
 READERS = 4
 READ_AHEAD, READ_AHEAD_BYTES = 16, 256 * 2**20
-REMEMBERED = 100_000  # answers to bodies that were seen
+MAX_REMEMBERED = 100_000  # records of bodies, for files that have the same bytes
 
-Reached: TypeAlias = Callable[[str, float, float], None]
-"""Hears of a video in segments, meanwhile, until when it is captioned, and how long it is."""
-Engine: TypeAlias = Callable[[Iterable[JobClip], Reached], Iterator[Record]]
-"""Clips -> a record of each, in any order, taking clips as it has room."""
-Answers: TypeAlias = Iterator[tuple[str, Record]]
-BodyEngine: TypeAlias = Callable[[Iterable[tuple[str, bytes, Cut]], Reached], Answers]
-"""The same for what has read the files: bodies by keys -> records (without "video") by the same keys."""
+Engine: TypeAlias = Callable[[Iterable[JobClip], OnProgress[str]], Iterator[Record]]
+"""Clips -> a record for each, in any order. Takes clips as it has room. Progress is reported by the clip's `video`."""
+KeyedRecords: TypeAlias = Iterator[tuple[str, Record]]
+BodyEngine: TypeAlias = Callable[[Iterable[tuple[str, bytes, Cut]], OnProgress[str]], KeyedRecords]
+"""An engine that is given the contents of the files, with keys, and returns records without "video" by these keys."""
 
 
 def run(
@@ -52,9 +51,9 @@ def run(
     in_order: bool = False,
     retry_failed: bool = False,
 ) -> Summary:
-    """Caption what `out` does not hold yet. Without `out`, records go to standard output.
+    """Caption the clips that `out` does not have yet. Without `out`, the output goes to standard output.
 
-    Raises `UsageError` where `out` is no journal or cannot be written, `JobStopped` where the engine cannot go on.
+    Raises `UsageError` if `out` is another kind of file or cannot be written, and `JobStopped` if the engine fails.
     """
     summary, out = Summary(len(clips)), out and out.resolve()
     if format.file_per_video:
@@ -70,7 +69,7 @@ def run(
         summary.before, summary.total = len(clips) - len(todo), len(todo)
         summary.failed_before = sum(done.get(clip.video, False) for clip in clips)
         progress = stack.enter_context(Progress(summary))
-        records = progress.of(engine(todo, progress.reached) if todo else iter(()))
+        records = progress.count(engine(todo, progress.on_progress) if todo else iter(()))
         if in_order:
             records = _ordered(todo, records)
         if journal:
@@ -88,23 +87,23 @@ def run(
 
 
 def of_bodies(engine: BodyEngine, max_body_bytes: int, cut: Cut = WHOLE) -> Engine:
-    """Reads the files for an engine, some ahead, and gives it the same part of the same bytes only once."""
-    return lambda clips, reached: _captioned(clips, engine, max_body_bytes, cut, reached)
+    """An engine that reads the files for `engine`, a few ahead, and gives it each part of the same bytes only once."""
+    return lambda clips, on_progress: _captioned(clips, engine, max_body_bytes, cut, on_progress)
 
 
 def part_of(clip: JobClip, cut: Cut) -> Cut:
-    """How a clip of a file is cut, of which so many segments are in memory at once."""
-    most = SEGMENTS_AT_ONCE if cut.into_segments else None
-    return replace(cut, start_s=clip.start_s, end_s=clip.end_s, max_segments=most)
+    """The cut of a clip's file, of which only so many segments are in memory at once."""
+    max_segments = SEGMENTS_AT_ONCE if cut.into_segments else None
+    return replace(cut, start_s=clip.start_s, end_s=clip.end_s, max_segments=max_segments)
 
 
 def segments_expected(clips: int, cut: Cut) -> int:
-    """At least, roughly: for weighing what is worth doing before the first."""
+    """A rough lower bound, to decide what is worth doing before the first."""
     return clips * (SEGMENTS_AT_ONCE if cut.into_segments else 1)
 
 
 def _captioned(
-    clips: Iterable[JobClip], engine: BodyEngine, max_body_bytes: int, cut: Cut, reached: Reached
+    clips: Iterable[JobClip], engine: BodyEngine, max_body_bytes: int, cut: Cut, on_progress: OnProgress[str]
 ) -> Iterator[Record]:
     known: dict[str, Record] = {}
     waiting: dict[str, list[JobClip]] = {}
@@ -125,12 +124,12 @@ def _captioned(
                 waiting[key] = [clip]
                 yield key, body, part
 
-    def of_key(key: str, said_until_s: float, duration_s: float) -> None:
-        reached(waiting[key][0].video, said_until_s, duration_s)
+    def on_progress_of_key(key: str, captioned_until_s: float, duration_s: float) -> None:
+        on_progress(waiting[key][0].video, captioned_until_s, duration_s)
 
-    for key, record in engine(bodies(), of_key):
+    for key, record in engine(bodies(), on_progress_of_key):
         known[key] = record
-        if len(known) > REMEMBERED:
+        if len(known) > MAX_REMEMBERED:
             del known[next(iter(known))]
         for clip in waiting.pop(key):
             yield {"video": clip.video, **record}
@@ -140,7 +139,7 @@ def _captioned(
 
 
 def _read_ahead(clips: Iterable[JobClip], max_body_bytes: int) -> Iterator[tuple[JobClip, bytes | Record]]:
-    """The bytes of each clip, or what is wrong with its file; the next few are read meanwhile."""
+    """The bytes of each clip, or a record of why they cannot be read. The next few clips are read ahead."""
     with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as readers:
         window: deque[tuple[JobClip, Future[bytes | Record]]] = deque()
         try:
@@ -157,14 +156,14 @@ def _read_ahead(clips: Iterable[JobClip], max_body_bytes: int) -> Iterator[tuple
 
 
 def size_of(path: str) -> int:
-    """Bytes of a file; 0 where that is not known, as it is not here."""
+    """Bytes of a file; 0 if they are unknown, as for a URL."""
     with suppress(OSError):
         return os.path.getsize(path)
     return 0
 
 
 def read(path: str, max_body_bytes: int) -> bytes | Record:
-    """A file's bytes, or what is wrong with it."""
+    """A file's bytes, or a record of why they cannot be used."""
     try:
         with fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as file:
             body: bytes = file.read(max_body_bytes + 1)
@@ -177,7 +176,7 @@ def read(path: str, max_body_bytes: int) -> bytes | Record:
 
 
 def _ordered(clips: Iterable[JobClip], records: Iterator[Record]) -> Iterator[Record]:
-    """The same records, each held back until those of the clips before it are there."""
+    """The same records in the order of the clips. A record waits until those of all clips before it are there."""
     early: dict[str, Record] = {}
     for clip in clips:
         while clip.video not in early:

@@ -1,1 +1,1 @@
-"""Captions and references become scores. Knows no model."""
+"""Captions and references -> scores. Knows no model."""

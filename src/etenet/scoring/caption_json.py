@@ -1,11 +1,11 @@
-"""The JSON that captions are kept in -> sentences by clip, for predictions and references alike.
+"""JSON with captions -> sentences by clip, for predictions and references alike.
 
-    {"video id": ["sentence", ...], ...}                         or a bare sentence for each
-    {"annotations": [{"image_id": ..., "caption": ...}, ...]}    COCO's annotations; the bare list is COCO's results
-    {"video": ..., "caption": ...}                               one per line, as `etenet caption` writes them; several
-                                                                 sentences as lines of one clip, or as "captions"
+    {"video id": ["sentence", ...], ...}                         or one sentence instead of a list
+    {"annotations": [{"image_id": ..., "caption": ...}, ...]}    COCO's annotations, or only the list, COCO's results
+    {"video": ..., "caption": ...}                               JSON lines, as `etenet caption` writes them; a clip may
+                                                                 have several lines, or a list as "captions"
 
-The contents decide, not the file's name. Knows nothing of what the sentences are for.
+The contents of a file decide, not its name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIX = 'give {"video id": ["sentence", ...]}, COCO caption JSON, or {"video": ..
 
 
 def read(path: Path) -> dict[str, list[str]]:
-    """Sentences by clip, clips in the order of the file; a clip with an error instead of a caption is wrong use."""
+    """Sentences by clip, in the order of the file. Raises `UsageError`, also if a clip has an error, not a caption."""
     captions: dict[str, list[str]] = {}
     failed: list[str] = []
     for row in rows(path, by_clip=True, fix=_FIX):
@@ -31,10 +31,10 @@ def read(path: Path) -> dict[str, list[str]]:
     if failed:
         raise UsageError(
             f"{path} has an error instead of a caption for {named(failed)}; "
-            "caption these clips again, or leave them out of predictions and references"
+            "caption these clips again, or remove them from predictions and references"
         )
     if not captions:
-        raise UsageError(f"{path} holds no caption; {_FIX}")
+        raise UsageError(f"{path} has no caption; {_FIX}")
     return captions
 
 
@@ -46,7 +46,7 @@ def _clip_of(row: Row) -> str:
 
 
 def _sentences_of(row: Row) -> list[str] | None:
-    """None where the clip has an error."""
+    """None if the clip has an error."""
     match row.values:
         case {"caption": str(sentence)} | {"captions": str(sentence)}:
             return [sentence]

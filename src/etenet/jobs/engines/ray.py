@@ -1,8 +1,7 @@
-"""Batch captioning on a Ray cluster: tasks decode on all its cores, and what they give streams to actors that caption.
+"""Batch captioning on a Ray cluster: tasks decode on all cores, and their frames stream to actors that caption.
 
-Ray Data holds decoding back while captioning lags behind, starts an actor anew that died, and does again what was in
-its hands. Every node must have this package installed and see the clips at the same paths; the checkpoint is brought
-to it.
+Ray Data slows decoding down to the speed of captioning. It replaces an actor that died, and repeats the work that the
+actor had. Every node needs this package, and the clips at the same paths. The checkpoint is sent to it.
 """
 
 from __future__ import annotations
@@ -25,13 +24,14 @@ import ray.data
 from etenet.captioning.captioner import SANDBOX_EXISTS
 from etenet.captioning.captions import Caption, outcome_of
 from etenet.captioning.options import CaptionOptions
+from etenet.captioning.stream import OnProgress
 from etenet.errors import CaptionError, JobStopped
 from etenet.files import sha256
 from etenet.jobs.engines import local
 from etenet.jobs.engines.local import JOB_LIMITS
 from etenet.jobs.inputs import JobClip, is_remote
 from etenet.jobs.journal import Record, merged, record_of
-from etenet.jobs.run import Engine, Reached, part_of, read, segments_expected, size_of
+from etenet.jobs.run import Engine, part_of, read, segments_expected, size_of
 from etenet.linux import thread_settings
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
@@ -46,10 +46,10 @@ TASK_BYTES = 2**30  # what Ray reserves for decoding a clip
 def engine(
     checkpoint: Path, options: CaptionOptions, *, details: bool, address: str | None = None, actors: int = ACTORS
 ) -> Engine:
-    """On the cluster at `address` (where None, on this machine). Raises `CheckpointError`."""
+    """On the cluster at `address`, or with None on this machine. Raises `CheckpointError`."""
     resize_px = checkpoints.load(checkpoint).preprocessing.resize_px
 
-    def captions(clips: Iterable[JobClip], reached: Reached) -> Iterator[Record]:
+    def captions(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
         sources: dict[tuple[str, Cut], list[str]] = {}
         for clip in clips:
             path = clip.path if is_remote(clip.path) else str(Path(clip.path).resolve())
@@ -63,23 +63,23 @@ def engine(
                 runtime_env={"env_vars": thread_settings(os.environ)},
             )
         except (ConnectionError, ValueError) as error:
-            raise JobStopped(f"there is no Ray cluster at {address}: {error}") from error
+            raise JobStopped(f"there is no Ray cluster at {address}: {error}; correct --ray-address") from error
         try:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             ray.data.DataContext.get_current().enable_progress_bars = False
             weights = ray.put(np.frombuffer(checkpoint.read_bytes(), np.uint8))
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
             gpus = 1 if resources.get("GPU") else 0
-            # A core is left for decoding, or captioning would wait for it for ever.
+            # One core stays free for decoding: without it, captioning would wait for frames forever.
             cores = 0.0 if gpus else min(1.0, (resources["CPU"] - 1) / actors)
             sources = without_copies(sources, _digests)
             names = list(sources.values())
             items = [
                 {"clip": number, "path": path, "cut": pickle.dumps(cut)} for number, (path, cut) in enumerate(sources)
             ]
-            answers = (
+            captioned = (
                 ray.data.from_items(items)
-                # Its memory also keeps Ray from making one step of both: an actor would then decode by itself.
+                # `memory` also keeps Ray from fusing the two steps: the actors would then decode, too.
                 .flat_map(partial(_decoded, resize_px=resize_px), num_cpus=1, memory=TASK_BYTES)
                 .map_batches(
                     _Captions,
@@ -91,22 +91,20 @@ def engine(
                 )
             )
             parts: defaultdict[int, dict[int, Record]] = defaultdict(dict)
-            parts_in_all: dict[int, int] = {}
-            for row in answers.iter_rows():
+            part_counts: dict[int, int] = {}
+            for row in captioned.iter_rows():
                 clip_number, part = row["clip"], row["part"]
                 parts[clip_number][part] = pickle.loads(row["record"])
                 if row["is_last"]:
-                    parts_in_all[clip_number] = part + 1
+                    part_counts[clip_number] = part + 1
                 else:
-                    reached(names[clip_number][0], row["said_until_s"], row["duration_s"])
-                if len(parts[clip_number]) == parts_in_all.get(clip_number):
-                    record = merged([answer for _, answer in sorted(parts.pop(clip_number).items())])
+                    on_progress(names[clip_number][0], row["captioned_until_s"], row["duration_s"])
+                if len(parts[clip_number]) == part_counts.get(clip_number):
+                    record = merged([of_part for _, of_part in sorted(parts.pop(clip_number).items())])
                     for video in names[clip_number]:
                         yield {"video": video, **record}
         except ray.exceptions.RayError as error:
-            raise JobStopped(
-                f"the cluster cannot go on: {str(error).splitlines()[-1]}; start this job once more"
-            ) from error
+            raise JobStopped(f"the cluster failed: {str(error).splitlines()[-1]}; start this job again") from error
         finally:
             ray.shutdown()
 
@@ -116,23 +114,23 @@ def engine(
 def without_copies(
     sources: Mapping[tuple[str, Cut], list[str]], digests_of: Callable[[list[str]], Mapping[str, str]]
 ) -> dict[tuple[str, Cut], list[str]]:
-    """The names by parts of files, of which only one is there where several hold the same bytes.
+    """`sources`, the names by parts of files, with files that have the same bytes merged into the first of them.
 
-    Only files as long as another are read for it.
+    Only files that are as long as another are read.
     """
     sizes = {path: size_of(path) for path, _ in sources}
     times = Counter(sizes.values())
     digests = digests_of([path for path, size in sizes.items() if size and times[size] > 1])
     first: dict[str, str] = {}
     original = {path: first.setdefault(digests[path], path) for path in sizes if path in digests}
-    found: dict[tuple[str, Cut], list[str]] = {}
+    distinct: dict[tuple[str, Cut], list[str]] = {}
     for (path, cut), videos in sources.items():
-        found.setdefault((original.get(path, path), cut), []).extend(videos)
-    return found
+        distinct.setdefault((original.get(path, path), cut), []).extend(videos)
+    return distinct
 
 
 def _digests(paths: list[str]) -> dict[str, str]:
-    """By the cluster, which also reads the files for their captions."""
+    """Computed by the cluster, which is where the files are read."""
     if not paths:
         return {}
     rows = ray.data.from_items([{"path": path} for path in paths]).map(_digest).iter_rows()
@@ -140,7 +138,7 @@ def _digests(paths: list[str]) -> dict[str, str]:
 
 
 def _digest(row: dict[str, Any]) -> dict[str, Any]:
-    """Of what a file holds; of one that cannot be read, its path, which is no other's."""
+    """The digest of a file's bytes, or its path if it cannot be read, so that it equals no other file."""
     try:
         return {**row, "digest": sha256(Path(row["path"]))}
     except OSError:
@@ -149,23 +147,23 @@ def _digest(row: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _decoders(resize_px: int) -> Sandbox | InProcess:
-    """One per process of Ray's, which has one task at a time."""
+    """One for each process of Ray, which runs one task at a time."""
     if SANDBOX_EXISTS:
         return Sandbox(resize_px=resize_px, limits=JOB_LIMITS, processes=1)
     return InProcess(resize_px=resize_px, limits=JOB_LIMITS)
 
 
 def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]:
-    """The parts of a clip: its segments, some at a time, or the record that says what is wrong with it."""
+    """The parts of a clip: a few segments each, or one record of why it cannot be decoded."""
     body, rest = read(row["path"], JOB_LIMITS.max_body_bytes), pickle.loads(row["cut"])
     for part in count():
         decoded: list[Clip] | Record
-        cut, rest, said_until_s, duration_s = rest, None, 0.0, 0.0
+        cut, rest, captioned_until_s, duration_s = rest, None, 0.0, 0.0
         try:
             if isinstance(body, bytes):
                 decoded = _decoders(resize_px).submit(body, cut).result()
-                said_until_s, duration_s = decoded[-1].info.end_s, decoded[-1].info.duration_s
-                rest = cut.rest(said_until_s, duration_s)
+                captioned_until_s, duration_s = decoded[-1].info.end_s, decoded[-1].info.duration_s
+                rest = cut.rest(captioned_until_s, duration_s)
             else:
                 decoded = body
         except CaptionError as error:
@@ -175,7 +173,7 @@ def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]
             "part": part,
             "decoded": pickle.dumps(decoded, protocol=5),
             "is_last": rest is None,
-            "said_until_s": said_until_s,
+            "captioned_until_s": captioned_until_s,
             "duration_s": duration_s,
         }
         if rest is None:
@@ -186,7 +184,7 @@ class _Captions:
     """An actor that holds the network."""
 
     def __init__(self, weights: list[Any], options: CaptionOptions, details: bool, clips: int) -> None:
-        """`weights` holds one reference: given bare, Ray would resolve it, and could not start the actor anew."""
+        """`weights` has one reference. Ray would resolve a bare one, and then could not restart the actor."""
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             file.write(ray.get(weights[0]).data)
             file.flush()
