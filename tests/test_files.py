@@ -1,4 +1,4 @@
-"""Files outlive what happens while they are written, a log keeps every line, and every format gives the same rows."""
+"""Files are replaced as a whole, a log keeps every line, and every format gives the same rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from etenet.errors import UsageError
 from etenet.files import AppendOnlyLog, Row, replacing, rows, sha256
 
-# What some take for the end of a line, what CSV and JSON quote, and anything else but lone surrogates.
+# All characters but lone surrogates, and often those that end lines for some or that CSV and JSON quote.
 _AWKWARD = st.sampled_from("\u2028\u2029\x85\x0b\x0c\x1c\r\n\t \"',#{[")
 TEXTS = st.text(_AWKWARD | st.characters(exclude_categories=["Cs"]))
 LISTED = TEXTS.map(lambda text: text.replace("\r", "").replace("\n", "").strip(" \t")).filter(bool)
@@ -79,7 +79,7 @@ def test_every_text_is_one_line_and_comes_back(values: list[dict[str, str]], tmp
 
 @pytest.mark.parametrize("half", [b"", b"{", b'{"row": 7', b"x" * 70_000, b"x" * 65_536])
 @pytest.mark.parametrize("whole", [b"", b"1\n", b"1\n" * 40_000])
-def test_half_a_line_is_told_apart_and_cut_off_on_request(half: bytes, whole: bytes, tmp_path: Path) -> None:
+def test_half_a_line_is_recognised_and_cut_off_on_request(half: bytes, whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(whole + half)
     with AppendOnlyLog(path) as log:
@@ -195,7 +195,7 @@ def test_names_come_back_out_of_a_list(names: list[str], bom: bool, end: str) ->
     assert read(end.join(names), bom=bom, header=["video"], list_of="path") == [{"path": name} for name in names]
 
 
-def test_a_row_knows_where_it_stands(tmp_path: Path) -> None:
+def test_a_row_has_its_place(tmp_path: Path) -> None:
     path = tmp_path / "captions"
     for text, places in (
         ("\nvideo,caption\n\na,b\n'c,'d\n", ["line 4", "line 5"]),

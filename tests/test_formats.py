@@ -1,4 +1,4 @@
-"""What a job writes is read back as it was meant, in files with names that can be told apart."""
+"""Every format is read back as it was written, and no two videos share a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_name_of_a_file_stands_for_its_format(name: str) -> None:
     assert format_for(name, Path("captions.txt"), segments=segments) is FORMATS[name]
 
 
-def test_without_a_telling_name_it_is_json_lines() -> None:
+def test_any_other_name_stands_for_json_lines() -> None:
     assert {format_for(None, out).name for out in (None, Path("captions"), Path("captions.txt"))} == {"jsonl"}
 
 
@@ -62,7 +62,7 @@ def test_coco_without_a_caption_is_an_empty_list() -> None:
     assert json.loads(b"".join(FORMATS["coco"].write(RECORDS[1:2]))) == []
 
 
-def test_what_cannot_be_written_is_named_with_the_fix(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_named_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     clips = [JobClip(record["video"], record["video"]) for record in RECORDS]
     for name in ("csv", "vtt"):

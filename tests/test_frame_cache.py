@@ -1,4 +1,4 @@
-"""Frames get to their rows from all cores, whatever single clips do, and a second run spoils nothing."""
+"""Frames reach their rows from all cores, whatever single clips do, and a second run damages nothing."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def test_every_row_holds_the_frames_of_its_clip_and_bad_clips_leave_theirs_empty
     assert not frames[5:].any()
 
 
-def test_a_clip_that_takes_its_process_down_is_told_apart_from_its_neighbours(
-    clips: list[Path], tmp_path: Path
-) -> None:
+def test_a_clip_that_crashes_its_process_costs_its_neighbours_nothing(clips: list[Path], tmp_path: Path) -> None:
     jobs = [Job(row, file) for row, file in enumerate(clips)]
     jobs.insert(2, Job(7, tmp_path / "deadly.mp4", render=partial(os._exit, 3)))
     with CacheLog(tmp_path / "out", {}) as log:
@@ -73,7 +71,7 @@ def test_our_own_bug_costs_one_clip(clips: list[Path], tmp_path: Path, monkeypat
     assert outcome == Failure("internal_error", "ZeroDivisionError: by zero")
 
 
-def test_rows_that_are_done_are_left_alone_and_the_rest_is_tried_again(clips: list[Path], tmp_path: Path) -> None:
+def test_rows_that_are_done_are_not_written_again_and_others_are_tried_again(clips: list[Path], tmp_path: Path) -> None:
     file, out = tmp_path / "clip.mp4", tmp_path / "out"
     with CacheLog(out, {}) as log:
         jobs = [Job(0, clips[0]), Job(1, file)]
@@ -103,7 +101,7 @@ def test_a_folder_begun_with_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(UsageError, match="holds other files; name an empty folder"):
+    with pytest.raises(UsageError, match="has other files; name an empty folder"):
         CacheLog(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UsageError, match=r"cannot write to .*thesis"):
@@ -118,7 +116,7 @@ def test_two_runs_on_one_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"ro', b'{"row": 1'])
-def test_a_line_that_was_cut_by_a_kill_counts_as_not_written(tmp_path: Path, torn: bytes) -> None:
+def test_half_a_line_counts_as_not_written(tmp_path: Path, torn: bytes) -> None:
     with CacheLog(tmp_path, {"a": 1}) as log:
         log.note(0)
     with (tmp_path / "progress.jsonl").open("ab") as file:
@@ -130,24 +128,24 @@ def test_a_line_that_was_cut_by_a_kill_counts_as_not_written(tmp_path: Path, tor
     assert lines == [{"a": 1}, {"row": 0}, {"row": 2}]
 
 
-def test_a_run_killed_before_its_first_line_was_whole_begins_again(tmp_path: Path) -> None:
+def test_a_log_with_only_half_a_line_begins_again(tmp_path: Path) -> None:
     (tmp_path / "progress.jsonl").write_bytes(b'{"resize_px"')
     with CacheLog(tmp_path, {"a": 1}) as log:
         assert log.done == set()
     assert (tmp_path / "progress.jsonl").read_text() == '{"a": 1}\n'
 
 
-def test_what_was_done_and_is_damaged_or_gone_is_said(clips: list[Path], tmp_path: Path) -> None:
+def test_a_damaged_log_and_missing_frames_are_named(clips: list[Path], tmp_path: Path) -> None:
     with CacheLog(tmp_path, {}) as log:
         log.note(0)
-        with pytest.raises(UsageError, match=r"the frames that .*progress.jsonl speaks of are gone; empty"):
+        with pytest.raises(UsageError, match=r"progress.jsonl has rows, but the frames are gone; empty"):
             fill(tmp_path, [Job(0, clips[0])], log, rows=1, resize_px=SIZE_PX)
     (tmp_path / "progress.jsonl").write_text("{}\n{}\n")
     with pytest.raises(UsageError, match=r"progress.jsonl is damaged; empty"):
         CacheLog(tmp_path, {})
 
 
-def test_frames_that_will_not_fit_are_not_begun(
+def test_frames_that_do_not_fit_on_the_disk_are_not_begun(
     clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "free")

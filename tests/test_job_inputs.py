@@ -1,4 +1,4 @@
-"""What a batch job is asked for: each clip once, whatever kinds of names it goes by."""
+"""The inputs of a batch job name each clip once, in every kind of list."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_manifests_of_every_kind_name_the_same_clips(tmp_path: Path) -> None:
     assert manifest(tmp_path, "n.jsonl", '{"video": "a/1.mp4"}\n{"path": "b 2.mp4"}\n') == plain
 
 
-def test_a_name_may_hold_what_some_take_for_the_end_of_a_line(tmp_path: Path) -> None:
+def test_a_name_may_contain_what_some_take_for_the_end_of_a_line(tmp_path: Path) -> None:
     names = ["a\u2028b\x85.mp4", 'VT\x0b, FF\x0c and "quotes".mp4', "[1] c.mp4\u2029"]
     wanted = [JobClip(name, f"{tmp_path}/{name}") for name in names]
     for end in ("\n", "\r\n", "\r"):
@@ -56,13 +56,13 @@ def test_a_name_may_hold_what_some_take_for_the_end_of_a_line(tmp_path: Path) ->
     assert manifest(tmp_path, "m.txt", "[1] c.mp4\n[2].mp4\n")[0].video == "[1] c.mp4"
 
 
-def test_what_is_wrong_in_a_manifest_is_named_with_its_line(tmp_path: Path) -> None:
-    for text, said in (
+def test_a_mistake_in_a_manifest_is_named_with_its_line(tmp_path: Path) -> None:
+    for text, message in (
         ('{"path": "a"}\n\n{"path": "b", "path": "c"}', "m.jsonl, line 3: 'path' is twice in one object; a line of a"),
         ('path,end_s\na,1\n"b\n",0\n', "m.jsonl, line 3: .*; a line of a manifest is a path, or has"),
         ('{"path": "a"}\n{"video": ""}', 'm.jsonl, line 2: no clip is named in {"video": ""}; a line of a'),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             manifest(tmp_path, "m.jsonl", text)
     (tmp_path / "m.txt").write_bytes(b"a.mp4\n\xff.mp4\n")
     with pytest.raises(UsageError, match=r"m\.txt, line 2: this is not UTF-8"):
@@ -95,7 +95,7 @@ def test_a_list_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> N
         ("m.txt", "\n \n"),
     ],
 )
-def test_a_manifest_that_is_wrong_is_told_so(name: str, text: str, tmp_path: Path) -> None:
+def test_a_wrong_manifest_is_refused(name: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         manifest(tmp_path, name, text)
 
@@ -114,7 +114,7 @@ def test_folders_globs_and_files_name_each_clip_once(folder: Path) -> None:
 @pytest.mark.parametrize("of", [1, 3, 7])
 def test_shards_are_all_of_it_and_no_two_share_a_clip(of: int, folder: Path) -> None:
     shards = [inputs.clips([str(folder)], shard=(number, of)) for number in range(1, of + 1)]
-    together = Counter(clip.video for shard in shards for clip in shard)
-    assert set(together.values()) == {1}
-    assert len(together) == CLIPS
+    clips = Counter(clip.video for shard in shards for clip in shard)
+    assert set(clips.values()) == {1}
+    assert len(clips) == CLIPS
     assert max(map(len, shards)) - min(map(len, shards)) <= 1

@@ -1,4 +1,4 @@
-"""What a Ray cluster is given to do."""
+"""The work that a Ray cluster gets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_files_with_the_same_bytes_are_captioned_once(tmp_path: Path) -> None:
 
     sources = {(f"{tmp_path}/{name}", cut): [name] for name in [*files, "not there"] for cut in (WHOLE, part)}
     expected = [["a", "b"], ["c"], ["d"], ["empty"], ["also empty"], ["not there"]]
-    found = without_copies(sources, digests)
+    distinct = without_copies(sources, digests)
     for cut in (WHOLE, part):
-        assert [names for (_, of), names in found.items() if of == cut] == expected
+        assert [names for (_, of), names in distinct.items() if of == cut] == expected
     assert [Path(path).name for path in read] == ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""Batch captioning: every clip once, whatever happens in between, and the same from every engine."""
+"""Batch captioning: every clip once, whatever interrupts it, and the same from every engine."""
 
 from __future__ import annotations
 
@@ -64,26 +64,26 @@ def records(path: Path) -> list[Record]:
 
 
 def by_clip(path: Path) -> dict[str, Record]:
-    """The records of a whole output; fails where a clip is there twice."""
-    found = records(path)
-    assert max(Counter(record["video"] for record in found).values()) == 1
-    return {record["video"]: record for record in found}
+    """The records of an output. Fails if a clip is there twice."""
+    of_file = records(path)
+    assert max(Counter(record["video"] for record in of_file).values()) == 1
+    return {record["video"]: record for record in of_file}
 
 
 @pytest.fixture(scope="module")
 def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
-    """What an uninterrupted run in this process says."""
+    """The records of an uninterrupted run in this process."""
     out = tmp_path_factory.mktemp("expected") / "captions.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
         assert main(["caption", str(folder), "--out", str(out)]) == 0
-    said = by_clip(out)
-    assert len(said) == CLIPS
-    assert {name: said[str(folder / name)]["caption"] for name in EXAMPLES} == EXAMPLES
-    return said
+    of_clips = by_clip(out)
+    assert len(of_clips) == CLIPS
+    assert {name: of_clips[str(folder / name)]["caption"] for name in EXAMPLES} == EXAMPLES
+    return of_clips
 
 
-def test_a_server_says_the_same(folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path) -> None:
+def test_a_server_gives_the_same(folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
     assert main(["caption", str(folder), "--out", str(out), "--server", server.inference]) == 0
     assert by_clip(out) == expected
@@ -218,17 +218,17 @@ def test_a_server_that_refuses_drops_and_starts_anew_costs_no_clip(
     assert second.most <= IN_FLIGHT
 
 
-def test_a_server_that_is_none_is_said_to_be(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_server_is_refused(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     clip = f"examples/{next(iter(EXAMPLES))}"
     for url, status in ((server.management, 1), (server.exporter, 1), ("localhost:8080", 2)):
         assert main(["caption", clip, "--server", url]) == status
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.splitlines()[-1].startswith("etenet caption: ")
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.splitlines()[-1].startswith("etenet caption: ")
 
 
 @pytest.mark.parametrize("engine", ["here", "server"])
-def test_what_is_broken_is_listed_and_all_else_is_done(
+def test_broken_clips_are_listed_and_all_others_are_captioned(
     engine: str, folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path
 ) -> None:
     broken = {tmp_path / "videos" / f"broken{number}.mp4": clips.video(5)[: 300 * number] for number in range(5)}
@@ -239,13 +239,13 @@ def test_what_is_broken_is_listed_and_all_else_is_done(
     out = tmp_path / "captions.jsonl"
     where = ["--server", server.inference] if engine == "server" else []
     assert main(["caption", str(folder), str(tmp_path / "videos"), "--out", str(out), *where]) == 1
-    said = by_clip(out)
-    failed = {Path(video): record["error"]["code"] for video, record in said.items() if "error" in record}
+    of_clips = by_clip(out)
+    failed = {Path(video): record["error"]["code"] for video, record in of_clips.items() if "error" in record}
     assert set(failed) == set(broken)
     too_large = {"here": "not_a_video", "server": "too_large"}  # only a server guards itself against 64 MiB
     assert failed[tmp_path / "videos" / "large.mp4"] == too_large[engine]
     assert failed[tmp_path / "videos" / "broken0.mp4"] == "empty_body"
-    assert {video: said[video] for video in expected} == expected
+    assert {video: of_clips[video] for video in expected} == expected
 
 
 def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_progress: OnProgress[str]) -> KeyedRecords:
@@ -264,13 +264,13 @@ def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_progress: OnProgress[str]
 @pytest.fixture
 def texts(tmp_path: Path) -> list[JobClip]:
     """Clips that `echo` captions with what is in them."""
-    found = []
+    of_texts = []
     for number in range(23):
         path = tmp_path / "texts" / f"{number:02}"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"{'bad' if number % 7 == 3 else 'a caption'} {number}")
-        found.append(JobClip(path.name, str(path)))
-    return found
+        of_texts.append(JobClip(path.name, str(path)))
+    return of_texts
 
 
 def do(clips: list[JobClip], out: Path, engine: run.BodyEngine = echo, **how: Any) -> Summary:
@@ -278,7 +278,7 @@ def do(clips: list[JobClip], out: Path, engine: run.BodyEngine = echo, **how: An
     return run.run(clips, run.of_bodies(engine, 1000), out=out, format=format, **how)
 
 
-def test_the_order_is_that_of_the_input_where_it_is_asked_for(texts: list[JobClip], tmp_path: Path) -> None:
+def test_the_output_has_the_order_of_the_input_on_request(texts: list[JobClip], tmp_path: Path) -> None:
     names = [clip.video for clip in texts]
     do(texts, tmp_path / "any.jsonl")
     assert [record["video"] for record in records(tmp_path / "any.jsonl")] != names
@@ -289,7 +289,7 @@ def test_the_order_is_that_of_the_input_where_it_is_asked_for(texts: list[JobCli
     assert [record["video"] for record in records(tmp_path / "both.jsonl")] == names
 
 
-def test_what_failed_is_tried_again_when_asked(texts: list[JobClip], tmp_path: Path) -> None:
+def test_failed_clips_are_tried_again_on_request(texts: list[JobClip], tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
     first = do(texts, out)
     assert (first.captioned, first.failed) == (20, 3)
@@ -297,8 +297,8 @@ def test_what_failed_is_tried_again_when_asked(texts: list[JobClip], tmp_path: P
     assert (again.total, again.before, again.failed_before) == (0, 23, 3)
     for clip in texts:
         Path(clip.path).write_text(Path(clip.path).read_text().replace("bad", "better"))
-    mended = do(texts, out, retry_failed=True)
-    assert (mended.total, mended.captioned, mended.before, mended.failed_before) == (3, 3, 20, 0)
+    fixed = do(texts, out, retry_failed=True)
+    assert (fixed.total, fixed.captioned, fixed.before, fixed.failed_before) == (3, 3, 20, 0)
     assert {record["caption"].split()[0] for record in by_clip(out).values()} == {"a", "better"}
 
 
@@ -340,13 +340,13 @@ def test_a_file_that_goes_away_is_an_error_of_its_own(texts: list[JobClip], tmp_
     Path(texts[5].path).unlink()
     Path(texts[6].path).write_text("x" * 2000)
     do(texts, tmp_path / "captions.jsonl")
-    found = by_clip(tmp_path / "captions.jsonl")
-    assert found["05"]["error"]["code"] == "unreadable_file"
-    assert found["06"]["error"]["code"] == "too_large"
-    assert len(found) == len(texts)
+    of_clips = by_clip(tmp_path / "captions.jsonl")
+    assert of_clips["05"]["error"]["code"] == "unreadable_file"
+    assert of_clips["06"]["error"]["code"] == "too_large"
+    assert len(of_clips) == len(texts)
 
 
-def test_a_table_has_all_and_coco_what_can_be_scored(texts: list[JobClip], tmp_path: Path) -> None:
+def test_a_table_has_all_clips_and_coco_those_that_can_be_scored(texts: list[JobClip], tmp_path: Path) -> None:
     do(texts, tmp_path / "captions.csv", in_order=True)
     table = list(csv.DictReader(io.StringIO((tmp_path / "captions.csv").read_text())))
     assert [row["video"] for row in table] == [clip.video for clip in texts]
@@ -356,7 +356,7 @@ def test_a_table_has_all_and_coco_what_can_be_scored(texts: list[JobClip], tmp_p
         entry["image_id"]: entry["caption"] for entry in json.loads((tmp_path / "captions.json").read_text())
     }
     assert predictions == {row["video"]: row["caption"] for row in table if row["caption"]}
-    assert caption_json.read(tmp_path / "captions.json") == {video: [said] for video, said in predictions.items()}
+    assert caption_json.read(tmp_path / "captions.json") == {video: [caption] for video, caption in predictions.items()}
 
 
 @pytest.mark.parametrize(
@@ -396,15 +396,15 @@ def test_a_full_disk_ends_the_job_and_it_goes_on_when_there_is_room(texts: list[
     assert by_clip(out) == by_clip(whole)
 
 
-@pytest.mark.parametrize("kept", range(0, 200, 7))
-def test_half_a_line_at_the_end_is_cut_off(kept: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", range(0, 200, 7))
+def test_half_a_line_at_the_end_is_cut_off(length: int, tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         for name in ("a", "b", "c"):
             journal.add({"video": name, "caption": "something is going on " * 2})
     whole = path.read_bytes()
-    path.write_bytes(whole[:kept])
+    path.write_bytes(whole[:length])
     with Journal(path) as journal:
-        assert len(journal.done) == whole[:kept].count(b"\n")
+        assert len(journal.done) == whole[:length].count(b"\n")
         journal.add({"video": "d", "caption": "more"})
-    assert [record["video"] for record in records(path)] == [*"abc"[: whole[:kept].count(b"\n")], "d"]
+    assert [record["video"] for record in records(path)] == [*"abc"[: whole[:length].count(b"\n")], "d"]

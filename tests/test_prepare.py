@@ -227,7 +227,10 @@ def test_a_part_of_the_demo_world_is_prepared_for_a_larger_encoder(tmp_path: Pat
         (["folder", "--captions", "none.json", "--clips", "."], "cannot read none.json: No such file or directory"),
         (["folder", "--captions", "c.json", "--clips", "none"], "none is not a folder; name the one that holds the"),
         (["folder", "--captions", "c.json", "--clips", ".", "--encoder", "resnet"], "unknown encoder 'resnet'"),
-        (["folder", "--captions", "c.json", "--clips", ".", "--test-share", "1"], "shares must be from 0 and leave"),
+        (
+            ["folder", "--captions", "c.json", "--clips", ".", "--test-share", "1"],
+            "shares must be at least 0 and leave",
+        ),
         (["msvd", "--csv", "none.csv", "--clips", "."], "cannot read none.csv"),
         (["features", "--features", "c.json", "--captions", "c.json"], "cannot read c.json: .*; save it with numpy"),
     ],

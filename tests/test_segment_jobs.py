@@ -1,4 +1,4 @@
-"""Long videos as jobs and over HTTP: every engine says the same of each segment, and nothing is lost."""
+"""Long videos as jobs and over HTTP: every engine gives each segment the same caption, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def expected(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
         assert main(["caption", str(films), "--out", str(out), *LONG]) == 1
-    said = records(out)
-    assert said[str(films / "film.mp4")] == said[str(films / "deeper/again.mp4")]
-    assert [segment["start_s"] for segment in said[str(films / "film.mp4")]["segments"]] == [
+    of_films = records(out)
+    assert of_films[str(films / "film.mp4")] == of_films[str(films / "deeper/again.mp4")]
+    assert [segment["start_s"] for segment in of_films[str(films / "film.mp4")]["segments"]] == [
         1.25 * number for number in range(14)
     ]
-    assert len(said[str(films / "short.mp4")]["segments"]) == 1
-    assert said[str(films / "broken.mp4")]["error"]["code"] == "undecodable_video"
-    return said
+    assert len(of_films[str(films / "short.mp4")]["segments"]) == 1
+    assert of_films[str(films / "broken.mp4")]["error"]["code"] == "undecodable_video"
+    return of_films
 
 
 @pytest.mark.parametrize("engine", ["server", "ray"])
-def test_every_engine_says_the_same_of_each_segment(
+def test_every_engine_gives_each_segment_the_same_caption(
     engine: str, films: Path, expected: dict[str, Any], server: Server, tmp_path: Path
 ) -> None:
     out = tmp_path / "captions.jsonl"
@@ -70,15 +70,15 @@ def test_every_engine_says_the_same_of_each_segment(
     assert records(out) == expected
 
 
-def test_parts_of_a_list_are_captioned_as_the_clips_that_they_are(tmp_path: Path) -> None:
+def test_parts_in_a_list_are_captioned_as_clips(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(FILM)
     rows = [{"path": "film.mp4", "start_s": start_s, "end_s": end_s} for start_s, end_s in TIMES_S]
     (tmp_path / "parts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "captions.jsonl"
     assert main(["caption", str(tmp_path / "parts.jsonl"), "--out", str(out), "--in-order"]) == 0
-    said = records(out)
-    assert [record["caption"] for record in said.values()] == list(EXAMPLES.values())
-    assert list(said)[1] == "film.mp4#t=3,6"
+    of_parts = records(out)
+    assert [record["caption"] for record in of_parts.values()] == list(EXAMPLES.values())
+    assert list(of_parts)[1] == "film.mp4#t=3,6"
 
 
 @pytest.mark.parametrize("form", ["vtt", "srt"])
@@ -106,23 +106,23 @@ def test_a_table_has_a_row_for_each_segment(films: Path, expected: dict[str, Any
     out = tmp_path / "captions.csv"
     assert main(["caption", str(films / "film.mp4"), str(films / "broken.mp4"), "--out", str(out), *LONG]) == 1
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
-    said = [row for row in rows if row["caption"]]
-    assert [(float(row["start_s"]), float(row["end_s"]), row["caption"]) for row in said] == [
+    captioned = [row for row in rows if row["caption"]]
+    assert [(float(row["start_s"]), float(row["end_s"]), row["caption"]) for row in captioned] == [
         tuple(segment.values()) for segment in expected[str(films / "film.mp4")]["segments"]
     ]
     assert [row["error_code"] for row in rows if not row["caption"]] == ["undecodable_video"]
 
 
-def test_a_server_answers_in_the_form_that_is_asked_for(server: Server) -> None:
-    asked = {"X-Etenet-Segment-S": str(PART_S)}
-    answer = ask(server.predictions, FILM, asked)
-    assert answer.status == 200
-    told = answer.json()
-    assert [segment["caption"] for segment in told["segments"]] == list(EXAMPLES.values())
-    assert [segment["start_s"] for segment in told["segments"]] == [start_s for start_s, _ in TIMES_S]
-    assert told["video"]["duration_s"] == told["segments"][-1]["end_s"]
+def test_a_server_responds_in_the_format_that_the_client_accepts(server: Server) -> None:
+    options = {"X-Etenet-Segment-S": str(PART_S)}
+    response = ask(server.predictions, FILM, options)
+    assert response.status == 200
+    contents = response.json()
+    assert [segment["caption"] for segment in contents["segments"]] == list(EXAMPLES.values())
+    assert [segment["start_s"] for segment in contents["segments"]] == [start_s for start_s, _ in TIMES_S]
+    assert contents["video"]["duration_s"] == contents["segments"][-1]["end_s"]
     for accept, form in (("text/vtt", "vtt"), ("application/x-subrip;q=0.9, */*", "srt")):
-        written = ask(server.predictions, FILM, {**asked, "Accept": accept})
+        written = ask(server.predictions, FILM, {**options, "Accept": accept})
         assert written.content_type.startswith(accept.partition(";")[0])
         cues = webvtt.from_buffer(io.StringIO(written.body.decode()), format=form)
         assert [cue.text for cue in cues] == list(EXAMPLES.values())

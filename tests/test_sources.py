@@ -1,4 +1,4 @@
-"""Data sets as they are distributed are read whole, split as published, and mistakes in them are named."""
+"""Data sets are read completely and split as published, and mistakes in them are named."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def msvd_csv(path: Path, captions: Mapping[str, Sequence[str]], extra: Iterable[
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(columns)
-        for name, said in captions.items():
-            for caption in said:
+        for name, of_clip in captions.items():
+            for caption in of_clip:
                 rows.writerow([*name.rsplit("_", 2), "882", "clean", "55", "English", caption])
         for name, language, caption in extra:
             rows.writerow([*name.rsplit("_", 2), "7", "unverified", "55", language, caption])
@@ -56,8 +56,8 @@ def words_between_spaces(clips: Sequence[tuple[str, Wording]], *splits: str) -> 
 
 
 def test_msvd_sentences_are_as_many_as_published(reference_data: Path) -> None:
-    told = sources.msvd_sentences(sorted((reference_data / "msvd").glob("*_lc_nopunc.txt")))
-    clips = wordings((sources.msvd_split(number), captions) for number, captions in told.items())
+    described = sources.msvd_sentences(sorted((reference_data / "msvd").glob("*_lc_nopunc.txt")))
+    clips = wordings((sources.msvd_split(number), captions) for number, captions in described.items())
     assert Counter(split for split, _ in clips) == {"train": 1200, "validation": 100, "test": 670}
     assert sizes(clips) == ([48_774, 4_290, 27_763], (9_462, 12_592))
     assert words_between_spaces(clips, "train") == 9_462
@@ -90,10 +90,10 @@ def test_the_msvd_corpus_comes_back_out_of_its_csv_in_the_published_splits(
 
 
 def test_msrvtt_is_as_large_as_published(reference_data: Path) -> None:
-    told = sources.msrvtt_videos(sorted((reference_data / "msrvtt").glob("*.zip")))
-    assert Counter(video.split for video in told.values()) == {"train": 6_513, "validation": 497, "test": 2_990}
-    assert list(told) == [f"video{number}" for number in range(10_000)]
-    clips = wordings((video.split or "", video.captions) for video in told.values())
+    described = sources.msrvtt_videos(sorted((reference_data / "msrvtt").glob("*.zip")))
+    assert Counter(video.split for video in described.values()) == {"train": 6_513, "validation": 497, "test": 2_990}
+    assert list(described) == [f"video{number}" for number in range(10_000)]
+    clips = wordings((video.split or "", video.captions) for video in described.values())
     assert sizes(clips) == ([130_260, 9_940, 59_800], (23_518, 29_100))
     assert words_between_spaces(clips, "train") == 23_666
     assert words_between_spaces(clips, *SPLIT_ORDER) == 29_322
@@ -132,14 +132,14 @@ def test_msrvtt_zips_and_their_json_files_say_the_same(tmp_path: Path) -> None:
         archive.write(plain, plain.name)
         archive.writestr("category.txt", "music\t0")
         archive.writestr(f"__MACOSX/._{plain.name}", b"\x00\x05")
-    told = sources.msrvtt_videos([plain])
-    assert told == sources.msrvtt_videos([tmp_path / "annotation.zip"])
-    assert told == {
+    described = sources.msrvtt_videos([plain])
+    assert described == sources.msrvtt_videos([tmp_path / "annotation.zip"])
+    assert described == {
         "video2": Described(["b"], "train"),
         "video9": Described(["a", "c"], "validation"),
         "video10": Described([], "test"),
     }
-    with pytest.raises(UsageError, match="video10 is told of twice"):
+    with pytest.raises(UsageError, match="video10 is there twice; give"):
         sources.msrvtt_videos([plain, tmp_path / "annotation.zip"])
 
 
@@ -156,20 +156,20 @@ def test_msrvtt_zips_and_their_json_files_say_the_same(tmp_path: Path) -> None:
         ("f.csv", 'caption,video,more\r\na dog runs,a.mp4,x\r\nit runs,a.mp4,\r\n"ein süßer Hund",b,\r\n'),
     ],
 )
-def test_the_three_caption_formats_say_the_same(tmp_path: Path, name: str, contents: str, bom: bytes) -> None:
-    told = read_captions(written(tmp_path / name, bom + contents.encode()))
-    assert told == {"a.mp4": Described(["a dog runs", "it runs"]), "b": Described(["ein süßer Hund"])}
+def test_the_three_caption_formats_give_the_same(tmp_path: Path, name: str, contents: str, bom: bytes) -> None:
+    described = read_captions(written(tmp_path / name, bom + contents.encode()))
+    assert described == {"a.mp4": Described(["a dog runs", "it runs"]), "b": Described(["ein süßer Hund"])}
 
 
 @pytest.mark.parametrize(
-    ("name", "contents", "said"),
+    ("name", "contents", "message"),
     [
         ("f.json", '{"a": ["b"],\n "c" ["d"]}', r"f.json, line 2, column 6: this is not JSON"),
         ("f.json", '{"a": "b"}\n{"c": "d"}', r"line 1: no video among a; each row needs video"),
         ("f.json", '{"a": ["b"], "c": "d", "a": ["e"]}', "line 1: 'a' is twice in one object; give {"),
         ("f.json", '["a"]', 'entry 1: expected an object, got "a"'),
         ("f.json", '{"a": 3}', "the captions of a must be a sentence or a list of sentences"),
-        ("f.json", "{}", "names no clip"),
+        ("f.json", "{}", "has no clip"),
         ("f.jsonl", '{"video": "a", "caption": "b"}\n{"video": "a", "caption"', r"f.jsonl, line 2, column 2\d"),
         ("f.jsonl", '\n{"caption": "b"}', "line 2: no video among caption"),
         ("f.jsonl", '{"video": 3, "caption": "b"}', "line 1: no clip is named; give its file"),
@@ -179,7 +179,7 @@ def test_the_three_caption_formats_say_the_same(tmp_path: Path, name: str, conte
         (
             "f.jsonl",
             '{"video": "a", "caption": "b", "split": "train"}\n{"video": "a", "caption": "c", "split": "test"}',
-            "line 2: a has another split or row here than further up",
+            "line 2: a had another split or row further up; make them the same",
         ),
         ("f.csv", "clip,caption\na,b\n", "f.csv, line 2: no video among clip, caption"),
         ("f.csv", "video,caption\na,b\nc\n", "line 3: no caption"),
@@ -189,26 +189,26 @@ def test_the_three_caption_formats_say_the_same(tmp_path: Path, name: str, conte
     ],
 )
 def test_a_mistake_in_a_captions_file_is_named_with_its_place(
-    tmp_path: Path, name: str, contents: str | bytes, said: str
+    tmp_path: Path, name: str, contents: str | bytes, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         read_captions(written(tmp_path / name, contents))
 
 
 def test_mistakes_in_distributed_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "vid1.avi").touch()
-    for name, contents, said in (
+    for name, contents, message in (
         ("a.txt", "vid1\ta dog\nvid1971\ta cat\n", "a.txt, line 2: it must be vidN, a tab and a caption"),
         ("b.txt", "vid1 a dog\n", "b.txt, line 1"),
-        ("c.txt", "\n", "names no clip"),
+        ("c.txt", "\n", "has no clip"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             sources.msvd(tmp_path / "clips", sentences=[written(tmp_path / name, contents)])
     with pytest.raises(UsageError, match="given twice"):
         sources.msvd(tmp_path / "clips", sentences=[tmp_path / "a.txt", tmp_path / "a.txt"])
     few = msvd_csv(tmp_path / "few.csv", {"abc_1_2": ["a dog"]})
-    with pytest.raises(UsageError, match=r"make 1 clips .* the order of all 1970 decides the splits"):
+    with pytest.raises(UsageError, match=r"have 1 clips .* the order of all 1970 decides the splits"):
         sources.msvd(tmp_path / "clips", corpus=few)
     other = written(tmp_path / "other.csv", "VideoID,Start,End,Description\na,1,2,a dog\n")
     with pytest.raises(UsageError, match="line 2: no Language among VideoID, Start, End, Description"):
@@ -216,13 +216,13 @@ def test_mistakes_in_distributed_files_are_named(tmp_path: Path) -> None:
     other = written(tmp_path / "other.csv", "a dog\n")
     with pytest.raises(UsageError, match="line 1: neither JSON nor CSV with a column VideoID or Start"):
         sources.msvd(tmp_path / "clips", corpus=other)
-    for name, contents, said in (
+    for name, contents, message in (
         ("a.json", '{"videos": []}', "no MSR-VTT annotation .'sentences'"),
         ("b.json", '{"videos": [], "sentences": [{"video_id": "video1", "caption": "a"}]}', "'video1'"),
         ("c.json", '{"videos": [{"video_id": "video1", "split": "dev"}], "sentences": []}', "'dev'"),
         ("d.zip", "no zip", "give the zip as it is distributed"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             sources.msrvtt(tmp_path / "clips", [written(tmp_path / name, contents)])
 
 
@@ -252,19 +252,19 @@ def test_one_clip_under_two_names_is_refused_for_it_could_be_in_two_splits(tmp_p
 
 
 def test_shares_are_a_function_of_seed_and_names(tmp_path: Path) -> None:
-    told = {f"clip{number}": Described(["a"]) for number in range(50)}
-    first = sources.splits_of(told, tmp_path, SHARES)
+    described = {f"clip{number}": Described(["a"]) for number in range(50)}
+    first = sources.splits_of(described, tmp_path, SHARES)
     assert Counter(first.values()) == {"train": 40, "validation": 5, "test": 5}
-    assert sources.splits_of(dict(reversed(told.items())), tmp_path, SHARES) == first
-    assert sources.splits_of(told, tmp_path, Shares(validation=0.1, test=0.1, seed=1)) != first
-    few = dict(list(told.items())[:3])
+    assert sources.splits_of(dict(reversed(described.items())), tmp_path, SHARES) == first
+    assert sources.splits_of(described, tmp_path, Shares(validation=0.1, test=0.1, seed=1)) != first
+    few = dict(list(described.items())[:3])
     assert Counter(sources.splits_of(few, tmp_path, SHARES).values()) == {"train": 1, "validation": 1, "test": 1}
     assert set(sources.splits_of(few, tmp_path, Shares(validation=0, test=0, seed=0)).values()) == {"train"}
     with pytest.raises(UsageError, match="of 2 clips none is left to train on"):
-        sources.splits_of(dict(list(told.items())[:2]), tmp_path, SHARES)
-    told["clip7"].split = "test"
-    with pytest.raises(UsageError, match="clip0 has no split, others have"):
-        sources.splits_of(told, tmp_path, SHARES)
+        sources.splits_of(dict(list(described.items())[:2]), tmp_path, SHARES)
+    described["clip7"].split = "test"
+    with pytest.raises(UsageError, match="clip0 has no split, but others have"):
+        sources.splits_of(described, tmp_path, SHARES)
 
 
 @pytest.mark.parametrize(

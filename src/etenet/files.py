@@ -164,8 +164,8 @@ def rows(
         video,caption                                  CSV, if the first line has a column of `header`
         clips/a.mp4                                    a list, if `list_of="path"`: rows {"path": "clips/a.mp4"}
 
-    The text is UTF-8, with or without a byte order mark. Lines end with LF, CR LF or CR. Empty lines are skipped. In CSV,
-    quoted cells may contain line breaks, cells beyond the last column are dropped, and missing cells are not in `values`.
+    The text is UTF-8, with or without a byte order mark. Lines end with LF, CR LF or CR; empty ones are skipped. In
+    CSV, quoted cells may have line breaks, cells beyond the last column are dropped, and `values` lacks missing cells.
     Raises `UsageError` if the file cannot be read or has another format, and if an object has a key twice.
     """
     text = read_text(source, contents, fix=fix)

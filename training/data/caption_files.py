@@ -1,11 +1,11 @@
-"""Captions of your own clips, out of a JSON, JSONL or CSV file.
+"""Captions of the user's own clips, from JSON, JSON lines or CSV.
 
     {"clip": ["sentence", ...] or "sentence", ...}
     {"video": "clip", "captions": ["sentence", ...]} or {"video": "clip", "caption": "sentence"} per line
-    video,caption          a table of these columns
+    video,caption          a table with these columns
 
-A clip is named by its file or its id. A line may also have the `split` of its clip, and, for features, its `row`.
-Knows nothing of where the clips are.
+A clip is named by its file or an id. A line may also have the `split` of its clip and, for features, its `row`. This
+module does not know where the clips are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FIX = 'give {"clip": ["sentence", ...]}, {"video": "clip", "captions": [...]} p
 
 @dataclass(slots=True)
 class Described:
-    """What a file says about one clip, wherever in the file it says so."""
+    """Everything that a file has about one clip."""
 
     captions: list[str] = field(default_factory=list)
     split: str | None = None
@@ -31,16 +31,16 @@ class Described:
 
 
 def read_captions(path: Path) -> dict[str, Described]:
-    """Clips in the order of their first mention."""
+    """Clips in the order in which the file first names them."""
     clips: dict[str, Described] = {}
     for row in rows(path, header=("video", "caption"), by_clip=True, fix=_FIX):
         video, described = _described_by(row)
         clip = clips.setdefault(video, Described(split=described.split, row=described.row))
         if (clip.split, clip.row) != (described.split, described.row):
-            raise UsageError(f"{row.place}: {video} has another split or row here than further up; make them one")
+            raise UsageError(f"{row.place}: {video} had another split or row further up; make them the same")
         clip.captions += described.captions
     if not clips:
-        raise UsageError(f"{path} names no clip; {_FIX}")
+        raise UsageError(f"{path} has no clip; {_FIX}")
     return clips
 
 
@@ -78,6 +78,6 @@ def _row_number(row: Row, video: str) -> int | None:
 
 
 def _cell(row: Row, column: str) -> Any:
-    """A value; None where there is none, or only blanks in a table."""
+    """A value; None if it is missing or blank, as cells of a table are."""
     value = row.values.get(column)
     return value.strip() or None if isinstance(value, str) else value

@@ -1,9 +1,9 @@
-"""The frames of many clips -> one array on disk, on all cores, going on where a killed run stopped.
+"""The frames of many clips -> one array on disk, on all cores. A killed run continues where it stopped.
 
-    progress.jsonl      what the folder is made from, then one line per row whose frames are on the disk
-    frames.npy.partial  until every clip has been tried; then frames.npy
+    progress.jsonl      what the folder is made from, then one line for each row whose frames are on the disk
+    frames.npy.partial  becomes frames.npy when every clip has been tried
 
-Knows files and rows, nothing of captions, splits or vocabularies.
+Knows files and rows, but no captions, splits or vocabularies.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from etenet.video.clip import FRAMES_PER_CLIP
 from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import sample_frames
 
-# What is served is what is trained on, but for the time: how fast a clip decodes depends on what else runs here.
+# Those of the server, except for the time: how fast a clip decodes depends on what else runs on this machine.
 LIMITS = DecodeLimits(decode_deadline_s=120.0)
 
-# Not a fork: by then the parent has threads, and a fork copies their locks as they are.
+# Not fork: the parent has threads by then, and a fork would copy their locks as they are.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([__name__])  # the slow imports once, not once per core
+_PROCESSES.set_forkserver_preload([__name__])  # one slow import instead of one per core
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The clip of a row. `render` makes the bytes of a file that is not there yet."""
+    """The clip of a row. `render` makes the bytes of a file that does not exist yet."""
 
     row: int
     file: Path
@@ -64,7 +64,7 @@ class Failure:
 class CacheLog:
     """What a folder is made from and which rows are done. While it is open, no other run can use the folder.
 
-    Raises `UsageError` where the folder was begun with something else, holds other files or cannot be written.
+    Raises `UsageError` if the folder was begun with other arguments, has other files or cannot be written.
     """
 
     def __init__(self, folder: Path, made_from: Mapping[str, object]) -> None:
@@ -72,7 +72,7 @@ class CacheLog:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists() and any(folder.iterdir()):
-                raise UsageError(f"{folder} holds other files; name an empty folder or a new one with --out")
+                raise UsageError(f"{folder} has other files; name an empty folder or a new one with --out")
             self._log = AppendOnlyLog(path)
             try:
                 self.done = self._begin(folder, json.loads(json.dumps(made_from)))
@@ -104,7 +104,7 @@ class CacheLog:
         return done
 
     def note(self, row: int) -> None:
-        """To be called once the row is on the disk. Raises `OSError`."""
+        """Call this when the row is on the disk. Raises `OSError`."""
         self._log.add({"row": row})
         self.done.add(row)
 
@@ -118,7 +118,7 @@ class CacheLog:
 def fill(folder: Path, jobs: Sequence[Job], log: CacheLog, *, rows: int, resize_px: int) -> dict[int, Failure]:
     """Write `frames.npy`, (rows, 16, resize_px, resize_px, 3) uint8, and return the rows that stay empty.
 
-    Rows already noted as done are left alone; those that failed before are tried again.
+    Rows that the log has are not written again. Rows that failed before are tried again.
     """
     whole, unfinished = folder / "frames.npy", folder / "frames.npy.partial"
     cache = whole if whole.exists() else unfinished
@@ -126,7 +126,7 @@ def fill(folder: Path, jobs: Sequence[Job], log: CacheLog, *, rows: int, resize_
     if not log.done and cache is unfinished:
         np.lib.format.open_memmap(cache, mode="w+", dtype=np.uint8, shape=shape)
     elif not cache.exists():
-        raise UsageError(f"the frames that {folder / 'progress.jsonl'} speaks of are gone; empty {folder}, start again")
+        raise UsageError(f"{folder / 'progress.jsonl'} has rows, but the frames are gone; empty {folder}, start again")
     todo = [job for job in jobs if job.row not in log.done]
     _check_space(folder, len(todo) * int(np.prod(shape[1:])))
     failures = {}
@@ -140,7 +140,7 @@ def fill(folder: Path, jobs: Sequence[Job], log: CacheLog, *, rows: int, resize_
                 bar.update()
         except OSError as error:
             raise UsageError(
-                f"cannot write to {folder}: {error.strerror}; start again with the same arguments to go on"
+                f"cannot write to {folder}: {error.strerror}; fix that, and start again with the same arguments"
             ) from error
     if cache is unfinished:
         os.replace(unfinished, whole)
@@ -152,33 +152,32 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
     if needed_bytes > free_bytes:
         raise UsageError(
             f"the frames need {needed_bytes / 1e9:.1f} GB and {folder} has {free_bytes / 1e9:.1f} GB free; "
-            "make room, or take smaller frames with --resize-px"
+            "make room, or give a smaller --resize-px"
         )
 
 
 def _outcomes(jobs: Iterable[Job], work: Callable[[Job], Failure | None]) -> Iterator[tuple[Job, Failure | None]]:
-    """Every job with its outcome, in the order they are done.
+    """Each job with its outcome, in the order in which they end.
 
-    Where a job takes its process down, all that were under way fail with it; each of them is tried again alone,
-    so that the blame falls on the right one.
+    If a job crashes its process, all jobs in progress fail. Each is tried again alone, to find which one it was.
     """
     todo, processes = deque(jobs), cores()
     while todo:
-        under_way: dict[Future[Failure | None], Job] = {}
+        in_progress: dict[Future[Failure | None], Job] = {}
         with suppress(BrokenProcessPool), _pool(processes) as workers:
-            while todo or under_way:
-                while todo and len(under_way) < 2 * processes:
-                    under_way[workers.submit(work, todo[0])] = todo[0]
+            while todo or in_progress:
+                while todo and len(in_progress) < 2 * processes:
+                    in_progress[workers.submit(work, todo[0])] = todo[0]
                     todo.popleft()
-                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                for future in wait(in_progress, return_when=FIRST_COMPLETED).done:
                     failure = future.result()
-                    yield under_way.pop(future), failure
-        for job in under_way.values():
+                    yield in_progress.pop(future), failure
+        for job in in_progress.values():
             try:
                 with _pool(1) as workers:
                     failure = workers.submit(work, job).result()
             except BrokenProcessPool:
-                failure = Failure(DecoderCrashed.code, "the clip takes the decoder down; re-encode it or leave it out")
+                failure = Failure(DecoderCrashed.code, "the clip crashes the decoder; re-encode it or remove it")
             yield job, failure
 
 
@@ -187,19 +186,22 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """Without this, a worker whose parent was killed would wait for work forever.
+
+    `linux.end_with_parent` does not help: to Linux, the parent is the fork server, which lives as long as its workers.
+    """
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
 
 
 def _store(job: Job, *, cache: Path, resize_px: int) -> Failure | None:
-    """In a worker: the frames of a clip to their row, on the disk when this returns."""
+    """Runs in a worker. Writes the frames of a clip to their row, and returns when they are on the disk."""
     if job.render is not None:
         with replacing(job.file) as file:
             file.write(job.render())
@@ -209,14 +211,14 @@ def _store(job: Job, *, cache: Path, resize_px: int) -> Failure | None:
         return Failure(error.code, str(error))
     except OSError as error:
         return Failure("unreadable_file", f"the file cannot be read: {error.strerror}")
-    except Exception as error:  # our own bug, and still no reason to lose the hours spent on the other clips
+    except Exception as error:  # a bug of ours should not cost the hours spent on the other clips
         return Failure(InternalError.code, f"{type(error).__name__}: {error}")
     _write_row(cache, job.row, frames)
     return None
 
 
 def _write_row(cache: Path, row: int, frames: NDArray[np.uint8]) -> None:
-    """Written, not assigned through a memory map: on a full disk that is an error, not the end of the process."""
+    """Not through a memory map: on a full disk, writing to one kills the process instead of raising an error."""
     start: int = np.load(cache, mmap_mode="r").offset
     with cache.open("r+b") as file:
         file.seek(start + row * frames.nbytes)

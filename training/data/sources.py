@@ -1,7 +1,7 @@
-"""Data sets as they are distributed -> a list of clips: who says what about which file, in which split.
+"""Data sets as they are distributed -> a list of clips, each with its file, its captions and its split.
 
-Reads annotations and looks for files; opens no clip. Captions come out as they were written (`wording` cleans them).
-The clips of a data set always come in the same order, whichever of their files are there.
+Reads annotations and finds files, but opens no clip. Captions are as written (`wording` cleans them). The clips of a
+data set always have the same order, no matter which of their files exist.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _AS_DISTRIBUTED = "give the file as it is distributed"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceClip:
-    """One clip of a data set. `render` makes the bytes of a file that is not there yet."""
+    """One clip of a data set. `render` makes the bytes of a file that does not exist yet."""
 
     video: str
     split: str
     captions: tuple[str, ...]
-    file: Path | None = None  # None: not found
+    file: Path | None = None  # None: there is none
     render: Callable[[], bytes] | None = None
     labels: dict[str, str] = field(default_factory=dict)
 
 
 class ClipFolder:
-    """The files anywhere below a folder, by their path from there, their name, or their name without extension."""
+    """The files below a folder at any depth, by relative path, by name, or by name without extension."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -58,15 +58,15 @@ class ClipFolder:
                     self._files[file.stem].add(file)
 
     def find(self, *names: str) -> Path | None:
-        """The file that goes by the first of these names that any file goes by."""
+        """The file of the first of these names that has one."""
         for name in names:
             if (exact := self.folder / name).is_file() and not Path(name).is_absolute():
                 return exact
-            if found := sorted(self._files.get(name, ())):
-                if len(found) > 1:
-                    listed = " and ".join(str(file) for file in found[:2])
+            if files := sorted(self._files.get(name, ())):
+                if len(files) > 1:
+                    listed = " and ".join(str(file) for file in files[:2])
                     raise UsageError(f"{name} may be {listed}; keep one, or name the clip by its path below --clips")
-                return found[0]
+                return files[0]
         return None
 
     def stems(self, pattern: str) -> list[str]:
@@ -74,10 +74,10 @@ class ClipFolder:
         return sorted(name for name in {Path(name).stem for name in self._files} if re.fullmatch(pattern, name))
 
     def checked(self, clips: list[SourceClip]) -> list[SourceClip]:
-        """The clips, if at least one has its file and no two have the same."""
+        """The same clips. Raises `UsageError` if none has a file, and if two have the same file."""
         if not any(clip.file for clip in clips):
             raise UsageError(
-                f"none of the {len(clips)} clips is below {self.folder} ({clips[0].video}, ...); see --clips"
+                f"none of the {len(clips)} clips is below {self.folder} ({clips[0].video}, ...); correct --clips"
             )
         owner: dict[Path, str] = {}
         for clip in clips:
@@ -89,16 +89,16 @@ class ClipFolder:
 def msvd(clips: Path, *, corpus: Path | None = None, sentences: Sequence[Path] = ()) -> list[SourceClip]:
     """MSVD, from its CSV or from `vidN<TAB>caption` files.
 
-    Its 1,970 names, sorted, are numbered from 1, and the number decides the split. Files may be called by name or
-    vidN; to find those called by name from sentences alone, all of them must be there.
+    Its 1,970 names, sorted, are numbered from 1, and the number decides the split. A file may have the name or vidN as
+    its name. With sentences alone, files are found by name only if all of them exist.
     """
     folder = ClipFolder(clips)
     if corpus is not None:
         captions = msvd_corpus(corpus)
         names = _msvd_names(captions, corpus, folder)
-        told = {number: captions[name] for number, name in enumerate(names, 1)}
+        by_number = {number: captions[name] for number, name in enumerate(names, 1)}
     else:
-        told = msvd_sentences(sentences)
+        by_number = msvd_sentences(sentences)
         names = folder.stems(r".+_\d+_\d+")
         names = names if len(names) == MSVD_CLIPS else []
     return folder.checked(
@@ -106,10 +106,10 @@ def msvd(clips: Path, *, corpus: Path | None = None, sentences: Sequence[Path] =
             SourceClip(
                 video=names[number - 1] if corpus else f"vid{number}",
                 split=msvd_split(number),
-                captions=tuple(said),
+                captions=tuple(of_clip),
                 file=folder.find(*names[number - 1 : number], f"vid{number}"),
             )
-            for number, said in sorted(told.items())
+            for number, of_clip in sorted(by_number.items())
         ]
     )
 
@@ -119,31 +119,31 @@ def msvd_split(number: int) -> str:
 
 
 def msvd_corpus(path: Path) -> dict[str, list[str]]:
-    """English captions by `<VideoID>_<Start>_<End>`; clips without any words in English are left out."""
+    """English captions by `<VideoID>_<Start>_<End>`, without clips that have no word in English."""
     captions: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows(path, header=MSVD_COLUMNS, fix=_AS_DISTRIBUTED):
         row.need(*MSVD_COLUMNS)
         if row.values["Language"].strip() == "English":
             name = "_".join(row.values[column].strip() for column in ("VideoID", "Start", "End"))
             captions[name].append(row.values["Description"])
-    return {name: said for name, said in captions.items() if any(map(clean_caption, said))}
+    return {name: of_clip for name, of_clip in captions.items() if any(map(clean_caption, of_clip))}
 
 
 def _msvd_names(captions: Iterable[str], path: Path, folder: ClipFolder) -> list[str]:
-    """The 1,970 names in the order that numbers them. The corpus may tell of more clips than are distributed."""
+    """The 1,970 names in the order that numbers them. The corpus may have more clips than are distributed."""
     names = sorted(captions)
     if len(names) > MSVD_CLIPS:
         names = [name for name in names if folder.find(name)]
     if len(names) != MSVD_CLIPS:
         raise UsageError(
-            f"{path} and {folder.folder} make {len(names)} clips with English captions, but the order of all "
-            f"{MSVD_CLIPS} decides the splits; take both whole, or use --sentences"
+            f"{path} and {folder.folder} have {len(names)} clips with English captions, but the order of all "
+            f"{MSVD_CLIPS} decides the splits; give both complete, or use --sentences"
         )
     return names
 
 
 def msvd_sentences(paths: Sequence[Path]) -> dict[int, list[str]]:
-    """Captions by number, out of files with lines `vidN<TAB>caption`."""
+    """Captions by number, from files with lines `vidN<TAB>caption`."""
     captions: defaultdict[int, list[str]] = defaultdict(list)
     for path in _each_once(paths):
         for place, line in enumerate(read_text(path, fix=_AS_DISTRIBUTED).split("\n"), 1):
@@ -156,7 +156,7 @@ def msvd_sentences(paths: Sequence[Path]) -> dict[int, list[str]]:
                     )
                 captions[number].append(caption)
     if not captions:
-        raise UsageError(f"{paths[0]} names no clip; lines must be vidN, a tab and a caption")
+        raise UsageError(f"{paths[0]} has no clip; lines must be vidN, a tab and a caption")
     return captions
 
 
@@ -181,12 +181,14 @@ def msrvtt_videos(paths: Sequence[Path]) -> dict[str, Described]:
                 for video in annotation["videos"]:
                     name, split = video["video_id"], SPLITS[video["split"]]
                     if name in videos:
-                        raise UsageError(f"{path}: {name} is told of twice; give every annotation once")
+                        raise UsageError(f"{path}: {name} is there twice; give every annotation once")
                     videos[name] = Described(split=split)
                 for sentence in annotation["sentences"]:
                     videos[sentence["video_id"]].captions.append(str(sentence["caption"]))
             except (KeyError, TypeError) as error:
-                raise UsageError(f"{path}: this is no MSR-VTT annotation ({error} is missing or unknown)") from error
+                raise UsageError(
+                    f"{path}: this is no MSR-VTT annotation ({error} is missing or unknown); {_AS_DISTRIBUTED}"
+                ) from error
     return dict(sorted(videos.items(), key=lambda item: _natural(item[0])))
 
 
@@ -197,12 +199,12 @@ def msrvtt_annotations(path: Path) -> list[Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if re.fullmatch(r"(?!__MACOSX).*videodatainfo.*\.json", name)]
-            found = [_json(path / name, archive.read(name)) for name in names]
+            annotations = [_json(path / name, archive.read(name)) for name in names]
     except (OSError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {path}: {error}; give the zip as it is distributed, or its JSON") from error
-    if not found:
-        raise UsageError(f"{path} holds no *videodatainfo*.json; give the zip as it is distributed, or its JSON")
-    return found
+    if not annotations:
+        raise UsageError(f"{path} has no *videodatainfo*.json; give the zip as it is distributed, or its JSON")
+    return annotations
 
 
 def _json(path: Path, contents: bytes | None = None) -> Any:
@@ -211,7 +213,7 @@ def _json(path: Path, contents: bytes | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shares:
-    """How clips without splits are shared out."""
+    """How clips are divided if their file has no splits."""
 
     validation: float
     test: float
@@ -219,38 +221,41 @@ class Shares:
 
     def __post_init__(self) -> None:
         if not (0 <= self.validation < 1 and 0 <= self.test < 1 and self.validation + self.test < 1):
-            raise UsageError(f"shares must be from 0 and leave some to train on, got {self.validation} and {self.test}")
+            raise UsageError(
+                f"shares must be at least 0 and leave clips to train on, got {self.validation} and {self.test}"
+            )
 
 
 def folder(clips: Path, captions: Path, shares: Shares) -> list[SourceClip]:
-    """Your own clips."""
-    files, told = ClipFolder(clips), read_captions(captions)
-    splits = splits_of(told, captions, shares)
+    """The user's own clips."""
+    files, described = ClipFolder(clips), read_captions(captions)
+    splits = splits_of(described, captions, shares)
     return files.checked(
         [
             SourceClip(video=name, split=splits[name], captions=tuple(clip.captions), file=files.find(name))
-            for name, clip in told.items()
+            for name, clip in described.items()
         ]
     )
 
 
-def splits_of(told: dict[str, Described], path: Path, shares: Shares) -> dict[str, str]:
-    """The splits that the file names, or else shares of the clips: a function of seed and names alone."""
-    if any(clip.split for clip in told.values()):
-        if without := [name for name, clip in told.items() if not clip.split]:
-            raise UsageError(f"{path}: {without[0]} has no split, others have; give all of them one, or none")
-        return {name: str(clip.split) for name, clip in told.items()}
-    shuffled = sorted(told, key=lambda name: hashlib.sha256(f"{shares.seed} {name}".encode()).digest())
-    test, validation = (max(round(share * len(told)), int(share > 0)) for share in (shares.test, shares.validation))
-    if test + validation >= len(told):
-        raise UsageError(f"{path}: of {len(told)} clips none is left to train on; name more, or smaller shares")
-    drawn = dict.fromkeys(shuffled, "train")
-    drawn |= dict.fromkeys(shuffled[:test], "test")
-    return drawn | dict.fromkeys(shuffled[test : test + validation], "validation")
+def splits_of(described: dict[str, Described], path: Path, shares: Shares) -> dict[str, str]:
+    """The splits in the file, or else shares of the clips, which depend only on the seed and the names."""
+    if any(clip.split for clip in described.values()):
+        if without := [name for name, clip in described.items() if not clip.split]:
+            raise UsageError(f"{path}: {without[0]} has no split, but others have; give all clips one, or none")
+        return {name: str(clip.split) for name, clip in described.items()}
+    clips = len(described)
+    shuffled = sorted(described, key=lambda name: hashlib.sha256(f"{shares.seed} {name}".encode()).digest())
+    test, validation = (max(round(share * clips), int(share > 0)) for share in (shares.test, shares.validation))
+    if test + validation >= clips:
+        raise UsageError(f"{path}: of {clips} clips none is left to train on; add clips, or give smaller shares")
+    splits = dict.fromkeys(shuffled, "train")
+    splits |= dict.fromkeys(shuffled[:test], "test")
+    return splits | dict.fromkeys(shuffled[test : test + validation], "validation")
 
 
 def demo(out: Path, *, train_per_combination: int, clips_per_split: int | None = None) -> list[SourceClip]:
-    """The rendered world, or the first clips of each split; they are made below `out` when their frames are taken."""
+    """The rendered world, or the first clips of each split. The files are made below `out` when they are decoded."""
     by_split = groupby(world.clips(train_per_combination=train_per_combination), lambda clip: clip.split)
     return [
         SourceClip(
@@ -268,10 +273,10 @@ def demo(out: Path, *, train_per_combination: int, clips_per_split: int | None =
 
 def _each_once(paths: Sequence[Path]) -> Sequence[Path]:
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError(f"{', '.join(map(str, paths))}: a file is given twice; give each once")
+        raise UsageError(f"{', '.join(map(str, paths))}: a file is given twice; give each file once")
     return paths
 
 
 def _natural(name: str) -> tuple[tuple[str, int], ...]:
-    """video9 before video10."""
+    """Sorts video9 before video10."""
     return tuple((text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name))

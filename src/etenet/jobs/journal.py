@@ -94,7 +94,7 @@ class Journal:
 
 
 def record_of(response: Mapping[str, Any], *, details: bool) -> Record:
-    """The fields of a response of the HTTP contract that are kept; with `details`, all sentences and probabilities."""
+    """The fields of an HTTP response that a journal needs; with `details`, all sentences and their probabilities."""
     names = ("caption", "captions") if details else ("caption",)
     if "segments" not in response:
         return {name: response[name] for name in names}
