@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = ["--features", str(run / "features.npy"), "--captions", str(run / "captions.jsonl")]
         prepare.main(["features", *given, "--minimum-count", "3", "--out", str(run / "data")])
         dataset, plan = Dataset.load(run / "data"), recipe(options.epochs)
-        training, test = dataset.clips["train"], dataset.clips["test"]
+        training, test, words = dataset.clips["train"], dataset.clips["test"], len(dataset.vocabulary())
         best = train(dataset, plan, run / "stage1")
         captions = caption_split(load_captioner(best, dataset), dataset, "test")
         contenders = {
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "real_language",
         {
             "clips": {split: len(clips) for split, clips in dataset.clips.items()},
-            "words": len(dataset.vocabulary()),
+            "words": words,
             "stage": asdict(plan.stages[1]),
             "scores": scores,
         },
