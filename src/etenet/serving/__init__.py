@@ -1,1 +1,1 @@
-"""A checkpoint becomes an HTTP server."""
+"""Serve a checkpoint over HTTP."""
