@@ -1,4 +1,4 @@
-"""Clips for tests, made on the spot: moving patterns whose every frame differs."""
+"""Clips that tests render: moving patterns in which every frame differs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from fractions import Fraction
 import av
 import numpy as np
 from numpy.typing import NDArray
-
-IDENTITY = (1, 0, 0, 1)
 
 
 def pattern(number: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -58,7 +56,7 @@ def video(
 
 
 def film(parts: Sequence[bytes], *, part_s: float, size: tuple[int, int] = (320, 240)) -> bytes:
-    """Videos one after the other without loss, each beginning `part_s` after the one before it."""
+    """Videos joined without loss. Each begins `part_s` after the one before it."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=25, options={"qp": "0"})
@@ -77,9 +75,9 @@ def film(parts: Sequence[bytes], *, part_s: float, size: tuple[int, int] = (320,
 
 @contextmanager
 def _same_scheduling() -> Iterator[None]:
-    """SVT-AV1 makes the thread that calls it a real-time one (SCHED_FIFO, 99), and for good.
+    """Undo what SVT-AV1 does: the thread that calls it keeps real-time scheduling (SCHED_FIFO, 99).
 
-    A server started from that thread would be one too, and leave nothing of its cores to the rest of the machine.
+    A server started from that thread would inherit it and leave no time on its cores to other processes.
     """
     policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
@@ -99,7 +97,7 @@ def audio_only() -> bytes:
     return file.getvalue()
 
 
-def turned(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:
+def with_display_matrix(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:
     """The same .mp4 with the linear part (a, b, c, d) of its display matrix set (ISO/IEC 14496-12, 8.3.2)."""
     at = mp4.index(b"tkhd") + 44
     a, b, c, d = (value << 16 for value in matrix)

@@ -1,7 +1,7 @@
-"""A GPU's decoder as PyAV shows it, made of FFmpeg's own: pictures come back as NV12 or P010, with all that they had.
+"""A stand-in for a GPU's decoder in PyAV, built on FFmpeg's software decoder.
 
-`alter` may do anything to what comes back, `before` anything before a file is opened. It keeps how it was opened, what
-the settings of its context, and how often that was asked to decode.
+Frames come back as NV12 or P010 with their metadata. `alter` may change the frames that come back; `before` runs before
+a file is opened. The stand-in records how files were opened, how codecs were set, and how often they were called.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class StandIn:
         self.accelerators: list[HWAccel] = []
         self.keywords: list[dict[str, Any]] = []
         self.settings: dict[str, Any] = {}
-        self.asked = 0
+        self.decode_calls = 0
 
     def open(self, file: io.BytesIO, *mode: str, hwaccel: HWAccel | None = None, **keywords: Any) -> Any:
-        """In the place of `av.open`."""
+        """Replaces `av.open`."""
         if hwaccel is None:
             return _open(file, *mode, **keywords)
         self.before()
@@ -53,7 +53,7 @@ class Context:
         setattr(self._real, name, value)
 
     def decode(self, packet: av.Packet | None) -> Any:
-        self._stand_in.asked += 1
+        self._stand_in.decode_calls += 1
         return self._stand_in.alter([_downloaded(frame) for frame in self._real.decode(packet)])
 
 

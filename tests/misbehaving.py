@@ -1,7 +1,7 @@
-"""Runs in a decoder process in place of the real thing: does what the body says, with every wall in its place.
+"""Runs in a decoder process in place of the real worker: takes the action that the body names, with all defences on.
 
-`unfiltered_main` runs the same without the system-call filter, `credulous_main` without the allow-lists, and
-`gpu_main` with a stand-in for a GPU, which others break in some way.
+`unfiltered_main` runs without the system-call filter, `no_allow_lists_main` without the allow-lists, `undefended_main`
+without both, and `gpu_main` with a stand-in for a GPU. The other functions with `gpu` in the name break it.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def _spin() -> None:
         pass
 
 
-def _take_its_time() -> None:
-    """As a clip does whose decoder looks at the clock itself."""
+def _report_a_timeout() -> None:
+    """Uses CPU time like a slow clip, then raises what a decoder raises that checks the clock."""
     while time.process_time() % 100 < 0.8:
         pass
     raise DecodeTimeout("too slow")
 
 
-def _eat() -> None:
-    hoard = []
+def _use_up_memory() -> None:
+    blocks = []
     while True:
-        hoard.append(bytearray(b"x" * 2**22))
+        blocks.append(bytearray(b"x" * 2**22))
 
 
-DEEDS: dict[bytes, Callable[[], object]] = {
+ACTIONS: dict[bytes, Callable[[], object]] = {
     b"open": lambda: open("/etc/passwd").close(),
     b"write a file": lambda: open("/dev/null", "w").close(),
     b"make a socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close(),
@@ -54,31 +54,31 @@ DEEDS: dict[bytes, Callable[[], object]] = {
     b"fork": lambda: os.fork() or os._exit(0),
     b"kill": lambda: os.kill(os.getppid(), 0),
     b"choose its cores": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
-    b"ask a driver": lambda: fcntl.ioctl(0, 0xC020462A),  # NV_ESC_RM_CONTROL
-    b"ask nvidia-uvm": lambda: fcntl.ioctl(0, 33),  # UVM_MAP_EXTERNAL_ALLOCATION
-    b"own a socket": lambda: fcntl.ioctl(0, 0x8901),  # FIOSETOWN
-    b"type for a terminal": lambda: fcntl.ioctl(0, 0x5412),  # TIOCSTI
+    b"call a driver": lambda: fcntl.ioctl(0, 0xC020462A),  # NV_ESC_RM_CONTROL
+    b"call nvidia-uvm": lambda: fcntl.ioctl(0, 33),  # UVM_MAP_EXTERNAL_ALLOCATION
+    b"set the owner of a socket": lambda: fcntl.ioctl(0, 0x8901),  # FIOSETOWN
+    b"type into a terminal": lambda: fcntl.ioctl(0, 0x5412),  # TIOCSTI
     b"crash": lambda: ctypes.string_at(0),
     b"spin": _spin,
-    b"slow": _take_its_time,
+    b"report a timeout": _report_a_timeout,
     b"sleep": lambda: time.sleep(1000),
-    b"eat": _eat,
+    b"use up memory": _use_up_memory,
     b"bug": lambda: 1 // 0,
 }
 
 
-def _obey(body: bytes, cut: Cut, **settings: Any) -> list[Clip]:
-    if body not in DEEDS:
+def _act_or_decode(body: bytes, cut: Cut, **settings: Any) -> list[Clip]:
+    if body not in ACTIONS:
         return sample_segments(body, cut, **settings)
     try:
-        DEEDS[body]()
+        ACTIONS[body]()
     except OSError as error:
         raise NotAVideo(f"denied: {error.strerror}") from error
     raise NotAVideo("done")
 
 
 def main(settings: Mapping[str, Any]) -> None:
-    worker.sample_segments = _obey
+    worker.sample_segments = _act_or_decode
     worker.main(settings)
 
 
@@ -88,37 +88,37 @@ def unfiltered_main(settings: Mapping[str, Any]) -> None:
 
 
 def lying_main(settings: Mapping[str, Any]) -> None:
-    """Answers with what the body holds, instead of decoding it."""
+    """Replies with what the body holds instead of decoding it."""
     worker._reply = lambda file, request, *_: json.loads(os.pread(file, request["body_bytes"], 0))
     worker.main(settings)
 
 
-def credulous_main(settings: Mapping[str, Any]) -> None:
-    """Decodes for real, but opens whatever a file asks for."""
-    believe_everything()
+def no_allow_lists_main(settings: Mapping[str, Any]) -> None:
+    """Decodes, and opens whatever a file asks for."""
+    remove_allow_lists()
     worker.main(settings)
 
 
-def credulous_unfiltered_main(settings: Mapping[str, Any]) -> None:
+def undefended_main(settings: Mapping[str, Any]) -> None:
     worker.allow_only_decoding = lambda **_: None
-    credulous_main(settings)
+    no_allow_lists_main(settings)
 
 
-def believe_everything() -> None:
+def remove_allow_lists() -> None:
     sampling.OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
     sampling.DECODERS = tuple(av.codecs_available)
 
 
-DEADLY_WIDTH_PX = 128
+FAULTY_WIDTH_PX = 128
 
 
 def gpu_main(settings: Mapping[str, Any]) -> None:
     """Its driver crashes on frames of one width."""
-    _with_gpu(settings, StandIn(lambda frames: ctypes.string_at(0) if _any_deadly(frames) else frames))
+    _with_gpu(settings, StandIn(lambda frames: ctypes.string_at(0) if _any_faulty(frames) else frames))
 
 
 def hanging_gpu_main(settings: Mapping[str, Any]) -> None:
-    _with_gpu(settings, StandIn(lambda frames: time.sleep(1000) if _any_deadly(frames) else frames))
+    _with_gpu(settings, StandIn(lambda frames: time.sleep(1000) if _any_faulty(frames) else frames))
 
 
 def gpu_that_gives_other_frames_main(settings: Mapping[str, Any]) -> None:
@@ -126,7 +126,7 @@ def gpu_that_gives_other_frames_main(settings: Mapping[str, Any]) -> None:
 
 
 def gpu_that_needs_files_main(settings: Mapping[str, Any]) -> None:
-    """Its driver opens a device for each video, as it can before the wall is up."""
+    """Its driver opens a device for each video, which works only until the filter is installed."""
     _with_gpu(settings, StandIn(before=lambda: open("/dev/null").close()))
 
 
@@ -145,5 +145,5 @@ def _with_gpu(settings: Mapping[str, Any], stand_in: StandIn) -> None:
     main(settings)
 
 
-def _any_deadly(frames: Frames) -> bool:
-    return any(frame.width == DEADLY_WIDTH_PX for frame in frames)
+def _any_faulty(frames: Frames) -> bool:
+    return any(frame.width == FAULTY_WIDTH_PX for frame in frames)

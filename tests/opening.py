@@ -1,4 +1,4 @@
-"""Runs in a decoder process with a stand-in for a GPU: opens the file that the body names, in the way that it says."""
+"""Runs in a decoder process with a stand-in for a GPU: opens a file; the body, "way: name", says how and which."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from etenet.errors import NotAVideo
 from etenet.video.clip import Clip
 from tests import misbehaving
 
-ENDLESS = b"a name without an end"
 _other_thread = ThreadPoolExecutor(1)
-_obey = misbehaving._obey
+_act_or_decode = misbehaving._act_or_decode
 
 
 def _use(name: bytes) -> str:
-    """As NVIDIA's driver uses its own."""
+    """Does with a file what NVIDIA's driver does with its devices."""
     file = os.open(name, os.O_RDWR | os.O_CLOEXEC)
     try:
         assert fcntl.fcntl(file, fcntl.F_GETFD) == fcntl.FD_CLOEXEC
@@ -34,7 +33,7 @@ def _use(name: bytes) -> str:
 
 
 def _open_at(place: int) -> int:
-    """By the C library, as Python would refuse some names itself."""
+    """Calls the C library, because Python itself would refuse some names."""
     system = ctypes.CDLL(None, use_errno=True)
     file: int = system.openat(-100, ctypes.c_void_p(place), os.O_RDONLY)  # AT_FDCWD
     if file < 0:
@@ -43,7 +42,7 @@ def _open_at(place: int) -> int:
 
 
 def _open_endless(name: bytes) -> str:
-    """The name ends where memory ends, with no zero after it."""
+    """Opens a name at the very end of a page, with no zero byte and no memory after it."""
     page = mmap.mmap(-1, 2 * mmap.PAGESIZE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(page))
     assert ctypes.CDLL(None).munmap(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE) == 0
@@ -52,8 +51,8 @@ def _open_endless(name: bytes) -> str:
     return str(_open_at(page_end - len(name)))
 
 
-def _read_while_it_changes(names: bytes) -> str:
-    """Of two names of the same length; says what was read, and whether there was a refusal."""
+def _read_while_the_name_changes(names: bytes) -> str:
+    """Opens while another thread swaps two names of one length. Gives what was read and whether a call was refused."""
     one, other = names.split()
     written, done, values, refused = ctypes.create_string_buffer(one), threading.Event(), set(), False
 
@@ -77,7 +76,7 @@ def _read_while_it_changes(names: bytes) -> str:
     return f"{sorted(values)} {refused}"
 
 
-def _hoard(name: bytes) -> str:
+def _open_many(name: bytes) -> str:
     files = []
     try:
         while True:
@@ -89,12 +88,12 @@ def _hoard(name: bytes) -> str:
             os.close(file)
 
 
-def _flood(name: bytes) -> str:
-    asked, until_s = 0, time.monotonic() + 0.5
+def _open_repeatedly(name: bytes) -> str:
+    opened, until_s = 0, time.monotonic() + 0.5
     while time.monotonic() < until_s:
         os.close(os.open(name, os.O_RDONLY))
-        asked += 1
-    return str(asked)
+        opened += 1
+    return str(opened)
 
 
 WAYS: dict[bytes, Callable[[bytes], object]] = {
@@ -104,22 +103,22 @@ WAYS: dict[bytes, Callable[[bytes], object]] = {
     b"create": lambda name: os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600)),
     b"find": lambda name: os.close(os.open(name, os.O_PATH)),
     b"list": lambda name: os.close(os.open(name, os.O_RDONLY | os.O_DIRECTORY)),
-    b"read endless": _open_endless,
-    b"read at": lambda place: _open_at(int(place)),
-    b"read while it changes": _read_while_it_changes,
-    b"copy": lambda _: fcntl.fcntl(0, fcntl.F_DUPFD, 0),
-    b"own": lambda _: fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid()),
-    b"ask as if it were ioctl": lambda _: fcntl.fcntl(0, 16),  # F_GETOWN_EX, and ioctl's own number
+    b"read by an endless name": _open_endless,
+    b"read by an address": lambda place: _open_at(int(place)),
+    b"read while the name changes": _read_while_the_name_changes,
+    b"duplicate": lambda _: fcntl.fcntl(0, fcntl.F_DUPFD, 0),
+    b"set the owner": lambda _: fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid()),
+    b"fcntl with the number of ioctl": lambda _: fcntl.fcntl(0, 16),  # 16 is F_GETOWN_EX and the system call ioctl
     b"import": lambda name: __import__(name.decode()),
-    b"hoard": _hoard,
-    b"flood": _flood,
+    b"open many": _open_many,
+    b"open repeatedly": _open_repeatedly,
 }
 
 
-def _open_or_obey(body: bytes, *arguments: Any, **settings: Any) -> list[Clip]:
+def _open_or_act(body: bytes, *arguments: Any, **settings: Any) -> list[Clip]:
     way, _, name = body.partition(b": ")
     if way not in WAYS:
-        return _obey(body, *arguments, **settings)
+        return _act_or_decode(body, *arguments, **settings)
     try:
         result = WAYS[way](name)
     except (OSError, ImportError) as error:
@@ -128,6 +127,6 @@ def _open_or_obey(body: bytes, *arguments: Any, **settings: Any) -> list[Clip]:
 
 
 def main(settings: Mapping[str, Any]) -> None:
-    _other_thread.submit(int).result()  # it has to be there before the wall
-    misbehaving._obey = _open_or_obey
+    _other_thread.submit(int).result()  # no thread can start once the filter is installed
+    misbehaving._act_or_decode = _open_or_act
     misbehaving.gpu_main(settings)

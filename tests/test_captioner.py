@@ -1,4 +1,4 @@
-"""From bytes to captions in process: outcomes item by item, the same alone and together."""
+"""Bytes to captions in one process: each clip gets its own outcome, the same alone and in a batch."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def test_a_clip_gets_the_same_caption_alone_and_in_a_batch_with_bad_neighbours(c
 
 def test_clips_with_different_options_share_a_batch(captioner: Captioner) -> None:
     body = next(iter(BODIES.values()))
-    every = [
+    options_of_clips = [
         DEFAULT,
         CaptionOptions(beam_size=1),
         CaptionOptions(beam_size=3, captions=3),
         CaptionOptions(max_words=3),
         CaptionOptions(captions=5, length_penalty=2.0),
     ]
-    together = captioner.caption_batch([body] * len(every), every)
-    for options, outcome in zip(every, together, strict=True):
+    outcomes = captioner.caption_batch([body] * len(options_of_clips), options_of_clips)
+    for options, outcome in zip(options_of_clips, outcomes, strict=True):
         assert isinstance(outcome, etenet.Caption)
         alone = captioner.caption(body, options)
-        assert [one.text for one in outcome.sentences] == [one.text for one in alone.sentences]
+        assert [sentence.text for sentence in outcome.sentences] == [sentence.text for sentence in alone.sentences]
         assert len(outcome.sentences) == options.captions
-        assert all(len(one.words) <= (options.max_words or 20) for one in outcome.sentences)
+        assert all(len(sentence.words) <= (options.max_words or 20) for sentence in outcome.sentences)
 
 
 def test_permuting_the_frames_changes_no_caption(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_permuting_the_frames_changes_no_caption(monkeypatch: pytest.MonkeyPatch
         assert captioner.caption(body).text == EXAMPLES[name]
 
 
-def test_best_sentences_come_first_and_probabilities_are_probabilities(captioner: Captioner) -> None:
+def test_the_best_sentence_comes_first_and_probabilities_are_between_0_and_1(captioner: Captioner) -> None:
     for body in BODIES.values():
         sentences = captioner.caption(body, CaptionOptions(captions=5)).sentences
         log_probs = [sentence.log_prob for sentence in sentences]
@@ -93,7 +93,7 @@ def test_a_single_frame_is_enough(captioner: Captioner) -> None:
     assert caption.video.distinct_frames == 1
 
 
-def test_a_bug_in_decoding_hurts_one_clip_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_decoding_fails_only_one_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     sample, (first, second, *_) = pool.sample_segments, BODIES.values()
 
     def broken(body: bytes, cut: Cut, **options: object) -> list[Clip]:
@@ -107,7 +107,7 @@ def test_a_bug_in_decoding_hurts_one_clip_only(monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(good, etenet.Caption)
 
 
-def test_a_network_that_gives_no_numbers_is_our_bug(small_checkpoint: Path) -> None:
+def test_a_network_that_gives_nan_is_an_internal_error(small_checkpoint: Path) -> None:
     checkpoint = checkpoints.load(small_checkpoint)
     checkpoint.model.decoder.to_words.bias.fill_(torch.nan)
     with pytest.raises(errors.InternalError, match="no caption"):
@@ -116,15 +116,15 @@ def test_a_network_that_gives_no_numbers_is_our_bug(small_checkpoint: Path) -> N
         )
 
 
-def test_a_batch_that_does_not_fit_is_captioned_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_captioned_clip_by_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     def encode(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
         sizes.append(len(frames))
         if len(frames) > FRAMES_PER_CLIP:
             raise torch.OutOfMemoryError("out of memory")
-        return whole(encoder, frames)
+        return forward(encoder, frames)
 
     sizes: list[int] = []
-    whole = Encoder.forward
+    forward = Encoder.forward
     monkeypatch.setattr(Encoder, "forward", encode)
     monkeypatch.setattr("etenet.captioning.stream.FIRST_COMPLETED", ALL_COMPLETED)
     outcomes = etenet.load(DEMO, sandboxed=False).caption_batch(list(BODIES.values()), [DEFAULT] * 6)
@@ -133,29 +133,29 @@ def test_a_batch_that_does_not_fit_is_captioned_one_by_one(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("fault", ["exception", "nan"])
-def test_of_a_batch_that_fails_only_the_guilty_clip_has_no_caption(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    captioner, culprit = etenet.load(DEMO, sandboxed=False), 2
+def test_only_the_clip_that_makes_a_batch_fail_gets_no_caption(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    captioner, bad_clip = etenet.load(DEMO, sandboxed=False), 2
 
     def encode(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
-        guilty = (frames == bad_frame).flatten(1).all(1)
-        if guilty.any() and fault == "exception":
+        is_bad = (frames == bad_frame).flatten(1).all(1)
+        if is_bad.any() and fault == "exception":
             raise RuntimeError("a kernel failed")
-        features = whole(encoder, frames)
-        features[guilty] = torch.nan
+        features = forward(encoder, frames)
+        features[is_bad] = torch.nan
         return features
 
-    whole, preprocessing = Encoder.forward, captioner.checkpoint.preprocessing
-    shown = sample_frames(list(BODIES.values())[culprit], resize_px=preprocessing.resize_px).frames
-    bad_frame = preprocess(torch.from_numpy(shown), preprocessing)[5]
+    forward, preprocessing = Encoder.forward, captioner.checkpoint.preprocessing
+    pictures = sample_frames(list(BODIES.values())[bad_clip], resize_px=preprocessing.resize_px).frames
+    bad_frame = preprocess(torch.from_numpy(pictures), preprocessing)[5]
     monkeypatch.setattr(Encoder, "forward", encode)
     monkeypatch.setattr("etenet.captioning.stream.FIRST_COMPLETED", ALL_COMPLETED)
     outcomes = captioner.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
-    assert isinstance(outcomes.pop(culprit), errors.InternalError)
-    others = [text for number, text in enumerate(EXAMPLES.values()) if number != culprit]
+    assert isinstance(outcomes.pop(bad_clip), errors.InternalError)
+    others = [text for number, text in enumerate(EXAMPLES.values()) if number != bad_clip]
     assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == others
 
 
-def test_a_device_that_no_longer_computes_is_no_fault_of_a_clip(small_checkpoint: Path) -> None:
+def test_a_device_that_no_longer_computes_is_not_blamed_on_a_clip(small_checkpoint: Path) -> None:
     captioner = etenet.load(small_checkpoint, sandboxed=False)
     captioner.network.device = torch.device("cuda:63")
     with pytest.raises(errors.DeviceFailed, match="cuda:63 no longer computes"):
@@ -175,56 +175,58 @@ def test_a_device_that_no_longer_computes_is_no_fault_of_a_clip(small_checkpoint
         ({"length_penalty": "nan"}, "from 0 to 2"),
     ],
 )
-def test_an_option_out_of_bounds_is_refused_with_the_bounds(texts: dict[str, str], message: str) -> None:
+def test_the_error_for_an_option_out_of_bounds_names_the_bounds(texts: dict[str, str], message: str) -> None:
     with pytest.raises(errors.BadOption, match=message):
         CaptionOptions.parse(texts)
 
 
-def test_options_are_read_from_text() -> None:
+def test_options_are_parsed_from_text() -> None:
     texts = {"beam_size": " 3 ", "captions": "2", "max_words": "7", "length_penalty": "0.5", "other": "x"}
     assert CaptionOptions.parse(texts) == CaptionOptions(beam_size=3, captions=2, max_words=7, length_penalty=0.5)
 
 
-def test_equal_frames_in_a_row_are_encoded_once(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_consecutive_equal_frames_are_encoded_once(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     def encode(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
         encoded.append(len(frames))
-        return whole(encoder, frames)
+        return forward(encoder, frames)
 
     encoded: list[int] = []
-    whole = Encoder.forward
+    forward = Encoder.forward
     size_px = captioner.checkpoint.preprocessing.resize_px
     a, b = np.random.default_rng(0).integers(0, 256, (2, size_px, size_px, 3), dtype=np.uint8)
     clips_of_two_frames = np.stack([[a, a], [a, b], [b, a]])
-    alone = {id(one): captioner.network.features(one[None, None])[0, 0] for one in (a, b)}
+    alone = {id(frame): captioner.network.features(frame[None, None])[0, 0] for frame in (a, b)}
     monkeypatch.setattr(Encoder, "forward", encode)
-    found = captioner.network.features(clips_of_two_frames)
+    features = captioner.network.features(clips_of_two_frames)
     assert encoded == [3]
-    for of_clip, frames in zip(found, ((a, a), (a, b), (b, a)), strict=True):
-        for feature, one in zip(of_clip, frames, strict=True):
-            torch.testing.assert_close(feature, alone[id(one)])
+    for clip_features, frames in zip(features, ((a, a), (a, b), (b, a)), strict=True):
+        for feature, frame in zip(clip_features, frames, strict=True):
+            torch.testing.assert_close(feature, alone[id(frame)])
 
 
-def test_the_compiled_encoder_is_the_network(captioner: Captioner, tmp_path: Path) -> None:
+def test_the_compiled_encoder_gives_the_features_and_captions_of_the_network(
+    captioner: Captioner, tmp_path: Path
+) -> None:
     compile_encoder(captioner.checkpoint, tmp_path / "encoder.xml")
     compiled = etenet.load(DEMO, compiled_encoder=tmp_path / "encoder.xml", sandboxed=False)
     size_px = captioner.checkpoint.preprocessing.resize_px
     frames = np.stack([sample_frames(body, resize_px=size_px).frames for body in BODIES.values()])
-    plain, found = captioner.network.features(frames), compiled.network.features(frames)
-    assert (found - plain).abs().max() <= 1e-4 * plain.abs().max()
-    for number, alone in enumerate(frames):
-        assert torch.equal(compiled.network.features(alone[None])[0], found[number])
+    expected, features = captioner.network.features(frames), compiled.network.features(frames)
+    assert (features - expected).abs().max() <= 1e-4 * expected.abs().max()
+    for number, clip in enumerate(frames):
+        assert torch.equal(compiled.network.features(clip[None])[0], features[number])
     outcomes = compiled.caption_batch(list(BODIES.values()), [DEFAULT] * 6)
     assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == list(EXAMPLES.values())
 
 
 @pytest.mark.parametrize("name", ["bninception", "inceptionresnetv2"])
-def test_any_preprocessing_is_compiled_along(name: str, tmp_path: Path) -> None:
-    """Channels from blue to red, values to 255; an odd difference between resizing and cropping."""
+def test_every_kind_of_preprocessing_is_compiled_into_the_encoder(name: str, tmp_path: Path) -> None:
+    """bninception takes BGR up to 255, and a crop of 97 pixels leaves an odd margin."""
     checkpoint = checkpoints.initialise(name, Vocabulary(["dog"]), crop_px=97)
-    compile_encoder(checkpoint, tmp_path / "encoder.xml")  # compares
+    compile_encoder(checkpoint, tmp_path / "encoder.xml")  # raises if the features differ
 
 
-def test_a_compiled_encoder_that_is_another_network_is_not_written(
+def test_a_compiled_encoder_that_gives_other_features_is_not_written(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino, "crop_start", lambda _: 0)
@@ -232,7 +234,7 @@ def test_a_compiled_encoder_that_is_another_network_is_not_written(
         compile_encoder(checkpoints.load(small_checkpoint), tmp_path / "encoder.xml")
 
 
-def test_a_compiled_encoder_that_cannot_be_read_leaves_the_plain_network(
+def test_the_torch_form_is_used_if_the_compiled_encoder_cannot_be_read(
     small_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "encoder.xml").write_text("<net/>")

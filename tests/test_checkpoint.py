@@ -1,4 +1,4 @@
-"""One file holds everything, survives a crash while it is written, and cannot run code."""
+"""A checkpoint is one file with everything in it, survives a crash during writing, and cannot run code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fresh() -> checkpoints.Checkpoint:
     return checkpoints.initialise("squeezenet1_1", WORDS, crop_px=64, max_words=7, dropout=0.25)
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
+def test_everything_that_is_saved_is_loaded(tmp_path: Path) -> None:
     path, written = tmp_path / "model.pt", fresh()
     checkpoints.save(written, path)
     read = checkpoints.load(path)
@@ -33,7 +33,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert not read.model.training
 
 
-def test_without_the_encoder_only_its_name_and_the_rest_come_back(tmp_path: Path) -> None:
+def test_without_the_encoder_its_name_and_everything_else_are_loaded(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     checkpoints.save(fresh(), path)
     read, whole = checkpoints.load(path, with_encoder=False), checkpoints.load(path)
@@ -71,19 +71,19 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-class Poison:
+class Malicious:
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, ("poisoned",)
+        return os.mkdir, ("executed",)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": checkpoints.FORMAT, "version": 1, "weights": Poison()}, tmp_path / "zip.pt")
-    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Poison()))
+    torch.save({"format": checkpoints.FORMAT, "version": 1, "weights": Malicious()}, tmp_path / "zip.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Malicious()))
     for name in ("zip.pt", "pickle.pt"):
         with pytest.raises(CheckpointError, match=name):
             checkpoints.load(tmp_path / name)
-    assert not (tmp_path / "poisoned").exists()
+    assert not (tmp_path / "executed").exists()
 
 
 def changed(contents: dict[str, object], **changes: object) -> dict[str, object]:
@@ -102,7 +102,9 @@ def changed(contents: dict[str, object], **changes: object) -> dict[str, object]
         ({"decoder": {"hidden": 3}}, "damaged"),
     ],
 )
-def test_a_wrong_checkpoint_is_named_with_its_mend(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_the_error_for_a_wrong_checkpoint_names_it_in_one_line(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     path = tmp_path / "model.pt"
     checkpoints.save(fresh(), path)
     torch.save(changed(torch.load(path, weights_only=True), **changes), path)
@@ -114,14 +116,16 @@ def test_a_wrong_checkpoint_is_named_with_its_mend(tmp_path: Path, changes: dict
 
 @pytest.mark.parametrize("contents", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
 @pytest.mark.parametrize("with_encoder", [True, False])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, contents: bytes, with_encoder: bool) -> None:
+def test_the_error_for_a_file_that_is_not_a_checkpoint_names_it(
+    tmp_path: Path, contents: bytes, with_encoder: bool
+) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(contents)
     with pytest.raises(CheckpointError, match=r"model\.pt"):
         checkpoints.load(path, with_encoder=with_encoder)
 
 
-def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_truncated_checkpoint_names_it(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     checkpoints.save(fresh(), path)
     path.write_bytes(path.read_bytes()[:-1000])

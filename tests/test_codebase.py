@@ -1,4 +1,4 @@
-"""Rules about the code itself: imports run one way, foreign libraries stay where they belong."""
+"""Rules about the code itself: imports run one way, and each foreign library is imported in few files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MAY_IMPORT = {
     "captioning": GROUND | {"video", "model", "sandbox", "runtime"},
     **dict.fromkeys(("jobs", "serving"), GROUND | {"video", "model", "sandbox", "runtime", "captioning"}),
 }
-AT_THE_TOP = {"doctor", "cli", "__init__", "__main__"}  # import what they want
+AT_THE_TOP = {"doctor", "cli", "__init__", "__main__"}  # may import everything
 
-AT_HOME = {
+ALLOWED_IN = {
     "av": {
         *(f"src/etenet/video/{name}.py" for name in ("ffmpeg", "nvdec", "pictures", "sampling", "scenes")),
         "training/demo/world.py",
@@ -45,7 +45,7 @@ AT_HOME = {
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of everything a file imports, wherever in the file."""
+    """Dotted names of everything that a file imports, anywhere in the file."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -59,48 +59,48 @@ def python_files(*folders: str) -> list[Path]:
     return [path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*.py"))]
 
 
-def test_packages_of_the_core_import_what_stands_below_them() -> None:
-    rooms = {path.stem for path in CORE.iterdir() if path.name != "__pycache__"}
-    assert rooms == MAY_IMPORT.keys() | AT_THE_TOP
+def test_packages_of_the_core_import_only_the_packages_below_them() -> None:
+    packages = {path.stem for path in CORE.iterdir() if path.name != "__pycache__"}
+    assert packages == MAY_IMPORT.keys() | AT_THE_TOP
     for path in CORE.rglob("*.py"):
-        room = path.relative_to(CORE).parts[0].removesuffix(".py")
-        if room in AT_THE_TOP:
+        package = path.relative_to(CORE).parts[0].removesuffix(".py")
+        if package in AT_THE_TOP:
             continue
         for name in imports(path):
-            imported = name.split(".")[1] if name.startswith("etenet.") else room
-            assert imported == room or imported in MAY_IMPORT[room], f"{path} imports {name}"
+            imported = name.split(".")[1] if name.startswith("etenet.") else package
+            assert imported == package or imported in MAY_IMPORT[package], f"{path} imports {name}"
 
 
-def test_the_listing_of_the_core_can_be_seen_at_a_glance() -> None:
+def test_the_core_has_few_entries() -> None:
     assert len([path for path in CORE.iterdir() if path.name != "__pycache__"]) <= 18
 
 
-def test_the_core_knows_no_trainer_no_handler_and_no_benchmark() -> None:
+def test_the_core_imports_neither_training_nor_the_handler_nor_benchmarks() -> None:
     for path in python_files("src"):
         foreign = {name.partition(".")[0] for name in imports(path)} & {"training", "handler", "benchmarks", "tests"}
         assert not foreign, path
 
 
-def test_foreign_libraries_are_imported_where_they_belong() -> None:
+def test_foreign_libraries_are_imported_only_where_they_are_allowed() -> None:
     for path in python_files("src", "handler", "training"):
-        for library in {name.partition(".")[0] for name in imports(path)} & set(AT_HOME):
-            assert path.relative_to(REPOSITORY).as_posix() in AT_HOME[library], f"{path} imports {library}"
+        for library in {name.partition(".")[0] for name in imports(path)} & set(ALLOWED_IN):
+            assert path.relative_to(REPOSITORY).as_posix() in ALLOWED_IN[library], f"{path} imports {library}"
 
 
 @pytest.mark.parametrize("module", ["etenet.serving.launcher", "etenet.sandbox.worker"])
-def test_what_starts_first_does_not_wait_for_torch(module: str) -> None:
+def test_the_launcher_and_the_decoder_process_do_not_import_torch(module: str) -> None:
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
-def test_no_file_is_a_drawer_and_none_is_too_long_to_read() -> None:
+def test_no_file_is_a_catch_all_and_none_is_too_long() -> None:
     for path in python_files("src", "handler", "training", "benchmarks", "tests"):
         assert path.stem not in {"utils", "util", "misc", "common", "helpers", "tools"}
         lines = len(path.read_text().splitlines())
         assert lines <= 420, f"{path.name} has {lines} lines"
 
 
-def test_every_file_says_what_it_is() -> None:
+def test_every_file_has_a_docstring() -> None:
     for path in python_files("src", "handler", "training"):
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
@@ -110,12 +110,12 @@ def test_the_handler_file_defines_exactly_one_class() -> None:
     assert [node.name for node in tree.body if isinstance(node, ast.ClassDef)] == ["EtenetHandler"]
 
 
-def test_public_names_are_those_of_all() -> None:
+def test_public_names_are_those_in_all() -> None:
     assert etenet.__all__ == sorted(etenet.__all__)
     assert all(hasattr(etenet, name) for name in etenet.__all__)
 
 
-def test_no_file_names_a_place_of_one_machine_or_a_package_index() -> None:
+def test_no_file_names_a_path_of_one_machine_or_a_package_index() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     forbidden = ["/" + "work/", "/" + "root/", "--" + "index-url", "file" + ":///opt", "py" + "pi.org"]
     for name in filter(None, listed.stdout.split("\0")):

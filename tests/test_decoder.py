@@ -36,7 +36,7 @@ def softmax(x: Array) -> Array:
 
 
 class Transcription:
-    """The equations as the paper numbers them; W as (out, in)."""
+    """The equations by their numbers in the paper. Weights are (out, in)."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.p = {name: value.numpy() for name, value in decoder.state_dict().items()}

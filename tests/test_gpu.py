@@ -162,9 +162,8 @@ def test_clips_that_overflow_half_precision_are_encoded_by_the_exact_form(checkp
 
     bodies = [(REPOSITORY / "examples" / name).read_bytes() for name in list(EXAMPLES)[:2]]
     captioner = Captioner(checkpoint, Overflowing(checkpoint), decoders_for(checkpoint, sandboxed=False))
-    assert [caption.text for caption in captioner.caption_batch(bodies, [CaptionOptions()] * 2)] == list(
-        EXAMPLES.values()
-    )[:2]
+    captions = captioner.caption_batch(bodies, [CaptionOptions()] * 2)
+    assert [caption.text for caption in captions] == list(EXAMPLES.values())[:2]
 
 
 GPU_ONLY = 8  # functions and single lines that no test runs without a GPU
@@ -196,9 +195,7 @@ def test_code_that_needs_a_gpu_is_marked_and_counted() -> None:
         marks += len(marked)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node.body[0].lineno - 1 in marked:
-                assert node.end_lineno - node.lineno < 25, (
-                    f"{path.name}: {node.name} is too long for code that needs a GPU"
-                )
+                assert node.end_lineno - node.lineno < 25, f"{path.name}: {node.name} is too long without a test"
                 marked |= set(range(node.lineno, node.end_lineno + 1))
         assert {use.lineno for use in uses_of_cuda(tree)} <= marked, path
     assert marks == GPU_ONLY

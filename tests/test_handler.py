@@ -1,4 +1,4 @@
-"""The handler in this process, given rows as TorchServe gives them: one response for each, whatever the others are."""
+"""The handler in this process, given rows as TorchServe gives them: each gets its own response."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def handler(unpacked: Path) -> EtenetHandler:
 def responses(
     handler: EtenetHandler, unpacked: Path, *requests: tuple[Mapping[str, Any], Mapping[str, Any]]
 ) -> tuple[list[bytes], Context]:
-    """What a batch of rows with their headers gets."""
+    """The responses to a batch of rows with their headers."""
     context = Context(unpacked)
     context.headers = [headers for _, headers in requests]
     return handler.handle([row for row, _ in requests], context), context
@@ -113,7 +113,7 @@ def test_every_row_of_a_batch_gets_its_own_response(
     assert [line["request_id"] for line in lines] == [f"request {number}" for number in range(10)]
 
 
-def test_too_many_segments_are_asked_to_come_again(handler: EtenetHandler, unpacked: Path) -> None:
+def test_too_many_segments_for_one_batch_get_503_and_retry_after(handler: EtenetHandler, unpacked: Path) -> None:
     bodies, context = responses(handler, unpacked, *[({"body": FILM}, {"X-Etenet-Segment-S": "1.25"})] * 2)
     assert sorted(context.statuses.values()) == [503]
     (number,) = context.statuses
@@ -121,7 +121,7 @@ def test_too_many_segments_are_asked_to_come_again(handler: EtenetHandler, unpac
     assert len(json.loads(bodies[1 - number])["segments"]) == 13
 
 
-def test_the_test_clip_of_readiness_is_not_counted(
+def test_the_clip_of_the_readiness_check_is_neither_counted_nor_logged(
     handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(REQUEST_LOG_VARIABLE, "plain")
@@ -130,7 +130,7 @@ def test_the_test_clip_of_readiness_is_not_counted(
     assert (metrics.CAPTIONS._value.get(), capsys.readouterr().out) == (before, "")
 
 
-def test_a_bug_is_answered_for_each_row_and_a_lost_device_ends_the_worker(
+def test_a_bug_is_an_error_for_each_row_and_a_lost_device_ends_the_worker(
     handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
@@ -147,7 +147,7 @@ def test_a_bug_is_answered_for_each_row_and_a_lost_device_ends_the_worker(
     assert ended == [1]
 
 
-def test_a_worker_that_cannot_load_leaves_the_reason_to_the_launcher(
+def test_a_worker_that_cannot_load_writes_the_reason_for_the_launcher(
     unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FAILURE_FILE_VARIABLE, str(tmp_path / "failure"))

@@ -1,4 +1,4 @@
-"""Hostile files: each gets a caption or a reason, none harms a decoder, and nothing outside is touched.
+"""Hostile files: each gets a caption or a reason, no decoder dies, and no file opens another file or a connection.
 
 `--hostile` runs the long form.
 """
@@ -27,29 +27,29 @@ RESERVED_AT_START_BYTES = 64 * 2**20
 
 
 def outcome(file: HostileFile, future: Future[list[Clip]]) -> str:
-    """What became of it: "accept", "reject", or what is wrong with that."""
+    """Gives "accept", "reject", or the name of the file with an error that is neither."""
     error = future.exception(timeout=60)
     if error is None:
         return "accept"
     return "reject" if isinstance(error, CaptionError) and error.status < 500 else f"{file.name}: {error!r}"
 
 
-def test_every_file_gets_what_it_must_and_no_decoder_dies(alarm: Alarm) -> None:
+def test_every_file_gets_the_expected_outcome_and_no_decoder_dies(alarm: Alarm) -> None:
     files = list(hostile_files(alarm.trap))
     assert len({file.name for file in files}) == len(files) >= 250
-    with decoding("etenet.sandbox.worker:main", LIMITS, processes=2) as walled:
-        decoders = walled.pids
-        futures = [walled.submit(file.body) for file in files]
-        found = {file.name: outcome(file, future) for file, future in zip(files, futures, strict=True)}
-        assert walled.pids == decoders
+    with decoding("etenet.sandbox.worker:main", LIMITS, processes=2) as sandbox:
+        decoders = sandbox.pids
+        futures = [sandbox.submit(file.body) for file in files]
+        outcomes = {file.name: outcome(file, future) for file, future in zip(files, futures, strict=True)}
+        assert sandbox.pids == decoders
         for pid in decoders:
             assert peak_bytes(pid) < LIMITS.max_memory_bytes + RESERVED_AT_START_BYTES
-    wrong = {file.name: found[file.name] for file in files if found[file.name] not in may_become(file)}
+    wrong = {file.name: outcomes[file.name] for file in files if outcomes[file.name] not in allowed_outcomes(file)}
     assert not wrong
-    assert not alarm.rung()
+    assert not alarm.triggered()
 
 
-def may_become(file: HostileFile) -> set[str]:
+def allowed_outcomes(file: HostileFile) -> set[str]:
     return {"accept", "reject"} if file.expected == "either" else {file.expected}
 
 
@@ -58,52 +58,52 @@ def peak_bytes(pid: int) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-WALLS = {
+DEFENCES = {
     "both": "etenet.sandbox.worker:main",
     "only the allow-lists": "tests.misbehaving:unfiltered_main",
-    "only the sandbox": "tests.misbehaving:credulous_main",
+    "only the sandbox": "tests.misbehaving:no_allow_lists_main",
 }
 
 
-@pytest.mark.parametrize("wall", WALLS)
-def test_each_wall_alone_keeps_what_a_file_asks_for_closed(alarm: Alarm, wall: str) -> None:
-    with decoding(WALLS[wall], DecodeLimits(decode_deadline_s=2.0)) as walled:
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_each_defence_alone_keeps_files_from_touching_the_trap(alarm: Alarm, defence: str) -> None:
+    with decoding(DEFENCES[defence], DecodeLimits(decode_deadline_s=2.0)) as sandbox:
         for file in playlists.files(alarm.trap):
-            walled.submit(file.body).exception()
-            assert not alarm.rung(), file.name
+            sandbox.submit(file.body).exception()
+            assert not alarm.triggered(), file.name
 
 
-def test_without_any_wall_the_trap_is_touched(alarm: Alarm) -> None:
+def test_without_any_defence_the_trap_is_touched(alarm: Alarm) -> None:
     touched = []
-    with decoding("tests.misbehaving:credulous_unfiltered_main", DecodeLimits(decode_deadline_s=2.0)) as open_wide:
+    with decoding("tests.misbehaving:undefended_main", DecodeLimits(decode_deadline_s=2.0)) as undefended:
         for file in playlists.files(alarm.trap):
-            open_wide.submit(file.body).exception()
-            if alarm.rung():
+            undefended.submit(file.body).exception()
+            if alarm.triggered():
                 touched.append(file.name)
     assert "ffconcat of a file" in touched
     assert any("address" in name for name in touched)
 
 
-def test_allow_lists_hold_without_a_process_of_their_own(alarm: Alarm) -> None:
+def test_allow_lists_hold_without_a_sandbox(alarm: Alarm) -> None:
     plain = InProcess(resize_px=64)
     for file in playlists.files(alarm.trap):
-        assert outcome(file, plain.submit(file.body)) in may_become(file)
-        assert not alarm.rung(), file.name
+        assert outcome(file, plain.submit(file.body)) in allowed_outcomes(file)
+        assert not alarm.triggered(), file.name
 
 
-def test_mutants_kill_no_decoder(thorough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutated_clips_kill_no_decoder(thorough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "CLIPS_PER_PROCESS", 1_000_000)
     count, rng = 20_000 if thorough else 1_000, np.random.default_rng(1)
     seeds = list(containers().values())
-    with decoding("etenet.sandbox.worker:main", LIMITS, processes=2) as walled:
-        decoders = walled.pids
+    with decoding("etenet.sandbox.worker:main", LIMITS, processes=2) as sandbox:
+        decoders = sandbox.pids
         for number in range(0, count, 100):
             mutants = [mutant(seeds[rng.integers(len(seeds))], rng) for _ in range(number, number + 100)]
-            futures = [walled.submit(body) for body in mutants]
+            futures = [sandbox.submit(body) for body in mutants]
             errors = [future.exception() for future in futures]
             assert all(error is None or isinstance(error, CaptionError) for error in errors)
             assert all(error.status < 500 for error in errors if isinstance(error, CaptionError))
-        assert walled.pids == decoders
+        assert sandbox.pids == decoders
 
 
 def mutant(whole: bytes, rng: np.random.Generator) -> bytes:
@@ -125,24 +125,24 @@ def mutant(whole: bytes, rng: np.random.Generator) -> bytes:
             return flipped(whole, rng, 2 ** int(rng.integers(8)))
 
 
-def test_processes_of_many_clips_grow_no_larger(thorough: bool, alarm: Alarm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_do_not_grow_over_many_clips(thorough: bool, alarm: Alarm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "CLIPS_PER_PROCESS", 1_000_000)
     rounds = 5 if thorough else 1
     files = [file.body for file in hostile_files(alarm.trap)]
     here = psutil.Process()
-    with decoding("etenet.sandbox.worker:main", LIMITS, processes=1) as walled:
-        (decoder,) = map(psutil.Process, walled.pids)
+    with decoding("etenet.sandbox.worker:main", LIMITS, processes=1) as sandbox:
+        (decoder,) = map(psutil.Process, sandbox.pids)
 
-        def through() -> tuple[tuple[int, int, int], tuple[int, int]]:
-            for future in [walled.submit(body) for body in files]:
+        def decode_all() -> tuple[tuple[int, int, int], tuple[int, int]]:
+            for future in [sandbox.submit(body) for body in files]:
                 future.exception()
-            held = here.num_fds(), here.num_threads(), decoder.num_fds()
-            return held, (here.memory_info().rss, decoder.memory_info().rss)
+            counts = here.num_fds(), here.num_threads(), decoder.num_fds()
+            return counts, (here.memory_info().rss, decoder.memory_info().rss)
 
-        through()
-        held, memory = through()
+        decode_all()
+        counts, memory = decode_all()
         for _ in range(rounds):
-            held_after, memory_after = through()
-    assert held_after == held
+            counts_after, memory_after = decode_all()
+    assert counts_after == counts
     for before, after in zip(memory, memory_after, strict=True):
         assert after - before < 32 * 2**20

@@ -1,6 +1,6 @@
 """Real pixels and real sentences through both stages at full size: Inception-ResNet-v2 at 299 x 299.
 
-An overfit test: a network that cannot learn three clips by heart is wired wrongly.
+An overfit test: a network that cannot learn a few clips by heart has a bug.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STAGES = {
 
 @pytest.fixture(scope="module")
 def few_clips(reference_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two clips to learn, and one of them again to choose the best checkpoint by: learning by heart is the aim."""
+    """Two clips to train on. One of them is also the validation split, because the aim is to overfit."""
     folder = tmp_path_factory.mktemp("real")
     (folder / "clips").mkdir()
     listed = json.loads((reference_data / "clips_captions.json").read_text())
@@ -53,8 +53,8 @@ def test_two_stages_at_full_size_learn_a_few_clips_by_heart(few_clips: Path, tmp
     train.main(["msvd", "--stage", "2", *data, *FEW, *STAGES[2]])
     assert losses(tmp_path, 2)[-1] < losses(tmp_path, 1)[0] / 3
     best = tmp_path / "stage2" / "best.pt"
-    where = ["--data", str(few_clips / "data"), "--out", str(tmp_path / "seen")]
-    evaluate.main(["--checkpoint", str(best), "--split", "train", *where])
-    metrics = json.loads((tmp_path / "seen" / "metrics.json").read_text())
+    folders = ["--data", str(few_clips / "data"), "--out", str(tmp_path / "evaluation")]
+    evaluate.main(["--checkpoint", str(best), "--split", "train", *folders])
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["clips"] == 2
-    assert "<img" in (tmp_path / "seen" / "report.html").read_text()
+    assert "<img" in (tmp_path / "evaluation" / "report.html").read_text()

@@ -26,7 +26,7 @@ from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, decoder
 from tests.front import behind_nginx
 from tests.hostile import Trap, hostile_files
 from tests.hostile.alarm import Alarm
-from tests.test_hostile import may_become
+from tests.test_hostile import allowed_outcomes
 
 DEADLINE_S = 5.0
 BATCH_S = 1.0  # for the other clips of the batch
@@ -69,7 +69,7 @@ def test_hostile_files_share_batches_with_good_ones(attacked: Server, alarm: Ala
                     "accept" if response.status == 200 else "reject" if 400 <= response.status < 500 else "neither"
                 )
                 reason = response.json().get("caption") or response.json()["error"]["message"]
-                if outcome not in may_become(file) or not reason or seconds > DEADLINE_S + BATCH_S:
+                if outcome not in allowed_outcomes(file) or not reason or seconds > DEADLINE_S + BATCH_S:
                     wrong[file.name] = (response.status, seconds, response.body[:200])
             assert contents(good.result()) == alone[caption]
     assert not wrong
@@ -77,7 +77,7 @@ def test_hostile_files_share_batches_with_good_ones(attacked: Server, alarm: Ala
     mean_batch = figures["etenet_batch_size_clips_sum"] / figures["etenet_batch_size_clips_count"]
     assert mean_batch > 1.5, "few batches were shared"
     assert worker_of(attacked).pid == worker.pid
-    assert not alarm.rung()
+    assert not alarm.triggered()
 
 
 def _timed(server: Server, body: bytes) -> tuple[Response, float]:

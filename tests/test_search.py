@@ -1,4 +1,4 @@
-"""Search against brute force, on small random languages that need no network."""
+"""The search against brute force, on small random languages that need no network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def beam_search(*arguments: Any, words: Words, **shape: Any) -> list[list[Hypoth
 
 @dataclass(frozen=True)
 class History:
-    """The words prefix so far, (B, K, T): enough for a language whose next word depends on all before it."""
+    """prefix (B, K, T), the words so far: the state of a language whose next word depends on all words before it."""
 
     prefix: Tensor
 
@@ -40,7 +40,7 @@ class Output:
 
 
 class Language:
-    """Next-word probabilities drawn at random for every clip and history, always the same for the same one."""
+    """Random probabilities of the next word, the same whenever the clip and the words before are the same."""
 
     def __init__(self, clips: int, *, seed: int = 0, end_bias: float = 0.0) -> None:
         self.clips, self.seed, self.end_bias = clips, seed, end_bias
@@ -59,7 +59,7 @@ class Language:
                 for clip, beams in enumerate(prefix.tolist())
             ]
         )
-        attention = prefix[..., -1:].double().expand(-1, -1, 3)  # shows which word the step came after
+        attention = prefix[..., -1:].double().expand(-1, -1, 3)  # shows which word the step was given
         return Output(log_probs, History(prefix), attention)
 
     def start(self, beams: int) -> History:
@@ -74,10 +74,8 @@ class Language:
 
     def every_sentence(self, clip: int, max_words: int) -> list[tuple[float, tuple[int, ...]]]:
         """All sentences of one to max_words words with their probabilities, best first."""
-        speakable = [word for word in range(V) if word not in (SOS, EOS)]
-        sentences = (
-            words for length in range(1, max_words + 1) for words in itertools.product(speakable, repeat=length)
-        )
+        allowed = [word for word in range(V) if word not in (SOS, EOS)]
+        sentences = (words for length in range(1, max_words + 1) for words in itertools.product(allowed, repeat=length))
         return sorted(((self.probability_of(clip, words), words) for words in sentences), reverse=True)
 
 
@@ -89,9 +87,9 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_sentences(seed: int) -> None
     beams = beam_search(
         language.step, language.start(width), clips=2, beam_size=width, max_words=max_words, words=WORDS
     )
-    for found, expected in zip(beams, everything, strict=True):
-        assert [hypothesis.words for hypothesis in found] == [words for _, words in expected]
-        assert [hypothesis.log_prob for hypothesis in found] == pytest.approx([total for total, _ in expected])
+    for hypotheses, expected in zip(beams, everything, strict=True):
+        assert [hypothesis.words for hypothesis in hypotheses] == [words for _, words in expected]
+        assert [hypothesis.log_prob for hypothesis in hypotheses] == pytest.approx([total for total, _ in expected])
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -114,8 +112,8 @@ def test_a_beam_of_one_is_greedy_search(seed: int) -> None:
 
 
 @pytest.mark.parametrize("beam_size", [2, 3, 5])
-def test_the_beam_is_that_of_a_plain_loop(beam_size: int) -> None:
-    """The oracle keeps beams in a list: ended ones stay, the others compete for the places left."""
+def test_the_beams_are_those_of_a_plain_loop(beam_size: int) -> None:
+    """The oracle keeps beams in lists: ended beams stay, the others compete for the places that are left."""
     for seed in range(10):
         language, max_words = Language(1, seed=seed, end_bias=0.5), 5
         ended: list[tuple[float, tuple[int, ...]]] = []
@@ -130,20 +128,20 @@ def test_the_beam_is_that_of_a_plain_loop(beam_size: int) -> None:
             best = sorted(candidates, reverse=True)[: beam_size - len(ended)]
             ended += [beam for beam in best if beam[1][-1] == EOS]
             live = [beam for beam in best if beam[1][-1] != EOS]
-        (found,) = beam_search(
+        (hypotheses,) = beam_search(
             language.step, language.start(beam_size), clips=1, beam_size=beam_size, max_words=max_words, words=WORDS
         )
         expected = sorted(ended, reverse=True)
-        assert [hypothesis.words for hypothesis in found] == [prefix[1:-1] for _, prefix in expected]
+        assert [hypothesis.words for hypothesis in hypotheses] == [prefix[1:-1] for _, prefix in expected]
 
 
-def test_no_ended_beam_comes_back_and_every_sum_is_that_of_its_words() -> None:
+def test_ended_beams_stay_ended_and_every_log_prob_is_the_sum_of_its_words() -> None:
     language = Language(4, seed=3, end_bias=1.0)
-    for clip, found in enumerate(
+    for clip, hypotheses in enumerate(
         beam_search(language.step, language.start(5), clips=4, beam_size=5, max_words=6, words=WORDS)
     ):
-        assert len({hypothesis.words for hypothesis in found}) == 5
-        for hypothesis in found:
+        assert len({hypothesis.words for hypothesis in hypotheses}) == 5
+        for hypothesis in hypotheses:
             assert EOS not in hypothesis.words
             assert 1 <= len(hypothesis.words) <= 6
             assert hypothesis.log_prob == pytest.approx(language.probability_of(clip, hypothesis.words))
@@ -151,30 +149,30 @@ def test_no_ended_beam_comes_back_and_every_sum_is_that_of_its_words() -> None:
             assert [weights[0] for weights in hypothesis.attention] == [SOS, *hypothesis.words[:-1]]
 
 
-def test_a_language_that_never_ends_still_answers() -> None:
+def test_sentences_that_never_end_are_cut_at_the_maximum_length() -> None:
     language = Language(1, end_bias=-50.0)
-    (found,) = beam_search(language.step, language.start(3), clips=1, beam_size=3, max_words=4, words=WORDS)
-    assert [len(hypothesis.words) for hypothesis in found] == [4, 4, 4]
+    (hypotheses,) = beam_search(language.step, language.start(3), clips=1, beam_size=3, max_words=4, words=WORDS)
+    assert [len(hypothesis.words) for hypothesis in hypotheses] == [4, 4, 4]
 
 
-def test_a_clip_is_searched_alike_alone_and_in_a_batch() -> None:
+def test_a_clip_gets_the_same_sentences_alone_and_in_a_batch() -> None:
     language = Language(6, seed=9, end_bias=0.3)
-    together = beam_search(language.step, language.start(4), clips=6, beam_size=4, max_words=6, words=WORDS)
+    batch = beam_search(language.step, language.start(4), clips=6, beam_size=4, max_words=6, words=WORDS)
     for clip in range(6):
         alone = Language(1, seed=9, end_bias=0.3)
         alone.log_probs = lambda _, prefix, clip=clip: language.log_probs(clip, prefix)  # type: ignore[method-assign]
-        (found,) = beam_search(alone.step, alone.start(4), clips=1, beam_size=4, max_words=6, words=WORDS)
-        assert found == together[clip]
+        (hypotheses,) = beam_search(alone.step, alone.start(4), clips=1, beam_size=4, max_words=6, words=WORDS)
+        assert hypotheses == batch[clip]
 
 
-def test_words_that_are_never_said_are_never_said() -> None:
+def test_excluded_words_are_in_no_sentence() -> None:
     language = Language(2)
     words = Words(sos=SOS, eos=EOS, never=(2, 3))
     beams = beam_search(language.step, language.start(5), clips=2, beam_size=5, max_words=3, words=words)
-    assert {hypothesis.words for found in beams for hypothesis in found} == {(4,), (4, 4), (4, 4, 4)}
+    assert {hypothesis.words for hypotheses in beams for hypothesis in hypotheses} == {(4,), (4, 4), (4, 4, 4)}
 
 
-def test_probabilities_that_are_not_numbers_give_no_sentence() -> None:
+def test_probabilities_that_are_nan_give_no_sentence() -> None:
     def step(words: Tensor, state: History) -> Output:
         return Output(torch.full((*words.shape, V), math.nan), state, torch.zeros(*words.shape, 3))
 
@@ -185,7 +183,6 @@ def test_probabilities_that_are_not_numbers_give_no_sentence() -> None:
 
 def test_a_length_penalty_divides_by_a_power_of_the_length() -> None:
     language = Language(1)
-    (found,) = beam_search(language.step, language.start(1), clips=1, beam_size=1, max_words=5, words=WORDS)
-    (hypothesis,) = found
+    ((hypothesis,),) = beam_search(language.step, language.start(1), clips=1, beam_size=1, max_words=5, words=WORDS)
     length = len(hypothesis.words) + 1
     assert hypothesis.score(0.7) == pytest.approx(hypothesis.log_prob / length**0.7)

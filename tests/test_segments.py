@@ -1,4 +1,4 @@
-"""Segments: together they are the video, each is captioned as the clip that it is, and they come a few at a time."""
+"""Segments cover the video, each gets the caption that it gets as a clip, and a caller can take a few at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCENES = Cut(segment="scenes")
 
 
 def random_video(rng: random.Random) -> tuple[list[float], float]:
-    """The times of frames, evenly or not, and how long it is."""
+    """The times of its frames, evenly spaced or not, and its duration."""
     gap_s = rng.choice([0.04, 1 / 30, 0.3, 2.5])
     gaps_s = [gap_s * (rng.uniform(0.1, 2) if rng.random() < 0.5 else 1) for _ in range(rng.randint(1, 400))]
     times_s = [sum(gaps_s[:number]) for number in range(len(gaps_s))]
@@ -46,7 +46,7 @@ def random_cut(rng: random.Random, duration_s: float) -> Cut:
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_segments_are_the_whole_part_and_nothing_twice(seed: int) -> None:
+def test_segments_cover_the_whole_part_without_overlap(seed: int) -> None:
     rng = random.Random(seed)
     times_s, duration_s = random_video(rng)
     cut = random_cut(rng, duration_s)
@@ -67,7 +67,7 @@ def test_segments_are_the_whole_part_and_nothing_twice(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_segments_had_some_at_a_time_are_those_had_at_once(seed: int) -> None:
+def test_segments_taken_a_few_at_a_time_equal_those_taken_at_once(seed: int) -> None:
     rng = random.Random(seed)
     times_s, duration_s = random_video(rng)
     cut = random_cut(rng, duration_s)
@@ -77,15 +77,15 @@ def test_segments_had_some_at_a_time_are_those_had_at_once(seed: int) -> None:
             Cut(start_s=cut.start_s, end_s=cut.end_s, segment="scenes"),
             rng.sample(times_s, len(times_s) // 2),
         )
-    found: list[Segment] = []
+    segments: list[Segment] = []
     rest: Cut | None = replace(cut, max_segments=rng.randint(1, 5))
     while rest:
-        found += rest.segments(times_s, duration_s, sorted(scenes_s), most=rng.randint(1, 5))
-        rest = rest.rest(round(found[-1].end_s, 3), round(duration_s, 3))
-    assert found == cut.segments(times_s, duration_s, sorted(scenes_s), most=10_000)
+        segments += rest.segments(times_s, duration_s, sorted(scenes_s), most=rng.randint(1, 5))
+        rest = rest.rest(round(segments[-1].end_s, 3), round(duration_s, 3))
+    assert segments == cut.segments(times_s, duration_s, sorted(scenes_s), most=10_000)
 
 
-def test_more_segments_than_the_limit_are_refused_and_some_can_be_had() -> None:
+def test_more_segments_than_the_limit_are_refused_unless_max_segments_is_set() -> None:
     times_s = [0.1 * number for number in range(100)]
     assert len(Cut(segment_s=2.0).segments(times_s, 20.0, most=10)) == 10
     with pytest.raises(errors.BadOption, match="more than 9 segments"):
@@ -93,28 +93,28 @@ def test_more_segments_than_the_limit_are_refused_and_some_can_be_had() -> None:
     assert len(Cut(segment_s=2.0, max_segments=30).segments(times_s, 20.0, most=9)) == 9
 
 
-def test_who_goes_on_gets_further_or_stops() -> None:
+def test_the_rest_of_a_cut_starts_later_or_there_is_none() -> None:
     cut = Cut(start_s=5.0, segment_s=5.0, max_segments=1)
     assert cut.rest(10.0, 100.0) == replace(cut, start_s=10.0)
-    for said_until_s in (5.0, 0.0, -1.0, math.nan):
-        assert cut.rest(said_until_s, 100.0) is None
+    for captioned_until_s in (5.0, 0.0, -1.0, math.nan):
+        assert cut.rest(captioned_until_s, 100.0) is None
 
 
 @pytest.mark.parametrize("max_segments", [None, 8])
-def test_a_length_that_a_file_only_claims_costs_nothing(max_segments: int | None) -> None:
+def test_an_absurd_duration_is_refused_at_once(max_segments: int | None) -> None:
     for ends_s in (1e9, 1e14, 1e300):
         with pytest.raises(errors.BadOption, match="by its timestamps the video has"):
             Cut(segment_s=10.0, max_segments=max_segments).segments([0.0, ends_s], ends_s, most=16)
 
 
-def test_times_are_whole_milliseconds_before_they_are_looked_at() -> None:
+def test_times_are_rounded_to_milliseconds_before_they_are_checked() -> None:
     assert Cut(start_s=1, end_s=6, segment_s=2) == Cut(start_s=1.0004, end_s=5.9996, segment_s=2.0)
     assert all(isinstance(getattr(Cut(start_s=1, end_s=6), name), float) for name in ("start_s", "end_s"))
     with pytest.raises(errors.BadOption):
         Cut(start_s=1.0001, end_s=1.0004)
 
 
-def test_no_two_parts_have_one_name() -> None:
+def test_different_parts_have_different_fragments() -> None:
     assert Cut(start_s=10000.01, end_s=10000.98).fragment == "#t=10000.01,10000.98"
     assert Cut(start_s=600, end_s=7200).fragment == "#t=600,7200"
     assert Cut(end_s=3600.125).fragment == "#t=0,3600.125"
@@ -135,12 +135,12 @@ def test_no_two_parts_have_one_name() -> None:
         {"max_segments": "many"},
     ],
 )
-def test_what_cannot_be_cut_is_refused(wrong: dict[str, str]) -> None:
+def test_an_invalid_cut_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(errors.BadOption):
         CaptionOptions.parse(wrong)
 
 
-def test_options_survive_being_written_as_texts() -> None:
+def test_options_written_as_text_are_read_back_unchanged() -> None:
     for options in (
         CaptionOptions(),
         CaptionOptions(beam_size=3, captions=2, max_words=7, length_penalty=0.5),
@@ -180,25 +180,25 @@ def test_a_segment_has_the_frames_of_its_part_of_the_video(name: str) -> None:
             inside = [
                 n for n, t in enumerate(times_s) if segment.info.start_s - 0.001 <= t < segment.info.end_s - 0.001
             ]
-            wanted = [(inside or [139])[place] for place in sampling.middle_of_slices(len(inside or [139]))]
-            np.testing.assert_allclose(segment.info.times_s, [times_s[n] for n in wanted], atol=1e-6)
-            np.testing.assert_array_equal(segment.frames, [pictures[n] for n in wanted])
+            expected = [(inside or [139])[place] for place in sampling.middle_of_slices(len(inside or [139]))]
+            np.testing.assert_allclose(segment.info.times_s, [times_s[n] for n in expected], atol=1e-6)
+            np.testing.assert_array_equal(segment.frames, [pictures[n] for n in expected])
 
 
-def test_a_start_after_the_end_names_both() -> None:
+def test_the_error_for_a_start_after_the_end_names_both() -> None:
     with pytest.raises(errors.BadOption, match=r"ends at 5\.600 s, before start_s=6"):
         sampling.sample_segments(clips.video(140), Cut(start_s=6.0), resize_px=SIZE_PX)
 
 
 def test_scenes_begin_where_the_picture_changes() -> None:
-    walled = Sandbox(resize_px=SIZE_PX, processes=1)
-    segments = walled.submit(FILM, SCENES).result()
+    sandbox = Sandbox(resize_px=SIZE_PX, processes=1)
+    segments = sandbox.submit(FILM, SCENES).result()
     assert [segment.info.start_s for segment in segments] == [number * PART_S for number in range(len(EXAMPLES))]
-    some = walled.submit(FILM, replace(SCENES, start_s=4.0, max_segments=2)).result()
+    some = sandbox.submit(FILM, replace(SCENES, start_s=4.0, max_segments=2)).result()
     assert [(segment.info.start_s, segment.info.end_s) for segment in some] == [(4.0, 6.0), (6.0, 9.0)]
 
 
-def test_no_scene_is_looked_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_decoded_after_the_last_scene_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     decode, decoded_s = sampling._Sampler._decode, []
 
     def counted(clip: sampling._Sampler, packets: Iterable[sampling.VideoPacket]) -> Iterator[av.VideoFrame]:
@@ -214,8 +214,8 @@ def test_no_scene_is_looked_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -
     assert max(decoded_s) == 2 * PART_S
 
 
-def test_a_video_without_presentation_times_is_told_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As some AVI files are: then the frames' numbers are their times."""
+def test_a_video_without_presentation_times_is_cut_up_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some AVI files have none. Then the numbers of the frames give their times."""
     demux = sampling._Sampler._demux
 
     def without_times(clip: sampling._Sampler) -> list[sampling.VideoPacket]:
@@ -259,26 +259,26 @@ def texts(outcome: Outcome) -> list[str]:
     return [caption.text for caption in outcome.segments] if isinstance(outcome, SegmentCaptions) else [str(outcome)]
 
 
-def test_videos_of_a_stream_come_out_whole_whatever_their_lengths(captioner: Captioner) -> None:
-    """More segments than a batch has places, beside whole clips and broken ones."""
+def test_videos_of_any_length_come_out_of_a_stream_complete(captioner: Captioner) -> None:
+    """Some have more segments than fit into a batch; whole and broken clips come between them."""
     clip, cut = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes(), Cut(segment_s=1.0, max_segments=3)
     outcome = captioner.caption_batch([FILM], [CaptionOptions(cut=replace(cut, max_segments=None, segment_s=1.25))])[0]
-    wanted = texts(outcome)
-    assert len(wanted) == 14
+    expected = texts(outcome)
+    assert len(expected) == 14
     stream = [("film", FILM), ("broken", b"no video"), ("clip", clip), ("again", FILM)]
     cut = replace(cut, segment_s=1.25)
-    found = dict(captioner.caption_stream([Video(name, body, CaptionOptions(cut=cut)) for name, body in stream]))
-    assert texts(found["film"]) == texts(found["again"]) == wanted
-    assert isinstance(found["broken"], errors.NotAVideo)
-    assert len(texts(found["clip"])) == 1
+    outcomes = dict(captioner.caption_stream([Video(name, body, CaptionOptions(cut=cut)) for name, body in stream]))
+    assert texts(outcomes["film"]) == texts(outcomes["again"]) == expected
+    assert isinstance(outcomes["broken"], errors.NotAVideo)
+    assert len(texts(outcomes["clip"])) == 1
 
 
-def test_a_batch_takes_only_so_many_segments(captioner: Captioner) -> None:
-    """Of three films of 14 segments, one; a clip that comes with them is not turned away."""
+def test_a_batch_takes_a_limited_number_of_segments(captioner: Captioner) -> None:
+    """It takes one of three films of 14 segments, and still captions a clip beside them."""
     clip, name = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes(), next(iter(EXAMPLES))
     options = CaptionOptions(cut=Cut(segment_s=1.25))
-    *films, beside = captioner.caption_batch([FILM] * 3 + [clip], [options] * 3 + [CaptionOptions()])
+    *films, caption = captioner.caption_batch([FILM] * 3 + [clip], [options] * 3 + [CaptionOptions()])
     assert sorted(type(film).__name__ for film in films) == ["Overloaded", "Overloaded", "SegmentCaptions"]
-    assert texts(beside) != []
-    assert isinstance(beside, Caption)
-    assert beside.text == EXAMPLES[name]
+    assert texts(caption) != []
+    assert isinstance(caption, Caption)
+    assert caption.text == EXAMPLES[name]

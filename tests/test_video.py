@@ -1,4 +1,4 @@
-"""The frames are the ones the design names: the oracle decodes every frame and picks by number."""
+"""The sampled frames are the right ones: the oracle decodes every frame and picks by number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE_PX = 48
 
 
 def every_frame(body: bytes) -> list[NDArray[np.uint8]]:
-    """All frames of a clip, resized, as the decoder puts them out; packets it refuses are left out."""
+    """All frames of a clip, resized, in the order of the decoder, without the packets that it refuses."""
     pictures = []
     with av.open(io.BytesIO(body), **ffmpeg.LENIENT_METADATA) as container:
         container.streams.video[0].thread_count = 1
@@ -38,7 +38,7 @@ def every_frame(body: bytes) -> list[NDArray[np.uint8]]:
 
 
 def sixteen_of(frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The middle frame of each of 16 equal slices, by the definition itself."""
+    """The middle frame of each of 16 equal slices, straight from the definition."""
     return np.stack([frames[int((number + 0.5) * len(frames) / 16)] for number in range(16)])
 
 
@@ -73,7 +73,7 @@ def test_frames_are_those_of_a_full_decode(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "share"), [("B-frames", 0.8), ("plain", 1.0)])
-def test_frames_that_nobody_wants_or_leans_on_are_not_decoded(
+def test_frames_that_are_neither_sampled_nor_referenced_are_not_decoded(
     monkeypatch: pytest.MonkeyPatch, name: str, share: float
 ) -> None:
     def counted(clip: sampling._Sampler, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
@@ -89,7 +89,7 @@ def test_frames_that_nobody_wants_or_leans_on_are_not_decoded(
 
 
 def with_damaged_picture(number: int) -> bytes:
-    """64 pictures that stand each for itself, one of them overwritten with zeros."""
+    """64 pictures that are coded independently, one of them overwritten with zeros."""
     body = clips.video(64, container="avi", codec="mjpeg", pixels="yuvj420p")
     start = body.index(b"movi")
     for _ in range(number + 1):
@@ -98,14 +98,14 @@ def with_damaged_picture(number: int) -> bytes:
     return body[:start] + bytes(end - start) + body[end:]
 
 
-def test_a_wanted_frame_that_is_damaged_is_left_out_of_the_frame_list() -> None:
+def test_a_damaged_frame_is_left_out_of_the_list_that_is_sampled() -> None:
     damaged = with_damaged_picture(sampling.middle_of_slices(64)[5])
     assert len(every_frame(damaged)) == 63
     sampled = sampling.sample_frames(damaged, resize_px=SIZE_PX)
     np.testing.assert_array_equal(sampled.frames, sixteen_of(every_frame(damaged)))
 
 
-def test_damage_where_nothing_is_wanted_changes_nothing() -> None:
+def test_damage_to_a_frame_that_is_not_sampled_changes_nothing() -> None:
     damaged = with_damaged_picture(sampling.middle_of_slices(64)[5] + 1)
     whole = clips.video(64, container="avi", codec="mjpeg", pixels="yuvj420p")
     sampled = sampling.sample_frames(damaged, resize_px=SIZE_PX)
@@ -121,8 +121,8 @@ def test_damage_where_nothing_is_wanted_changes_nothing() -> None:
     ],
     ids=["fragmented mp4", "ts", "mkv"],
 )
-def test_a_clip_cut_short_is_captioned_as_far_as_it_goes(options: dict[str, str]) -> None:
-    body = clips.video(60, **options)  # type: ignore[arg-type]  # the names are those of keywords
+def test_a_truncated_clip_is_sampled_as_far_as_it_goes(options: dict[str, str]) -> None:
+    body = clips.video(60, **options)  # type: ignore[arg-type]  # the keys are names of options
     compared = 0
     for share in np.linspace(0.5, 0.99, 50):
         cut = body[: int(share * len(body))]
@@ -142,8 +142,8 @@ CORNERS = {(-1, -1): (255, 0, 0), (1, -1): (0, 255, 0), (-1, 1): (0, 0, 255), (1
 @pytest.mark.parametrize(
     "matrix", [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
 )
-def test_a_turned_or_mirrored_clip_is_shown_upright(matrix: tuple[int, int, int, int]) -> None:
-    body = clips.turned(clips.video(3, crf="5"), matrix)
+def test_a_rotated_or_mirrored_clip_is_shown_upright(matrix: tuple[int, int, int, int]) -> None:
+    body = clips.with_display_matrix(clips.video(3, crf="5"), matrix)
     frame = sampling.sample_frames(body, resize_px=SIZE_PX).frames[0].astype(int)
     a, b, c, d = matrix
     for (x, y), colour in CORNERS.items():
@@ -159,7 +159,7 @@ def test_times_are_seconds_from_the_first_frame() -> None:
 
 
 def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(reference_data: Path, thorough: bool) -> None:
-    """In the short form, all odd clips and every third of the others."""
+    """The short form takes all odd clips and every third of the others."""
     odd, others = (
         sorted(path for folder in folders for path in (reference_data / folder).iterdir())
         for folders in (["odd_clips"], ["msvd/clips", "msrvtt/clips"])
@@ -174,14 +174,14 @@ def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(referen
             refused[path.name] = error.code
             continue
         expected = sixteen_of(every_frame(body))
-        turned = {
+        upright = {
             "nasa_13013_rotated.mp4": lambda frame: np.rot90(frame, 1),
             "sample_edit_list.mp4": lambda frame: np.rot90(frame, -1),
             "sample_rotate_and_reflect.mp4": lambda frame: frame.swapaxes(0, 1),
             "video_90.mov": lambda frame: np.rot90(frame, -1),
             "video_180.mov": lambda frame: np.rot90(frame, 2),
         }.get(path.name, lambda frame: frame)
-        np.testing.assert_array_equal(sampled.frames, [turned(frame) for frame in expected], err_msg=path.name)
+        np.testing.assert_array_equal(sampled.frames, [upright(frame) for frame in expected], err_msg=path.name)
     assert refused == {
         "invalid-bitstream.webm": "undecodable_video",
         "sample_audio_only.mp4": "not_a_video",
@@ -212,19 +212,19 @@ REFUSED = {
     "an unknown container": (clips.video(3, codec="mpeg4", container="nut"), errors.NotAVideo),
     "cut before its index": (clips.video(40)[:2000], errors.UndecodableVideo),
     "a playlist": (b"ffconcat version 1.0\nfile canary.mp4\n", errors.NotAVideo),
-    "a playlist of the web": (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", errors.NotAVideo),
+    "a playlist with an address": (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", errors.NotAVideo),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_a_video_is_refused_with_a_reason(name: str) -> None:
+def test_a_body_that_is_not_a_video_is_refused_with_a_reason(name: str) -> None:
     body, error = REFUSED[name]
     with pytest.raises(error) as caught:
         sampling.sample_frames(body, resize_px=SIZE_PX)
     assert len(str(caught.value)) > 20
 
 
-def test_limits_hold() -> None:
+def test_limits_on_bytes_pixels_and_time_hold() -> None:
     body = clips.video(30, size=(320, 240))
     for limits, error in (
         (DecodeLimits(max_body_bytes=100), errors.TooLarge),
@@ -238,7 +238,7 @@ def test_limits_hold() -> None:
     )
 
 
-def test_every_decoder_of_the_allow_list_is_there() -> None:
+def test_every_decoder_on_the_allow_list_is_available() -> None:
     assert ffmpeg.missing_decoders() == []
 
 

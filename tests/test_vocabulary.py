@@ -1,4 +1,4 @@
-"""Words: Treebank as the design says, and the way back."""
+"""Captions are split into words by Treebank's rules and joined again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def test_captions_are_lower_case_treebank_words_without_punctuation() -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "dog", "does", "n't", "run", "the", "man", "'s", "can", "not", "5"]), min_size=1))
-def test_a_sentence_gives_its_words_back(said: list[str]) -> None:
-    assert "".join(words(sentence(said))) == "".join(said)
+def test_a_sentence_splits_into_the_words_it_was_joined_from(parts: list[str]) -> None:
+    assert "".join(words(sentence(parts))) == "".join(parts)
 
 
 def test_contractions_are_written_together() -> None:
     assert sentence(["a", "dog", "does", "n't", "eat", "the", "man", "'s", "hat"]) == "a dog doesn't eat the man's hat"
 
 
-def test_ids_go_there_and_back() -> None:
+def test_words_become_ids_and_ids_become_words() -> None:
     vocabulary = Vocabulary.from_captions(["a dog runs", "a dog sleeps", "a cat"])
     assert vocabulary.known_words == ("a", "dog", "cat", "runs", "sleeps")
     ids = vocabulary.encode("A dog flies")
@@ -39,6 +39,6 @@ def test_rare_words_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize("wrong", [["a", "a"], ["<EOS>"]])
-def test_a_vocabulary_that_makes_no_sense_cannot_be_made(wrong: list[str]) -> None:
+def test_an_invalid_vocabulary_is_refused(wrong: list[str]) -> None:
     with pytest.raises(ValueError, match=r"a|EOS"):
         Vocabulary(wrong)

@@ -1,4 +1,4 @@
-"""Files that a hostile or unlucky person might upload, made from a seed, each with what must become of it."""
+"""Files that a hostile or unlucky user might upload, made from a seed, each with its expected outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Expected", "HostileFile", "Trap", "hostile_files"]
 
 
 def hostile_files(trap: Trap, seed: int = 0) -> Iterator[HostileFile]:
-    """All of them. What opens something else points into the `trap`."""
+    """All hostile files. Those that name a file or an address name the `trap`."""
     yield from damage.files(seed)
     yield from lies.files()
     yield from bombs.files()

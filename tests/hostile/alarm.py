@@ -1,4 +1,4 @@
-"""A trap for files that ask to open something else, and whether one of them fell into it."""
+"""Watch the trap that hostile files name: a file and a port that no decoder may open."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IN_OPEN = 0x20  # inotify(7)
 
 
 class Alarm:
-    """Tells whether the trap was touched: its file opened, its port connected to."""
+    """Sees whether the file of the trap was opened, or its port connected to."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -26,8 +26,8 @@ class Alarm:
         self._watch = libc.inotify_init1(os.O_NONBLOCK)
         assert libc.inotify_add_watch(self._watch, str(self.trap.clip).encode(), IN_OPEN) > 0
 
-    def rung(self) -> bool:
-        """Whether something touched the trap since the last call."""
+    def triggered(self) -> bool:
+        """Whether the trap was touched since the last call."""
         touched, _, _ = select.select([self._watch, self._listener], [], [], 0)
         if self._watch in touched:
             os.read(self._watch, 65536)

@@ -14,11 +14,11 @@ from PIL import Image
 from tests import clips
 from tests.hostile.file import HostileFile
 
-_MOST = 65535
+_LARGEST = 65535
 
 
 def files() -> Iterator[HostileFile]:
-    for width, height in ((_MOST, _MOST), (_MOST, 200), (4097, 2304), (30000, 30000)):
+    for width, height in ((_LARGEST, _LARGEST), (_LARGEST, 200), (4097, 2304), (30000, 30000)):
         yield HostileFile(
             f"a gif of {width} x {height}", "reject" if width * height > 4096 * 2304 else "either", gif(width, height)
         )
@@ -37,20 +37,20 @@ def files() -> Iterator[HostileFile]:
         "y4m of 65535 x 65535", "reject", b"YUV4MPEG2 W65535 H65535 F25:1 Ip A1:1 C420\nFRAME\n" + bytes(4096)
     )
     yield HostileFile("zeros", "reject", bytes(8 << 20))
-    yield HostileFile("zeros that gzip hides", "reject", zlib.compress(bytes(64 << 20), 9))
+    yield HostileFile("compressed zeros", "reject", zlib.compress(bytes(64 << 20), 9))
     yield HostileFile("one small picture, 100,000 times", "either", clips.video(2, container="mpegts") * 400)
     yield HostileFile("twenty seconds of decoding", "reject", still_that_must_be_decoded(4096, 2304, frames=4000))
 
 
 def gif(width: int, height: int, frames: int = 3) -> bytes:
-    """GIF89a: a large screen, and pictures that cover it with one colour (LZW codes: clear, end)."""
+    """GIF89a: a large screen, and pictures that fill it with one colour (LZW codes: clear, end)."""
     screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff" * 3
     picture = b"\x21\xf9\x04\x00\x0a\x00\x00\x00" + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0)
     return screen + (picture + b"\x02\x02\x44\x01\x00") * frames + b";"
 
 
 def still_that_must_be_decoded(width: int, height: int, frames: int) -> bytes:
-    """MPEG-4 in AVI: a black picture, then "no change" over and over, each of which needs the one before."""
+    """MPEG-4 in AVI: a black picture, then many pictures of "no change", each of which needs the one before."""
     file = io.BytesIO()
     with av.open(file, "w", format="avi") as out:
         stream = out.add_stream("mpeg4", rate=25)
@@ -84,7 +84,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def _jpeg_of(holder: bytes, width: int, height: int) -> bytes:
-    """Every start-of-frame marker claims another size."""
+    """The file with every start-of-frame marker claiming another size."""
     changed, at = bytearray(holder), -1
     while (at := holder.find(b"\xff\xc0\x00\x11\x08", at + 1)) >= 0:
         changed[at + 5 : at + 9] = struct.pack(">HH", height, width)
@@ -92,7 +92,7 @@ def _jpeg_of(holder: bytes, width: int, height: int) -> bytes:
 
 
 def _vp8_of(holder: bytes, width: int, height: int) -> bytes:
-    """Every key frame claims another size (RFC 6386, 9.1)."""
+    """The file with every key frame claiming another size (RFC 6386, 9.1)."""
     changed, at = bytearray(holder), -1
     while (at := holder.find(b"\x9d\x01\x2a", at + 1)) >= 0:
         changed[at + 3 : at + 7] = struct.pack("<HH", width, height)

@@ -1,4 +1,4 @@
-"""The boxes of an .mp4: found, written over, moved (ISO/IEC 14496-12)."""
+"""Find, overwrite and move the boxes of an .mp4 (ISO/IEC 14496-12)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def payload(mp4: bytes, path: tuple[bytes, ...]) -> int:
 
 
 def patched(mp4: bytes, path: tuple[bytes, ...], offset: int, *words: int, form: str = "I") -> bytes:
-    """The file with numbers written over those at `offset` in the contents of a box."""
+    """The file with the numbers at `offset` in the contents of a box overwritten."""
     at, raw = payload(mp4, path) + offset, struct.pack(f">{len(words)}{form}", *words)
     return mp4[:at] + raw + mp4[at + len(raw) :]
 

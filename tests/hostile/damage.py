@@ -1,4 +1,4 @@
-"""Clips cut short at many points, and clips with flipped bits."""
+"""Clips truncated at many points, and clips with flipped bits."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def files(seed: int) -> Iterator[HostileFile]:
     rng = np.random.default_rng(seed)
     for kind, whole in containers().items():
         for share in CUTS:
-            # Where the index stands at the end, little can be read without all of it.
-            hopeless = share < 0.01 or (kind == "mp4" and share < 0.9)
+            # An .mp4 with its index at the end cannot be read without most of that index.
+            unreadable = share < 0.01 or (kind == "mp4" and share < 0.9)
             cut = whole[: max(1, int(share * len(whole)))]
-            yield HostileFile(f"{kind} cut at {share:.1%}", "reject" if hopeless else "either", cut)
+            yield HostileFile(f"{kind} cut at {share:.1%}", "reject" if unreadable else "either", cut)
         for number in range(FLIPS_PER_CLIP):
             yield HostileFile(f"{kind} with flipped bits {number}", "either", flipped(whole, rng, 4 ** (number % 5)))
 

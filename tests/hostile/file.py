@@ -1,4 +1,4 @@
-"""What a hostile file is."""
+"""A hostile file and its expected outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are no videos."""
+"""Files that are not videos."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def files(seed: int) -> Iterator[HostileFile]:
         "one byte": b"x",
         "one null": b"\0",
         "a newline": b"\n",
-        "nothing but spaces": b" " * 4096,
+        "only spaces": b" " * 4096,
         "a URL": b"https://127.0.0.1/clip.mp4",
         "a lone ftyp": b"\0\0\0\x18ftypisom\0\0\2\0isommp41",
         "a lone EBML header": b"\x1aE\xdf\xa3\x93B\x82\x88matroska",

@@ -1,4 +1,4 @@
-"""Clips that look strange and are good: each must get a caption."""
+"""Clips that look strange but are valid: each must get a caption."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def _shapes() -> Iterator[tuple[str, bytes]]:
     for name, matrix in (
         ("a quarter turn", (0, 1, -1, 0)),
         ("a half turn", (-1, 0, 0, -1)),
-        ("three quarters", (0, -1, 1, 0)),
+        ("a three-quarter turn", (0, -1, 1, 0)),
         ("a mirror", (-1, 0, 0, 1)),
         ("a matrix of zeros", (0, 0, 0, 0)),
         ("a huge matrix", (32767, 32767, 32767, 32767)),
     ):
-        yield f"turned by {name}", clips.turned(clips.video(5), matrix)
+        yield f"displayed with {name}", clips.with_display_matrix(clips.video(5), matrix)
     yield "interlaced", clips.video(20, flags="+ildct+ilme", x264__params="tff=1")
     yield "interlaced mpeg2", clips.video(20, codec="mpeg2video", container="mpegts", flags="+ildct+ilme")
-    yield "sizes that change midway", containers()["ts"] + clips.video(container="mpegts", size=(160, 120))
+    yield "a size that changes midway", containers()["ts"] + clips.video(container="mpegts", size=(160, 120))
     for matrix in ("YCgCo", "ICtCp", "bt2020c", "chroma-derived-nc", "smpte2085", "GBR", "fcc", "undef"):
         yield f"the colour matrix {matrix}", clips.video(5, **{"x264-params": f"colormatrix={matrix}"})
     yield "pixels that are not square", clips.video(5, aspect="16:3")
@@ -90,9 +90,9 @@ def _shapes() -> Iterator[tuple[str, bytes]]:
 def _times() -> Iterator[tuple[str, bytes]]:
     yield "one frame", clips.video(1)
     yield "two frames", clips.video(2)
-    yield "a variable rate", clips.video(20, moments=[number * number for number in range(20)])
+    yield "a variable frame rate", clips.video(20, moments=[number * number for number in range(20)])
     yield "a gap of an hour", clips.video(20, moments=[*range(10), *range(90_000, 90_010)])
-    yield "a long wait before", clips.video(20, moments=range(5000, 5020))
+    yield "a late first frame", clips.video(20, moments=range(5000, 5020))
     yield "one frame a minute", clips.video(20, moments=range(0, 30_000, 1500))
     yield "negative times", clips.video(20, moments=range(-5, 15))
     yield "no key frame but the first", clips.video(120, g="1000")
@@ -100,7 +100,7 @@ def _times() -> Iterator[tuple[str, bytes]]:
     yield "open groups of pictures", clips.video(60, g="12", bf="3", x264__params="open-gop=1")
     yield "many B frames", clips.video(60, bf="16", b_strategy="2")
     yield "a start in the middle", containers()["ts"][188 * 40 :] + clips.video(60, container="mpegts", g="10")
-    yield "garbage before packets", bytes(range(1, 71)) + containers()["ts"]
+    yield "garbage before the packets", bytes(range(1, 71)) + containers()["ts"]
 
 
 def _streams() -> Iterator[tuple[str, bytes]]:
@@ -110,8 +110,8 @@ def _streams() -> Iterator[tuple[str, bytes]]:
     yield "subtitles", audio.replace(b"\x83\x81\x02", b"\x83\x81\x11").replace(b"A_AAC", b"S_SSA")
     for name, text in _HOSTILE_TEXTS.items():
         yield f"a title with {name}", _titled(text)
-    clip = _titled("a title that is no text")
-    yield "a title that is no text", clip.replace(b"title that", b"\xff\xfe\xc3\x28! that")
+    clip = _titled("a title that is not text")
+    yield "a title that is not text", clip.replace(b"title that", b"\xff\xfe\xc3\x28! that")
 
 
 def _of_streams(*, videos: int, sounds: int = 0) -> bytes:

@@ -1,4 +1,4 @@
-"""Files that ask whoever reads them to open something else: a local file, a connection, a socket."""
+"""Files that ask their reader to open another file, an address or a socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.hostile.file import HostileFile
 
 @dataclass(frozen=True, slots=True)
 class Trap:
-    """A video that nobody may read, and a port of this machine that nobody may connect to."""
+    """A video that no decoder may read, and a local port that no decoder may connect to."""
 
     clip: Path
     port: int
@@ -60,16 +60,16 @@ def files(trap: Trap) -> Iterator[HostileFile]:
         yield HostileFile(f"{name}, with a byte order mark", "reject", b"\xef\xbb\xbf" + text.encode())
     mp4 = containers()["mp4"]
     for name, target in (("a file", str(clip)), ("an address", http)):
-        yield HostileFile(f"an mp4 whose data are in {name}", "either", _elsewhere(mp4, target))
+        yield HostileFile(f"an mp4 with its data in {name}", "either", _with_external_data(mp4, target))
     for kind in ("mp4", "mkv"):
         yield HostileFile(
-            f"a playlist behind an {kind}", "either", containers()[kind] + texts["ffconcat of a file"].encode()
+            f"a playlist after an {kind}", "either", containers()[kind] + texts["ffconcat of a file"].encode()
         )
-    yield HostileFile("a playlist behind a signature", "reject", mp4[:32] + texts["ffconcat of a file"].encode())
+    yield HostileFile("a playlist after a signature", "reject", mp4[:32] + texts["ffconcat of a file"].encode())
 
 
-def _elsewhere(mp4: bytes, target: str) -> bytes:
-    """The clip with a data reference (ISO/IEC 14496-12, 8.7.2) to something else instead of to itself."""
+def _with_external_data(mp4: bytes, target: str) -> bytes:
+    """The clip with a data reference (ISO/IEC 14496-12, 8.7.2) to `target` instead of to itself."""
     at = mp4.index(b"dref") - 4
     old = struct.unpack_from(">I", mp4, at)[0]
     new = box(b"dref", struct.pack(">II", 0, 1) + box(b"url ", bytes(4) + target.encode() + b"\0"))

@@ -1,4 +1,4 @@
-"""Published weights arrive whole and in their own network, or the answer says why not. No test leaves this machine."""
+"""Published weights are loaded whole into their own network, or an error says why not. No test uses the internet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Publish = Callable[[str, object], Path]
 
 @cache
 def network(name: str, classes: int = 1000) -> Any:
-    """pretrainedmodels' own network, as random as it makes it."""
+    """pretrainedmodels' own network with the random weights that it starts with."""
     torch.manual_seed(7)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torchvision")
@@ -34,20 +34,20 @@ def network(name: str, classes: int = 1000) -> Any:
 
 
 def published_form(network: Any) -> dict[str, Tensor]:
-    """Its weights by the names of the published file: for SqueezeNet those of torchvision."""
+    """Its weights under the names in the published file: for SqueezeNet those of torchvision."""
     return {key.replace("last_conv.", "classifier.1."): value for key, value in network.state_dict().items()}
 
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder where torch hub would put what it fetches."""
+    """The folder, not there yet, in which torch hub puts what it downloads."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hub" / "checkpoints"
 
 
 @pytest.fixture
 def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """Writes contents to a file named by its own hash, in the format of 2018, and publishes it for a network."""
+    """Writes contents to a file with its hash in the name, in torch's old format, and makes it a network's URL."""
 
     def published(name: str, contents: object) -> Path:
         (tmp_path / "published").mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ def test_features_are_those_of_the_network_the_weights_came_from(
     assert [file.name for file in hub.glob("*")] == ([] if given else [path.name])
 
 
-def test_what_torch_hub_has_already_is_not_fetched_again(publish: Publish, hub: Path) -> None:
+def test_a_file_that_torch_hub_has_is_not_downloaded_again(publish: Publish, hub: Path) -> None:
     path = publish("squeezenet1_1", published_form(network("squeezenet1_1")))
     load_encoder("squeezenet1_1")
     path.unlink()
@@ -91,7 +91,7 @@ def test_what_torch_hub_has_already_is_not_fetched_again(publish: Publish, hub: 
     assert str(hub / path.name) in str(caught.value)
 
 
-def test_weights_that_stills_made_need_no_hash(tmp_path: Path) -> None:
+def test_weights_that_training_stills_made_need_no_hash(tmp_path: Path) -> None:
     torch.manual_seed(7)
     made, path = Encoder("squeezenet1_1").eval(), tmp_path / "stills.pt"
     torch.save(made.state_dict(), path)
@@ -100,7 +100,7 @@ def test_weights_that_stills_made_need_no_hash(tmp_path: Path) -> None:
         assert torch.equal(load_encoder("squeezenet1_1", path).eval()(frames), made(frames))
 
 
-def complaint(name: str, file: Path | None = None) -> str:
+def error_for(name: str, file: Path | None = None) -> str:
     with pytest.raises(UsageError) as caught:
         load_encoder(name, file)
     assert "\n" not in str(caught.value)
@@ -109,71 +109,71 @@ def complaint(name: str, file: Path | None = None) -> str:
 
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("at", [0.001, 0.5, 0.999])
-def test_one_damaged_byte_is_told_with_both_hashes(publish: Publish, hub: Path, at: float, given: bool) -> None:
+def test_the_error_for_one_damaged_byte_gives_both_hashes(publish: Publish, hub: Path, at: float, given: bool) -> None:
     path = publish("squeezenet1_1", published_form(network("squeezenet1_1")))
     contents = bytearray(path.read_bytes())
     contents[int(at * len(contents))] ^= 1
     path.write_bytes(contents)
-    message = complaint("squeezenet1_1", path if given else None)
+    message = error_for("squeezenet1_1", path if given else None)
     assert "damaged" in message
     assert hashlib.sha256(contents).hexdigest() in message
     assert path.stem.rpartition("-")[-1] in message
     assert not list(hub.glob("*"))
 
 
-def test_the_papers_weights_are_those_of_the_constant_whatever_the_address_says(
+def test_the_papers_weights_must_have_the_hash_in_the_code_whatever_the_url_is(
     publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish("inceptionresnetv2", published_form(network("inceptionresnetv2", 1001)))
     monkeypatch.setitem(pretrained.PUBLISHED_SHA256, "inceptionresnetv2", "520b38e4")
-    assert 'expected "520b38e4"' in complaint("inceptionresnetv2")
+    assert 'expected "520b38e4"' in error_for("inceptionresnetv2")
 
 
-def test_without_a_network_the_answer_names_address_place_and_mend(
+def test_the_error_without_internet_names_the_url_the_path_and_the_fix(
     monkeypatch: pytest.MonkeyPatch, hub: Path, tmp_path: Path
 ) -> None:
     settings = pretrainedmodels.pretrained_settings["squeezenet1_1"]["imagenet"]
     missing = tmp_path / "squeezenet1_1-f364aa15.pth"
     for url in (f"http://127.0.0.1:1/{missing.name}", missing.as_uri()):
         monkeypatch.setitem(settings, "url", url)
-        message = complaint("squeezenet1_1")
+        message = error_for("squeezenet1_1")
         assert all(part in message for part in (url, str(hub / missing.name), "--encoder-weights", "cannot fetch"))
     assert not list(hub.glob("*"))
-    assert str(missing) in complaint("squeezenet1_1", missing)
+    assert str(missing) in error_for("squeezenet1_1", missing)
 
 
 def test_another_networks_weights_are_refused(publish: Publish, tmp_path: Path) -> None:
     other = publish("squeezenet1_0", published_form(network("squeezenet1_0")))
     publish("squeezenet1_1", published_form(network("squeezenet1_1")))
-    assert "another network's" in complaint("squeezenet1_1", other)
+    assert "another network's" in error_for("squeezenet1_1", other)
     torch.save(Encoder("squeezenet1_0").state_dict(), tmp_path / "stills.pt")
-    assert "another network" in complaint("squeezenet1_1", tmp_path / "stills.pt")
+    assert "another network" in error_for("squeezenet1_1", tmp_path / "stills.pt")
     publish("squeezenet1_1", published_form(network("squeezenet1_0")))
-    assert "another network" in complaint("squeezenet1_1")
+    assert "another network" in error_for("squeezenet1_1")
 
 
 @pytest.mark.parametrize("contents", [{}, [1, 2], {"format": "etenet-checkpoint"}, {1: torch.zeros(1)}])
-def test_a_file_that_is_no_state_dict_is_refused(publish: Publish, tmp_path: Path, contents: object) -> None:
+def test_a_file_that_is_not_a_state_dict_is_refused(publish: Publish, tmp_path: Path, contents: object) -> None:
     publish("squeezenet1_1", contents)
-    assert "not a state dict" in complaint("squeezenet1_1")
+    assert "not a state dict" in error_for("squeezenet1_1")
     torch.save(contents, tmp_path / "given.pt")
-    assert "not a state dict" in complaint("squeezenet1_1", tmp_path / "given.pt")
+    assert "not a state dict" in error_for("squeezenet1_1", tmp_path / "given.pt")
 
 
-class Poison:
+class Malicious:
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, ("poisoned",)
+        return os.mkdir, ("executed",)
 
 
 def test_published_weights_cannot_run_code(publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    publish("squeezenet1_1", {"features.0.weight": Poison()})
-    assert "not a state dict" in complaint("squeezenet1_1")
-    assert not (tmp_path / "poisoned").exists()
+    publish("squeezenet1_1", {"features.0.weight": Malicious()})
+    assert "not a state dict" in error_for("squeezenet1_1")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("name", encoder_names())
-def test_every_encoder_knows_a_hash_and_takes_its_weights_from_what_it_is_given(name: str) -> None:
+def test_every_encoder_has_a_hash_and_takes_the_weights_that_it_is_given(name: str) -> None:
     prefix = pretrained._published_sha256(name)
     assert len(prefix) >= 8
     assert set(prefix) <= set("0123456789abcdef")

@@ -1,4 +1,4 @@
-"""The network as a GPU computes it gives the features of the network as it is."""
+"""The fused encoder gives the features of the encoder from which it is made."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from etenet.model.encoder import Encoder, default_preprocessing
 from etenet.model.preprocess import preprocess
 from etenet.runtime.fusion import FusedEncoder
 
-# A padded first convolution, BGR and 0..255, residuals with scales, siblings of size 1, BatchNorm before convolution,
-# a convolution that is called twice
+# Between them: a padded first convolution, BGR up to 255, residuals with scales, sibling convolutions of size 1,
+# BatchNorm before a convolution, a convolution that is called twice
 NETWORKS = {
     "inceptionresnetv2": 107,
     "squeezenet1_1": 64,
@@ -23,7 +23,7 @@ NETWORKS = {
 
 
 def randomised(name: str) -> Encoder:
-    """No BatchNorm and no bias that leaves things as they are."""
+    """An encoder with random values in every BatchNorm, so that one that is left out changes the features."""
     torch.manual_seed(0)
     encoder = Encoder(name).eval()
     for module in encoder.modules():
@@ -36,13 +36,13 @@ def randomised(name: str) -> Encoder:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_it_computes_what_the_network_does(name: str) -> None:
-    encoder, how = randomised(name), default_preprocessing(name, crop_px=NETWORKS[name])
-    frames = torch.randint(0, 256, (2, how.resize_px, how.resize_px, 3), dtype=torch.uint8)
+def test_the_fused_encoder_gives_the_same_features(name: str) -> None:
+    encoder, preprocessing = randomised(name), default_preprocessing(name, crop_px=NETWORKS[name])
+    frames = torch.randint(0, 256, (2, preprocessing.resize_px, preprocessing.resize_px, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        expected = encoder.double()(preprocess(frames, how).double())
-        found = FusedEncoder(encoder, how).double()(frames)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+        expected = encoder.double()(preprocess(frames, preprocessing).double())
+        features = FusedEncoder(encoder, preprocessing).double()(frames)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 
 
 def test_inception_resnet_loses_its_batch_norms_its_scales_and_a_fifth_of_its_convolutions() -> None:
@@ -56,7 +56,7 @@ def test_inception_resnet_loses_its_batch_norms_its_scales_and_a_fifth_of_its_co
     assert not [node for node in fused.network.graph.nodes if node.target is torch.mul]
 
 
-def test_the_network_that_it_is_made_of_stays_as_it_is() -> None:
+def test_fusing_does_not_change_the_original() -> None:
     encoder = randomised("squeezenet1_1")
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     FusedEncoder(encoder, default_preprocessing("squeezenet1_1", crop_px=64))
