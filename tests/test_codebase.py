@@ -87,9 +87,14 @@ def test_foreign_libraries_are_imported_only_where_they_are_allowed() -> None:
             assert path.relative_to(REPOSITORY).as_posix() in ALLOWED_IN[library], f"{path} imports {library}"
 
 
-@pytest.mark.parametrize("module", ["etenet.serving.launcher", "etenet.sandbox.worker"])
-def test_the_launcher_and_the_decoder_process_do_not_import_torch(module: str) -> None:
-    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+IN_DECODER_PROCESSES = [
+    f"etenet.{room}.{path.stem}" for room in ("video", "sandbox") for path in (CORE / room).glob("[!_]*.py")
+]
+
+
+@pytest.mark.parametrize("modules", [["etenet.serving.launcher"], ["etenet.cli"], IN_DECODER_PROCESSES])
+def test_the_launcher_the_command_and_the_decoder_processes_do_not_import_torch(modules: list[str]) -> None:
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
