@@ -13,7 +13,7 @@ import torch
 
 from etenet.model.vocabulary import Vocabulary
 from tests.conftest import wait_until
-from training.data.datasets import Dataset, DatasetClip, Sentences
+from training.data.datasets import Dataset, DatasetClip, EncodedCaptions
 from training.loop.loading import Loader, read_ahead
 from training.loop.order import TrainingExample
 
@@ -96,7 +96,7 @@ def test_batches_hold_the_frames_of_their_clips_mirrored_where_asked(
         rows = [dataset.frames[example.clip.row] for example in batch]
         expected = [row[..., ::-1, :] if e.mirrored else row for row, e in zip(rows, batch, strict=True)]
         np.testing.assert_array_equal(inputs.numpy(), np.stack(expected))
-        encoded = Sentences.encode([example.captions for example in batch], VOCABULARY, 2)
+        encoded = EncodedCaptions.encode([example.captions for example in batch], VOCABULARY, 2)
         assert torch.equal(sentences.target, encoded.target)
     assert loader.waited_s > 0
 

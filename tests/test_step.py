@@ -15,7 +15,7 @@ from etenet.model.decoder import Decoder
 from etenet.model.encoder import Encoder, default_preprocessing, feature_size
 from etenet.model.etenet import EtENet
 from etenet.model.vocabulary import Vocabulary
-from training.data.datasets import DatasetClip, Sentences
+from training.data.datasets import DatasetClip, EncodedCaptions
 from training.loop.memory import checkpoint_activations
 from training.loop.order import TrainingExample
 from training.loop.processes import Processes
@@ -55,14 +55,14 @@ def examples(count: int) -> list[TrainingExample]:
     ]
 
 
-def load(batch: Sequence[TrainingExample]) -> tuple[Tensor, Sentences]:
+def load(batch: Sequence[TrainingExample]) -> tuple[Tensor, EncodedCaptions]:
     """Two frames per clip, a function of the clip's row."""
     side = PREPROCESSING.resize_px
     frames = [
         torch.randint(256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(e.clip.row))
         for e in batch
     ]
-    return torch.stack(frames), Sentences.encode([e.captions for e in batch], VOCABULARY, 20)
+    return torch.stack(frames), EncodedCaptions.encode([e.captions for e in batch], VOCABULARY, 20)
 
 
 def gradients_and_weights(count: int, micro_batch: int) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from etenet.model.decoder import Decoder
 from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
 from etenet.video.sampling import sample_frames
 from training import evaluate, prepare, recipes, ship, stills, train
-from training.data.datasets import Dataset, Sentences
+from training.data.datasets import Dataset, EncodedCaptions
 from training.demo import world
 from training.loop.loss import ATTENTION_PENALTY, sentence_losses
 from training.loop.processes import Processes
@@ -69,7 +69,7 @@ def test_the_loss_is_equations_18_to_20_of_each_sentence_alone() -> None:
     decoder, vocabulary = Decoder(config).double(), Vocabulary(list("abcdef"))
     features = torch.randn(2, 16, 6, dtype=torch.float64)
     captions = [["a b c d", "f"], ["e e", "a b c d e f"]]
-    losses = sentence_losses(decoder, features, Sentences.encode(captions, vocabulary, 20))
+    losses = sentence_losses(decoder, features, EncodedCaptions.encode(captions, vocabulary, 20))
     for clip, of_clip in enumerate(captions):
         for number, caption in enumerate(of_clip):
             memory = decoder.prepare(features[clip : clip + 1])
@@ -84,7 +84,7 @@ def test_the_loss_is_equations_18_to_20_of_each_sentence_alone() -> None:
 
 
 def test_sentences_longer_than_the_limit_are_cut_and_still_end() -> None:
-    sentences = Sentences.encode([["a b c d e"]], Vocabulary(list("abcde")), 3)
+    sentences = EncodedCaptions.encode([["a b c d e"]], Vocabulary(list("abcde")), 3)
     assert sentences.target.tolist() == [[[3, 4, 5, EOS_ID]]]
     assert sentences.previous.tolist() == [[[SOS_ID, 3, 4, 5]]]
 

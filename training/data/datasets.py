@@ -104,7 +104,7 @@ def _packed(pictures: Sequence[NDArray[np.uint8]], pinned: bool) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Sentences:
+class EncodedCaptions:
     """Word ids for teacher forcing: `previous` starts with <SOS>, `target` ends with <EOS>, `mask` is 1 on words."""
 
     previous: Tensor  # (B, K, T) int64
@@ -112,7 +112,7 @@ class Sentences:
     mask: Tensor  # (B, K, T) float32
 
     @classmethod
-    def encode(cls, captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_words: int) -> Sentences:
+    def encode(cls, captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_words: int) -> EncodedCaptions:
         """K captions for each of B clips. Captions longer than `max_words` are cut."""
         ids = [[vocabulary.encode(caption)[:max_words] for caption in of_clip] for of_clip in captions]
         longest = 1 + max(len(sentence) for of_clip in ids for sentence in of_clip)
@@ -128,10 +128,12 @@ class Sentences:
                 mask[clip, number, : len(words) + 1] = 1
         return cls(previous, target, mask)
 
-    def pinned(self) -> Sentences:
+    def pinned(self) -> EncodedCaptions:
         """The same in pinned memory."""
-        return Sentences(*(tensor.pin_memory() for tensor in (self.previous, self.target, self.mask)))
+        return EncodedCaptions(*(tensor.pin_memory() for tensor in (self.previous, self.target, self.mask)))
 
-    def to(self, device: torch.device) -> Sentences:
+    def to(self, device: torch.device) -> EncodedCaptions:
         """Copying from pinned memory does not block the host."""
-        return Sentences(*(tensor.to(device, non_blocking=True) for tensor in (self.previous, self.target, self.mask)))
+        return EncodedCaptions(
+            *(tensor.to(device, non_blocking=True) for tensor in (self.previous, self.target, self.mask))
+        )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from etenet.model.vocabulary import Vocabulary
-from training.data.datasets import Dataset, DatasetClip, Sentences
+from training.data.datasets import Dataset, DatasetClip, EncodedCaptions
 from training.loop.order import TrainingExample
 from training.loop.step import Load
 
@@ -74,7 +74,7 @@ class Loader:
         self.waited_s = 0.0
         with closing(read_ahead(self._read, batches)) as reader:
 
-            def load(examples: Sequence[TrainingExample]) -> tuple[Tensor, Sentences]:
+            def load(examples: Sequence[TrainingExample]) -> tuple[Tensor, EncodedCaptions]:
                 started = time.perf_counter()
                 read, inputs, sentences = next(reader)
                 self.waited_s += time.perf_counter() - started
@@ -87,9 +87,9 @@ class Loader:
         """On the device: frames (B, L, resize_px, resize_px, 3) uint8 of the clips, or their features (B, L, D)."""
         return self._packed(clips).to(self.device, non_blocking=True)
 
-    def _read(self, examples: Sequence[TrainingExample]) -> tuple[Sequence[TrainingExample], Tensor, Sentences]:
+    def _read(self, examples: Sequence[TrainingExample]) -> tuple[Sequence[TrainingExample], Tensor, EncodedCaptions]:
         captions = [example.captions for example in examples]
-        sentences = Sentences.encode(captions, self.vocabulary, self.max_words)
+        sentences = EncodedCaptions.encode(captions, self.vocabulary, self.max_words)
         packed = self._packed([example.clip for example in examples])
         return examples, packed, sentences.pinned() if self._pinned else sentences
 

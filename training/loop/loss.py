@@ -8,13 +8,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from etenet.model.decoder import Decoder
-from training.data.datasets import Sentences
+from training.data.datasets import EncodedCaptions
 
 ATTENTION_PENALTY = 0.70602
 
 
 def sentence_losses(
-    decoder: Decoder, features: Tensor, sentences: Sentences, *, attention_penalty: float = ATTENTION_PENALTY
+    decoder: Decoder, features: Tensor, sentences: EncodedCaptions, *, attention_penalty: float = ATTENTION_PENALTY
 ) -> Tensor:
     """features (B, L, D), K sentences per clip -> the loss of each sentence (B, K).
 

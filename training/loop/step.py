@@ -18,14 +18,14 @@ from etenet.model.config import Preprocessing
 from etenet.model.encoder import Encoder
 from etenet.model.etenet import EtENet
 from etenet.model.preprocess import preprocess
-from training.data.datasets import Sentences
+from training.data.datasets import EncodedCaptions
 from training.loop.compiling import CompiledForward, Compiler
 from training.loop.loss import sentence_losses
 from training.loop.order import TrainingExample
 from training.loop.processes import Processes
 from training.recipes import Stage
 
-Load = Callable[[Sequence[TrainingExample]], tuple[Tensor, Sentences]]  # frames or features
+Load = Callable[[Sequence[TrainingExample]], tuple[Tensor, EncodedCaptions]]  # frames or features
 
 
 class Trainee(nn.Module):
@@ -57,11 +57,11 @@ class Trainee(nn.Module):
             encode = self.compiled if self.compiled and self.training and torch.is_grad_enabled() else self.model.encode
             return encode(frames).to(weights.dtype)
 
-    def losses(self, features: Tensor, sentences: Sentences) -> Tensor:
+    def losses(self, features: Tensor, sentences: EncodedCaptions) -> Tensor:
         """features (B, L, D), K sentences per clip -> the loss of each (B, K)."""
         return sentence_losses(self.model.decoder, features, sentences, attention_penalty=self.stage.attention_penalty)
 
-    def forward(self, inputs: Tensor, sentences: Sentences) -> Tensor:
+    def forward(self, inputs: Tensor, sentences: EncodedCaptions) -> Tensor:
         return self.losses(self.features(inputs), sentences)
 
 

@@ -16,7 +16,7 @@ from etenet.captioning.options import CaptionOptions
 from etenet.model.checkpoint import Checkpoint
 from etenet.runtime.network import TorchNetwork
 from etenet.scoring.scores import Scorer
-from training.data.datasets import DatasetClip, Sentences
+from training.data.datasets import DatasetClip, EncodedCaptions
 from training.loop.step import Trainee
 
 LOGGED = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")
@@ -57,7 +57,7 @@ def validate(
             captions[clip.video] = [sentences[0].text]
         most = max(len(clip.captions) for clip in batch)
         repeated = [[clip.captions[i % len(clip.captions)] for i in range(most)] for clip in batch]
-        references = Sentences.encode(repeated, checkpoint.vocabulary, checkpoint.max_words).to(features.device)
+        references = EncodedCaptions.encode(repeated, checkpoint.vocabulary, checkpoint.max_words).to(features.device)
         losses = trainee.losses(features, references).double()
         for clip, of_clip in zip(batch, losses, strict=True):
             loss, count = loss + of_clip[: len(clip.captions)].sum().item(), count + len(clip.captions)

@@ -65,7 +65,7 @@ def engine(url: str, options: CaptionOptions, *, details: bool, in_flight: int =
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _Response:
     """The record of one response. `rest` is the part of the video that the response left out."""
 
     record: Record
@@ -97,7 +97,7 @@ class _Client:
                 on_progress(rest.start_s, part.duration_s)
         return merged(records)
 
-    def _part(self, body: bytes, cut: Cut) -> _Part:
+    def _part(self, body: bytes, cut: Cut) -> _Response:
         headers = replace(self._options, cut=cut).as_headers() | {"Content-Type": "application/octet-stream"}
         began_s, wait_s = time.monotonic(), FIRST_WAIT_S
         while not self.leaving.is_set():
@@ -113,12 +113,12 @@ class _Client:
                     return part
                 fault, least_s = f"status {response.status}", _seconds(response.headers.get("Retry-After", ""))
             if time.monotonic() - began_s > GIVE_UP_AFTER_S:
-                return _Part(self._given_up(fault, began_s))
+                return _Response(self._given_up(fault, began_s))
             self.leaving.wait(max(least_s, random.uniform(0, wait_s)))
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         raise JobStopped("the job ends")
 
-    def _parsed(self, response: urllib3.BaseHTTPResponse, cut: Cut) -> _Part | None:
+    def _parsed(self, response: urllib3.BaseHTTPResponse, cut: Cut) -> _Response | None:
         """None if the response is not from the captioner, or the captioner has no room."""
         if response.status in _NO_CAPTIONER:
             raise JobStopped(
@@ -129,13 +129,15 @@ class _Client:
         try:
             contents = json.loads(response.data)
             if response.status != 200:
-                return _Part({"error": {name: str(contents["error"][name]) for name in ("code", "message")}})
+                return _Response({"error": {name: str(contents["error"][name]) for name in ("code", "message")}})
             record, duration_s = record_of(contents, details=self._details), contents["video"]["duration_s"]
             rest = cut.rest(record["segments"][-1]["end_s"], duration_s) if cut.into_segments else None
-            return _Part(record, rest, duration_s)
+            return _Response(record, rest, duration_s)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             if response.status == 413:  # TorchServe's own has no body
-                return _Part({"error": {"code": "too_large", "message": "the server does not take such a large body"}})
+                return _Response(
+                    {"error": {"code": "too_large", "message": "the server does not take such a large body"}}
+                )
             raise JobStopped(
                 f"{self._url} does not respond like a captioner (status {response.status}); correct --server"
             ) from error
