@@ -10,11 +10,9 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,8 @@ from etenet.linux import SPIN_COUNT
 from etenet.scoring import caption_json
 from etenet.video.segments import Cut
 from tests import clips
-from tests.conftest import EXAMPLES, REPOSITORY, Server, ask, wait_until
+from tests.conftest import EXAMPLES, REPOSITORY, Server, wait_until
+from tests.unreliable import Unreliable
 
 CLIPS = 100
 IN_FLIGHT = 4
@@ -151,54 +150,6 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-class Unreliable:
-    """A server before another: refuses half of what comes, drops some, and counts what is in flight at once."""
-
-    def __init__(self, upstream: Server, port: int) -> None:
-        self.most, self.answered = 0, 0
-        now, lock, rng = 0, threading.Lock(), random.Random(0)
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_PUT(self) -> None:
-                nonlocal now
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                with lock:
-                    now += 1
-                    outer.most = max(outer.most, now)
-                    chance = rng.random()
-                try:
-                    if chance < 0.1:
-                        self.close_connection = True
-                        self.connection.close()
-                        return
-                    answer = None if chance < 0.6 else ask(upstream.predictions, body)
-                    status, content = (answer.status, answer.body) if answer else (503, b"{}")
-                finally:
-                    with lock:
-                        now -= 1
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                if status == 503:
-                    self.send_header("Retry-After", "0")
-                self.end_headers()
-                self.wfile.write(content)
-                outer.answered += answer is not None
-
-            def log_message(self, format: str, *arguments: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 def test_a_server_that_refuses_drops_and_starts_anew_costs_no_clip(
     folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path
 ) -> None:
@@ -212,10 +163,10 @@ def test_a_server_that_refuses_drops_and_starts_anew_costs_no_clip(
     second = Unreliable(server, port)
     assert job.wait(120) == 0
     second.stop()
-    assert second.answered > 0
+    assert second.responses > 0
     assert by_clip(out) == expected
-    assert first.most <= IN_FLIGHT
-    assert second.most <= IN_FLIGHT
+    assert first.max_in_flight <= IN_FLIGHT
+    assert second.max_in_flight <= IN_FLIGHT
 
 
 def test_another_server_is_refused(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -236,6 +237,14 @@ def test_limits_on_bytes_pixels_and_time_hold() -> None:
     assert (
         sampling.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(max_pixels=320 * 240)).info.width_px == 320
     )
+
+
+@pytest.mark.parametrize(("version", "arguments"), [("18.1.0", {"metadata_errors": "replace"}), ("19.0.2", {})])
+def test_pyav_gets_only_arguments_that_its_version_has(
+    version: str, arguments: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(av, "__version__", version)
+    assert runpy.run_path(ffmpeg.__file__)["LENIENT_METADATA"] == arguments
 
 
 def test_every_decoder_on_the_allow_list_is_available() -> None:
