@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ALL_COMPLETED
 from dataclasses import replace
 from itertools import pairwise
 
 import av
 import numpy as np
 import pytest
+import torch
 
 from etenet import errors
 from etenet.captioning.captioner import Captioner
@@ -20,6 +22,7 @@ from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import Video
 from etenet.sandbox.pool import Sandbox
 from etenet.video import sampling
+from etenet.video.clip import Clip
 from etenet.video.segments import SHORTEST_SEGMENT_S, Cut, Segment
 from tests import clips
 from tests.conftest import EXAMPLES, REPOSITORY
@@ -271,6 +274,24 @@ def test_videos_of_any_length_come_out_of_a_stream_complete(captioner: Captioner
     assert texts(outcomes["film"]) == texts(outcomes["again"]) == expected
     assert isinstance(outcomes["broken"], errors.NotAVideo)
     assert len(texts(outcomes["clip"])) == 1
+
+
+def test_a_stream_encodes_no_more_than_a_batch_at_once_on_any_number_of_cores(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, encode = [], captioner.encode
+
+    def counted(clips: Mapping[int, Clip]) -> dict[int, torch.Tensor]:
+        sizes.append(len(clips))
+        return encode(clips)
+
+    monkeypatch.setattr(captioner, "encode", counted)
+    monkeypatch.setattr("etenet.captioning.captioner.cores", lambda: 64)
+    monkeypatch.setattr("etenet.captioning.stream.FIRST_COMPLETED", ALL_COMPLETED)
+    clip = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
+    outcomes = dict(captioner.caption_stream([Video(n, clip, CaptionOptions()) for n in range(20)], batch_clips=4))
+    assert len(outcomes) == sum(sizes) == 20
+    assert set(sizes) == {4}
 
 
 def test_a_batch_takes_a_limited_number_of_segments(captioner: Captioner) -> None:

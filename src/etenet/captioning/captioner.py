@@ -106,6 +106,7 @@ class Captioner:
         schedule = Schedule(
             encode_clips=batch_clips,
             search_clips=batch_clips,
+            max_batch=batch_clips,
             max_clips=batch_clips + max(batch_clips, cores()),
             max_bytes=MAX_HELD_BYTES,
             continue_cuts=True,

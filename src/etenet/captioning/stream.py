@@ -13,7 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from etenet.captioning.captions import Caption, Outcome, Sentence, Timing, outcome_of
@@ -55,13 +55,14 @@ class Steps(Protocol):
 class Schedule:
     """How far the steps run ahead of each other.
 
-    Clips are encoded once `encode_clips` are decoded, and searched once `search_clips` are encoded, or when no further
-    ones are on their way. While `max_clips` clips, or bodies of `max_bytes`, are on their way, no further video is
-    taken. With `continue_cuts`, the segments beyond the `max_segments` of a cut are decoded after those before.
+    Clips are encoded once `encode_clips` are decoded, at most `max_batch` at a time, and searched once `search_clips`
+    are encoded, or when no further ones are on their way. While `max_clips` clips, or bodies of `max_bytes`, are on
+    their way, no further video is taken. With `continue_cuts`, the segments beyond the `max_segments` of a cut are decoded after those before.
     """
 
     encode_clips: float = 1
     search_clips: float = math.inf
+    max_batch: int | None = None
     max_clips: float = math.inf
     max_bytes: float = math.inf
     continue_cuts: bool = False
@@ -124,9 +125,11 @@ def caption_videos(
             encoded, features, encode_s = {}, {}, 0.0
         elif decoded and (len(decoded) >= schedule.encode_clips or not decoding):
             began = time.perf_counter()
-            features |= steps.encode(_clips(decoded))
+            batch = dict(islice(decoded.items(), schedule.max_batch))
+            features |= steps.encode(_clips(batch))
             encode_s += time.perf_counter() - began
-            encoded, decoded = encoded | decoded, {}
+            encoded |= batch
+            decoded = {number: part for number, part in decoded.items() if number not in batch}
         elif decoding:
             done, _ = wait(decoding, return_when=FIRST_COMPLETED)
             for future in done:
