@@ -57,7 +57,8 @@ class Schedule:
 
     Clips are encoded once `encode_clips` are decoded, at most `max_batch` at a time, and searched once `search_clips`
     are encoded, or when no further ones are on their way. While `max_clips` clips, or bodies of `max_bytes`, are on
-    their way, no further video is taken. With `continue_cuts`, the segments beyond the `max_segments` of a cut are decoded after those before.
+    their way, no further video is taken. With `continue_cuts`, the segments beyond the `max_segments` of a cut are
+    decoded after those before.
     """
 
     encode_clips: float = 1
