@@ -30,6 +30,7 @@ from tests.test_hostile import allowed_outcomes
 
 DEADLINE_S = 5.0
 BATCH_S = 1.0  # for the other clips of the batch
+MOST_GROWTH = {"descriptors": 2, "threads": 0, "processes": 0, "memory": 32 * 2**20}  # of a worker under attack
 GOOD = {caption: (REPOSITORY / "examples" / name).read_bytes() for name, caption in EXAMPLES.items()}
 
 
@@ -198,7 +199,10 @@ def test_a_handler_that_leaks_is_caught(alarm: Alarm, tmp_path: Path, monkeypatc
 
 
 def growth(server: Server, trap: Trap, count: int) -> set[str]:
-    """The resources of which a warm worker uses more after `count` hostile requests."""
+    """The resources of which a warm worker uses more after each of two attacks of `count` hostile requests.
+
+    One attack alone may still fill caches and arenas of malloc. A leak grows every time.
+    """
     files = [file.body for file in hostile_files(trap) if len(file.body) < 2**20]
     random.Random(0).shuffle(files)
 
@@ -207,17 +211,24 @@ def growth(server: Server, trap: Trap, count: int) -> set[str]:
             list(clients.map(server.caption, (files * 3)[:count]))
 
     attack(count // 2)
-    worker = worker_of(server)
-    descriptors, threads, memory = worker.num_fds(), worker.num_threads(), worker.memory_info().rss
-    processes = len(worker.children())
-    attack(count)
-    grown = {
-        "descriptors": worker.num_fds() > descriptors + 2,
-        "threads": worker.num_threads() > threads,
-        "processes": len(worker.children()) > processes,
-        "memory": worker.memory_info().rss > memory + 32 * 2**20,
+    worker, leaking = worker_of(server), set(MOST_GROWTH)
+    for _ in range(2):
+        before = used_by(worker)
+        attack(count)
+        after = used_by(worker)
+        leaking = {name for name in leaking if after[name] > before[name] + MOST_GROWTH[name]}
+        if not leaking:
+            break
+    return leaking
+
+
+def used_by(worker: psutil.Process) -> dict[str, int]:
+    return {
+        "descriptors": worker.num_fds(),
+        "threads": worker.num_threads(),
+        "processes": len(worker.children()),
+        "memory": worker.memory_info().rss,
     }
-    return {name for name, more in grown.items() if more}
 
 
 def test_malformed_http_gets_a_response_or_a_closed_connection(attacked: Server, thorough: bool) -> None:
