@@ -7,7 +7,7 @@ file.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from etenet.errors import CheckpointError, UsageError
 from etenet.files import replacing
+from etenet.model.confidence import Calibration
 from etenet.model.config import DecoderConfig, Preprocessing
 from etenet.model.decoder import Decoder
 from etenet.model.encoder import GIVEN_FEATURES, AbsentEncoder, Encoder, default_preprocessing, feature_size
@@ -27,13 +28,20 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A network with everything that belongs to it. `max_words` is the longest sentence in its training."""
+    """A network with everything that belongs to it. `max_words` is the longest sentence in its training.
+
+    `provenance` says what made the weights: recipe, stage, seed, data, epoch, scores, version; {} if unknown.
+    `confidence` is the calibration of a caption's confidence, or None.
+    """
 
     model: EtENet
     vocabulary: Vocabulary
     preprocessing: Preprocessing
     max_words: int = 20
     id: str = ""  # sha256:..., of the file
+    provenance: dict[str, Any] = field(default_factory=dict)
+    confidence: dict[str, Any] | None = None
+    confidence: Calibration | None = None  # without it, captions have no confidence
 
     @property
     def encoder(self) -> Encoder:
@@ -72,6 +80,7 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         "preprocessing": asdict(checkpoint.preprocessing),
         "vocabulary": list(checkpoint.vocabulary.known_words),
         "max_words": checkpoint.max_words,
+        "confidence": checkpoint.confidence and asdict(checkpoint.confidence),
         "weights": weights,
     }
     with replacing(path) as file:
@@ -104,7 +113,8 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
             if with_encoder or not name.startswith("encoder.")
         }
         model.load_state_dict(weights, assign=True)
-        checkpoint = Checkpoint(model, vocabulary, preprocessing, int(contents["max_words"]))
+        confidence = Calibration(**contents["confidence"]) if contents.get("confidence") else None
+        checkpoint = Checkpoint(model, vocabulary, preprocessing, int(contents["max_words"]), confidence=confidence)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
         raise CheckpointError(
             f"{path} is damaged or not from this version ({_first_line(error)}); make it again with training.train"

@@ -1,0 +1,70 @@
+"""How likely a sentence is to be good, from the beam that it was found in: a logistic regression with a few numbers.
+
+`training.calibrate` fits the numbers on clips that the network was not trained on, and the checkpoint carries them.
+Knows neither frames nor words, only what a search leaves behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from etenet.model.search import Hypothesis
+
+VERSION = 1
+FEATURES = ("log_prob", "length", "mean_log_prob", "least_log_prob", "share", "agreement")
+
+
+def features_of(sentence: Hypothesis, others: Sequence[Hypothesis]) -> dict[str, float]:
+    """By the names of `FEATURES`: what is known of a sentence beside other sentences for the same clip.
+
+    share       of the probability of all these sentences; 1 without others
+    agreement   mean over the others of the F1 score of shared words; 1 without others
+    """
+    words = sentence.word_log_probs
+    highest = max(each.log_prob for each in (sentence, *others))
+    probs = [math.exp(each.log_prob - highest) for each in (sentence, *others)]
+    f1_scores = [_f1(sentence.words, other.words) for other in others]
+    return {
+        "log_prob": sentence.log_prob,
+        "length": float(len(sentence.words)),
+        "mean_log_prob": sentence.log_prob / len(words),
+        "least_log_prob": min(words),
+        "share": probs[0] / sum(probs),
+        "agreement": sum(f1_scores) / len(f1_scores) if f1_scores else 1.0,
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Of one checkpoint. `weights` has a number for each of `FEATURES`; `beam_size` is that of the beams it is for.
+
+    The features of a sentence depend on how many others it is compared with. So a narrower beam gives no confidence,
+    and of a wider one only the `beam_size` - 1 most probable others count.
+    """
+
+    weights: Mapping[str, float]
+    bias: float
+    beam_size: int
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION or set(self.weights) != set(FEATURES):
+            raise ValueError(f"its confidence has version {self.version}, this etenet reads version {VERSION}")
+        if self.beam_size < 1 or not all(map(math.isfinite, (*self.weights.values(), self.bias))):
+            raise ValueError("its confidence has numbers that are not finite, or no beam size")
+
+    def confidence(self, sentence: Hypothesis, beam: Sequence[Hypothesis]) -> float:
+        """The probability that a sentence of a beam (best first) is good: between 0 and 1, with 4 digits."""
+        others = [other for other in beam if other is not sentence][: self.beam_size - 1]
+        features = features_of(sentence, others)
+        logit = self.bias + sum(weight * features[name] for name, weight in self.weights.items())
+        return round(0.5 + 0.5 * math.tanh(0.5 * logit), 4)
+
+
+def _f1(sentence: Sequence[int], other: Sequence[int]) -> float:
+    """Twice the number of words in both, with their repeats, over the number of words of both."""
+    shared = (Counter(sentence) & Counter(other)).total()
+    return 2 * shared / (len(sentence) + len(other))
