@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def test_everything_that_is_saved_is_loaded(tmp_path: Path) -> None:
     for name, value in written.model.state_dict().items():
         assert torch.equal(read.model.state_dict()[name], value), name
     assert not read.model.training
+
+
+def test_what_made_the_weights_is_kept_and_unknown_in_older_files(tmp_path: Path) -> None:
+    made = {"recipe": "own", "stage": 2, "seed": 0, "scores": {"CIDEr": 0.5}}
+    checkpoints.save(replace(fresh(), provenance=made), tmp_path / "new.pt")
+    assert checkpoints.load(tmp_path / "new.pt").provenance == made
+    older = torch.load(tmp_path / "new.pt", weights_only=True)
+    torch.save({name: value for name, value in older.items() if name != "provenance"}, tmp_path / "old.pt")
+    assert checkpoints.load(tmp_path / "old.pt").provenance == {}
 
 
 def test_without_the_encoder_its_name_and_everything_else_are_loaded(tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ class Checkpoint:
     """A network with everything that belongs to it. `max_words` is the longest sentence in its training.
 
     `provenance` says what made the weights: recipe, stage, seed, data, epoch, scores, version; {} if unknown.
-    `confidence` is the calibration of a caption's confidence, or None.
     """
 
     model: EtENet
@@ -40,7 +39,6 @@ class Checkpoint:
     max_words: int = 20
     id: str = ""  # sha256:..., of the file
     provenance: dict[str, Any] = field(default_factory=dict)
-    confidence: dict[str, Any] | None = None
     confidence: Calibration | None = None  # without it, captions have no confidence
 
     @property
@@ -80,6 +78,7 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         "preprocessing": asdict(checkpoint.preprocessing),
         "vocabulary": list(checkpoint.vocabulary.known_words),
         "max_words": checkpoint.max_words,
+        "provenance": checkpoint.provenance,
         "confidence": checkpoint.confidence and asdict(checkpoint.confidence),
         "weights": weights,
     }
@@ -114,7 +113,14 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
         }
         model.load_state_dict(weights, assign=True)
         confidence = Calibration(**contents["confidence"]) if contents.get("confidence") else None
-        checkpoint = Checkpoint(model, vocabulary, preprocessing, int(contents["max_words"]), confidence=confidence)
+        checkpoint = Checkpoint(
+            model,
+            vocabulary,
+            preprocessing,
+            int(contents["max_words"]),
+            provenance=dict(contents.get("provenance") or {}),
+            confidence=confidence,
+        )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
         raise CheckpointError(
             f"{path} is damaged or not from this version ({_first_line(error)}); make it again with training.train"
