@@ -66,7 +66,7 @@ def _caption_clips(captioner: etenet.Captioner, dataset: Dataset, clips: Sequenc
         if isinstance(outcome, etenet.CaptionError):
             raise UsageError(f"{dataset.clip_file(clip)}: {outcome}") from outcome
         assert isinstance(outcome, etenet.Caption)
-        yield outcome.text
+        yield outcome.sentences[0].text
 
 
 def _caption_features(captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[DatasetClip]) -> Iterator[str]:
