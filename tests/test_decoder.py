@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -125,3 +127,16 @@ def test_permuting_frames_permutes_attention_and_changes_nothing_else(decoder: D
 def test_sizes_default_to_the_papers() -> None:
     config = DecoderConfig(feature_size=1536, vocabulary_size=12000)
     assert (config.hidden_size, config.embedding_size) == (512, 486)
+
+
+def test_a_projection_is_a_decoder_of_projected_features(features: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    projecting = Decoder(replace(CONFIG, projection_size=3)).double().eval()
+    plain = Decoder(replace(CONFIG, feature_size=3)).double().eval()
+    plain.load_state_dict({k: v for k, v in projecting.state_dict().items() if not k.startswith("project.")})
+    words, steps = torch.arange(B * K).view(B, K) % CONFIG.vocabulary_size, []
+    for decoder, given in ((projecting, features), (plain, projecting.project(features))):
+        memory = decoder.prepare(given)
+        steps.append(decoder.step(words, decoder.first_state(memory, K), memory))
+    torch.testing.assert_close(steps[0].log_probs, steps[1].log_probs, atol=0, rtol=0)
+    assert projecting.project.weight.shape == (3, CONFIG.feature_size)

@@ -38,17 +38,26 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """Sizes of the soft-attention LSTM. Hidden and embedding sizes are the paper's; the attention size is ours."""
+    """Sizes of the soft-attention LSTM. Hidden and embedding sizes are the paper's; the attention size is ours.
+
+    `projection_size` 0 is the paper's: the decoder attends to the encoder's features as they are.
+    """
 
     feature_size: int
     vocabulary_size: int
     hidden_size: int = 512
     embedding_size: int = 486
     attention_size: int = 512
+    projection_size: int = 0
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for size in fields(self):
-            value = getattr(self, size.name)
-            _require(size.name == "dropout" or value > 0, f"{size.name} must be positive, got {value}")
+            value, least = getattr(self, size.name), 0 if size.name in ("dropout", "projection_size") else 1
+            _require(value >= least, f"{size.name} must be at least {least}, got {value}")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def attended_size(self) -> int:
+        """The size of the features that the decoder attends to."""
+        return self.projection_size or self.feature_size

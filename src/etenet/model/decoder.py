@@ -7,6 +7,9 @@ The context vector phi_t of equation (6) is only ever multiplied by matrices: th
 weighted sum may be taken before or after a multiplication, so the features are multiplied once per clip instead of the
 context once per word and sentence, and phi_t itself is never formed. Comments give the paper's form.
 
+A projection of the features, which is not in the paper, is the decoder's first layer where the config asks for one.
+Where a shape says D after that, it is the size of the projected features.
+
 Shapes: B clips, L frames per clip, D feature size, K sentences per clip (references in training, beams in search),
 H hidden, E embedding, A attention, V words.
 """
@@ -26,7 +29,7 @@ from etenet.model.config import DecoderConfig
 class Memory:
     """What the decoder attends to: computed once per clip, shared by its K sentences."""
 
-    features: Tensor  # (B, L, D), v_i
+    features: Tensor  # (B, L, D), v_i, projected
     keys: Tensor  # (B, L, A), W_ev v_i + b_e of (3)
     values: Tensor  # (B, L, 4 H + E), v_i times the gates' matrices (8-11) and W_u (14)
     embedding_gates: Tensor  # (4 H, E), of the decoder: the gates' matrices for E[y_{t-1}], contiguous
@@ -60,10 +63,11 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        features, hidden = config.feature_size, config.hidden_size
+        features, hidden = config.attended_size, config.hidden_size
         vectors = torch.empty(config.vocabulary_size, config.embedding_size)
         if not vectors.is_meta:  # on meta tensors `normal_` would import torch's compiler, which takes two seconds
             vectors.normal_()
+        self.project = nn.Linear(config.feature_size, features) if config.projection_size else nn.Identity()
         self.embedding = nn.Embedding.from_pretrained(vectors, freeze=False)  # type: ignore[no-untyped-call]  # E
         self.attend_hidden = nn.Linear(hidden, config.attention_size, bias=False)  # W_eh
         self.attend_feature = nn.Linear(features, config.attention_size)  # W_ev, b_e
@@ -78,7 +82,8 @@ class Decoder(nn.Module):
 
     def prepare(self, features: Tensor) -> Memory:
         """features (B, L, D) -> Memory."""
-        size = self.config.feature_size
+        size = self.config.attended_size
+        features = self.project(features)
         feature_matrices = torch.cat([self.lstm.weight_ih[:, :size], self.to_embedding.weight[:, :size]])
         return Memory(
             features,
@@ -104,7 +109,7 @@ class Decoder(nn.Module):
 
     def step(self, previous_words: Tensor, state: State, memory: Memory) -> Step:
         """y_{t-1} (B, K) ids, h_{t-1} and c_{t-1} -> the log probabilities of y_t."""
-        size, hidden_size = self.config.feature_size, self.config.hidden_size
+        size, hidden_size = self.config.attended_size, self.config.hidden_size
         embedding = self.embedding(previous_words)  # E[y]
         context, attention = self.attend(state.hidden, memory)  # (3-6)
         context_gates, context_output = context[..., : 4 * hidden_size], context[..., 4 * hidden_size :]
