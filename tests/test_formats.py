@@ -18,6 +18,7 @@ RECORDS: list[dict[str, Any]] = [
     {"video": 'a,\u2028"b"\r.mp4', "caption": "a dog runs\x0b"},
     {"video": "c\nd.mp4", "error": {"code": "not_a_video", "message": "it is none"}},
     {"video": "e.mp4", "segments": [{"start_s": 0.0, "end_s": 1.5, "caption": "a cat"}] * 2},
+    {"video": "f.mp4", "caption": None, "confidence": 0.125},
 ]
 
 
@@ -42,7 +43,7 @@ def test_a_format_that_cannot_show_the_captions_is_refused(name: str, segments: 
 def test_names_and_captions_come_back(name: str) -> None:
     written = b"".join(FORMATS[name].write(RECORDS))
     read = [row.values for row in rows("F", written, header=formats.COLUMNS, fix="")]
-    cells = ["", "", "a dog runs\x0b", "", ""]
+    cells = ["", "", "a dog runs\x0b", "", "", ""]
     expected = {
         "jsonl": RECORDS,
         "coco": [{"image_id": RECORDS[0]["video"], "caption": RECORDS[0]["caption"]}],
@@ -50,8 +51,9 @@ def test_names_and_captions_come_back(name: str) -> None:
             dict(zip(formats.COLUMNS, row, strict=True))
             for row in (
                 [RECORDS[0]["video"], *cells],
-                [RECORDS[1]["video"], "", "", "", "not_a_video", "it is none"],
-                *[["e.mp4", "0.0", "1.5", "a cat", "", ""]] * 2,
+                [RECORDS[1]["video"], "", "", "", "not_a_video", "it is none", ""],
+                *[["e.mp4", "0.0", "1.5", "a cat", "", "", ""]] * 2,
+                ["f.mp4", "", "", "", "", "", "0.125"],
             )
         ],
     }

@@ -52,6 +52,17 @@ def test_plain_text_has_a_line_for_each() -> None:
     assert subtitles.plain(SEGMENTS).splitlines() == [text for *_, text in CUES]
 
 
+def test_a_segment_without_a_caption_leaves_a_gap_between_two_cues() -> None:
+    times = [(0.0, 10.0), (10.0, 20.0), (20.0, 30.0)]
+    segments = [
+        {"start_s": start_s, "end_s": end_s, "caption": caption}
+        for (start_s, end_s), caption in zip(times, ("a dog", None, "a dog"), strict=True)
+    ]
+    expected = [(0.0, 10.0, "a dog"), (20.0, 30.0, "a dog")]
+    assert decoded(subtitles.vtt(segments), "webvtt") == decoded(subtitles.srt(segments), "srt") == expected
+    assert subtitles.plain(segments[1:2]) == ""
+
+
 def test_without_segments_there_is_still_a_file() -> None:
     assert subtitles.vtt([]).startswith("WEBVTT\n")
     assert subtitles.srt([]) == ""

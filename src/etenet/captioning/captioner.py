@@ -23,7 +23,7 @@ import torch
 from etenet.captioning.captions import Caption, Outcome, Sentence
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import KeyT, OnProgress, Schedule, Video, caption_videos, captions_of
-from etenet.errors import CaptionError, Overloaded
+from etenet.errors import BadOption, CaptionError, Overloaded
 from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.search import Hypothesis
@@ -117,6 +117,8 @@ class Captioner:
         self, clips: Sequence[Clip | CaptionError], options: CaptionOptions
     ) -> list[Caption | CaptionError]:
         """One outcome for each clip that was decoded elsewhere, in order. Errors stay what they are."""
+        if refusal := self.refusal(options):
+            return [clip if isinstance(clip, CaptionError) else refusal for clip in clips]
         started = time.perf_counter()
         good = {number: clip for number, clip in enumerate(clips) if isinstance(clip, Clip)}
         features, encode_s = self.encode(good), time.perf_counter() - started
@@ -128,6 +130,10 @@ class Captioner:
         max_words = options.max_words or self.checkpoint.max_words
         hypotheses = self.network.sentences(features, beam_size=options.beam_size, max_words=max_words)
         return [self._sentences(of_clip, options) for of_clip in hypotheses]
+
+    def refusal(self, options: CaptionOptions) -> BadOption | None:
+        """Why this checkpoint cannot do what the options ask for; None if it can."""
+        return options.refusal(self.checkpoint.confidence)
 
     def decode(self, body: bytes, cut: Cut = WHOLE) -> Future[list[Clip]]:
         """The clips of a video, one for each segment, or a `CaptionError`."""
@@ -188,13 +194,17 @@ class Captioner:
 
     def _sentences(self, hypotheses: Sequence[Hypothesis], options: CaptionOptions) -> tuple[Sentence, ...]:
         best_first = sorted(hypotheses, key=lambda one: one.score(options.length_penalty), reverse=True)
-        return tuple(self._sentence(hypothesis) for hypothesis in best_first[: options.captions])
+        calibration, best_first = self.checkpoint.confidence, best_first[: options.captions]
+        if calibration is None or options.beam_size < calibration.beam_size:
+            return tuple(self._sentence(one) for one in best_first)
+        return tuple(self._sentence(one, calibration.confidence(one, hypotheses)) for one in best_first)
 
-    def _sentence(self, hypothesis: Hypothesis) -> Sentence:
+    def _sentence(self, hypothesis: Hypothesis, confidence: float | None = None) -> Sentence:
         words = tuple(self.checkpoint.vocabulary.tokens(hypothesis.words))
         return Sentence(
             text=sentence(words),
             log_prob=hypothesis.log_prob,
+            confidence=confidence,
             words=words,
             word_probs=tuple(math.exp(log_prob) for log_prob in hypothesis.word_log_probs[: len(words)]),
             attention=hypothesis.attention,

@@ -13,10 +13,14 @@ from etenet.video.segments import Cut
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sentence:
-    """One sentence of the beam. `attention` has, per word, the weight of each of the 16 frames."""
+    """One sentence of the beam. `attention` has, per word, the weight of each of the 16 frames.
+
+    `confidence` (0 to 1) is None if the checkpoint has no calibration, or one for a wider beam.
+    """
 
     text: str
     log_prob: float
+    confidence: float | None = None
     words: tuple[str, ...]
     word_probs: tuple[float, ...]
     attention: tuple[tuple[float, ...], ...]
@@ -25,6 +29,7 @@ class Sentence:
         fields: dict[str, Any] = {
             "caption": self.text,
             "log_prob": round(self.log_prob, 4),
+            **({} if self.confidence is None else {"confidence": self.confidence}),
             "words": [
                 {"word": word, "prob": round(prob, 4)} for word, prob in zip(self.words, self.word_probs, strict=True)
             ],
@@ -55,10 +60,13 @@ class Caption:
     sentences: tuple[Sentence, ...]
     video: ClipInfo
     timing_ms: Timing
+    min_confidence: float = 0.0
 
     @property
-    def text(self) -> str:
-        return self.sentences[0].text
+    def text(self) -> str | None:
+        """The best sentence; None if its confidence is lower than the one asked for."""
+        best = self.sentences[0]
+        return None if best.confidence is not None and best.confidence < self.min_confidence else best.text
 
     def as_dict(self, *, attention: bool = False) -> dict[str, Any]:
         """The response of the HTTP contract, except `model`, which only the server knows."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etenet.errors import BadOption
 from etenet.video.segments import SHORTEST_SEGMENT_S, WHOLE, Cut
+
+if TYPE_CHECKING:
+    from etenet.model.confidence import Calibration
 
 _SHOWN_LETTERS = 40
 _OF_CUT = {field.name for field in fields(Cut)}  # which checks them itself
@@ -75,6 +78,7 @@ OPTIONS = (
     Option(name="captions", kind=int, least=1, most=10, help="how many of them to return, at most the beam size"),
     Option(name="max_words", kind=int, least=1, most=50, otherwise="the checkpoint's", help="longest sentence"),
     Option(name="length_penalty", kind=float, least=0, most=2, help="divide log_prob by the length to this power"),
+    Option(name="min_confidence", kind=float, least=0, most=1, help="give no caption whose confidence is lower"),
     Option(name="start_s", kind=float, least=0, is_flag=False, help="leave out what is shown before"),
     Option(
         name="end_s", kind=float, least=0.001, otherwise="the end", is_flag=False, help="leave out what is shown after"
@@ -106,6 +110,7 @@ class CaptionOptions:
     captions: int = 1
     max_words: int | None = None
     length_penalty: float = 0.0
+    min_confidence: float = 0.0
     cut: Cut = WHOLE
 
     def __post_init__(self) -> None:
@@ -116,6 +121,22 @@ class CaptionOptions:
             raise BadOption(
                 f"captions={self.captions} is more than the beam holds; raise beam_size (now {self.beam_size})"
             )
+
+    def refusal(self, calibration: Calibration | None) -> BadOption | None:
+        """Why a checkpoint with this calibration cannot do it; None if it can."""
+        if not self.min_confidence:
+            return None
+        if calibration is None:
+            return BadOption(
+                f"min_confidence={self.min_confidence:g} needs a checkpoint with a calibration, and this one has none; "
+                "leave min_confidence out, or make a calibration with training.calibrate"
+            )
+        if self.beam_size < calibration.beam_size:
+            return BadOption(
+                f"min_confidence={self.min_confidence:g} needs a beam_size of at least {calibration.beam_size}, "
+                f"got {self.beam_size}"
+            )
+        return None
 
     @classmethod
     def parse(cls, texts: Mapping[str, str]) -> CaptionOptions:

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from etenet.captioning.captions import Caption, Outcome, Sentence, Timing, outcome_of
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import CaptionError, InternalError
+from etenet.errors import BadOption, CaptionError, InternalError
 from etenet.video.clip import Clip
 from etenet.video.segments import Cut
 
@@ -40,6 +40,9 @@ class Video(Generic[KeyT]):
 
 class Steps(Protocol):
     """From bytes to sentences. Clips go by numbers; one that a step fails on is missing in the result."""
+
+    def refusal(self, options: CaptionOptions) -> BadOption | None:
+        """Why videos with these options are not even decoded; None if they are."""
 
     def decode(self, body: bytes, cut: Cut) -> Future[list[Clip]]: ...
 
@@ -110,6 +113,8 @@ def caption_videos(
             video = unfinished.popleft() if unfinished else next(unread, None)
             if video is None:
                 more = False
+            elif refusal := steps.refusal(video.options):
+                decoded[next(numbers)] = _Part(video, refusal, is_last=True)
             else:
                 decoding[steps.decode(video.body, video.options.cut)] = video
         if encoded and (len(encoded) >= schedule.search_clips or not (decoded or decoding)):
@@ -174,7 +179,12 @@ def captions_of(
             total=1000 * (now - started),
         )
         captions[number] = (
-            Caption(sentences=sentences[number], video=clip.info, timing_ms=timing)
+            Caption(
+                sentences=sentences[number],
+                video=clip.info,
+                timing_ms=timing,
+                min_confidence=options[number].min_confidence,
+            )
             if number in sentences
             else InternalError("the network gave no caption for this clip; the log says why")
         )

@@ -1,5 +1,7 @@
 """Captions of the segments of a video -> text, WebVTT and SubRip. Equal captions of consecutive segments become one.
 
+A segment without a caption (its confidence was lower than the one asked for) leaves a gap.
+
 Source of WebVTT: https://www.w3.org/TR/webvtt1/. SubRip has no standard.
 """
 
@@ -10,7 +12,7 @@ from itertools import groupby
 from typing import Any, TypeAlias
 
 Segments: TypeAlias = Sequence[Mapping[str, Any]]
-"""Each with `start_s`, `end_s` and `caption`, in order."""
+"""Each with `start_s`, `end_s` and `caption`, in order; the caption may be None."""
 
 
 def plain(segments: Segments) -> str:
@@ -32,9 +34,10 @@ def srt(segments: Segments) -> str:
 
 def _cues(segments: Segments) -> Iterator[tuple[float, float, str]]:
     """Start, end and text of each cue."""
-    for text, same in groupby(segments, key=lambda segment: str(segment["caption"])):
+    for text, same in groupby(segments, key=lambda segment: segment["caption"]):
         segments_of_cue = list(same)
-        yield segments_of_cue[0]["start_s"], segments_of_cue[-1]["end_s"], text
+        if text is not None:
+            yield segments_of_cue[0]["start_s"], segments_of_cue[-1]["end_s"], text
 
 
 def _time(seconds: float, mark: str) -> str:

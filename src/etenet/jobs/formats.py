@@ -21,7 +21,7 @@ from etenet.files import json_line, replacing
 from etenet.jobs.inputs import VIDEO_SUFFIXES, JobClip
 from etenet.jobs.journal import Record
 
-COLUMNS = ("video", "start_s", "end_s", "caption", "error_code", "error_message")
+COLUMNS = ("video", "start_s", "end_s", "caption", "error_code", "error_message", "confidence")
 
 
 def _jsonl(records: Iterable[Record]) -> Iterator[bytes]:
@@ -45,7 +45,7 @@ def _parquet(records: Iterable[Record]) -> Iterator[bytes]:
     except ModuleNotFoundError as error:
         raise UsageError(f"Parquet needs the extra: pip install 'etenet[ray]' ({error})") from error
     rows = [dict(zip(COLUMNS, row, strict=True)) for record in records for row in _rows(record)]
-    numbers = ("start_s", "end_s")
+    numbers = ("start_s", "end_s", "confidence")
     schema = pyarrow.schema([(c, pyarrow.float64() if c in numbers else pyarrow.string()) for c in COLUMNS])
     file = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema), file)
@@ -57,14 +57,14 @@ def _rows(record: Record) -> Iterator[tuple[Any, ...]]:
     error = record.get("error", {"code": None, "message": None})
     for part in record.get("segments", [record]):
         times_s = part.get("start_s"), part.get("end_s")
-        yield record["video"], *times_s, part.get("caption"), error["code"], error["message"]
+        yield record["video"], *times_s, part.get("caption"), error["code"], error["message"], part.get("confidence")
 
 
 def _coco(records: Iterable[Record]) -> Iterator[bytes]:
     """COCO's results format, with the clips that have a caption. `etenet score` takes it as predictions."""
     before = b"["
     for record in records:
-        if "caption" in record:
+        if record.get("caption") is not None:
             yield before + json_line({"image_id": record["video"], "caption": record["caption"]}).rstrip()
             before = b",\n "
     yield b"[]\n" if before == b"[" else b"]\n"

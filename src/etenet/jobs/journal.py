@@ -95,11 +95,18 @@ class Journal:
 
 def record_of(response: Mapping[str, Any], *, details: bool) -> Record:
     """The fields of an HTTP response that a journal needs; with `details`, all sentences and their probabilities."""
-    names = ("caption", "captions") if details else ("caption",)
-    if "segments" not in response:
-        return {name: response[name] for name in names}
-    names = ("start_s", "end_s", *names)
-    return {"segments": [{name: segment[name] for name in names} for segment in response["segments"]]}
+    if "segments" in response:
+        return {"segments": [_part_of(segment, details) for segment in response["segments"]]}
+    return _part_of(response, details)
+
+
+def _part_of(captioned: Mapping[str, Any], details: bool) -> Record:
+    """Of a clip or a segment. `confidence` is that of the best sentence, also if it is withheld (caption null)."""
+    part = {name: captioned[name] for name in ("start_s", "end_s", "caption") if name in captioned}
+    best = captioned["captions"][0]
+    if "confidence" in best:
+        part["confidence"] = best["confidence"]
+    return part | {"captions": captioned["captions"]} if details else part
 
 
 def merged(records: Sequence[Record]) -> Record:

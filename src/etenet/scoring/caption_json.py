@@ -19,7 +19,7 @@ _FIX = 'give {"video id": ["sentence", ...]}, COCO caption JSON, or {"video": ..
 
 
 def read(path: Path) -> dict[str, list[str]]:
-    """Sentences by clip, in the order of the file. Raises `UsageError`, also if a clip has an error, not a caption."""
+    """Sentences by clip, in the order of the file. Raises `UsageError`, also if a clip has an error or null instead."""
     captions: dict[str, list[str]] = {}
     failed: list[str] = []
     for row in rows(path, by_clip=True, fix=_FIX):
@@ -30,7 +30,7 @@ def read(path: Path) -> dict[str, list[str]]:
             captions.setdefault(clip, []).extend(sentences)
     if failed:
         raise UsageError(
-            f"{path} has an error instead of a caption for {named(failed)}; "
+            f"{path} has an error or null instead of a caption for {named(failed)}; "
             "caption these clips again, or remove them from predictions and references"
         )
     if not captions:
@@ -46,12 +46,12 @@ def _clip_of(row: Row) -> str:
 
 
 def _sentences_of(row: Row) -> list[str] | None:
-    """None if the clip has an error."""
+    """None if the clip has an error, or a caption was withheld."""
     match row.values:
         case {"caption": str(sentence)} | {"captions": str(sentence)}:
             return [sentence]
         case {"captions": [*sentences]} if all(isinstance(sentence, str) for sentence in sentences):
             return sentences
-        case {"error": _}:
+        case {"error": _} | {"caption": None}:
             return None
     raise UsageError(f"{row.place}: no sentence in {shown(row.values)}; {_FIX}")

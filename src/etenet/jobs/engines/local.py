@@ -30,8 +30,10 @@ WORTH_COMPILING_CLIPS = 16
 
 
 def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: int) -> Engine:
-    """For about so many clips. Raises `CheckpointError`."""
+    """For about so many clips. Raises `CheckpointError`, and `BadOption` for what the checkpoint cannot do."""
     captioner = load(checkpoint, limits=JOB_LIMITS, clips=segments_expected(clips, options.cut))
+    if refusal := captioner.refusal(options):
+        raise refusal
 
     def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> KeyedRecords:
         videos = (Video(key, body, replace(options, cut=cut)) for key, body, cut in bodies)

@@ -46,8 +46,11 @@ TASK_BYTES = 2**30  # what Ray reserves for decoding a clip
 def engine(
     checkpoint: Path, options: CaptionOptions, *, details: bool, address: str | None = None, actors: int = ACTORS
 ) -> Engine:
-    """On the cluster at `address`, or with None on this machine. Raises `CheckpointError`."""
-    resize_px = checkpoints.load(checkpoint).preprocessing.resize_px
+    """On the cluster at `address`, or with None on this machine. Raises `CheckpointError` and `BadOption`."""
+    loaded = checkpoints.load(checkpoint)
+    resize_px = loaded.preprocessing.resize_px
+    if refusal := options.refusal(loaded.confidence):
+        raise refusal
 
     def captions(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
         sources: dict[tuple[str, Cut], list[str]] = {}
