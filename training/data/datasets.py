@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +18,34 @@ from torch import Tensor
 
 from etenet.errors import UsageError
 from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
+from etenet.video.sampling import middle_of_slices
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetClip:
-    row: int  # of the frame cache
+    """A clip of video, whose 16 frames are `row` of frames.npy, or one of stills, whose frames begin at `row`."""
+
+    row: int
     video: str
     captions: tuple[str, ...]
     labels: dict[str, str] = field(default_factory=dict)
-    file: str | None = None  # relative to the dataset folder, or absolute; None if there are only features
+    file: str | None = None  # of a video: relative to the dataset folder, or absolute; None: stills or features
+    distinct: int | None = None  # how many frames a clip of stills has; None: as many as a row
+    part: int = 0  # which folder of a mixture
+    weight: float = 1.0  # how often an epoch of training has it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dataset:
-    """All splits of a dataset folder."""
+    """All splits of a dataset folder.
+
+    All its pictures are numbered: a frame row is the number of one. A clip of stills has each of its frames once there,
+    and stands for L = 16 by the rule for short videos.
+    """
 
     folder: Path
     clips: dict[str, list[DatasetClip]]  # by split
-    frames: NDArray[np.uint8] | None  # (N, L, resize_px, resize_px, 3), mapped from disk
+    frames: NDArray[np.uint8] | None  # mapped from disk: (N, L, px, px, 3), or (F, px, px, 3) with stills
     features: NDArray[np.float32] | None = None  # (N, L, D), mapped from disk; given instead of frames
 
     @classmethod
@@ -55,8 +65,18 @@ class Dataset:
                 f"{manifest} is damaged or of another version ({error}); prepare {folder} again"
             ) from error
         if features.is_file():
-            return cls(folder, clips, None, np.load(features, mmap_mode="r"))
-        return cls(folder, clips, np.load(frames, mmap_mode="r"))
+            return Dataset(folder, clips, None, np.load(features, mmap_mode="r"))
+        return Dataset(folder, clips, np.load(frames, mmap_mode="r"))
+
+    def need(self, split: str) -> list[DatasetClip]:
+        """The clips of a split. Raises `UsageError` if it has none."""
+        if clips := self.clips.get(split):
+            return clips
+        there = ", ".join(name for name, clips in self.clips.items() if clips) or "no clips at all"
+        raise UsageError(
+            f"{self.folder} has no {split} split, only {there}; prepare it again with splits in its captions file, "
+            "or with larger shares"
+        )
 
     def vocabulary(self) -> Vocabulary:
         """The words that `prepare` chose."""
@@ -67,33 +87,99 @@ class Dataset:
 
     def digest(self) -> str:
         """SHA-256 of clips and captions, the vocabulary, and the middle of every cached row."""
-        every = [(split, *astuple(replace(clip, file=None))) for split, clips in self.clips.items() for clip in clips]
+        every = [(split, *_identity(clip)) for split, clips in self.clips.items() for clip in clips]
         known = json.dumps([every, self.vocabulary().known_words])
         cache = self.frames if self.features is None else self.features
         assert cache is not None
-        rows = [clip.row for clips in self.clips.values() for clip in clips]
+        rows = [row for clips in self.clips.values() for clip in clips for row in _cached_rows(clip)]
         middles = cache[(rows, *(size // 2 for size in cache.shape[1:-1]))]
         return hashlib.sha256(f"{cache.shape} {known}".encode() + middles.tobytes()).hexdigest()
 
     def clip_file(self, clip: DatasetClip) -> Path:
         if clip.file is None:
-            raise UsageError(f"{self.folder} was made from features; it has no video of {clip.video}")
+            raise UsageError(f"{self.folder} was made without video files; it has none of {clip.video}")
         return self.folder / clip.file
 
-    def frames_of(self, clips: Sequence[DatasetClip], *, pinned: bool = False) -> Tensor:
-        """(B, L, resize_px, resize_px, 3) uint8, in pinned memory if asked for."""
-        frames = self._all_frames()
-        return _packed([frames[clip.row] for clip in clips], pinned)
+    @property
+    def has_frames(self) -> bool:
+        """False if there are only given features."""
+        return self.features is None
+
+    @property
+    def frame_count(self) -> int:
+        """Pictures that are stored, and so one more than the highest frame row."""
+        return len(self._pictures())
+
+    @property
+    def resize_px(self) -> int:
+        return int(self._pictures().shape[-2])
+
+    def distinct_rows(self, clip: DatasetClip) -> NDArray[np.int64]:
+        """(n,) frame rows of the clip's different frames, in order of time."""
+        if clip.distinct is not None:
+            return np.arange(clip.row, clip.row + clip.distinct)
+        length = self._all_frames().shape[1]
+        return np.arange(clip.row * length, (clip.row + 1) * length)
+
+    def frame_rows(self, clip: DatasetClip) -> NDArray[np.int64]:
+        """(L,) frame rows of the clip, in order of time. A short one has some of them twice, as in serving."""
+        rows = self.distinct_rows(clip)
+        return rows if clip.distinct is None else rows[middle_of_slices(len(rows))]
+
+    def repeats(self, clip: DatasetClip) -> NDArray[np.int64]:
+        """(n,): how often each of the `distinct_rows` is among the `frame_rows`. They sum to L."""
+        return np.unique_counts(self.frame_rows(clip)).counts
+
+    def pixels(self, frame_rows: Sequence[int] | NDArray[np.int64], *, pinned: bool = False) -> Tensor:
+        """(R, resize_px, resize_px, 3) uint8 of R frame rows, in pinned memory if asked for."""
+        return _packed([self.picture(row) for row in frame_rows], pinned)
+
+    def picture(self, frame_row: int) -> NDArray[np.uint8]:
+        """(resize_px, resize_px, 3), mapped from disk."""
+        return self._pictures()[frame_row]  # type: ignore[no-any-return]
+
+    def frames_of(
+        self,
+        clips: Sequence[DatasetClip],
+        moments: Sequence[Sequence[int]] | None = None,
+        *,
+        pinned: bool = False,
+    ) -> Tensor:
+        """(B, L, resize_px, resize_px, 3) uint8. With k `moments` for each clip, (B, k, ...): moment m is the m-th of
+        the clip's different frames."""
+        if moments is None:
+            rows = [self.frame_rows(clip) for clip in clips]
+        else:
+            chosen = zip(clips, moments, strict=True)
+            rows = [self.distinct_rows(clip)[list(of_clip)] for clip, of_clip in chosen]
+        pixels = self.pixels(np.concatenate(rows), pinned=pinned)
+        return pixels.view(len(rows), -1, *pixels.shape[1:])
 
     def stills_of(self, clips: Sequence[DatasetClip], moments: Sequence[int], *, pinned: bool = False) -> Tensor:
-        """One frame of each clip, (B, resize_px, resize_px, 3) uint8."""
-        frames = self._all_frames()
-        return _packed([frames[clip.row, moment] for clip, moment in zip(clips, moments, strict=True)], pinned)
+        """One of the L frames of each clip, (B, resize_px, resize_px, 3) uint8."""
+        rows = [self.frame_rows(clip)[moment] for clip, moment in zip(clips, moments, strict=True)]
+        return self.pixels(rows, pinned=pinned)
 
     def _all_frames(self) -> NDArray[np.uint8]:
         if self.frames is None:
             raise UsageError(f"{self.folder} was made from features; it has no frames")
         return self.frames
+
+    def _pictures(self) -> NDArray[np.uint8]:
+        """(F, resize_px, resize_px, 3), mapped from disk."""
+        frames = self._all_frames()
+        return frames.reshape(-1, *frames.shape[-3:])
+
+
+def _identity(clip: DatasetClip) -> list[object]:
+    """What a digest knows of a clip: not where its file is."""
+    stills = [] if clip.distinct is None else [clip.distinct]
+    return [clip.row, clip.video, clip.captions, clip.labels, None, *stills]
+
+
+def _cached_rows(clip: DatasetClip) -> range:
+    """The rows of the cache that hold the clip."""
+    return range(clip.row, clip.row + (clip.distinct or 1))
 
 
 def _packed(pictures: Sequence[NDArray[np.uint8]], pinned: bool) -> Tensor:
