@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nltk.tokenize.treebank import TreebankWordDetokenizer
 
 from etenet.model.vocabulary import EOS_ID, UNKNOWN_ID, Vocabulary, sentence, words
 
@@ -19,6 +25,35 @@ def test_captions_are_lower_case_treebank_words_without_punctuation() -> None:
 @given(st.lists(st.sampled_from(["a", "dog", "does", "n't", "run", "the", "man", "'s", "can", "not", "5"]), min_size=1))
 def test_a_sentence_splits_into_the_words_it_was_joined_from(parts: list[str]) -> None:
     assert "".join(words(sentence(parts))) == "".join(parts)
+
+
+TYPED = ["a", "dog", "don't", "can't", "cannot", "gonna", "wanna", "gotta", "gimme", "lemme", "man's", "I'm", "she'd"]
+TYPED += ["they'll", "we're", "I've", "dogs'", "u.s.", "5:30", "not", "can", "me", "and/or", "t-shirt", "rock'n'roll"]
+
+
+@given(st.lists(st.sampled_from(TYPED), min_size=1))
+def test_words_are_joined_as_nltk_joins_them(typed: list[str]) -> None:
+    tokens = words(" ".join(typed))
+    assert sentence(tokens) == TreebankWordDetokenizer().detokenize(tokens)
+
+
+def test_words_of_real_captions_are_joined_as_nltk_joins_them(reference_data: Path) -> None:
+    by_clip = json.loads((reference_data / "msvd" / "captions_by_clip.json").read_text())
+    for tokens in map(words, {caption for captions in list(by_clip.values())[::20] for caption in captions}):
+        assert sentence(tokens) == TreebankWordDetokenizer().detokenize(tokens)
+
+
+def test_nltk_is_imported_when_text_is_split_and_not_before() -> None:
+    code = """
+import sys, etenet
+from etenet.captioning import captioner
+from etenet.model.vocabulary import Vocabulary, words
+assert Vocabulary(["dog"]).decode([3]) == "dog"
+assert "nltk" not in sys.modules
+assert words("a dog")
+assert "nltk" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_contractions_are_written_together() -> None:

@@ -1,19 +1,28 @@
-"""Text <-> words <-> ids. Knows nothing of tensors, models or files."""
+"""Text <-> words <-> ids. Knows nothing of tensors, models or files.
+
+Only splitting text needs nltk, which training does and serving does not: nltk is imported when the first text is split,
+because it brings its whole tree, and scipy and scikit-learn where they are installed (2 s).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
-
-from nltk.tokenize import TreebankWordTokenizer
-from nltk.tokenize.treebank import TreebankWordDetokenizer
+from functools import cache, cached_property
+from itertools import pairwise
+from typing import Any
 
 SOS, EOS, UNKNOWN = "<SOS>", "<EOS>", "<UNK>"
 SOS_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2
 
-_tokenizer = TreebankWordTokenizer()
-_detokenizer = TreebankWordDetokenizer()
+# What Treebank's rules split: the end of a contraction from its word, and these words in two.
+_CONTRACTION_ENDS = frozenset(["n't", "'s", "'m", "'d", "'ll", "'re", "'ve"])
+_HALVES = frozenset(
+    [
+        *(("can", "not"), ("gim", "me"), ("gon", "na"), ("got", "ta"), ("lem", "me"), ("wan", "na")),
+        *(("more", "'n"), ("d", "'ye"), ("'t", "is"), ("'t", "was")),
+    ]
+)
 
 
 def words(text: str) -> list[str]:
@@ -22,13 +31,24 @@ def words(text: str) -> list[str]:
     >>> words("A man isn't singing.")
     ['a', 'man', 'is', "n't", 'singing']
     """
-    tokens = _tokenizer.tokenize(text.lower())
+    tokens = _tokenizer().tokenize(text.lower())
     return [token for token in tokens if any(character.isalnum() for character in token)]
 
 
 def sentence(tokens: Sequence[str]) -> str:
     """Words as a person would write them: the inverse of `words`, up to case and punctuation."""
-    return str(_detokenizer.detokenize(list(tokens)))
+    parts = list(tokens[:1])
+    for before, token in pairwise(tokens):
+        is_joined = token in _CONTRACTION_ENDS or (before, token) in _HALVES
+        parts.append(token if is_joined else f" {token}")
+    return "".join(parts)
+
+
+@cache
+def _tokenizer() -> Any:
+    from nltk.tokenize import TreebankWordTokenizer
+
+    return TreebankWordTokenizer()
 
 
 class Vocabulary:
