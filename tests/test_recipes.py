@@ -22,7 +22,12 @@ def test_the_papers_recipes_are_the_papers(name: str, max_words: int) -> None:
     for stage in (first, second):
         assert stage.window_clips * stage.captions_per_clip == 512
         assert (stage.decoder_learning_rate, stage.decoder_weight_decay) == (1e-4, 1e-4)
-        assert (stage.gradient_clip_value, stage.attention_penalty) == (10, 0.70602)
+        assert (stage.gradient_clip_value, stage.gradient_clip_norm, stage.attention_penalty) == (10, 0, 0.70602)
+        assert not stage.mixed_precision  # the paper does not say: float32
+        assert (stage.label_smoothing, stage.weight_average, stage.frames_per_clip, stage.samples_per_clip) == (0,) * 4
+    assert (recipe.hidden_size, recipe.embedding_size, recipe.attention_size) == (512, 486, 512)
+    assert (recipe.projection, recipe.dropout, recipe.output_bias) == (0, 0, "zero")
+    assert recipe.stages.keys() == {1, 2}
 
 
 def test_the_full_size_demo_takes_what_its_docstring_says() -> None:
@@ -65,11 +70,48 @@ def test_a_setting_changes_its_field_and_no_other() -> None:
         ("mixed_precision=1", "mixed_precision is a bool"),
         ("encoder_learning_rate=0", "mirrored_share needs encoder_learning_rate"),
         ("tokenizer=treebank", "tokenizer is one of ptb, none, got 'treebank'"),
+        ("epoch_of=steps", "epoch_of is one of captions, clips, got 'steps'"),
+        ("baseline=none", "baseline is one of greedy, mean of the other samples, got 'none'"),
+        ("output_bias=1", "output_bias is a str, such as 'zero'"),
+        ("output_bias=one", "output_bias is one of zero, word frequency, got 'one'"),
+        ("batch_clips=0", "batch_clips must be at least 1, got 0"),
+        ("epochs=-1", "epochs must be at least 1, got -1"),
+        ("max_words=0", "max_words must be at least 1, got 0"),
+        ("dropout=-1", "dropout must be from 0 to 1, 1 excluded, got -1.0"),
+        ("dropout=1", "dropout must be from 0 to 1, 1 excluded, got 1.0"),
+        ("label_smoothing=1.5", "label_smoothing must be from 0 to 1, 1 excluded, got 1.5"),
+        ("decoder_learning_rate=-1", "decoder_learning_rate must be at least 0, got -1.0"),
+        ("decoder_learning_rate=1e999", "decoder_learning_rate must be at least 0, got inf"),
+        ("frames_per_clip=17", "frames_per_clip is at most 16, got 17"),
+        ("samples_per_clip=5", "samples_per_clip is for a frozen encoder: set encoder_learning_rate to 0"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_fix(setting: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         overridden(RECIPES["demo"](), 2, [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("samples_per_clip=1", "the mean of the other samples needs samples_per_clip of 2 or more"),
+        ("captions_per_clip=5", "captions_per_clip and label_smoothing are of teacher forcing"),
+        ("label_smoothing=0.1", "captions_per_clip and label_smoothing are of teacher forcing"),
+    ],
+)
+def test_self_critical_training_takes_no_settings_of_teacher_forcing(setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        overridden(RECIPES["real"](), 3, [setting])
+
+
+def test_settings_are_checked_together_and_not_one_by_one() -> None:
+    changed = overridden(RECIPES["real"](), 3, ["samples_per_clip=1", "baseline=greedy"])
+    assert (changed.stages[3].samples_per_clip, changed.stages[3].baseline) == (1, "greedy")
+
+
+def test_a_stage_that_a_recipe_lacks_is_named() -> None:
+    with pytest.raises(UsageError, match="the recipe has no stage 3; choose one of 1, 2"):
+        overridden(RECIPES["msvd"](), 3, [])
 
 
 CLIPS = [DatasetClip(row=n, video=f"v{n}", captions=tuple(f"{n} {i}" for i in range(1 + n % 4))) for n in range(10)]
