@@ -16,7 +16,7 @@ from etenet.errors import UsageError
 from etenet.video.sampling import sample_frames
 from tests.clips import audio_only, video
 from training.data import frame_cache
-from training.data.frame_cache import CacheLog, Failure, Job, fill
+from training.data.frame_cache import CacheLog, Failure, Job, fill, shape_of_clips
 
 SIZE_PX = 24
 
@@ -38,7 +38,7 @@ def test_every_row_holds_the_frames_of_its_clip_and_bad_clips_leave_theirs_empty
     jobs = [Job(row, file) for row, file in enumerate([*clips, *bad])]
     out = tmp_path / "out"
     with CacheLog(out, {}) as log:
-        failures = fill(out, jobs, log, rows=9, resize_px=SIZE_PX)
+        failures = fill(out, jobs, log, shape_of_clips(9, SIZE_PX))
         assert log.done == set(range(5))
     assert {row: failure.code for row, failure in failures.items()} == {
         5: "not_a_video",
@@ -56,7 +56,7 @@ def test_a_clip_that_crashes_its_process_costs_its_neighbours_nothing(clips: lis
     jobs = [Job(row, file) for row, file in enumerate(clips)]
     jobs.insert(2, Job(7, tmp_path / "deadly.mp4", render=partial(os._exit, 3)))
     with CacheLog(tmp_path / "out", {}) as log:
-        failures = fill(tmp_path / "out", jobs, log, rows=8, resize_px=SIZE_PX)
+        failures = fill(tmp_path / "out", jobs, log, shape_of_clips(8, SIZE_PX))
         assert log.done == set(range(5))
     assert {row: failure.code for row, failure in failures.items()} == {7: "decoder_crashed"}
     assert np.load(tmp_path / "out" / "frames.npy")[:5].any(axis=(1, 2, 3, 4)).all()
@@ -75,11 +75,11 @@ def test_rows_that_are_done_are_not_written_again_and_others_are_tried_again(cli
     file, out = tmp_path / "clip.mp4", tmp_path / "out"
     with CacheLog(out, {}) as log:
         jobs = [Job(0, clips[0]), Job(1, file)]
-        assert fill(out, jobs, log, rows=2, resize_px=SIZE_PX).keys() == {1}
+        assert fill(out, jobs, log, shape_of_clips(2, SIZE_PX)).keys() == {1}
     shutil.copyfile(clips[1], file)
     with CacheLog(out, {}) as log:
         jobs = [Job(0, tmp_path / "no longer there"), Job(1, file)]
-        assert fill(out, jobs, log, rows=2, resize_px=SIZE_PX) == {}
+        assert fill(out, jobs, log, shape_of_clips(2, SIZE_PX)) == {}
     frames = np.load(out / "frames.npy")
     for row in (0, 1):
         expected = sample_frames(clips[row].read_bytes(), resize_px=SIZE_PX).frames
@@ -139,7 +139,7 @@ def test_a_damaged_log_and_missing_frames_are_named(clips: list[Path], tmp_path:
     with CacheLog(tmp_path, {}) as log:
         log.note(0)
         with pytest.raises(UsageError, match=r"progress.jsonl has rows, but the frames are gone; empty"):
-            fill(tmp_path, [Job(0, clips[0])], log, rows=1, resize_px=SIZE_PX)
+            fill(tmp_path, [Job(0, clips[0])], log, shape_of_clips(1, SIZE_PX))
     (tmp_path / "progress.jsonl").write_text("{}\n{}\n")
     with pytest.raises(UsageError, match=r"progress.jsonl is damaged; empty"):
         CacheLog(tmp_path, {})
@@ -153,5 +153,5 @@ def test_frames_that_do_not_fit_on_the_disk_are_not_begun(
     with CacheLog(tmp_path / "out", {}) as log:
         jobs = [Job(row, file) for row, file in enumerate(clips)]
         with pytest.raises(UsageError, match=r"the frames need 0.0 GB and .* has 0.0 GB free; make room"):
-            fill(tmp_path / "out", jobs, log, rows=5, resize_px=SIZE_PX)
-        assert fill(tmp_path / "out", jobs[:1], log, rows=5, resize_px=SIZE_PX) == {}
+            fill(tmp_path / "out", jobs, log, shape_of_clips(5, SIZE_PX))
+        assert fill(tmp_path / "out", jobs[:1], log, shape_of_clips(5, SIZE_PX)) == {}

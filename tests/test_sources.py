@@ -14,7 +14,8 @@ import pytest
 from etenet.errors import UsageError
 from training.data import sources
 from training.data.caption_files import Described, read_captions
-from training.data.sources import ClipFolder, Shares
+from training.data.sources import ClipFolder
+from training.data.splits import Shares, splits_of
 from training.data.wording import Wording, clean_caption, vocabulary_of
 
 SHARES = Shares(validation=0.1, test=0.1, seed=0)
@@ -179,7 +180,7 @@ def test_the_three_caption_formats_give_the_same(tmp_path: Path, name: str, cont
         (
             "f.jsonl",
             '{"video": "a", "caption": "b", "split": "train"}\n{"video": "a", "caption": "c", "split": "test"}',
-            "line 2: a had another split or row further up; make them the same",
+            "line 2: a had another split, group or row further up; make them the same",
         ),
         ("f.csv", "clip,caption\na,b\n", "f.csv, line 2: no video among clip, caption"),
         ("f.csv", "video,caption\na,b\nc\n", "line 3: no caption"),
@@ -253,18 +254,18 @@ def test_one_clip_under_two_names_is_refused_for_it_could_be_in_two_splits(tmp_p
 
 def test_shares_are_a_function_of_seed_and_names(tmp_path: Path) -> None:
     described = {f"clip{number}": Described(["a"]) for number in range(50)}
-    first = sources.splits_of(described, tmp_path, SHARES)
+    first = splits_of(described, tmp_path, SHARES)
     assert Counter(first.values()) == {"train": 40, "validation": 5, "test": 5}
-    assert sources.splits_of(dict(reversed(described.items())), tmp_path, SHARES) == first
-    assert sources.splits_of(described, tmp_path, Shares(validation=0.1, test=0.1, seed=1)) != first
+    assert splits_of(dict(reversed(described.items())), tmp_path, SHARES) == first
+    assert splits_of(described, tmp_path, Shares(validation=0.1, test=0.1, seed=1)) != first
     few = dict(list(described.items())[:3])
-    assert Counter(sources.splits_of(few, tmp_path, SHARES).values()) == {"train": 1, "validation": 1, "test": 1}
-    assert set(sources.splits_of(few, tmp_path, Shares(validation=0, test=0, seed=0)).values()) == {"train"}
+    assert Counter(splits_of(few, tmp_path, SHARES).values()) == {"train": 1, "validation": 1, "test": 1}
+    assert set(splits_of(few, tmp_path, Shares(validation=0, test=0, seed=0)).values()) == {"train"}
     with pytest.raises(UsageError, match="of 2 clips none is left to train on"):
-        sources.splits_of(dict(list(described.items())[:2]), tmp_path, SHARES)
+        splits_of(dict(list(described.items())[:2]), tmp_path, SHARES)
     described["clip7"].split = "test"
     with pytest.raises(UsageError, match="clip0 has no split, but others have"):
-        sources.splits_of(described, tmp_path, SHARES)
+        splits_of(described, tmp_path, SHARES)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@
     {"video": "clip", "captions": ["sentence", ...]} or {"video": "clip", "caption": "sentence"} per line
     video,caption          a table with these columns
 
-A clip is named by its file or an id. A line may also have the `split` of its clip and, for features, its `row`. This
-module does not know where the clips are.
+A clip is named by its file or an id. A line may also have the `split` of its clip, the `group` of clips that it belongs
+to (the film that it was cut from, so that pieces of one film never fall on both sides of a split), and for features its
+`row`. This module does not know where the clips are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Described:
     captions: list[str] = field(default_factory=list)
     split: str | None = None
     row: int | None = None
+    group: str | None = None  # what it was cut from, shared by all clips from there
 
 
 def read_captions(path: Path) -> dict[str, Described]:
@@ -35,9 +37,9 @@ def read_captions(path: Path) -> dict[str, Described]:
     clips: dict[str, Described] = {}
     for row in rows(path, header=("video", "caption"), by_clip=True, fix=_FIX):
         video, described = _described_by(row)
-        clip = clips.setdefault(video, Described(split=described.split, row=described.row))
-        if (clip.split, clip.row) != (described.split, described.row):
-            raise UsageError(f"{row.place}: {video} had another split or row further up; make them the same")
+        clip = clips.setdefault(video, replace(described, captions=[]))
+        if replace(described, captions=clip.captions) != clip:
+            raise UsageError(f"{row.place}: {video} had another split, group or row further up; make them the same")
         clip.captions += described.captions
     if not clips:
         raise UsageError(f"{path} has no clip; {_FIX}")
@@ -55,7 +57,7 @@ def _described_by(row: Row) -> tuple[str, Described]:
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise UsageError(f"{row.place}: the captions of {video} must be a sentence or a list of sentences")
-    return video, Described(captions, _split(row, video), _row_number(row, video))
+    return video, Described(captions, _split(row, video), _row_number(row, video), _group(row, video))
 
 
 def _split(row: Row, video: str) -> str | None:
@@ -75,6 +77,16 @@ def _row_number(row: Row, video: str) -> int | None:
             return int(digits)
         case other:
             raise UsageError(f"{row.place}: the row of {video} is {other!r}; it must be a whole number from 0")
+
+
+def _group(row: Row, video: str) -> str | None:
+    match _cell(row, "group"):
+        case None:
+            return None
+        case str(name) | int(name):
+            return str(name)
+        case other:
+            raise UsageError(f"{row.place}: the group of {video} is {other!r}; it must be a name or a number")
 
 
 def _cell(row: Row, column: str) -> Any:

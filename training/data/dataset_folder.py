@@ -1,6 +1,7 @@
 """Clips with cached frames or features -> the other files of a dataset folder, and a summary of them.
 
-    manifest.jsonl     one object per usable clip: video, row of the cache, split, file, captions (demo: labels)
+    manifest.jsonl     one object per usable clip: video, row of the cache, split, file, captions (demo: labels; stills:
+                       distinct, how many rows it has)
     vocabulary.json    the words, most frequent first
     skipped.jsonl      clips without a file, frames or captions, each with its error
 
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from etenet.files import replacing
 from etenet.model.vocabulary import Vocabulary
 from training.data.frame_cache import Failure
-from training.data.sources import SourceClip
+from training.data.source_clip import SourceClip
 from training.data.wording import Wording, vocabulary_of
 
 DEFAULT_MAX_WORDS = 30
@@ -35,6 +36,7 @@ class DatasetOptions:
     vocabulary_from: Literal["train", "all"] = "train"
     minimum_count: int = 1
     max_words: int = DEFAULT_MAX_WORDS  # longer captions stay as they are; only training cuts them
+    allow_missing: bool = False  # clips without a file are listed, but no failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,13 @@ def write(
     entries: Sequence[Entry],
     failures: Mapping[int, Failure],
     options: DatasetOptions,
-    missing: Sequence[SourceClip] = (),
+    missing: Sequence[tuple[SourceClip, Failure]] = (),
+    notes: Sequence[str] = (),
 ) -> int:
     """Write all files but the cache, print a summary to stderr, and return the exit status.
 
-    `failures` are the rows of entries that cannot be used, `missing` the clips without a file.
+    `failures` are the rows of entries that cannot be used, `missing` the clips that have none, `notes` further lines of
+    the summary.
     """
     usable = [entry for entry in entries if entry.row not in failures]
     vocabulary = vocabulary_of(
@@ -69,14 +73,13 @@ def write(
         "minimum_count": options.minimum_count,
     }
     skipped = [_skipped_line(out, entry.clip, failures[entry.row]) for entry in entries if entry.row in failures]
-    for clip in missing:
-        failure = Failure("missing_file", f"no file is called {clip.video}; put it into the folder of --clips")
-        skipped.append(_skipped_line(out, clip, failure))
+    skipped += [_skipped_line(out, clip, failure) for clip, failure in missing]
     _write_lines(out / "skipped.jsonl", skipped)
     _write_lines(out / "vocabulary.json", [contents])
     _write_lines(out / "manifest.jsonl", [_manifest_line(out, entry) for entry in usable])
-    print("\n".join(_report(out, entries, usable, skipped, vocabulary, options)), file=sys.stderr)
-    return 1 if skipped else 0
+    report = [*_report(out, entries, usable, skipped, vocabulary, options), *notes, *_warnings(usable)]
+    print("\n".join(report), file=sys.stderr)
+    return 1 if len(skipped) > (len(missing) if options.allow_missing else 0) else 0
 
 
 def _manifest_line(out: Path, entry: Entry) -> dict[str, Any]:
@@ -88,7 +91,8 @@ def _manifest_line(out: Path, entry: Entry) -> dict[str, Any]:
         "file": _place(out, clip.file),
         "captions": entry.wording.captions,
     }
-    return line | ({"labels": clip.labels} if clip.labels else {})
+    more = {"labels": clip.labels, "distinct": len(clip.pictures)}
+    return line | {name: value for name, value in more.items() if value}
 
 
 def _skipped_line(out: Path, clip: SourceClip, failure: Failure) -> dict[str, Any]:
@@ -131,4 +135,18 @@ def _report(
         f"  skipped: {len(skipped)} clips" + (f", listed in {out / 'skipped.jsonl'}" if skipped else ""),
         *(f"    {line['video']}: {line['error']['message']}" for line in skipped[:REASONS_SHOWN]),
         *(["    ..."] if len(skipped) > REASONS_SHOWN else []),
+    ]
+
+
+def _warnings(usable: Sequence[Entry]) -> list[str]:
+    """What training and evaluation will miss."""
+    uses = {
+        "train": "there is nothing to learn from",
+        "validation": "training.train needs one, to choose its best checkpoint",
+    }
+    there = {entry.clip.split for entry in usable}
+    return [
+        f"  warning: no {split} split: {use}; give its clips that split, or a larger share"
+        for split, use in uses.items()
+        if split not in there
     ]

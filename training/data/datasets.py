@@ -97,7 +97,8 @@ class Dataset:
 
     def clip_file(self, clip: DatasetClip) -> Path:
         if clip.file is None:
-            raise UsageError(f"{self.folder} was made without video files; it has none of {clip.video}")
+            made_from = "stills" if self.has_frames else "features"
+            raise UsageError(f"{self.folder} was made from {made_from}; it has no video of {clip.video}")
         return self.folder / clip.file
 
     @property

@@ -1,5 +1,7 @@
 """The frames of many clips -> one array on disk, on all cores. A killed run continues where it stopped.
 
+A clip of video fills one row, its 16 frames; one of stills a row for each of its pictures.
+
     progress.jsonl      what the folder is made from, then one line for each row whose frames are on the disk
     frames.npy.partial  becomes frames.npy when every clip has been tried
 
@@ -9,6 +11,7 @@ Knows files and rows, but no captions, splits or vocabularies.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +47,22 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__])  # one slow import instead of one per core
 
 
+class CacheJob(Protocol):
+    """A clip that fills `rows` rows of the cache, from `row` on."""
+
+    @property
+    def row(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def make(self) -> None:
+        """Make the file of the clip, if it does not exist yet. Raises `OSError` if it cannot be written."""
+
+    def frames(self, resize_px: int) -> NDArray[np.uint8]:
+        """What is in these rows. Raises `CaptionError` and `OSError`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """The clip of a row. `render` makes the bytes of a file that does not exist yet."""
@@ -51,6 +70,19 @@ class Job:
     row: int
     file: Path
     render: Callable[[], bytes] | None = None
+
+    @property
+    def rows(self) -> int:
+        return 1
+
+    def make(self) -> None:
+        if self.render is not None:
+            with replacing(self.file) as file:
+                file.write(self.render())
+
+    def frames(self, resize_px: int) -> NDArray[np.uint8]:
+        """(16, resize_px, resize_px, 3)."""
+        return sample_frames(self.file.read_bytes(), resize_px=resize_px, limits=LIMITS).frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,24 +147,29 @@ class CacheLog:
         self._log.close()
 
 
-def fill(folder: Path, jobs: Sequence[Job], log: CacheLog, *, rows: int, resize_px: int) -> dict[int, Failure]:
-    """Write `frames.npy`, (rows, 16, resize_px, resize_px, 3) uint8, and return the rows that stay empty.
+def shape_of_clips(rows: int, resize_px: int) -> tuple[int, ...]:
+    """The array of clips of video."""
+    return rows, FRAMES_PER_CLIP, resize_px, resize_px, 3
 
+
+def fill(folder: Path, jobs: Sequence[CacheJob], log: CacheLog, shape: tuple[int, ...]) -> dict[int, Failure]:
+    """Write `frames.npy`, uint8, of this shape, and return why jobs failed, by their first row, which stays empty.
+
+    The shape is (rows, 16, resize_px, resize_px, 3) for clips of video, and (rows, resize_px, resize_px, 3) for stills.
     Rows that the log has are not written again. Rows that failed before are tried again.
     """
     whole, unfinished = folder / "frames.npy", folder / "frames.npy.partial"
     cache = whole if whole.exists() else unfinished
-    shape = (rows, FRAMES_PER_CLIP, resize_px, resize_px, 3)
     if not log.done and cache is unfinished:
         np.lib.format.open_memmap(cache, mode="w+", dtype=np.uint8, shape=shape)
     elif not cache.exists():
         raise UsageError(f"{folder / 'progress.jsonl'} has rows, but the frames are gone; empty {folder}, start again")
     todo = [job for job in jobs if job.row not in log.done]
-    _check_space(folder, len(todo) * int(np.prod(shape[1:])))
+    _check_space(folder, sum(job.rows for job in todo) * math.prod(shape[1:]))
     failures = {}
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="clip", disable=None) as bar:
         try:
-            for job, failure in _outcomes(todo, partial(_store, cache=cache, resize_px=resize_px)):
+            for job, failure in _outcomes(todo, partial(_store, cache=cache, resize_px=shape[-2])):
                 if failure is None:
                     log.note(job.row)
                 else:
@@ -156,14 +193,16 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _outcomes(jobs: Iterable[Job], work: Callable[[Job], Failure | None]) -> Iterator[tuple[Job, Failure | None]]:
+def _outcomes(
+    jobs: Iterable[CacheJob], work: Callable[[CacheJob], Failure | None]
+) -> Iterator[tuple[CacheJob, Failure | None]]:
     """Each job with its outcome, in the order in which they end.
 
     If a job crashes its process, all jobs in progress fail. Each is tried again alone, to find which one it was.
     """
     todo, processes = deque(jobs), cores()
     while todo:
-        in_progress: dict[Future[Failure | None], Job] = {}
+        in_progress: dict[Future[Failure | None], CacheJob] = {}
         with suppress(BrokenProcessPool), _pool(processes) as workers:
             while todo or in_progress:
                 while todo and len(in_progress) < 2 * processes:
@@ -200,28 +239,26 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _store(job: Job, *, cache: Path, resize_px: int) -> Failure | None:
-    """Runs in a worker. Writes the frames of a clip to their row, and returns when they are on the disk."""
-    if job.render is not None:
-        with replacing(job.file) as file:
-            file.write(job.render())
+def _store(job: CacheJob, *, cache: Path, resize_px: int) -> Failure | None:
+    """Runs in a worker. Writes the frames of a clip to their rows, and returns when they are on the disk."""
+    job.make()
     try:
-        frames = sample_frames(job.file.read_bytes(), resize_px=resize_px, limits=LIMITS).frames
+        frames = job.frames(resize_px)
     except CaptionError as error:
         return Failure(error.code, str(error))
     except OSError as error:
         return Failure("unreadable_file", f"the file cannot be read: {error.strerror}")
     except Exception as error:  # a bug of ours should not cost the hours spent on the other clips
         return Failure(InternalError.code, f"{type(error).__name__}: {error}")
-    _write_row(cache, job.row, frames)
+    _write(cache, frames, row=job.row, rows=job.rows)
     return None
 
 
-def _write_row(cache: Path, row: int, frames: NDArray[np.uint8]) -> None:
+def _write(cache: Path, frames: NDArray[np.uint8], *, row: int, rows: int) -> None:
     """Not through a memory map: on a full disk, writing to one kills the process instead of raising an error."""
     start: int = np.load(cache, mmap_mode="r").offset
     with cache.open("r+b") as file:
-        file.seek(start + row * frames.nbytes)
+        file.seek(start + row * frames.nbytes // rows)
         file.write(np.ascontiguousarray(frames).data)
         file.flush()
         os.fsync(file.fileno())

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from etenet.errors import UsageError
 from training.data.caption_files import read_captions
-from training.data.sources import Shares, SourceClip, splits_of
+from training.data.source_clip import SourceClip
+from training.data.splits import Shares, splits_of
 
 
 def clips_by_row(features: Path, captions: Path, shares: Shares) -> dict[int, SourceClip]:
@@ -39,7 +40,7 @@ def clips_by_row(features: Path, captions: Path, shares: Shares) -> dict[int, So
                 f'{captions} names {len(rows)} clips and {features} has {count} rows; give each clip its "row"'
             )
     return {
-        row: SourceClip(video=name, split=splits[name], captions=tuple(clip.captions))
+        row: SourceClip(video=name, split=splits[name], captions=tuple(clip.captions), source=clip.group)
         for row, (name, clip) in zip(rows, described.items(), strict=True)
     }
 

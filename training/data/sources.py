@@ -1,4 +1,4 @@
-"""Data sets as they are distributed -> a list of clips, each with its file, its captions and its split.
+"""Data sets as they are distributed -> a list of clips, each with its file or pictures, its captions and its split.
 
 Reads annotations and finds files, but opens no clip. Captions are as written (`wording` cleans them). The clips of a
 data set always have the same order, no matter which of their files exist.
@@ -6,13 +6,12 @@ data set always have the same order, no matter which of their files exist.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -21,24 +20,15 @@ from typing import Any
 from etenet.errors import UsageError
 from etenet.files import parse_json, read_text, rows
 from training.data.caption_files import SPLITS, Described, read_captions
+from training.data.source_clip import SourceClip
+from training.data.splits import Shares, splits_of
+from training.data.still_frames import Picture, Stills, natural
 from training.data.wording import clean_caption
 from training.demo import world
 
 MSVD_CLIPS = 1970
 MSVD_COLUMNS = ("VideoID", "Start", "End", "Language", "Description")
 _AS_DISTRIBUTED = "give the file as it is distributed"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceClip:
-    """One clip of a data set. `render` makes the bytes of a file that does not exist yet."""
-
-    video: str
-    split: str
-    captions: tuple[str, ...]
-    file: Path | None = None  # None: there is none
-    render: Callable[[], bytes] | None = None
-    labels: dict[str, str] = field(default_factory=dict)
 
 
 class ClipFolder:
@@ -103,14 +93,23 @@ def msvd(clips: Path, *, corpus: Path | None = None, sentences: Sequence[Path] =
         names = names if len(names) == MSVD_CLIPS else []
     return folder.checked(
         [
-            SourceClip(
-                video=names[number - 1] if corpus else f"vid{number}",
-                split=msvd_split(number),
-                captions=tuple(of_clip),
-                file=folder.find(*names[number - 1 : number], f"vid{number}"),
-            )
+            _msvd_clip(number, names, of_clip, folder, by_name=bool(corpus))
             for number, of_clip in sorted(by_number.items())
         ]
+    )
+
+
+def _msvd_clip(
+    number: int, names: Sequence[str], captions: Sequence[str], folder: ClipFolder, *, by_name: bool
+) -> SourceClip:
+    name, other = names[number - 1] if names else None, f"vid{number}"
+    return SourceClip(
+        video=name if name and by_name else other,
+        alias=other if by_name else name,
+        split=msvd_split(number),
+        captions=tuple(captions),
+        file=folder.find(name, other) if name else folder.find(other),
+        source=name.rsplit("_", 2)[0] if name else None,
     )
 
 
@@ -166,14 +165,20 @@ def msrvtt(clips: Path, annotations: Sequence[Path]) -> list[SourceClip]:
     videos = msrvtt_videos(annotations)
     return folder.checked(
         [
-            SourceClip(video=name, split=video.split or "", captions=tuple(video.captions), file=folder.find(name))
+            SourceClip(
+                video=name,
+                split=video.split or "",
+                captions=tuple(video.captions),
+                file=folder.find(name),
+                source=video.group,
+            )
             for name, video in videos.items()
         ]
     )
 
 
 def msrvtt_videos(paths: Sequence[Path]) -> dict[str, Described]:
-    """Split and captions by video, in the order of the numbers in their names."""
+    """Split, captions and YouTube id by video, in the order of the numbers in their names."""
     videos: dict[str, Described] = {}
     for path in _each_once(paths):
         for annotation in msrvtt_annotations(path):
@@ -182,14 +187,14 @@ def msrvtt_videos(paths: Sequence[Path]) -> dict[str, Described]:
                     name, split = video["video_id"], SPLITS[video["split"]]
                     if name in videos:
                         raise UsageError(f"{path}: {name} is there twice; give every annotation once")
-                    videos[name] = Described(split=split)
+                    videos[name] = Described(split=split, group=_youtube_id(video.get("url")))
                 for sentence in annotation["sentences"]:
                     videos[sentence["video_id"]].captions.append(str(sentence["caption"]))
             except (KeyError, TypeError) as error:
                 raise UsageError(
                     f"{path}: this is no MSR-VTT annotation ({error} is missing or unknown); {_AS_DISTRIBUTED}"
                 ) from error
-    return dict(sorted(videos.items(), key=lambda item: _natural(item[0])))
+    return dict(sorted(videos.items(), key=lambda item: natural(item[0])))
 
 
 def msrvtt_annotations(path: Path) -> list[Any]:
@@ -211,47 +216,51 @@ def _json(path: Path, contents: bytes | None = None) -> Any:
     return parse_json(path, read_text(path, contents, fix=_AS_DISTRIBUTED))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shares:
-    """How clips are divided if their file has no splits."""
-
-    validation: float
-    test: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.validation < 1 and 0 <= self.test < 1 and self.validation + self.test < 1):
-            raise UsageError(
-                f"shares must be at least 0 and leave clips to train on, got {self.validation} and {self.test}"
-            )
-
-
 def folder(clips: Path, captions: Path, shares: Shares) -> list[SourceClip]:
     """The user's own clips."""
     files, described = ClipFolder(clips), read_captions(captions)
     splits = splits_of(described, captions, shares)
     return files.checked(
         [
-            SourceClip(video=name, split=splits[name], captions=tuple(clip.captions), file=files.find(name))
+            SourceClip(
+                video=name, split=splits[name], captions=tuple(clip.captions), file=files.find(name), source=clip.group
+            )
             for name, clip in described.items()
         ]
     )
 
 
-def splits_of(described: dict[str, Described], path: Path, shares: Shares) -> dict[str, str]:
-    """The splits in the file, or else shares of the clips, which depend only on the seed and the names."""
-    if any(clip.split for clip in described.values()):
-        if without := [name for name, clip in described.items() if not clip.split]:
-            raise UsageError(f"{path}: {without[0]} has no split, but others have; give all clips one, or none")
-        return {name: str(clip.split) for name, clip in described.items()}
-    clips = len(described)
-    shuffled = sorted(described, key=lambda name: hashlib.sha256(f"{shares.seed} {name}".encode()).digest())
-    test, validation = (max(round(share * clips), int(share > 0)) for share in (shares.test, shares.validation))
-    if test + validation >= clips:
-        raise UsageError(f"{path}: of {clips} clips none is left to train on; add clips, or give smaller shares")
-    splits = dict.fromkeys(shuffled, "train")
-    splits |= dict.fromkeys(shuffled[:test], "test")
-    return splits | dict.fromkeys(shuffled[test : test + validation], "validation")
+def stills(
+    places: Sequence[Path], shares: Shares, *, captions: Path | None = None, annotations: Sequence[Path] = ()
+) -> list[SourceClip]:
+    """Clips of still frames in folders and tar files, from a captions file or the annotations of MSR-VTT."""
+    if captions is not None:
+        described = read_captions(captions)
+        splits = splits_of(described, captions, shares)
+    else:
+        described = msrvtt_videos(annotations)
+        splits = {name: video.split or "" for name, video in described.items()}
+    found = Stills(places)
+    clips = [
+        SourceClip(
+            video=name,
+            split=splits[name],
+            captions=tuple(clip.captions),
+            pictures=found.find(name),
+            source=clip.group,
+        )
+        for name, clip in described.items()
+    ]
+    if not any(clip.pictures for clip in clips):
+        raise UsageError(
+            f"none of the {len(clips)} clips ({clips[0].video}, ...) has pictures in {', '.join(map(str, places))}; "
+            "put those of a clip into a folder of its name, and a photograph at the top"
+        )
+    owner: dict[Picture, str] = {}
+    for clip in clips:
+        if clip.pictures and (other := owner.setdefault(clip.pictures[0], clip.video)) != clip.video:
+            raise UsageError(f"{other} and {clip.video} are the same pictures, {clip.pictures[0].name}; use one name")
+    return clips
 
 
 def demo(out: Path, *, train_per_combination: int, clips_per_split: int | None = None) -> list[SourceClip]:
@@ -277,6 +286,6 @@ def _each_once(paths: Sequence[Path]) -> Sequence[Path]:
     return paths
 
 
-def _natural(name: str) -> tuple[tuple[str, int], ...]:
-    """Sorts video9 before video10."""
-    return tuple((text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name))
+def _youtube_id(url: object) -> str | None:
+    found = re.search(r"[?&]v=([\w-]+)", url) if isinstance(url, str) else None
+    return found[1] if found else None
