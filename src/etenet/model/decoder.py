@@ -1,6 +1,7 @@
 """psi: the soft-attention LSTM that predicts one word at a time, equations (3) to (17) of arXiv 1904.02628.
 
-`Decoder.step` is the only place where a word is predicted: teacher forcing, greedy and beam search all call it.
+`Decoder.step` is the only place where a word is predicted; greedy and beam search and sampling call it. Teacher forcing
+knows all words beforehand, so it calls the two halves of `step` apart: `advance` for each word, `logits` once for all.
 Knows nothing of frames, of text, or of how words are chosen.
 
 The context vector phi_t of equation (6) is only ever multiplied by matrices: those of the LSTM's gates and W_u. A
@@ -109,6 +110,11 @@ class Decoder(nn.Module):
 
     def step(self, previous_words: Tensor, state: State, memory: Memory) -> Step:
         """y_{t-1} (B, K) ids, h_{t-1} and c_{t-1} -> the log probabilities of y_t."""
+        output, state, attention = self.advance(previous_words, state, memory)
+        return Step(self.logits(output).log_softmax(dim=-1), state, attention)  # (15) p = softmax(W_p tanh(u) + b_p)
+
+    def advance(self, previous_words: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor]:
+        """y_{t-1} (B, K) ids, h_{t-1} and c_{t-1} -> u_t (B, K, E), h_t and c_t, attention (B, K, L)."""
         size, hidden_size = self.config.attended_size, self.config.hidden_size
         embedding = self.embedding(previous_words)  # E[y]
         context, attention = self.attend(state.hidden, memory)  # (3-6)
@@ -125,11 +131,14 @@ class Decoder(nn.Module):
             self.dropout(hidden), self.to_embedding.weight[:, size:], self.to_embedding.bias
         )
         output = context_output + hidden_output + embedding  # (14) u = W_u [phi, h] + E[y] + b_u
-        logits = _linear(self.dropout(torch.tanh(output)), self.to_words.weight, self.to_words.bias)
-        return Step(logits.log_softmax(dim=-1), State(hidden, cell), attention)  # (15) p = softmax(W_p tanh(u) + b_p)
+        return output, State(hidden, cell), attention
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """u (..., E) -> W_p tanh(u) + b_p of (15), (..., V)."""
+        return _linear(self.dropout(torch.tanh(outputs)), self.to_words.weight, self.to_words.bias)
 
 
 def _linear(vectors: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-    """functional.linear of vectors (B, K, X) with a large matrix (Y, X). Matrix first takes a CPU half the time."""
-    products = torch.addmm(bias[:, None], matrix, vectors.flatten(0, 1).t())
-    return products.t().reshape(*vectors.shape[:2], -1)
+    """functional.linear of vectors (..., X) with a large matrix (Y, X). Matrix first takes a CPU half the time."""
+    products = torch.addmm(bias[:, None], matrix, vectors.flatten(0, -2).t())
+    return products.t().reshape(*vectors.shape[:-1], -1)
