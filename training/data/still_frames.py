@@ -24,13 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from etenet.errors import TooManyPixels, UndecodableVideo, UsageError
+from etenet.errors import UndecodableVideo, UsageError
 from etenet.video.clip import FRAMES_PER_CLIP
-from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import middle_of_slices
 
 SUFFIXES = (".webp", ".jpg", ".jpeg", ".png")
-_MAX_PIXELS = DecodeLimits().max_pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +46,19 @@ class Picture:
             return file.read(self.length)
 
     def pixels(self, size_px: int) -> NDArray[np.uint8]:
-        """RGB, (size_px, size_px, 3), turned upright by its EXIF. Raises `OSError` and `CaptionError`."""
-        body = self.read()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about sizes, which are checked here, and odd metadata
-                picture = Image.open(io.BytesIO(body))
-                if picture.width * picture.height > _MAX_PIXELS:
-                    raise TooManyPixels(
-                        f"{self.name} has {picture.width} x {picture.height} pixels, the limit is {_MAX_PIXELS} in all"
-                    )
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-                return np.asarray(upright.resize((size_px, size_px), Image.Resampling.BILINEAR))
-        except TooManyPixels:
-            raise
-        except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-            raise UndecodableVideo(f"{self.name} cannot be read as a picture; save it again or remove it") from error
+        """(size_px, size_px, 3). Raises `OSError` and `CaptionError`."""
+        return resized(self.read(), self.name, size_px=size_px)
+
+
+def resized(body: bytes, name: str, *, size_px: int) -> NDArray[np.uint8]:
+    """A picture file as RGB, (size_px, size_px, 3), upright by its EXIF. Raises `CaptionError` with its name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata, and from 89 million pixels on; 179 are an error
+            upright = ImageOps.exif_transpose(Image.open(io.BytesIO(body))).convert("RGB")
+            return np.asarray(upright.resize((size_px, size_px), Image.Resampling.BILINEAR))
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        raise UndecodableVideo(f"{name} cannot be read as a picture ({error}); save it again or remove it") from error
 
 
 @dataclass(frozen=True, slots=True)
