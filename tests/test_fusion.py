@@ -11,7 +11,8 @@ from etenet.model.preprocess import preprocess
 from etenet.runtime.fusion import FusedEncoder
 
 # Between them: a padded first convolution, BGR up to 255, residuals with scales, sibling convolutions of size 1,
-# BatchNorm before a convolution, a convolution that is called twice
+# BatchNorm before a convolution, a convolution that is called twice, BatchNorm with an activation, a first convolution
+# that pads by the size of its input, normalisation inside the network
 NETWORKS = {
     "inceptionresnetv2": 107,
     "squeezenet1_1": 64,
@@ -19,6 +20,9 @@ NETWORKS = {
     "bninception": 96,
     "densenet121": 64,
     "xception": 96,
+    "timm:resnet10t": 64,
+    "timm:tf_efficientnet_lite0": 65,
+    "torchvision:googlenet": 64,
 }
 
 
@@ -54,6 +58,14 @@ def test_inception_resnet_loses_its_batch_norms_its_scales_and_a_fifth_of_its_co
     before = sum(isinstance(module, nn.Conv2d) for module in encoder.modules())
     assert kinds.count(nn.Conv2d) < 0.8 * before
     assert not [node for node in fused.network.graph.nodes if node.target is torch.mul]
+
+
+def test_batch_norms_of_timm_that_hold_an_activation_are_folded_too() -> None:
+    fused = FusedEncoder(randomised("timm:tf_efficientnet_lite0"), default_preprocessing("timm:tf_efficientnet_lite0"))
+    called = [node.target for node in fused.network.graph.nodes]
+    assert nn.functional.batch_norm not in called
+    assert not [module for module in fused.network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [module for module in fused.network.modules() if isinstance(module, nn.ReLU6)]
 
 
 def test_fusing_does_not_change_the_original() -> None:

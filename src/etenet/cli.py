@@ -228,7 +228,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("init", help="make a randomly initialised checkpoint, to try sizes and speeds")
     command.set_defaults(run=init)
-    command.add_argument("--encoder", required=True, metavar="NAME", help="name of a network in pretrainedmodels")
+    command.add_argument(
+        "--encoder",
+        required=True,
+        metavar="NAME",
+        help="a network of pretrainedmodels, timm:NAME, or torchvision:googlenet",
+    )
     command.add_argument("--words", required=True, type=Path, metavar="F", help="text file, one word per line")
     command.add_argument("--out", type=Path, default=Path("init.pt"), metavar="F.pt")
 

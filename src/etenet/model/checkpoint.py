@@ -6,7 +6,7 @@ file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,17 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         torch.save(contents, file)
 
 
+def calibrate(path: Path, out: Path, calibration: Calibration, measured: Mapping[str, Any]) -> None:
+    """Write the checkpoint of `path` to `out` with this calibration; `measured` becomes part of its provenance.
+
+    Everything else stays as it is in the file, the precision of the weights included. Raises `CheckpointError`.
+    """
+    contents = _read(path, mmap=False)
+    provenance = {**(contents.get("provenance") or {}), "confidence": dict(measured)}
+    with replacing(out) as file:
+        torch.save({**contents, "confidence": asdict(calibration), "provenance": provenance}, file)
+
+
 def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool = True) -> Checkpoint:
     """Read a checkpoint for inference: float32, eval mode, no gradients. `CheckpointError` if that is not possible.
 
@@ -103,8 +114,8 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
         preprocessing = Preprocessing(**contents["preprocessing"])
         if decoder.vocabulary_size != len(vocabulary):
             raise ValueError(f"{len(vocabulary)} words for a decoder of {decoder.vocabulary_size}")
+        encoder = Encoder.unloaded(contents["encoder"]) if with_encoder else AbsentEncoder(contents["encoder"])
         with torch.device("meta"):
-            encoder = Encoder(contents["encoder"]) if with_encoder else AbsentEncoder(contents["encoder"])
             model = EtENet(encoder, Decoder(decoder))
         weights = {
             name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=not with_encoder)

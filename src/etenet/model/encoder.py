@@ -1,59 +1,44 @@
-"""phi: frames -> one vector each, by a convolutional network out of `pretrainedmodels`.
+"""phi: frames -> one vector each, by a convolutional network out of one of three libraries (`libraries.py`).
 
-The only file that imports pretrainedmodels, and only when a network is built: the import takes seconds, and a worker
-with a compiled encoder does not need it. Knows nothing of clips, captions or files.
+Knows nothing of clips, captions or files.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import model_zoo
 
-from etenet.errors import UsageError
 from etenet.model.config import Preprocessing
+from etenet.model.libraries import CLASSIFIERS, PRETRAINEDMODELS, RESIZE_OVER_CROP, Library, library_of
 
-# The paper resizes to 314 and crops to Inception-ResNet-v2's 299; other input sizes keep that ratio.
-RESIZE_OVER_CROP = 314 / 299
+__all__ = [
+    "GIVEN_FEATURES",
+    "RESIZE_OVER_CROP",
+    "AbsentEncoder",
+    "Encoder",
+    "default_preprocessing",
+    "encoder_names",
+    "feature_size",
+]
 
 GIVEN_FEATURES = "given features"  # the encoder's name in a checkpoint that was trained on features alone
-
-_UNFIT = ("alexnet", "vgg", "resnext101_")  # these have no feature map at the end, or need their weights to be built
 
 
 def encoder_names() -> list[str]:
     """The networks of `pretrainedmodels` that can be an encoder: ImageNet weights, and a feature map at the end."""
-    return sorted(
-        name
-        for name in _networks().model_names
-        if "imagenet" in _networks().pretrained_settings.get(name, ()) and not name.startswith(_UNFIT)
-    )
+    return PRETRAINEDMODELS.names()
 
 
 def default_preprocessing(name: str, *, crop_px: int | None = None) -> Preprocessing:
-    """The preprocessing of a network's ImageNet weights by `pretrainedmodels`, at `crop_px` if given."""
-    settings = _settings(name)
-    crop_px = crop_px or settings["input_size"][1]
-    return Preprocessing(
-        resize_px=round(crop_px * RESIZE_OVER_CROP),
-        crop_px=crop_px,
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-        input_max=float(settings["input_range"][1]),
-        channels=settings["input_space"],
-    )
+    """The preprocessing of a network's ImageNet weights by its library, at `crop_px` if given.
 
-
-def published_url(name: str) -> str:
-    """Where the ImageNet weights of a network are published."""
-    return str(_settings(name)["url"])
+    `UsageError` for an unknown network, or one that takes frames of another size only.
+    """
+    library, network = library_of(name)
+    return library.preprocessing(network, crop_px)
 
 
 class Encoder(nn.Module):
@@ -64,23 +49,28 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, name: str, *, imagenet: Mapping[str, Tensor] | None = None) -> None:
-        """With random weights, or with `imagenet`, the contents of the file at `published_url`.
+        """With random weights, or with `imagenet`: the contents of a published file, or a state dict of the network.
 
-        `RuntimeError` if the weights belong to another network.
+        The state dict may have its classifier, which is left out. `RuntimeError` if the weights are another network's.
         """
         super().__init__()
-        _settings(name)
         self.name = name
-        with warnings.catch_warnings(), _weights_from(imagenet):
-            # pretrainedmodels calls torchvision by argument names that torchvision now warns about.
-            warnings.filterwarnings("ignore", module="torchvision")
-            self.network: Any = getattr(_networks(), name)(
-                num_classes=1000, pretrained=None if imagenet is None else "imagenet"
-            )
-        for classifier in ("last_linear", "last_conv"):
-            if hasattr(self.network, classifier):
-                setattr(self.network, classifier, nn.Identity())
+        self._library, network = library_of(name)
+        self.network = (
+            self._library.build(network) if imagenet is None else _with_weights(self._library, network, imagenet)
+        )
         self.requires_grad_().train()
+
+    @classmethod
+    def unloaded(cls, name: str) -> Encoder:
+        """For weights that will be assigned: on the meta device, if its state dict holds all that it computes with.
+
+        Some networks of timm also have buffers that no state dict holds, such as indices of positions.
+        """
+        with torch.device("meta"):
+            encoder = cls(name)
+        is_whole = dict(encoder.named_buffers()).keys() <= encoder.state_dict().keys()
+        return encoder if is_whole else cls(name)
 
     def _batch_norms(self) -> Iterable[nn.Module]:
         return (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
@@ -100,8 +90,7 @@ class Encoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """frames (N, 3, crop_px, crop_px) -> features (N, D)."""
-        feature_map: Tensor = self.network.features(frames)
-        return feature_map.mean(dim=(-2, -1), dtype=torch.float32)
+        return self._library.features(self.network, frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,36 +102,16 @@ class AbsentEncoder:
 
 def feature_size(name: str) -> int:
     """D of an encoder, found by running it on meta tensors."""
+    crop_px = default_preprocessing(name).crop_px
     with torch.device("meta"):
-        pixels = torch.empty(1, *_settings(name)["input_size"])
-        return int(Encoder(name)(pixels).shape[-1])
+        return int(Encoder(name).eval()(torch.empty(1, 3, crop_px, crop_px)).shape[-1])
 
 
-@cache
-def _networks() -> Any:
-    import pretrainedmodels
-
-    return pretrainedmodels
-
-
-def _settings(name: str) -> dict[str, Any]:
-    if name not in encoder_names():
-        raise UsageError(f"unknown encoder {name!r}; choose one of {', '.join(encoder_names())}")
-    settings: dict[str, Any] = _networks().pretrained_settings[name]["imagenet"]
-    return settings
-
-
-@contextmanager
-def _weights_from(imagenet: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """Within the block pretrainedmodels loads these weights instead of fetching its own unchecked.
-
-    Its factories know how each published file differs from the network (Inception-ResNet-v2's has one class more,
-    DenseNet's has other names), but they take weights only from `model_zoo.load_url`.
-    """
-    zoo: Any = model_zoo
-    fetch = zoo.load_url
-    zoo.load_url = lambda *_, **__: dict(imagenet or {})
-    try:
-        yield
-    finally:
-        zoo.load_url = fetch
+def _with_weights(library: Library, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
+    network = library.build(name)
+    wanted = network.state_dict().keys()
+    needed = {key for key in wanted if not key.endswith("num_batches_tracked")}  # old files lack these, and none use it
+    if needed <= weights.keys() and all(key in wanted or key.startswith(CLASSIFIERS) for key in weights):
+        network.load_state_dict({key: value for key, value in weights.items() if key in wanted})
+        return network
+    return library.restore(name, weights)

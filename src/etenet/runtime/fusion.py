@@ -1,7 +1,7 @@
 """The encoder with fewer operations and less memory traffic: the same features, by exact changes of the network.
 
 - BatchNorm is folded into the convolution before it, and so is a factor of its output (the scales of
-  Inception-ResNet's residuals).
+  Inception-ResNet's residuals). timm's BatchNorm with an activation is taken apart for that.
 - 1x1 convolutions that read the same feature map are merged, so that it is read once.
 - Normalisation is folded into the first convolution, so that the input is bytes.
 
@@ -32,7 +32,9 @@ class FusedEncoder(nn.Module):
         super().__init__()
         self._start, self._size = crop_start(preprocessing), preprocessing.crop_px
         self.name = encoder.name
-        graph = fx.symbolic_trace(copy.deepcopy(encoder).cpu().eval())
+        plain = copy.deepcopy(encoder).cpu().eval()
+        _take_activations_out_of_batch_norms(plain)
+        graph = fx.GraphModule(plain, _Tracer().trace(plain))
         _fold_batch_norms(graph)
         _fold_scales(graph)
         _merge_siblings(graph)
@@ -54,6 +56,25 @@ class FusedEncoder(nn.Module):
     @property
     def _type(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+
+class _Tracer(fx.Tracer):
+    """timm's convolutions and poolings that pad by the size of their input cannot be traced through."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+
+def _take_activations_out_of_batch_norms(encoder: Encoder) -> None:
+    for name, norm in list(encoder.named_modules()):
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(activation := getattr(norm, "act", None), nn.Module):
+            continue
+        plain = nn.BatchNorm2d(norm.num_features, eps=norm.eps, affine=norm.affine).eval()
+        plain.load_state_dict(norm.state_dict())
+        parent, _, child = name.rpartition(".")
+        setattr(encoder.get_submodule(parent), child, nn.Sequential(plain, activation))
 
 
 class _Normalise(nn.Module):
@@ -147,7 +168,8 @@ def _merge_siblings(graph: fx.GraphModule) -> None:
 
 def _is_pointwise(convolution: nn.Conv2d) -> bool:
     return (
-        convolution.kernel_size == (1, 1)
+        type(convolution) is nn.Conv2d
+        and convolution.kernel_size == (1, 1)
         and convolution.stride == (1, 1)
         and convolution.padding == (0, 0)
         and convolution.groups == 1
@@ -169,7 +191,8 @@ def _first_convolution(graph: fx.GraphModule) -> nn.Conv2d | None:
     convolutions = _modules(graph, nn.Conv2d)
     readers: list[nn.Conv2d | None] = [convolutions.get(node) for node in pixels.users]
     (first, *others) = readers
-    return first if first is not None and not others and first.padding == (0, 0) else None
+    is_unpadded = type(first) is nn.Conv2d and first.padding == (0, 0)  # timm's Conv2dSame says so, and pads
+    return first if is_unpadded and not others else None
 
 
 def _fold_normalisation(convolution: nn.Conv2d, normalise: _Normalise) -> None:
