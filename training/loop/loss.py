@@ -44,6 +44,8 @@ def sentence_losses(
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    negative_log_likelihood = torch.zeros_like(sentences.mask).masked_scatter(is_word, word_losses).sum(dim=-1)  # (18)
+    negative_log_likelihood = (
+        word_losses.new_zeros(is_word.shape).masked_scatter(is_word, word_losses).sum(dim=-1)
+    )  # (18)
     attention_loss = (1 - attended).square().mean(dim=-1)  # (19)
     return negative_log_likelihood + attention_penalty * attention_loss  # (20)
