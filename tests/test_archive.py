@@ -41,7 +41,7 @@ handler.initialize(context)
 bodies = [open(path, "rb").read() for path in sys.argv[3:]]
 responses = [json.loads(body) for body in handler.handle([{"body": bytearray(body)} for body in bodies], context)]
 captions = [response.get("caption") or response["error"]["code"] for response in responses]
-slow = [name for name in ("torchvision", "pretrainedmodels", "torch._dynamo") if name in sys.modules]
+slow = [name for name in ("torchvision", "timm", "pretrainedmodels", "nltk", "torch._dynamo") if name in sys.modules]
 print(json.dumps({"from": etenet.__file__, "captions": captions, "statuses": context.statuses, "slow": slow}))
 """
 

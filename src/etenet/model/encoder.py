@@ -109,9 +109,11 @@ def feature_size(name: str) -> int:
 
 def _with_weights(library: Library, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
     network = library.build(name)
-    wanted = network.state_dict().keys()
-    needed = {key for key in wanted if not key.endswith("num_batches_tracked")}  # old files lack these, and none use it
-    if needed <= weights.keys() and all(key in wanted or key.startswith(CLASSIFIERS) for key in weights):
-        network.load_state_dict({key: value for key, value in weights.items() if key in wanted})
+    own = network.state_dict()
+    absent = (key for key, value in own.items() if key not in weights or weights[key].shape != value.shape)
+    if all(key.endswith("num_batches_tracked") for key in absent) and all(  # which old files lack, and nobody reads
+        key in own or key.startswith(CLASSIFIERS) for key in weights
+    ):
+        network.load_state_dict({key: value for key, value in weights.items() if key in own})
         return network
     return library.restore(name, weights)
