@@ -25,7 +25,7 @@ from training import prepare
 from training.data.datasets import Dataset, DatasetClip
 from training.data.sources import msrvtt_annotations
 from training.data.wording import clean_caption
-from training.evaluate import caption_split, load_captioner
+from training.evaluation.captioning import caption_split, load_captioner
 from training.loop.processes import init_processes
 from training.loop.stage import Run, train_stage
 from training.recipes import Recipe, Stage, msrvtt

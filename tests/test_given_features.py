@@ -19,6 +19,7 @@ from etenet.model.encoder import AbsentEncoder
 from tests.conftest import DEMO, REPOSITORY
 from training import evaluate, prepare, train
 from training.data.datasets import Dataset
+from training.evaluation import captioning
 
 
 def command(tmp_path: Path, features: np.ndarray, captions: str) -> list[str]:
@@ -107,7 +108,7 @@ def test_a_decoder_alone_is_evaluated_on_features(
     dataset = Dataset.load(features_dataset)
     captions = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert [line["video"] for line in captions] == [clip.video for clip in dataset.clips["validation"]]
-    captioner = evaluate.load_captioner(decoder_alone, dataset)
+    captioner = captioning.load_captioner(decoder_alone, dataset)
     for line, clip in zip(captions, dataset.clips["validation"], strict=True):
         features = torch.from_numpy(dataset.features[[clip.row]])
         ((best,),) = captioner.caption_features(features, etenet.CaptionOptions())
@@ -134,7 +135,7 @@ def test_what_captions_video_refuses_a_decoder_alone_in_one_line(
 
 def test_features_of_another_size_than_the_decoders_are_refused(features_dataset: Path) -> None:
     with pytest.raises(UsageError, match=r"demo\.pt takes features of size 512, those of .* have 8"):
-        evaluate.load_captioner(DEMO, Dataset.load(features_dataset))
+        captioning.load_captioner(DEMO, Dataset.load(features_dataset))
 
 
 def test_given_features_have_no_encoder_to_train(decoder_alone: Path, features_dataset: Path, tmp_path: Path) -> None:

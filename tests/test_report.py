@@ -1,17 +1,19 @@
-"""The report shows its values, keeps hostile captions harmless, and is self-contained."""
+"""The report and the figure show their values; the report keeps hostile captions harmless and is self-contained."""
 
 from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from training import report
-from training.report import ReportedClip
+from training.evaluation import figure, report
+from training.evaluation.examples import Attention, ReportedClip, chosen, shown_once
+from training.evaluation.table import Row
 
 HOSTILE = "</p><script>alert('x')</script><img src=http://evil.example/a.png onerror=\"x\"> & \ud800"
 VOID = {"meta", "img"}
@@ -51,22 +53,43 @@ class Page(HTMLParser):
 
 def example(
     video: str = "dog.mp4",
-    caption: str = "a dog runs",
     shape: tuple[int, int, int] = (16, 120, 90),
     **scores: float,
 ) -> ReportedClip:
+    """Frames that get brighter, of which later words see more of later ones."""
     frames = np.broadcast_to(np.linspace(0, 255, shape[0], dtype=np.uint8)[:, None, None, None], (*shape, 3))
-    return ReportedClip(video=video, frames=frames, caption=caption, references=["a dog", "it runs"], scores=scores)
+    weights = 1.0 + np.outer(np.arange(3), np.arange(shape[0]))
+    attention = Attention(words=["a", "dog", "runs"], weights=weights / weights.sum(axis=1, keepdims=True))
+    captions = {"step 1": "a cat sits", "step 2": "a dog runs"}
+    return ReportedClip(
+        video=video,
+        frames=frames,
+        captions=captions,
+        references=["a dog", "it runs"],
+        scores=scores,
+        attention=attention,
+    )
+
+
+def row(name: str, *captions: str, **scores: float) -> Row:
+    return Row(name=name, captions=dict(enumerate(captions)), scores=scores)  # type: ignore[arg-type]
 
 
 def test_every_tag_is_closed_and_everything_given_is_shown() -> None:
-    page = Page(report.html("MSVD, test", {"CIDEr": 0.87654, "clips": 670}, [example(CIDEr=0.5, METEOR=0.25)]))
+    rows = [row("a baseline", "a dog", "a dog", CIDEr=0.1), row("step 1", "a dog", "a cat", CIDEr=0.23456, METEOR=0.2)]
+    clips = {"Best by CIDEr": [example(CIDEr=0.5, METEOR=0.25)]}
+    page = Page(report.html("MSVD, test", {"CIDEr": 0.87654, "clips": 670}, clips, rows))
     assert page.open == []
-    for shown in ("MSVD, test", "0.877", "670", "dog.mp4", "a dog runs", "it runs", "METEOR", "0.250"):
+    for shown in ("MSVD, test", "0.877", "670", "dog.mp4", "a dog runs", "a cat sits", "it runs", "METEOR", "0.250"):
+        assert shown in page.text
+    for shown in ("a baseline", "23.5", "100.0 %", "50.0 %"):
         assert shown in page.text
 
 
-@pytest.mark.parametrize("where", ["title", "metric", "video", "caption", "reference", "score"])
+@pytest.mark.parametrize(
+    "where",
+    ["title", "metric", "video", "name", "caption", "beside", "reference", "score", "heading", "row", "word"],
+)
 def test_hostile_text_is_shown_as_text(where: str) -> None:
     def at(place: str) -> str:
         return HOSTILE if place == where else "harmless"
@@ -75,11 +98,13 @@ def test_hostile_text_is_shown_as_text(where: str) -> None:
     hostile = ReportedClip(
         video=at("video"),
         frames=frames,
-        caption=at("caption"),
+        captions={at("name"): at("beside"), "step 2": at("caption")},
         references=[at("reference")],
         scores={"CIDEr": 1.0, at("score"): 1.0},
+        attention=Attention(words=[at("word")], weights=np.ones((1, 1))),
     )
-    source = report.html(at("title"), {at("metric"): 1.0}, [hostile])
+    rows = [row(at("row"), "a dog"), row("step 2", "a dog")]
+    source = report.html(at("title"), {at("metric"): 1.0}, {at("heading"): [hostile]}, rows)
     page = Page(source)
     assert page.open == []
     assert HOSTILE.replace("\ud800", "?") in page.text
@@ -89,43 +114,67 @@ def test_hostile_text_is_shown_as_text(where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "pictures", "size_px"),
-    [
-        ((16, 120, 90), 4, (90, 120)),
-        ((16, 314, 314), 4, (160, 160)),
-        ((3, 100, 200), 3, (160, 80)),
-        ((1, 8, 8), 1, (8, 8)),
-    ],
+    ("shape", "size_px"), [((16, 120, 90), (90, 120)), ((3, 100, 200), (160, 80)), ((1, 8, 8), (8, 8))]
 )
-def test_pictures_are_a_few_frames_from_first_to_last(
-    shape: tuple[int, int, int], pictures: int, size_px: tuple[int, int]
+def test_every_different_frame_is_shown_in_order_with_its_share_of_the_attention(
+    shape: tuple[int, int, int], size_px: tuple[int, int]
 ) -> None:
-    shown = Page(report.html("t", {}, [example(shape=shape)])).pictures()
-    assert [picture.size for picture in shown] == [size_px] * pictures
-    brightness = [np.asarray(picture).mean() for picture in shown]
-    wanted = np.linspace(0, 255, shape[0])[[0, -1]]
-    assert brightness == sorted(brightness)
-    assert [brightness[0], brightness[-1]] == pytest.approx(wanted if pictures > 1 else [0, 0], abs=2)
+    clip = example(shape=shape)
+    page = Page(report.html("t", {}, {"h": [clip]}))
+    assert [picture.size for picture in page.pictures()] == [size_px] * shape[0]
+    brightness = [np.asarray(picture).mean() for picture in page.pictures()]
+    assert brightness == pytest.approx(np.linspace(0, 255, shape[0]), abs=2)
+    assert clip.attention is not None
+    bars = [float((a["style"] or "").removeprefix("width:").rstrip("%")) for tag, a in page.tags if tag == "i"]
+    assert bars == pytest.approx(100 * clip.attention.mean, abs=0.06)
+    assert sum(bars) == pytest.approx(100, abs=1)
+    cells = [a for tag, a in page.tags if tag == "td"]
+    assert len(cells) == 3 * shape[0]
 
 
-def videos(examples: list[ReportedClip], count: int) -> list[str]:
-    page = Page(report.html("t", {}, examples, count=count))
-    return [line for line in page.text.split() if line.endswith(".mp4")]
+def test_a_frame_that_repeats_is_shown_once_with_the_sum_of_its_weights() -> None:
+    pictures = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((3, 4, 4, 3), np.uint8)
+    repeated, weights = pictures[[0, 0, 1, 1, 1, 2]], np.array([[0.1, 0.2, 0.3, 0.1, 0.1, 0.2], [1, 0, 0, 0, 0, 0]])
+    frames, summed = shown_once(repeated, weights)
+    np.testing.assert_array_equal(frames, pictures)
+    np.testing.assert_allclose(summed, [[0.3, 0.5, 0.2], [1, 0, 0]])
+    frames, summed = shown_once(pictures[[0, 1, 0]], weights[:, :3])  # it comes back later: another moment
+    assert (len(frames), summed.shape) == (3, (2, 3))
 
 
-def test_the_best_come_first_then_the_worst_from_the_bottom_and_none_twice() -> None:
-    examples = [example(f"{i}.mp4", CIDEr=float(i)) for i in (3, 0, 4, 1, 2)]
-    assert videos(examples, 1) == ["4.mp4", "0.mp4"]
-    assert videos(examples, 2) == ["4.mp4", "3.mp4", "0.mp4", "1.mp4"]
-    assert videos(examples, 9) == ["4.mp4", "3.mp4", "2.mp4", "1.mp4", "0.mp4"]
+def videos(count: int, *, seed: int = 0, clips: int = 6, measure: str = "CIDEr") -> list[list[str]]:
+    order = np.random.default_rng(1).permutation(clips)
+    return list(chosen({str(i): {measure: float(i)} for i in order}, count, seed=seed).values())
+
+
+def test_the_best_come_first_then_the_worst_then_others_at_random_and_none_twice() -> None:
+    best, worst, random = videos(1)
+    assert (best, worst) == (["5"], ["0"])
+    assert len(random) == 1
+    best, worst, random = videos(2)
+    assert (best, worst, sorted(random)) == (["5", "4"], ["0", "1"], ["2", "3"])
+    assert videos(9) == [["5", "4", "3", "2", "1", "0"]]
+    assert videos(4, seed=3, clips=99) == videos(4, seed=3, clips=99) != videos(4, seed=4, clips=99)
 
 
 def test_without_cider_clips_stay_in_the_order_given() -> None:
-    assert videos([example(f"{i}.mp4") for i in (3, 0, 4, 1, 2)], 2) == ["3.mp4", "0.mp4", "4.mp4", "1.mp4"]
+    scores = {str(i): {"BLEU-4": float(i)} for i in (3, 0, 4, 1, 2)}
+    assert chosen(scores, 2, seed=0) == {"Examples": ["3", "0", "4", "1"]}
+
+
+def test_the_figure_has_a_row_for_each_clip_whatever_its_text_and_number_of_frames() -> None:
+    odd = replace(example(shape=(1, 20, 30)), captions={"step 1": "$x_{broken", "step 2": "a_b \u4e2d <&>"})
+    one, two = (
+        np.asarray(Image.open(io.BytesIO(figure.png(sections))).convert("L"), int)
+        for sections in ({"Best": [example()]}, {"Best": [example()], "Worst": [odd]})
+    )
+    assert two.shape == (2 * one.shape[0], one.shape[1])
+    assert np.abs(two[: len(one)] - one).mean() < 4
+    assert two[len(one) :].std() > 10
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
-    page = Page(report.html("t", {"CIDEr": 1.0}, [example(CIDEr=1.0)]))
+    page = Page(report.html("t", {"CIDEr": 1.0}, {"Best": [example(CIDEr=1.0)]}))
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "a"} == set()
     (policy,) = [a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv")]
     assert (policy or "").startswith("default-src 'none'")

@@ -150,8 +150,13 @@ def test_the_whole_trainer_runs_and_learns(
     for line in lines(run / "test" / "captions.jsonl"):
         body = (miniature / "clips" / f"{line['video']}.mp4").read_bytes()
         assert captioner.caption(body).text == line["caption"]
+    (run / "examples" / "real").mkdir(parents=True)
+    kept, old = run / "examples" / "real" / "dog.mp4", run / "examples" / "old.mp4"
+    for path in (kept, old):
+        path.write_bytes(b"")
     ship.main(["--run", str(run), *data, "--checkpoint", str(run / "demo.pt"), "--examples", str(run / "examples")])
     assert etenet.load(run / "demo.pt").encoder == "squeezenet1_1"
+    assert (kept.exists(), old.exists()) == (True, False)
 
 
 def test_a_mirrored_example_trains_like_its_mirror_image_and_nothing_needs_java(

@@ -1,9 +1,14 @@
 """`python -m training.evaluate`: caption the clips of a split with exactly the serving code, and score the captions.
 
-Writes `captions.jsonl`, `metrics.json` and `report.html` (the best and the worst clips) into the folder given by --out
-and prints the metrics. A data set of given features has no video files: its features go to the serving search, and the
-report has no pictures. Where clips carry labels (the demo world), a caption is right about an attribute if it names
-the clip's own value and no other.
+    captions.jsonl    a line for each clip; with --beside also what the others say of it
+    metrics.json      scores, and what they were computed with
+    table.md          a row for each baseline and checkpoint, in percent
+    report.html       the table, and the best, the worst and some random clips: frames, attention, captions, references
+    figure3.png       some of the same clips, as figure 3 of the paper shows its own
+    features/         of frames, for the next run with the same encoder
+
+A data set of given features has no pictures and no figure. Where clips carry labels (the demo world), a caption is
+right about an attribute if it names the clip's own value and no other.
 """
 
 from __future__ import annotations
@@ -11,71 +16,48 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
+import numpy as np
 
 import etenet
-from etenet.captioning.captioner import decoders_for
+from etenet.captioning.captions import Sentence
+from etenet.captioning.options import OPTIONS
 from etenet.errors import EtenetError, UsageError
-from etenet.files import sha256
+from etenet.files import json_line, replacing
 from etenet.model import checkpoint as checkpoints
-from etenet.runtime import CPU_BATCH_CLIPS
-from etenet.runtime.network import TorchNetwork
-from etenet.scoring.scores import Scores, score
+from etenet.scoring.scores import TOKENIZERS, Scorer, Scores
 from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
-from training.report import ReportedClip, html
+from training.evaluation import baselines, figure, report, table
+from training.evaluation.captioning import load_captioner, sentences_of
+from training.evaluation.examples import Attention, ReportedClip, chosen, shown_once
+from training.evaluation.features import features_of
+from training.evaluation.table import Row
+
+CLIPS_IN_REPORT = 8  # of each kind: best, worst, random
+CLIPS_IN_FIGURE = 2
+SETTINGS = [option for option in OPTIONS if option.name in {"beam_size", "max_words", "length_penalty"}]
 
 
-def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu") -> etenet.Captioner:
-    """A captioner for this data set: with an encoder for clips, without one for given features."""
-    if dataset.features is None:
-        return etenet.load(checkpoint, device=device)
-    loaded, size = checkpoints.load(checkpoint, with_encoder=False), dataset.features.shape[-1]
-    if (expected := loaded.model.decoder.config.feature_size) != size:
-        raise UsageError(f"{checkpoint} takes features of size {expected}, those of {dataset.folder} have {size}")
-    network = TorchNetwork(loaded, device=device)
-    loaded = replace(loaded, id=f"sha256:{sha256(checkpoint)}")
-    return etenet.Captioner(loaded, network, decoders_for(loaded, sandboxed=False))
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A checkpoint and its name in the table: "step 1" by what the file says of itself, or a name that was given."""
 
+    name: str
+    path: Path
+    stage: int | None = None
 
-def caption_split(captioner: etenet.Captioner, dataset: Dataset, split: str) -> dict[str, str]:
-    """video -> caption. Raises `UsageError` for a clip that cannot be captioned."""
-    clips = dataset.clips.get(split, [])
-    captions: dict[str, str] = {}
-    if not clips:
-        raise UsageError(f"{dataset.folder} has no {split} split; it has {', '.join(dataset.clips)}")
-    caption = _caption_clips if dataset.features is None else _caption_features
-    with tqdm(total=len(clips), unit="clip", disable=None) as bar:
-        for start in range(0, len(clips), CPU_BATCH_CLIPS):
-            batch = clips[start : start + CPU_BATCH_CLIPS]
-            captions |= zip((clip.video for clip in batch), caption(captioner, dataset, batch), strict=True)
-            bar.update(len(batch))
-    return captions
-
-
-def _caption_clips(captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[DatasetClip]) -> Iterator[str]:
-    bodies = [dataset.clip_file(clip).read_bytes() for clip in clips]
-    outcomes = captioner.caption_batch(bodies, [etenet.CaptionOptions()] * len(clips))
-    for clip, outcome in zip(clips, outcomes, strict=True):
-        if isinstance(outcome, etenet.CaptionError):
-            raise UsageError(f"{dataset.clip_file(clip)}: {outcome}") from outcome
-        assert isinstance(outcome, etenet.Caption)
-        yield outcome.sentences[0].text
-
-
-def _caption_features(captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[DatasetClip]) -> Iterator[str]:
-    assert dataset.features is not None
-    features = torch.from_numpy(dataset.features[[clip.row for clip in clips]])
-    for clip, sentences in zip(clips, captioner.caption_features(features, etenet.CaptionOptions()), strict=True):
-        if not sentences:
-            raise UsageError(f"the network has no finite probabilities for the features of {clip.video}")
-        yield sentences[0].text
+    @classmethod
+    def parse(cls, text: str) -> Named:
+        """F.pt or NAME=F.pt."""
+        name, equals, rest = text.partition("=")
+        given, path = (name, Path(rest)) if equals and not Path(text).exists() else (None, Path(text))
+        stage = checkpoints.load(path, with_encoder=False).provenance.get("stage")
+        return cls(given or (str(path) if stage is None else f"step {stage}"), path, stage)
 
 
 def demo_accuracy(clips: Sequence[DatasetClip], captions: Mapping[str, str]) -> dict[str, float]:
@@ -90,60 +72,173 @@ def demo_accuracy(clips: Sequence[DatasetClip], captions: Mapping[str, str]) -> 
     return {attribute: count / len(clips) for attribute, count in right.items()}
 
 
-def report(
-    dataset: Dataset, clips: Sequence[DatasetClip], captions: Mapping[str, str], scores: Scores, title: str
-) -> str:
-    """A page with the scores and the clips of highest and lowest CIDEr."""
-    reported = [
-        ReportedClip(
+def baseline_captions(
+    captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[DatasetClip], folder: Path
+) -> dict[str, dict[str, str]]:
+    """baseline -> video -> caption, from the training split and the features of this encoder."""
+    training = dataset.need("train")
+    captions = [clip.captions for clip in training]
+    train = features_of(captioner, dataset, training, folder).means(training)
+    given = features_of(captioner, dataset, clips, folder).means(clips)
+    of_clips = {
+        "most frequent caption": [baselines.most_frequent_caption(captions)] * len(clips),
+        "nearest training video": baselines.nearest_captions(train, captions, given),
+        "ridge regression + retrieval": baselines.regressed_captions(train, captions, given),
+    }
+    videos = [clip.video for clip in clips]
+    return {name: dict(zip(videos, sentences, strict=True)) for name, sentences in of_clips.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """`rows` of the table; the last is that of the checkpoint which is evaluated, like `sentences` and `scores`."""
+
+    dataset: Dataset
+    clips: Sequence[DatasetClip]
+    rows: Sequence[Row]
+    sentences: Mapping[str, Sentence]
+    scores: Scores
+
+    def shown(self, clip: DatasetClip) -> ReportedClip:
+        """A clip with everything that is known about it."""
+        sentence, frames, attention = self.sentences[clip.video], None, None
+        if self.dataset.has_frames:
+            weights = np.array(sentence.attention[: len(sentence.words)]).reshape(len(sentence.words), -1)
+            frames, weights = shown_once(self.dataset.frames_of([clip])[0].numpy(), weights)
+            attention = Attention(words=sentence.words, weights=weights)
+        return ReportedClip(
             video=clip.video,
-            frames=None if dataset.frames is None else dataset.frames[clip.row],
-            caption=captions[clip.video],
+            frames=frames,
+            captions={row.name: row.captions[clip.video] for row in self.rows if row.checkpoint},
             references=clip.captions,
-            scores=scores.per_clip[clip.video],
+            scores=self.scores.per_clip[clip.video],
+            attention=attention,
         )
-        for clip in clips
+
+    def sections(self, count: int, *, seed: int) -> dict[str, list[ReportedClip]]:
+        """heading -> clips."""
+        by_video = {clip.video: clip for clip in self.clips}
+        videos = chosen(self.scores.per_clip, count, seed=seed)
+        return {heading: [self.shown(by_video[video]) for video in some] for heading, some in videos.items()}
+
+
+def evaluate(options: argparse.Namespace) -> Evaluation:
+    """Caption and score the split, with every checkpoint and, if they are wanted, with the baselines."""
+    contenders = _contenders(options)
+    dataset, settings = Dataset.load(options.data), _settings(options)
+    clips, features = dataset.need(options.split), options.out / "features"
+    references = {clip.video: clip.captions for clip in clips}
+    scorer = Scorer(references, tokenizer=options.tokenizer, meteor=options.meteor)
+    rows: list[Row] = []
+    for one in contenders:
+        captioner = load_captioner(one.path, dataset, device=options.device, clips=len(clips))
+        if not rows and options.baselines:
+            for name, captions in baseline_captions(captioner, dataset, clips, features).items():
+                rows.append(Row(name=name, captions=captions, scores=_scored(scorer, captions).overall))
+        sentences = sentences_of(captioner, dataset, clips, settings, features)
+        captions = {video: sentence.text for video, sentence in sentences.items()}
+        scores = _scored(scorer, captions)
+        rows.append(Row(name=one.name, captions=captions, scores=scores.overall, checkpoint=captioner.checkpoint_id))
+    return Evaluation(dataset, clips, rows, sentences, scores)
+
+
+def _contenders(options: argparse.Namespace) -> list[Named]:
+    """Those beside, by their stages, then the one that is evaluated."""
+    beside = sorted(map(Named.parse, options.beside), key=lambda one: one.stage or 0)
+    contenders = [*beside, Named.parse(options.checkpoint)]
+    if len({one.name for one in contenders}) < len(contenders):
+        names = ", ".join(f"{one.name} ({one.path})" for one in contenders)
+        raise UsageError(f"two checkpoints have the same name: {names}; give each its own, as in --beside NAME=F.pt")
+    return contenders
+
+
+def _settings(options: argparse.Namespace) -> etenet.CaptionOptions:
+    given = {option.name: getattr(options, option.name) for option in SETTINGS}
+    return etenet.CaptionOptions.parse({name: text for name, text in given.items() if text is not None})
+
+
+def _scored(scorer: Scorer, captions: Mapping[str, str]) -> Scores:
+    return scorer.score({video: [caption] for video, caption in captions.items()})
+
+
+def metrics(options: argparse.Namespace, evaluation: Evaluation) -> dict[str, Any]:
+    """What `metrics.json` holds: scores, and what they were computed with."""
+    row = evaluation.rows[-1]
+    numbers = {
+        "checkpoint": row.checkpoint,
+        "split": options.split,
+        "clips": len(evaluation.clips),
+        "data": f"sha256:{evaluation.dataset.digest()}",
+        "tokenizer": options.tokenizer,
+        "options": _settings(options).as_texts(),
+        "scores": row.scores,
+        "table": [row.as_dict() for row in evaluation.rows],
+    }
+    if all(clip.labels for clip in evaluation.clips):
+        numbers["right"] = demo_accuracy(evaluation.clips, row.captions)
+    return numbers
+
+
+def write(out: Path, title: str, numbers: Mapping[str, Any], evaluation: Evaluation, *, seed: int) -> None:
+    """All files of an evaluation."""
+    *others, last = evaluation.rows
+    lines = [
+        {"video": video, "caption": caption}
+        | ({"beside": {row.name: row.captions[video] for row in others}} if others else {})
+        for video, caption in last.captions.items()
     ]
-    return html(title, scores.overall, reported)
+    contents = {
+        "captions.jsonl": b"".join(map(json_line, lines)),
+        "metrics.json": json.dumps(numbers, indent=2).encode() + b"\n",
+        "table.md": table.markdown(evaluation.rows).encode(),
+        "report.html": report.html(
+            title, last.scores, evaluation.sections(CLIPS_IN_REPORT, seed=seed), evaluation.rows
+        ).encode(),
+    }
+    if evaluation.dataset.has_frames:
+        contents["figure3.png"] = figure.png(evaluation.sections(CLIPS_IN_FIGURE, seed=seed))
+    for name, body in contents.items():
+        with replacing(out / name) as file:
+            file.write(body)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    if options.baselines is None:
+        options.baselines = bool(options.beside)
+    evaluation = evaluate(options)
+    numbers = metrics(options, evaluation)
+    write(options.out, f"{options.split}: {options.checkpoint}", numbers, evaluation, seed=options.seed)
+    if len(evaluation.rows) > 1:
+        print(table.markdown(evaluation.rows), file=sys.stderr)
+    print(json.dumps(numbers))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="F.pt")
+    parser.add_argument("--checkpoint", required=True, metavar="F.pt", help="or NAME=F.pt, to name it in the table")
+    parser.add_argument(
+        "--beside", action="append", default=[], metavar="F.pt", help="another, for the table; repeatable; or NAME=F.pt"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--split", default="test")
     parser.add_argument(
-        "--tokenizer", choices=("ptb", "none"), default="ptb", help="none: if references are normalised already"
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        help="score three baselines too; needs the features of the training split; default: with --beside",
     )
+    parser.add_argument(
+        "--tokenizer", choices=TOKENIZERS, default="ptb", help="none: if references are normalised already"
+    )
+    parser.add_argument(
+        "--meteor", action=argparse.BooleanOptionalAction, default=True, help="METEOR, for which Java is needed"
+    )
+    for option in SETTINGS:
+        parser.add_argument(option.flag, metavar="N", help=option.usage)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="a torch device, such as cuda; default: cpu")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the clips shown at random; default 0")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN")
-    options = parser.parse_args(arguments)
-    dataset = Dataset.load(options.data)
-    captioner = load_captioner(options.checkpoint, dataset, device=options.device)
-    captions = caption_split(captioner, dataset, options.split)
-    clips = dataset.clips[options.split]
-    scores = score(
-        {video: [caption] for video, caption in captions.items()},
-        {clip.video: clip.captions for clip in clips},
-        tokenizer=options.tokenizer,
-    )
-    metrics: dict[str, Any] = {
-        "checkpoint": captioner.checkpoint_id,
-        "split": options.split,
-        "clips": len(clips),
-        "tokenizer": options.tokenizer,
-        "scores": scores.overall,
-    }
-    if all(clip.labels for clip in clips):
-        metrics["right"] = demo_accuracy(clips, captions)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "captions.jsonl").open("w", encoding="utf-8") as file:
-        for video, caption in captions.items():
-            file.write(json.dumps({"video": video, "caption": caption}, ensure_ascii=False) + "\n")
-    (options.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    title = f"{options.split}: {options.checkpoint}"
-    (options.out / "report.html").write_text(report(dataset, clips, captions, scores, title), encoding="utf-8")
-    print(json.dumps(metrics))
+    return parser
 
 
 if __name__ == "__main__":

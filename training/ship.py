@@ -19,7 +19,8 @@ from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
 from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
-from training.evaluate import caption_split, demo_accuracy
+from training.evaluate import demo_accuracy
+from training.evaluation.captioning import caption_split
 
 REPOSITORY = Path(__file__).parent.parent
 MAX_CHECKPOINT_BYTES = 12_000_000
@@ -33,8 +34,9 @@ def ship(run: Path, dataset: Dataset, checkpoint: Path, examples: Path) -> dict[
         raise EtenetError(f"{checkpoint} has {size} bytes, more than {MAX_CHECKPOINT_BYTES}")
     captions = caption_split(etenet.load(checkpoint), dataset, "test")
     chosen = choose_examples(dataset, captions)
-    shutil.rmtree(examples, ignore_errors=True)
-    examples.mkdir(parents=True)
+    examples.mkdir(parents=True, exist_ok=True)
+    for old in examples.glob("*.mp4"):
+        old.unlink()
     listed = {}
     for clip in chosen:
         name = "-".join(clip.labels.values()).replace(" ", "-") + ".mp4"

@@ -7,7 +7,8 @@ from pathlib import Path
 import etenet
 from etenet.scoring.scores import Scorer
 from training.data.datasets import Dataset
-from training.evaluate import caption_split, demo_accuracy
+from training.evaluate import demo_accuracy
+from training.evaluation.captioning import caption_split
 
 
 def demo_scores(checkpoint: Path, dataset: Dataset, scorer: Scorer, *, device: str = "cpu") -> dict[str, float]:

@@ -1,0 +1,96 @@
+"""Checkpoint + data set -> the sentence of each clip, by exactly the serving code.
+
+Clips of video are decoded from their files. Clips of stills have no file: their stored frames go to the serving
+network. Given features go to the serving search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import etenet
+from etenet.captioning.captioner import decoders_for
+from etenet.captioning.captions import Sentence
+from etenet.errors import UsageError
+from etenet.files import sha256
+from etenet.model import checkpoint as checkpoints
+from etenet.runtime import CPU_BATCH_CLIPS
+from etenet.runtime.load import compile_network
+from etenet.runtime.network import TorchNetwork
+from training.data.datasets import Dataset, DatasetClip
+from training.evaluation.features import ClipFeatures, features_of
+
+WORTH_COMPILING_CLIPS = 64
+
+
+def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu", clips: int = 0) -> etenet.Captioner:
+    """A captioner for about so many clips of this data set: with an encoder for frames, without one for features."""
+    on_cpu = torch.device(device).type == "cpu"
+    if dataset.features is None and not (on_cpu and clips >= WORTH_COMPILING_CLIPS):
+        return etenet.load(checkpoint, device=device)
+    loaded = checkpoints.load(checkpoint, with_encoder=dataset.features is None)
+    loaded = replace(loaded, id=f"sha256:{sha256(checkpoint)}")
+    if dataset.features is None:
+        return etenet.Captioner(loaded, compile_network(loaded), decoders_for(loaded))
+    expected, size = loaded.model.decoder.config.feature_size, dataset.features.shape[-1]
+    if expected != size:
+        raise UsageError(f"{checkpoint} takes features of size {expected}, those of {dataset.folder} have {size}")
+    return etenet.Captioner(loaded, TorchNetwork(loaded, device=device), decoders_for(loaded, sandboxed=False))
+
+
+def caption_split(captioner: etenet.Captioner, dataset: Dataset, split: str) -> dict[str, str]:
+    """video -> caption. Raises `UsageError` for a clip that cannot be captioned."""
+    sentences = sentences_of(captioner, dataset, dataset.need(split), etenet.CaptionOptions())
+    return {video: sentence.text for video, sentence in sentences.items()}
+
+
+def sentences_of(
+    captioner: etenet.Captioner,
+    dataset: Dataset,
+    clips: Sequence[DatasetClip],
+    options: etenet.CaptionOptions,
+    features_folder: Path | None = None,
+) -> dict[str, Sentence]:
+    """video -> the best sentence. `features_folder` keeps the features of stills.
+
+    Raises `UsageError` for a clip that cannot be captioned.
+    """
+    videos = all(clip.file is not None for clip in clips)
+    features = None if videos else features_of(captioner, dataset, clips, features_folder)
+    sentences: dict[str, Sentence] = {}
+    with tqdm(total=len(clips), unit="clip", disable=None) as bar:
+        for start in range(0, len(clips), CPU_BATCH_CLIPS):
+            batch = clips[start : start + CPU_BATCH_CLIPS]
+            if features is None:
+                best = _of_videos(captioner, dataset, batch, options)
+            else:
+                best = _of_features(captioner, features, batch, options)
+            sentences |= zip((clip.video for clip in batch), best, strict=True)
+            bar.update(len(batch))
+    return sentences
+
+
+def _of_videos(
+    captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[DatasetClip], options: etenet.CaptionOptions
+) -> Iterator[Sentence]:
+    bodies = [dataset.clip_file(clip).read_bytes() for clip in clips]
+    outcomes = captioner.caption_batch(bodies, [options] * len(clips))
+    for clip, outcome in zip(clips, outcomes, strict=True):
+        if isinstance(outcome, etenet.CaptionError):
+            raise UsageError(f"{dataset.clip_file(clip)}: {outcome}") from outcome
+        assert isinstance(outcome, etenet.Caption)
+        yield outcome.sentences[0]
+
+
+def _of_features(
+    captioner: etenet.Captioner, features: ClipFeatures, clips: Sequence[DatasetClip], options: etenet.CaptionOptions
+) -> Iterator[Sentence]:
+    for clip, sentences in zip(clips, captioner.caption_features(features.of(clips), options), strict=True):
+        if not sentences:
+            raise UsageError(f"the network has no finite probabilities for the features of {clip.video}")
+        yield sentences[0]
