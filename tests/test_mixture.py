@@ -124,6 +124,9 @@ def test_folders_that_do_not_fit_together_are_named(films: Path, stills: Path, t
         load_all([(films, 1.0), (stills, 1.0)])
     with pytest.raises(UsageError, match=r"large has no validation split, only no clips at all; prepare it again"):
         Dataset.load(large).need("validation")
+    with pytest.raises(UsageError, match=r"large has frames of 8 pixels, the encoder takes 9; prepare it again"):
+        Dataset.load(large).need_size(9)
+    Dataset.load(large).need_size(8)
 
 
 def test_a_data_set_is_named_with_its_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,14 @@ class Dataset:
     def resize_px(self) -> int:
         return int(self._pictures().shape[-2])
 
+    def need_size(self, resize_px: int) -> None:
+        """Raises `UsageError` if the frames have another size than an encoder takes. Given features have none."""
+        if self.has_frames and self.resize_px != resize_px:
+            raise UsageError(
+                f"{self.folder} has frames of {self.resize_px} pixels, the encoder takes {resize_px}; prepare it again "
+                f"with --resize-px {resize_px}, or with the --encoder of the recipe"
+            )
+
     def distinct_rows(self, clip: DatasetClip) -> NDArray[np.int64]:
         """(n,) frame rows of the clip's different frames, in order of time."""
         if clip.distinct is not None:
