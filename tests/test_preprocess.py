@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from etenet.model.config import Preprocessing
+from etenet.model.encoder import default_preprocessing
 from etenet.model.preprocess import preprocess
 
 
@@ -30,6 +31,14 @@ def test_preprocessing_supports_networks_trained_on_bgr_bytes() -> None:
     pixels = frames(10)
     expected = pixels[..., 2:8, 2:8, :].flip(-1).numpy() - np.array([104.0, 117.0, 128.0])
     np.testing.assert_allclose(preprocess(pixels, preprocessing).numpy(), expected.transpose(0, 1, 4, 2, 3), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite2"])
+def test_efficientnet_lite_gets_what_google_trained_it_on(name: str) -> None:
+    preprocessing = default_preprocessing(name, crop_px=6)
+    pixels = frames(preprocessing.resize_px)
+    expected = (pixels[..., :6, :6, :].numpy().astype(np.float32) - 127) / 128
+    assert np.array_equal(preprocess(pixels, preprocessing).numpy(), expected.transpose(0, 1, 4, 2, 3))
 
 
 def test_frames_of_another_size_are_refused() -> None:

