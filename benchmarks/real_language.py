@@ -28,8 +28,8 @@ from training.data.wording import clean_caption
 from training.evaluation.captioning import caption_split, load_captioner
 from training.loop.processes import init_processes
 from training.loop.stage import Run, train_stage
+from training.loop.start import first_checkpoint
 from training.recipes import Recipe, Stage, msrvtt
-from training.train import first_checkpoint
 
 SHARES = {"validation": 100, "test": 100, "train": 800}
 

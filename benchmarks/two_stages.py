@@ -20,8 +20,8 @@ from training.data.datasets import Dataset
 from training.loop.memory import keep_freed_memory
 from training.loop.processes import init_processes
 from training.loop.stage import Run, train_stage
+from training.loop.start import first_checkpoint
 from training.recipes import Recipe, demo
-from training.train import first_checkpoint
 
 
 def short(recipe: Recipe, seed: int, epochs: int | None) -> Recipe:

@@ -105,7 +105,7 @@ def test_known_features_replace_frames_and_are_not_mirrored(
     dataset: Dataset, batches: list[list[TrainingExample]]
 ) -> None:
     features = np.random.default_rng(0).normal(size=(12, 2, 5)).astype(np.float32)
-    loader = Loader(replace(dataset, frames=None), VOCABULARY, 20, CPU, features)
+    loader = Loader(replace(dataset, frames=None, features=features), VOCABULARY, 20, CPU)
     with loader.ahead(batches) as load:
         for batch in batches:
             np.testing.assert_array_equal(load(batch)[0].numpy(), features[[example.clip.row for example in batch]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from etenet.errors import EtenetError, UsageError
+from etenet.errors import UsageError
+from training import command
 
 MEANS_PER_RUN = 50  # each point is the mean training loss of a fiftieth of the steps
 
@@ -91,7 +91,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        sys.exit(f"training: {error}")
+    command.run(main)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 import etenet
 from etenet.errors import EtenetError
 from etenet.model import checkpoint as checkpoints
+from training import command
 from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
 from training.evaluate import demo_accuracy
@@ -69,7 +69,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        sys.exit(f"training: {error}")
+    command.run(main)

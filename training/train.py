@@ -1,8 +1,11 @@
-"""`python -m training.train RECIPE --stage 1|2`: train captions in the two stages of arXiv 1904.02628, section 3.3.
+"""`python -m training.train RECIPE --stage 1|2|3`: train captions in the stages of arXiv 1904.02628, and on a reward.
 
 Stage 1 trains the decoder on the features of a frozen encoder, computed once. Stage 2 starts from the best checkpoint
-of stage 1 and trains everything; BatchNorm stays frozen. For several processes or GPUs, start it with
-`torchrun --nproc-per-node N -m training.train`. SIGTERM saves and ends with status 0; `--resume` continues.
+of stage 1 and trains everything; BatchNorm stays frozen. Stage 3, which is not in the paper, starts from the best of
+stage 2, or of stage 1, and trains the decoder on the CIDEr-D of sentences that it draws (arXiv 1612.00563).
+
+For several processes or GPUs, start it with `torchrun --nproc-per-node N -m training.train`. SIGTERM saves and ends
+with status 0, Ctrl-C with 130; `--resume` continues.
 """
 
 from __future__ import annotations
@@ -12,91 +15,88 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from etenet.errors import EtenetError, UsageError
-from etenet.model import checkpoint as checkpoints
+from etenet.errors import UsageError
 from etenet.model.checkpoint import Checkpoint
-from etenet.model.config import DecoderConfig
-from etenet.model.decoder import Decoder
-from etenet.model.encoder import AbsentEncoder
-from etenet.model.etenet import EtENet
-from etenet.model.pretrained import load_encoder
+from training import command
 from training.data.datasets import Dataset
-from training.loop.memory import keep_freed_memory
+from training.data.mixture import data_source, load_all
+from training.loop.memory import keep_freed_memory, out_of_memory_named
 from training.loop.processes import init_processes
 from training.loop.stage import Interrupted, Run, train_stage
+from training.loop.start import continued, first_checkpoint, next_checkpoint, stage_before, with_settings
 from training.recipes import RECIPES, Recipe, overridden
 
 
-def first_checkpoint(recipe: Recipe, dataset: Dataset, encoder_weights: Path | None) -> Checkpoint:
-    """Where stage 1 starts: a new decoder on an encoder with the given weights, or ImageNet's, or on given features."""
-    torch.manual_seed(recipe.seed)
-    if dataset.features is not None:
-        vocabulary = dataset.vocabulary()
-        sizes = DecoderConfig(
-            feature_size=dataset.features.shape[-1], vocabulary_size=len(vocabulary), dropout=recipe.dropout
-        )
-        model = EtENet(AbsentEncoder(), Decoder(sizes))
-        return Checkpoint(model, vocabulary, recipe.preprocessing(), recipe.max_words)
-    return checkpoints.initialise(
-        load_encoder(recipe.encoder, encoder_weights),
-        dataset.vocabulary(),
-        crop_px=recipe.crop_px,
-        max_words=recipe.max_words,
-        dropout=recipe.dropout,
-    )
-
-
-def _start(recipe: Recipe, stage: int, dataset: Dataset, options: argparse.Namespace) -> Checkpoint:
-    if stage == 1:
-        return first_checkpoint(recipe, dataset, options.encoder_weights)
-    if dataset.features is not None:
-        raise UsageError(f"{options.data} holds features, not frames: there is no encoder to train in stage 2")
-    start = checkpoints.load(options.out / "stage1" / "best.pt")
-    if start.vocabulary != dataset.vocabulary():
+def _start(recipe: Recipe, dataset: Dataset, options: argparse.Namespace) -> tuple[Recipe, Checkpoint]:
+    """The checkpoint that the stage starts from, and the recipe for it."""
+    if options.stage == 1 and options.start is None:
+        return recipe, first_checkpoint(recipe, dataset, options.encoder_weights)
+    if options.encoder_weights:
+        raise UsageError("--encoder-weights is for a new network in stage 1; this one starts from a checkpoint")
+    if recipe.stages[options.stage].encoder_learning_rate and not dataset.has_frames:
         raise UsageError(
-            f"{options.out}/stage1 was not trained with the vocabulary of {options.data}; train stage 1 again"
+            f"{dataset.folder} holds features, not frames: there is no encoder to train in stage {options.stage}"
         )
-    return start
+    start = next_checkpoint(options.start or stage_before(options.out, options.stage), dataset)
+    recipe = continued(recipe, start, options.set)
+    return recipe, with_settings(start, recipe)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.splitlines()[0])
     parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="made by training.prepare")
+    parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True)
+    parser.add_argument(
+        "--data",
+        type=data_source,
+        action="append",
+        required=True,
+        metavar="DIR[=WEIGHT]",
+        help="made by training.prepare; repeat it to train on several, validated on the first",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="stage N writes RUN/stageN/")
-    parser.add_argument("--encoder-weights", type=Path, metavar="F", help="for stage 1; default: download ImageNet's")
+    parser.add_argument("--encoder-weights", type=Path, metavar="F", help="for stage 1; default: ImageNet's")
+    parser.add_argument(
+        "--from", type=Path, dest="start", metavar="F.pt", help="start from it; default: the best of the stage before"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1; default: a GPU if there is one")
     parser.add_argument("--resume", action="store_true", help="continue where the run stopped, if there is one")
     parser.add_argument("--save-every-s", type=float, default=300.0, metavar="S", help="from one snapshot to the next")
+    parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, if it is installed")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    options = _parser().parse_args(arguments)
     keep_freed_memory()
     recipe = overridden(RECIPES[options.recipe](), options.stage, options.set)
-    dataset = Dataset.load(options.data)
-    with init_processes() as processes:
-        run = Run(
-            recipe=recipe,
-            stage_number=options.stage,
-            dataset=dataset,
-            folder=options.out / f"stage{options.stage}",
-            processes=processes,
-            resume=options.resume,
-            save_every_s=options.save_every_s,
-        )
+    dataset = load_all(options.data)
+    with init_processes(options.device) as processes:
         try:
-            best = train_stage(run, _start(recipe, options.stage, dataset, options))
+            with out_of_memory_named(recipe.stages[options.stage]):
+                recipe, start = _start(recipe, dataset, options)
+                dataset.need_size(start.preprocessing.resize_px)
+            run = Run(
+                recipe=recipe,
+                recipe_name=options.recipe,
+                stage_number=options.stage,
+                dataset=dataset,
+                folder=options.out / f"stage{options.stage}",
+                processes=processes,
+                resume=options.resume,
+                save_every_s=options.save_every_s,
+                tensorboard=options.tensorboard,
+            )
+            best = train_stage(run, start)
         except Interrupted as interrupted:
             print(f"training: {interrupted}", file=sys.stderr)
-            return
+            return command.CTRL_C if processes.ctrl_c.is_set() else 0
         if processes.first:
             print(best)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"training: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(main)

@@ -1,6 +1,7 @@
-"""The features of stage 1: the frozen encoder runs over every clip once, and the result is cached on disk.
+"""The features of stages 1 and 3: the frozen encoder runs over every different frame once; they are cached on disk.
 
-The cache is used again only if encoder, data set and preprocessing are unchanged.
+The cache is used again only if encoder, data set and preprocessing are unchanged. A stage looks for a cache in its own
+folder and in those of the stages before it. Its rows are the data set's frame rows (`training/data/datasets.py`).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -17,70 +19,85 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
+from etenet.video.clip import FRAMES_PER_CLIP
 from training.data.datasets import Dataset
 from training.loop.loading import read_ahead
 from training.loop.processes import Processes
+from training.loop.progress import Progress
 from training.loop.step import Trainee
 
 SPLITS = ("train", "validation")
 
 
 def cached_features(
-    trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int, processes: Processes
+    trainee: Trainee,
+    dataset: Dataset,
+    file: Path,
+    *,
+    batch_clips: int,
+    processes: Processes,
+    others: Sequence[Path] = (),
 ) -> NDArray[np.float32] | None:
-    """(N, L, D), by row of the data set; None if SIGTERM came first. Processes share the work and the file."""
+    """(F, D), by frame row of the data set; None if SIGTERM came first. Processes share the work and the file.
+
+    `others` are files that may hold the same.
+    """
     made_with = json.dumps(
         {
             "encoder": digest(trainee.encoder),
             "dataset": dataset.digest(),
             "preprocessing": asdict(trainee.preprocessing),
             "mixed_precision": trainee.stage.mixed_precision,
+            "rows": "frames",
         },
         sort_keys=True,
     )
-    description = file.with_suffix(".json")
-    known = description.is_file() and description.read_text() == made_with and file.is_file()
-    if not processes.broadcast(known):
+    known = processes.broadcast(next((path for path in (file, *others) if _is_made_with(path, made_with)), None))
+    if known is None:
         unfinished = file.with_suffix(".unfinished")
         if not _compute(trainee, dataset, unfinished, batch_clips=batch_clips, processes=processes):
             return None
         if processes.first:
             os.replace(unfinished, file)
-            description.write_text(made_with)
+            _description(file).write_text(made_with)
         processes.broadcast(None)
-    features: NDArray[np.float32] = np.load(file, mmap_mode="r")
+    features: NDArray[np.float32] = np.load(known or file, mmap_mode="r")
     return features
+
+
+def _description(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _is_made_with(file: Path, made_with: str) -> bool:
+    return file.is_file() and _description(file).is_file() and _description(file).read_text() == made_with
 
 
 @torch.no_grad()
 def _compute(trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int, processes: Processes) -> bool:
     clips = [clip for split in SPLITS for clip in dataset.clips.get(split, [])]
-    rows, size = 1 + max(clip.row for clip in clips), trainee.model.decoder.config.feature_size
+    rows = np.unique(np.concatenate([dataset.distinct_rows(clip) for clip in clips]))
     if processes.first:
         file.parent.mkdir(parents=True, exist_ok=True)
-        shape = (rows, dataset.frames_of(clips[:1]).shape[1], size)
+        shape = (dataset.frame_count, trainee.model.decoder.config.feature_size)
         np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
     processes.broadcast(None)
     features = np.lib.format.open_memmap(file, mode="r+")
     trainee.eval()
-    stride, device = batch_clips * processes.count, processes.device
-    batches = [clips[start : start + stride] for start in range(0, len(clips), stride)]
+    stride, device = batch_clips * FRAMES_PER_CLIP * processes.count, processes.device
+    batches = [rows[start : start + stride] for start in range(0, len(rows), stride)]
     shares = [batch[processes.rank :: processes.count] for batch in batches]
-    read = partial(dataset.frames_of, pinned=device.type == "cuda")
-    quiet = None if processes.first else True
-    with (
-        closing(read_ahead(read, filter(None, shares))) as frames,
-        tqdm(total=len(clips), desc="features", unit="clip", disable=quiet) as bar,
-    ):
+    read = partial(dataset.pixels, pinned=device.type == "cuda")
+    progress = Progress("features", len(rows), "frame", silent=not processes.first)
+    with closing(read_ahead(read, filter(len, shares))) as frames, closing(progress):
         for batch, mine in zip(batches, shares, strict=True):
             if processes.should_stop():
                 return False
-            if mine:
+            if len(mine):
                 pixels = next(frames).to(device, non_blocking=True)
-                features[[clip.row for clip in mine]] = trainee.features(pixels).cpu().numpy()
-            bar.update(len(batch))
+                features[mine] = trainee.features(pixels[:, None])[:, 0].cpu().numpy()
+            progress.update(len(batch))
     features.flush()
     processes.broadcast(None)
     return True

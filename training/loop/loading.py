@@ -52,6 +52,8 @@ def read_ahead(read: Callable[[WantedT], ReadT], wanted: Iterable[WantedT], ahea
 class Loader:
     """Loads clips to a device: their frames, or their features if these are known, and their sentences.
 
+    `features` (F, D) are by frame row. A data set of given features needs none: its own are loaded.
+
     `waited_s` is how long the network waited for batches since the last call of `ahead`. On a GPU it is an upper
     bound, because the GPU may still be busy with earlier work.
     """
@@ -85,26 +87,36 @@ class Loader:
 
     def inputs(self, clips: Sequence[DatasetClip]) -> Tensor:
         """On the device: frames (B, L, resize_px, resize_px, 3) uint8 of the clips, or their features (B, L, D)."""
-        return self._packed(clips).to(self.device, non_blocking=True)
+        return self._packed(clips, None).to(self.device, non_blocking=True)
 
     def _read(self, examples: Sequence[TrainingExample]) -> tuple[Sequence[TrainingExample], Tensor, EncodedCaptions]:
         captions = [example.captions for example in examples]
         sentences = EncodedCaptions.encode(captions, self.vocabulary, self.max_words)
-        packed = self._packed([example.clip for example in examples])
+        moments = [example.moments for example in examples if example.moments is not None]
+        packed = self._packed([example.clip for example in examples], moments or None)
         return examples, packed, sentences.pinned() if self._pinned else sentences
 
     @property
     def _pinned(self) -> bool:
         return self.device.type == "cuda"
 
-    def _packed(self, clips: Sequence[DatasetClip]) -> Tensor:
-        if self.features is None:
-            return self.dataset.frames_of(clips, pinned=self._pinned)
-        features = torch.from_numpy(self.features[[clip.row for clip in clips]])
+    def _packed(self, clips: Sequence[DatasetClip], moments: Sequence[Sequence[int]] | None) -> Tensor:
+        if self.dataset.features is not None:
+            features = torch.from_numpy(self.dataset.features[[clip.row for clip in clips]])
+        elif self.features is not None:
+            features = torch.from_numpy(self.features[self._rows(clips, moments)])
+        else:
+            return self.dataset.frames_of(clips, moments, pinned=self._pinned)
         return features.pin_memory() if self._pinned else features
 
+    def _rows(self, clips: Sequence[DatasetClip], moments: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
+        if moments is None:
+            return np.stack([self.dataset.frame_rows(clip) for clip in clips])
+        chosen = zip(clips, moments, strict=True)
+        return np.stack([self.dataset.distinct_rows(clip)[list(of_clip)] for clip, of_clip in chosen])
+
     def _mirrored(self, inputs: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
-        if self.features is None:
+        if inputs.dtype == torch.uint8:
             for number, example in enumerate(examples):
                 if example.mirrored:
                     inputs[number] = inputs[number].flip(-2)

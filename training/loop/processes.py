@@ -1,4 +1,4 @@
-"""One training process, or several started by `torchrun`: ranks, exchange of values, and SIGTERM.
+"""One training process, or several started by `torchrun`: device, ranks, exchange of values, SIGTERM and Ctrl-C.
 
 Several processes train with DDP, over gloo on CPUs and nccl on GPUs. With one process, every exchange returns its own
 value.
@@ -20,6 +20,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from etenet.errors import UsageError
+
 ValueT = TypeVar("ValueT")
 
 _TIMEOUT = timedelta(days=1)  # the other ranks wait while rank 0 computes scores, longer than torch's default allows
@@ -32,7 +34,8 @@ class Processes:
     rank: int = 0
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    stop: Event = field(default_factory=Event)  # set by SIGTERM
+    stop: Event = field(default_factory=Event)  # set by SIGTERM and by Ctrl-C
+    ctrl_c: Event = field(default_factory=Event)
 
     @property
     def first(self) -> bool:
@@ -51,7 +54,7 @@ class Processes:
         return tensor.item()
 
     def should_stop(self) -> bool:
-        """Whether any process got SIGTERM. All processes get the same result."""
+        """Whether any process got SIGTERM or Ctrl-C. All processes get the same result."""
         return self.all_reduce_sum(float(self.stop.is_set())) > 0
 
     def broadcast(self, value: ValueT) -> ValueT:
@@ -64,10 +67,14 @@ class Processes:
 
 
 @contextmanager
-def init_processes() -> Iterator[Processes]:
-    """Join the process group if `torchrun` started this process. SIGTERM sets `stop` and does not end the process."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+def init_processes(device_name: str | None = None) -> Iterator[Processes]:
+    """Join the process group if `torchrun` started this process; on a GPU if there is one and none is named.
+
+    SIGTERM and Ctrl-C set `stop` and do not end the process, except for a second Ctrl-C. Raises `UsageError` if there
+    is no such device.
+    """
+    device = _device(device_name)
+    on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)  # GPU only
     count = int(os.environ.get("WORLD_SIZE", 1))
@@ -75,13 +82,34 @@ def init_processes() -> Iterator[Processes]:
         distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
     processes = Processes(int(os.environ.get("RANK", 0)), count, device)
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         processes.stop.set()
+        if number == signal.SIGINT:
+            processes.ctrl_c.set()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield processes
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if count > 1:
             distributed.destroy_process_group()
+
+
+def _device(name: str | None) -> torch.device:
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    if name is None:
+        return torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name} is no device; choose cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"training runs on cpu and cuda, not on --device {name}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} such GPUs; try --device cpu")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", rank)  # GPU only
+    return device

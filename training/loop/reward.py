@@ -12,9 +12,9 @@ Shapes: N clips, R references per clip (the most), S sentences, T words of the l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ MOST_WORDS = 55_108  # in the vocabulary, so that an int64 holds four of them
 
 Ids = NDArray[np.int64]
 Weights = NDArray[np.float64]
+ClipT = TypeVar("ClipT", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,10 @@ class _Grams:
     norms: Weights  # (N, R), of the references' vectors; 1 where there is no reference or its vector is zero
 
 
-class CiderD:
+class CiderD(Generic[ClipT]):
     """Scores sentences against the references of their clips. Document frequencies are those of all these clips."""
 
-    def __init__(self, references: Mapping[str, Sequence[Sequence[int]]], vocabulary_size: int) -> None:
+    def __init__(self, references: Mapping[ClipT, Sequence[Sequence[int]]], vocabulary_size: int) -> None:
         """Clip -> its references, each the ids of its words without <EOS>."""
         if vocabulary_size > MOST_WORDS:
             raise UsageError(
@@ -73,12 +74,12 @@ class CiderD:
         ]
 
     @classmethod
-    def from_captions(cls, captions: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> CiderD:
+    def from_captions(cls, captions: Mapping[ClipT, Sequence[str]], vocabulary: Vocabulary) -> CiderD[ClipT]:
         """Clip -> its captions. Words that the vocabulary lacks are one word, which no sentence has."""
         encoded = {clip: [vocabulary.encode(caption) for caption in of_clip] for clip, of_clip in captions.items()}
         return cls(encoded, len(vocabulary))
 
-    def score(self, clips: Sequence[str], words: Ids, lengths: Ids) -> Weights:
+    def score(self, clips: Sequence[ClipT], words: Ids, lengths: Ids) -> Weights:
         """The clip of each of S sentences, ids (S, T), their numbers of words, <EOS> included -> scores (S,)."""
         clip = np.array([self._clips[name] for name in clips])
         similarity = np.zeros((len(clip), self._exists.shape[1]))  # (S, R)

@@ -1,4 +1,4 @@
-"""The log of a run: `log.jsonl`, `speed.jsonl`, and a progress bar on a terminal.
+"""The log of a run: `log.jsonl`, `speed.jsonl`, lines on standard error, and TensorBoard's files if asked for.
 
 `log.jsonl` has one object per step and per epoch. It holds nothing that differs from run to run, so a run that was
 killed and resumed leaves the same bytes. Times and memory go to `speed.jsonl`.
@@ -8,33 +8,36 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from training.loop.memory import peak_bytes
+from training.loop.progress import Progress, duration, say
+from training.loop.tensorboard import TensorBoard
 
 
 class RunLog:
-    """Writes in the first process only."""
+    """Writes in the first process only: the others are `silent`."""
 
-    def __init__(self, folder: Path, *, title: str, clips: int, device: torch.device, silent: bool) -> None:
+    def __init__(
+        self, folder: Path, *, device: torch.device, silent: bool, log_bytes: int, board: TensorBoard | None = None
+    ) -> None:
+        """Cuts the log to its length in the snapshot that the run continues from: for a new run, to nothing."""
         self._log, self._speed = folder / "log.jsonl", folder / "speed.jsonl"
-        self._silent, self._device = silent, device
-        self._bar = tqdm(total=clips, desc=title, unit="clip", disable=True if silent else None)
+        self._silent, self._device, self._board = silent, device, board
+        self._progress: Progress | None = None
         self._epoch_started, self._epoch_clips = time.monotonic(), 0
-
-    def continue_from(self, log_bytes: int, clips: int) -> None:
-        """Cut the log to its length in the snapshot that the run continues from: for a new run, to nothing."""
-        if not self._silent:
+        if not silent:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("ab") as log:
                 log.truncate(log_bytes)
-        self._bar.update(clips)
+
+    def show(self, progress: Progress) -> None:
+        """Where steps and epochs are shown from now on."""
+        self._progress, self._epoch_started = progress, time.monotonic()
 
     def flushed_bytes(self) -> int:
         """Flush the log to the disk and return its length."""
@@ -45,10 +48,13 @@ class RunLog:
     def step(self, clips: int, **line: Any) -> None:
         self._write(self._log, {"kind": "step", **line})
         self._epoch_clips += clips
-        self._bar.update(clips)
-        self._bar.set_postfix(epoch=line["epoch"], loss=f"{line['loss']:.2f}")
+        if self._board:
+            self._board.step(line)
+        if self._progress:
+            self._progress.update(clips, f"epoch {line['epoch']}, step {line['step']}, loss {line['loss']:.2f}")
 
-    def epoch(self, waited_s: float, **line: Any) -> None:
+    def epoch(self, waited_s: float, epochs: int, **line: Any) -> None:
+        """An epoch of `epochs`. Epoch 0 is the validation of what the stage starts from."""
         self._write(self._log, {"kind": "epoch", **line})
         seconds = time.monotonic() - self._epoch_started
         speed = {
@@ -61,14 +67,27 @@ class RunLog:
         }
         self._write(self._speed, speed)
         self._epoch_started, self._epoch_clips = time.monotonic(), 0
+        if self._board:
+            self._board.epoch(line | speed)
         if not self._silent:
-            with tqdm.external_write_mode(file=sys.stderr):
-                print(json.dumps({**line, **speed}), file=sys.stderr, flush=True)
+            say(_summary(line, epochs, seconds))
 
     def close(self) -> None:
-        self._bar.close()
+        if self._progress:
+            self._progress.close()
+        if self._board:
+            self._board.close()
 
     def _write(self, file: Path, line: dict[str, Any]) -> None:
         if not self._silent:
             with file.open("a") as lines:
                 lines.write(json.dumps(line) + "\n")
+
+
+def _summary(line: dict[str, Any], epochs: int, seconds: float) -> str:
+    which = f"epoch {line['epoch']} of {epochs}" if line["epoch"] else "its start"
+    loss = "" if line["train_loss"] is None else f"loss {line['train_loss']:.2f}, "
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in line["scores"].items())
+    best = ", the best so far" if line["best"] else ""
+    validation = f"validation loss {line['validation_loss']:.2f}, {scores}"
+    return f"stage {line['stage']}, {which}: {loss}{validation}, {duration(seconds)}{best}"

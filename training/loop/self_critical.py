@@ -20,7 +20,7 @@ from torch import Tensor
 from etenet.model.decoder import Decoder
 from etenet.model.generate import generate
 from etenet.model.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID
-from training.loop.reward import CiderD
+from training.loop.reward import CiderD, ClipT
 from training.recipes import Baseline
 
 
@@ -61,8 +61,8 @@ def sample(decoder: Decoder, features: Tensor, *, sentences: int, max_words: int
 def self_critical_losses(
     decoder: Decoder,
     features: Tensor,
-    clips: Sequence[str],
-    reward: CiderD,
+    clips: Sequence[ClipT],
+    reward: CiderD[ClipT],
     *,
     sentences: int,
     baseline: Baseline,
@@ -83,7 +83,7 @@ def self_critical_losses(
     return (reinforce - reinforce.detach() - rewards).mean(1, keepdim=True)
 
 
-def rewards_of(samples: Samples, clips: Sequence[str], reward: CiderD) -> Tensor:
+def rewards_of(samples: Samples, clips: Sequence[ClipT], reward: CiderD[ClipT]) -> Tensor:
     """The reward of each sampled sentence, (B, K)."""
     count = samples.words.shape[1]
     named = [clip for clip in clips for _ in range(count)]
@@ -93,7 +93,7 @@ def rewards_of(samples: Samples, clips: Sequence[str], reward: CiderD) -> Tensor
 
 
 def greedy_rewards(
-    decoder: Decoder, features: Tensor, clips: Sequence[str], reward: CiderD, *, max_words: int
+    decoder: Decoder, features: Tensor, clips: Sequence[ClipT], reward: CiderD[ClipT], *, max_words: int
 ) -> Tensor:
     """The reward of the sentence that a greedy search without dropout finds for each clip, (B,)."""
     training = decoder.training

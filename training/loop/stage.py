@@ -1,39 +1,48 @@
 """One stage of training, from its first step or its newest snapshot to its best checkpoint.
 
-A stage's folder holds `best.pt` (highest validation CIDEr), `snapshots/` (to resume from), `log.jsonl`, `speed.jsonl`
-and, at the end, `curves.png`. The weights after a step are a function of recipe, data set and start alone: the order
-of the data and the random numbers of a step follow from the seed and the number of the step.
+A stage's folder holds `best.pt` (highest validation CIDEr), `recipe.json`, `snapshots/` (to resume from), `log.jsonl`,
+`speed.jsonl` and, at the end, `curves.png`. The weights after a step are a function of recipe, data set and start
+alone: the order of the data and the random numbers of a step follow from the seed and the number of the step.
+
+A stage that starts from a checkpoint validates it first, as epoch 0: `best.pt` is never worse than its start.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from etenet.errors import UsageError
+from etenet.errors import JavaError, UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.encoder import Encoder
 from etenet.scoring.scores import Scorer
 from training import curves
-from training.data.datasets import Dataset, DatasetClip
+from training.data.datasets import Dataset
 from training.loop import snapshots
-from training.loop.features import cached_features, digest
+from training.loop.averaging import WeightAverage
+from training.loop.features import cached_features
 from training.loop.loading import Loader
-from training.loop.memory import checkpoint_activations
+from training.loop.memory import checkpoint_activations, out_of_memory_named
+from training.loop.optimizer import adam, clip_gradients, set_learning_rates
 from training.loop.order import TrainingExample, epoch_windows, examples_per_epoch
 from training.loop.processes import Processes
+from training.loop.progress import Progress, say
+from training.loop.provenance import made_with, provenance, write_recipe
+from training.loop.reward import CiderD
 from training.loop.run_log import RunLog
-from training.loop.step import Load, Trainee, accumulate, micro_batches
+from training.loop.self_critical import self_critical_losses
+from training.loop.step import Load, Objective, Trainee, accumulate, micro_batches
+from training.loop.tensorboard import TensorBoard
 from training.loop.validation import Validation, validate
 from training.recipes import Recipe, Stage
 
@@ -61,8 +70,10 @@ class Run:
     dataset: Dataset
     folder: Path
     processes: Processes
+    recipe_name: str = ""
     resume: bool = False
     save_every_s: float = 300.0
+    tensorboard: bool = False
 
     @property
     def stage(self) -> Stage:
@@ -70,19 +81,21 @@ class Run:
 
 
 class Interrupted(Exception):
-    """SIGTERM came; the run is saved and can be resumed."""
+    """SIGTERM or Ctrl-C came; the run is saved and can be resumed."""
 
 
 def train_stage(run: Run, start: Checkpoint) -> Path:
     """Train `start` and return the path of the best checkpoint; raises `Interrupted`."""
-    return _Training(run, start).finish()
+    with out_of_memory_named(run.stage):
+        return _Training(run, start).finish()
 
 
 class _Training:
     def __init__(self, run: Run, start: Checkpoint) -> None:
         self.run, self.stage, self.checkpoint = run, run.stage, start
+        self.clips, self.validation = run.dataset.need("train"), run.dataset.need("validation")
         self.best, self.snapshots = run.folder / "best.pt", run.folder / "snapshots"
-        self.made_with = _made_with(run, start)
+        self.made_with = made_with(run, start)
         model = start.model.to(run.processes.device).to(memory_format=torch.channels_last)
         model.decoder.requires_grad_(True)
         if isinstance(model.encoder, Encoder):
@@ -92,42 +105,84 @@ class _Training:
         elif self.stage.encoder_learning_rate:
             raise UsageError("the data set holds features, so there is no encoder: set encoder_learning_rate to 0")
         self.learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.trainee = Trainee(model, start.preprocessing, self.stage)
-        self.optimizer = torch.optim.Adam(_parameter_groups(model, self.stage))
+        self.trainee = Trainee(model, start.preprocessing, self.stage, objective=self._objective())
+        self.optimizer = adam(model, self.stage)
+        self.average = WeightAverage(self.learned, self.stage.weight_average)
         self.position = self._restored()
+        if run.processes.first:
+            write_recipe(run, data=self.made_with["data set"])
         self.shared = run.processes.ddp(self.trainee)
-        self.loader = Loader(
-            run.dataset, start.vocabulary, start.max_words, run.processes.device, self._known_features()
-        )
         self.scorer = Scorer(
-            {clip.video: clip.captions for clip in self._validation},
+            {clip.video: clip.captions for clip in self.validation},
             tokenizer=self.stage.tokenizer,
             meteor=self.stage.meteor,
         )
-        examples = examples_per_epoch(self._clips, self.stage)
-        self.steps = self.stage.epochs * math.ceil(examples / self.stage.window_clips)
+        self.examples = examples_per_epoch(self.clips, self.stage)
+        self.steps = self.stage.epochs * math.ceil(self.examples / self.stage.window_clips)
+        silent, step = not run.processes.first, self.position.step
+        board = TensorBoard(run.folder / "tensorboard", step) if run.tensorboard and not silent else None
         self.log = RunLog(
             run.folder,
-            title=f"stage {run.stage_number}",
-            clips=self.stage.epochs * examples,
             device=run.processes.device,
-            silent=not run.processes.first,
+            silent=silent,
+            log_bytes=self.position.log_bytes,
+            board=board,
         )
-        self.log.continue_from(
-            self.position.log_bytes, self.position.epoch * examples + self.position.window * self.stage.window_clips
+        if not silent:
+            for line in self._described():
+                say(line)
+        self.loader = Loader(
+            run.dataset, start.vocabulary, start.max_words, run.processes.device, self._known_features()
         )
         self.saved_at = time.monotonic()
 
-    @property
-    def _clips(self) -> Sequence[DatasetClip]:
-        return self.run.dataset.clips["train"]
+    def _described(self) -> list[str]:
+        """What is about to run, in one line, and a warning if that takes long."""
+        run, stage, device = self.run, self.stage, self.run.processes.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        precision = "bfloat16 encoder" if stage.mixed_precision and run.dataset.has_frames else "float32"
+        of = f" of {run.recipe_name}" if run.recipe_name else ""
+        lines = [
+            f"stage {run.stage_number}{of} on {device} ({name}), {self.checkpoint.model.encoder.name}, {precision}: "
+            f"{len(self.clips):,} clips, {len(self.validation):,} to validate, at most {stage.epochs} epochs of "
+            f"{self.steps // stage.epochs:,} steps"
+        ]
+        if device.type == "cpu" and stage.encoder_learning_rate:
+            lines.append(
+                "warning: the encoder learns on a CPU, which is slow; use a GPU (--device cuda), "
+                "or fewer frames per step (--set frames_per_clip=2)"
+            )
+        return lines
 
-    @property
-    def _validation(self) -> Sequence[DatasetClip]:
-        return self.run.dataset.clips["validation"]
+    def _objective(self) -> Objective | None:
+        """The reward of self-critical training. Document frequencies are those of the training captions."""
+        stage, start = self.stage, self.checkpoint
+        if not stage.samples_per_clip:
+            return None
+        captions = {(clip.part, clip.video): clip.captions for clip in self.clips}
+        return partial(
+            self_critical_losses,
+            reward=CiderD.from_captions(captions, start.vocabulary),
+            sentences=stage.samples_per_clip,
+            baseline=stage.baseline,
+            max_words=start.max_words,
+        )
 
     def finish(self) -> Path:
-        stage = self.stage
+        stage, position = self.stage, self.position
+        starts_trained = self.run.stage_number > 1 or bool(self.checkpoint.provenance)
+        if starts_trained and math.isinf(position.best[0]):
+            self._validate_start()
+        done = position.epoch * self.examples + position.window * stage.window_clips
+        self.log.show(
+            Progress(
+                f"stage {self.run.stage_number}",
+                stage.epochs * self.examples,
+                "clip",
+                done=done,
+                silent=not self.run.processes.first,
+            )
+        )
         while self.position.epoch < stage.epochs and self.position.epochs_since_best < stage.patience_epochs:
             self._epoch()
         self.log.close()
@@ -138,33 +193,36 @@ class _Training:
     def _epoch(self) -> None:
         run, stage = self.run, self.stage
         epoch = epoch_windows(
-            self._clips, stage, seed=run.recipe.seed, stage_number=run.stage_number, epoch=self.position.epoch
+            self.clips,
+            stage,
+            seed=run.recipe.seed,
+            stage_number=run.stage_number,
+            epoch=self.position.epoch,
+            frames_per_clip=stage.frames_per_clip,
         )
         windows = list(epoch)[self.position.window :]
         batches = (batch for window in windows for batch in micro_batches(window, stage.batch_clips, run.processes))
         self.trainee.train()
         with self.loader.ahead(batches) as load:
             for window in windows:
-                self._step(window, load)
+                self._step(window, partial(_with_clips, load) if stage.samples_per_clip else load)
                 if run.processes.should_stop():
-                    self._save()
-                    raise Interrupted(f"stopped after step {self.position.step}; continue with --resume")
+                    self._stop()
                 if time.monotonic() - self.saved_at >= run.save_every_s:
                     self._save()
-        self._end_epoch(run.processes.broadcast(self._validate() if run.processes.first else None))
+        self._end_epoch()
 
     def _step(self, window: Sequence[TrainingExample], load: Load) -> None:
-        processes, position = self.run.processes, self.position
+        processes, position, stage = self.run.processes, self.position, self.stage
         seeds = [self.run.recipe.seed, self.run.stage_number, position.step, processes.rank]
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
-        share = _learning_rate_share(position.step, self.steps, self.stage)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
+        rates = set_learning_rates(self.optimizer, stage, step=position.step, steps=self.steps)
         self.optimizer.zero_grad()
-        loss = accumulate(self.shared, window, load, micro_batch=self.stage.batch_clips, processes=processes)
-        nn.utils.clip_grad_value_(self.learned.values(), self.stage.gradient_clip_value)
+        loss = accumulate(self.shared, window, load, micro_batch=stage.batch_clips, processes=processes)
+        norm = clip_gradients(self.learned.values(), stage)
         self.optimizer.step()
-        sentences = len(window) * self.stage.captions_per_clip
+        self.average.update(position.step + 1)
+        sentences = len(window) * stage.captions_per_clip
         self.position = replace(
             position,
             window=position.window + 1,
@@ -178,55 +236,88 @@ class _Training:
             epoch=position.epoch + 1,
             step=position.step + 1,
             loss=loss / sentences,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            **rates,
+            gradient_norm=norm,
         )
 
-    def _end_epoch(self, validation: Validation | None) -> None:
-        assert validation is not None
-        position, better = self.position, validation.rank > self.position.best
-        if better and self.run.processes.first:
-            checkpoints.save(self.checkpoint, self.best)
-        self.log.epoch(
-            waited_s=self.loader.waited_s,
-            stage=self.run.stage_number,
+    def _validate_start(self) -> None:
+        """Epoch 0: what the stage has to beat."""
+        self._scored(epoch=0, train_loss=None, waited_s=0.0)
+        self._save()
+
+    def _end_epoch(self) -> None:
+        position = self.position
+        better = self._scored(
             epoch=position.epoch + 1,
-            step=position.step,
             train_loss=position.epoch_loss / position.epoch_sentences,
-            validation_loss=validation.loss,
-            scores=validation.scores,
-            best=better,
+            waited_s=self.loader.waited_s,
         )
         self.position = Position(
             epoch=position.epoch + 1,
             step=position.step,
-            best=validation.rank if better else position.best,
+            best=self.position.best,
             epochs_since_best=0 if better else position.epochs_since_best + 1,
         )
         self._save()
 
-    def _validate(self) -> Validation:
-        return validate(
-            self.trainee,
-            self.checkpoint,
-            self._validation,
-            self.loader.inputs,
-            self.scorer,
-            batch_clips=min(self.stage.batch_clips, 32),
+    def _scored(self, *, epoch: int, train_loss: float | None, waited_s: float) -> bool:
+        """Validate, save the checkpoint if it is the best so far, and log. Returns whether it is."""
+        run = self.run
+        with self.average.applied():
+            validation = run.processes.broadcast(self._validate() if run.processes.first else None)
+            assert validation is not None
+            if (better := validation.rank > self.position.best) and run.processes.first:
+                made = provenance(run, data=self.made_with["data set"], epoch=epoch, validation=validation)
+                checkpoints.save(replace(self.checkpoint, provenance=made, confidence=None), self.best)
+        if better:
+            self.position = replace(self.position, best=validation.rank)
+        self.log.epoch(
+            waited_s=waited_s,
+            epochs=self.stage.epochs,
+            stage=run.stage_number,
+            epoch=epoch,
+            step=self.position.step,
+            train_loss=train_loss,
+            validation_loss=validation.loss,
+            scores=validation.scores,
+            best=better,
         )
+        return better
 
-    def _known_features(self) -> Any:
-        if self.run.dataset.features is not None or self.stage.encoder_learning_rate:
-            return self.run.dataset.features
+    def _validate(self) -> Validation:
+        try:
+            return validate(
+                self.trainee,
+                self.checkpoint,
+                self.validation,
+                self.loader.inputs,
+                self.scorer,
+                batch_clips=min(self.stage.batch_clips, 32),
+            )
+        except JavaError:  # Ctrl-C ends METEOR's program too
+            if self.run.processes.stop.is_set():
+                self._stop()
+            raise
+
+    def _known_features(self) -> NDArray[np.float32] | None:
+        run = self.run
+        if not run.dataset.has_frames or self.stage.encoder_learning_rate:
+            return None
         features = cached_features(
             self.trainee,
-            self.run.dataset,
-            self.run.folder / "features.npy",
+            run.dataset,
+            run.folder / "features.npy",
             batch_clips=min(self.stage.batch_clips, 32),
-            processes=self.run.processes,
+            processes=run.processes,
+            others=[run.folder.parent / f"stage{number}" / "features.npy" for number in range(1, run.stage_number)],
         )
         if features is None:
             raise Interrupted("stopped while computing features; start again to compute them")
         return features
+
+    def _stop(self) -> None:
+        self._save()
+        raise Interrupted(f"stopped after step {self.position.step}; continue with --resume")
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
@@ -236,6 +327,7 @@ class _Training:
             "made_with": self.made_with,
             "learned": {name: weight.detach() for name, weight in self.learned.items()},
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.average,
             "progress": {**asdict(self.position), "log_bytes": self.log.flushed_bytes()},
         }
         snapshots.save(contents, self.snapshots, self.position.step)
@@ -256,39 +348,13 @@ class _Training:
             for name, weight in self.learned.items():
                 weight.copy_(snapshot["learned"][name])
         self.optimizer.load_state_dict(snapshot["optimizer"])
+        self.average.restore(snapshot["average"])
         position = Position(**snapshot["progress"])
         if self.run.processes.first:
-            print(f"resuming after step {position.step}", file=sys.stderr, flush=True)
+            say(f"resuming after step {position.step}")
         return position
 
 
-def _made_with(run: Run, start: Checkpoint) -> dict[str, str]:
-    """What must be unchanged when a run is resumed, by name."""
-    recipe = {name: value for name, value in asdict(run.recipe).items() if name not in ("stages", "stills")}
-    settings = {**recipe, **asdict(run.stage)}
-    return {
-        **{name: repr(value) for name, value in settings.items()},
-        "data set": run.dataset.digest(),
-        "start": digest(start.model),
-    }
-
-
-def _parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
-    groups = [("decoder", stage.decoder_learning_rate, stage.decoder_weight_decay)]
-    if stage.encoder_learning_rate:
-        groups.append(("encoder", stage.encoder_learning_rate, stage.encoder_weight_decay))
-    return [
-        {
-            "params": [weight for weight in model.get_submodule(part).parameters() if weight.requires_grad],
-            "lr": rate,
-            "peak": rate,
-            "weight_decay": decay,
-        }
-        for part, rate, decay in groups
-    ]
-
-
-def _learning_rate_share(step: int, steps: int, stage: Stage) -> float:
-    half_cosine = (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
-    decay = stage.final_learning_rate_share + (1 - stage.final_learning_rate_share) * half_cosine
-    return decay * min(1.0, (step + 1) / (stage.warmup_steps + 1))
+def _with_clips(load: Load, examples: Sequence[TrainingExample]) -> tuple[Tensor, list[tuple[int, str]]]:
+    """What self-critical training takes: features, and whose they are."""
+    return load(examples)[0], [(example.clip.part, example.clip.video) for example in examples]

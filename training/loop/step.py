@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from etenet.errors import UsageError
 from etenet.model.config import Preprocessing
+from etenet.model.decoder import Decoder
 from etenet.model.encoder import Encoder
 from etenet.model.etenet import EtENet
 from etenet.model.preprocess import preprocess
@@ -25,16 +27,23 @@ from training.loop.order import TrainingExample
 from training.loop.processes import Processes
 from training.recipes import Stage
 
-Load = Callable[[Sequence[TrainingExample]], tuple[Tensor, EncodedCaptions]]  # frames or features
+Load = Callable[[Sequence[TrainingExample]], tuple[Tensor, Any]]  # frames or features, and what the objective takes
+Objective = Callable[[Decoder, Tensor, Any], Tensor]  # features (B, L, D) and targets -> losses (B, K)
 
 
 class Trainee(nn.Module):
-    """A network and its loss as one module, which DDP can wrap."""
+    """A network and its loss as one module, which DDP can wrap. The loss is teacher forcing's, or the objective."""
 
     def __init__(
-        self, model: EtENet, preprocessing: Preprocessing, stage: Stage, compiler: Compiler = torch.compile
+        self,
+        model: EtENet,
+        preprocessing: Preprocessing,
+        stage: Stage,
+        compiler: Compiler = torch.compile,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
+        self.objective = objective
         self.model = model
         self.preprocessing = preprocessing
         self.stage = stage
@@ -48,9 +57,21 @@ class Trainee(nn.Module):
         return self.model.encoder
 
     def features(self, inputs: Tensor) -> Tensor:
-        """uint8 frames (B, L, resize_px, resize_px, 3) -> features (B, L, D). Features are returned as they are."""
+        """uint8 frames (B, L, resize_px, resize_px, 3) -> features (B, L, D). Features are returned as they are.
+
+        On a CPU a frame that repeats the one before it is not computed again.
+        """
         if inputs.dtype != torch.uint8:
             return inputs
+        if inputs.device.type != "cpu" or self.compiled:
+            return self._encoded(inputs)
+        new = _differs_from_the_one_before(inputs)
+        different = inputs[new]
+        if len(different) == new.numel():
+            return self._encoded(inputs)
+        return self._encoded(different[None])[0][new.flatten().cumsum(0) - 1].view(*new.shape, -1)
+
+    def _encoded(self, inputs: Tensor) -> Tensor:
         weights = self.model.decoder.embedding.weight
         frames = preprocess(inputs, self.preprocessing).to(weights.dtype)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.stage.mixed_precision):
@@ -58,11 +79,27 @@ class Trainee(nn.Module):
             return encode(frames).to(weights.dtype)
 
     def losses(self, features: Tensor, sentences: EncodedCaptions) -> Tensor:
-        """features (B, L, D), K sentences per clip -> the loss of each (B, K)."""
-        return sentence_losses(self.model.decoder, features, sentences, attention_penalty=self.stage.attention_penalty)
+        """features (B, L, D), K sentences per clip -> the loss of each (B, K). Labels are smoothed in training only."""
+        return sentence_losses(
+            self.model.decoder,
+            features,
+            sentences,
+            attention_penalty=self.stage.attention_penalty,
+            label_smoothing=self.stage.label_smoothing if self.training else 0.0,
+        )
 
-    def forward(self, inputs: Tensor, sentences: EncodedCaptions) -> Tensor:
-        return self.losses(self.features(inputs), sentences)
+    def forward(self, inputs: Tensor, targets: Any) -> Tensor:
+        features = self.features(inputs)
+        return (
+            self.objective(self.model.decoder, features, targets) if self.objective else self.losses(features, targets)
+        )
+
+
+def _differs_from_the_one_before(frames: Tensor) -> Tensor:
+    """(B, L, ...) -> (B, L) bool: whether a frame of a clip shows another picture than its predecessor."""
+    new = torch.ones(frames.shape[:2], dtype=torch.bool)
+    new[:, 1:] = (frames[:, 1:] != frames[:, :-1]).flatten(2).any(-1)
+    return new
 
 
 def micro_batches(
