@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from etenet import metrics
 from etenet.errors import DeviceFailed
+from etenet.model.confidence import FEATURES, Calibration
 from etenet.serving import archive
 from etenet.serving.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE
 from handler.etenet_handler import CANARY, EtenetHandler
@@ -111,6 +113,31 @@ def test_every_row_of_a_batch_gets_its_own_response(
     lines = [json.loads(line.removeprefix("request ")) for line in capsys.readouterr().out.splitlines()]
     assert [line["status"] for line in lines] == [context.statuses.get(number, 200) for number in range(10)]
     assert [line["request_id"] for line in lines] == [f"request {number}" for number in range(10)]
+
+
+def test_what_is_withheld_is_null_an_empty_text_or_no_cue(
+    handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confident = {"X-Etenet-Min-Confidence": "0.9"}
+    segments = {**confident, "X-Etenet-Segment-S": "3", "Accept": "text/vtt"}
+    (refused,), context = responses(handler, unpacked, ({"body": CLIP}, confident))
+    assert (json.loads(refused)["error"]["code"], context.statuses) == ("bad_option", {0: 400})
+    never_sure = Calibration(weights=dict.fromkeys(FEATURES, 0.0), bias=0.0, beam_size=5)
+    checkpoint = replace(handler.captioner.checkpoint, confidence=never_sure)
+    monkeypatch.setattr(handler.captioner, "checkpoint", checkpoint)
+    bodies, context = responses(
+        handler,
+        unpacked,
+        ({"body": CLIP}, confident),
+        ({"body": CLIP}, {**confident, "Accept": "text/plain"}),
+        ({"body": FILM}, segments),
+        ({"data": CLIP, "min_confidence": b"0.5"}, confident),
+    )
+    assert context.statuses == {}
+    withheld, given = json.loads(bodies[0]), json.loads(bodies[3])
+    assert (withheld["caption"], withheld["captions"][0]["caption"], given["caption"]) == (None, CAPTION, CAPTION)
+    assert {fields["captions"][0]["confidence"] for fields in (withheld, given)} == {0.5}
+    assert (bodies[1], bodies[2]) == (b"", b"WEBVTT\n")
 
 
 def test_too_many_segments_for_one_batch_get_503_and_retry_after(handler: EtenetHandler, unpacked: Path) -> None:
