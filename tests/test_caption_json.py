@@ -23,6 +23,7 @@ BY_CLIP = [{"video": clip, "captions": sentences} for clip, sentences in CAPTION
 FORMATS = {
     "plain": json.dumps(CAPTIONS),
     "indented": json.dumps(CAPTIONS, indent=2, ensure_ascii=False),
+    "more about each clip": json.dumps({clip: {"split": "test", "captions": of} for clip, of in CAPTIONS.items()}),
     "COCO annotations": json.dumps({"info": {}, "images": [{"id": 7}], "annotations": COCO}),
     "COCO results": json.dumps(COCO),
     "a line for each sentence": lines(*({"video": clip, "caption": sentence} for clip, sentence in ENTRIES)),
@@ -74,6 +75,8 @@ def test_failed_clips_are_named_with_the_fix(tmp_path: Path) -> None:
         ('{"a": ["one dog"],\n"a": ["two dogs"]}', "'a' is twice in one object"),
         ('{"a": ["one dog", null]}', r'no sentence in {"video": "a"'),
         ('{"a": 5}', "no sentence in"),
+        ('{"a": {"captions": [5]}}', "no sentence in"),
+        ('{"a": {"split": "test"}}', "no sentence in"),
         ('{"videos": [{"split": "test"}], "sentences": []}', "no sentence in"),
         ('[{"caption": "one dog"}]', "no clip is named in"),
         ('["one dog"]', 'entry 1: expected an object, got "one dog"'),

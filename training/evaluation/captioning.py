@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 import etenet
-from etenet.captioning.captioner import decoders_for
+from etenet.captioning.captioner import SANDBOX_EXISTS, decoders_for
 from etenet.captioning.captions import Sentence
 from etenet.errors import UsageError
 from etenet.files import sha256
@@ -31,16 +31,18 @@ WORTH_COMPILING_CLIPS = 64
 def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu", clips: int = 0) -> etenet.Captioner:
     """A captioner for about so many clips of this data set: with an encoder for frames, without one for features."""
     on_cpu = torch.device(device).type == "cpu"
+    videos = any(clip.file is not None for of_split in dataset.clips.values() for clip in of_split)
+    sandboxed = SANDBOX_EXISTS and videos  # stills need no decoder, and so no processes
     if dataset.features is None and not (on_cpu and clips >= WORTH_COMPILING_CLIPS):
-        return etenet.load(checkpoint, device=device)
+        return etenet.load(checkpoint, device=device, sandboxed=sandboxed)
     loaded = checkpoints.load(checkpoint, with_encoder=dataset.features is None)
     loaded = replace(loaded, id=f"sha256:{sha256(checkpoint)}")
     if dataset.features is None:
-        return etenet.Captioner(loaded, compile_network(loaded), decoders_for(loaded))
+        return etenet.Captioner(loaded, compile_network(loaded), decoders_for(loaded, sandboxed=sandboxed))
     expected, size = loaded.model.decoder.config.feature_size, dataset.features.shape[-1]
     if expected != size:
         raise UsageError(f"{checkpoint} takes features of size {expected}, those of {dataset.folder} have {size}")
-    return etenet.Captioner(loaded, TorchNetwork(loaded, device=device), decoders_for(loaded, sandboxed=False))
+    return etenet.Captioner(loaded, TorchNetwork(loaded, device=device), decoders_for(loaded, sandboxed=sandboxed))
 
 
 def caption_split(captioner: etenet.Captioner, dataset: Dataset, split: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """JSON with captions -> sentences by clip, for predictions and references alike.
 
     {"video id": ["sentence", ...], ...}                         or one sentence instead of a list
+    {"video id": {"captions": ["sentence", ...], ...}, ...}      the same with more about each clip
     {"annotations": [{"image_id": ..., "caption": ...}, ...]}    COCO's annotations, or only the list, COCO's results
     {"video": ..., "caption": ...}                               JSON lines, as `etenet caption` writes them; a clip may
                                                                  have several lines, or a list as "captions"
@@ -52,6 +53,8 @@ def _sentences_of(row: Row) -> list[str] | None:
             return [sentence]
         case {"captions": [*sentences]} if all(isinstance(sentence, str) for sentence in sentences):
             return sentences
+        case {"captions": {"captions": _} as more}:
+            return _sentences_of(Row(row.place, more))
         case {"error": _} | {"caption": None}:
             return None
     raise UsageError(f"{row.place}: no sentence in {shown(row.values)}; {_FIX}")
