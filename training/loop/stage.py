@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from etenet.errors import JavaError, UsageError
 from etenet.model import checkpoint as checkpoints
@@ -37,6 +37,7 @@ from training.loop.optimizer import adam, clip_gradients, set_learning_rates
 from training.loop.order import TrainingExample, epoch_windows, examples_per_epoch
 from training.loop.processes import Processes
 from training.loop.progress import Progress, say
+from training.loop.projection import start_projection
 from training.loop.provenance import made_with, provenance, write_recipe
 from training.loop.reward import CiderD
 from training.loop.run_log import RunLog
@@ -134,6 +135,8 @@ class _Training:
         self.loader = Loader(
             run.dataset, start.vocabulary, start.max_words, run.processes.device, self._known_features()
         )
+        if self.position.step == 0 and not start.provenance and start.model.decoder.config.projection_size:
+            self._start_projection()
         self.saved_at = time.monotonic()
 
     def _described(self) -> list[str]:
@@ -166,6 +169,21 @@ class _Training:
             sentences=stage.samples_per_clip,
             baseline=stage.baseline,
             max_words=start.max_words,
+        )
+
+    @torch.no_grad()
+    def _start_projection(self) -> None:
+        """Of a new decoder, from the mean features of the training clips and the words of their captions."""
+        project = self.trainee.model.decoder.project
+        assert isinstance(project, nn.Linear)
+        batches = (self.clips[start : start + 32] for start in range(0, len(self.clips), 32))
+        means = [self.trainee.features(self.loader.inputs(batch)).mean(1).cpu().numpy() for batch in batches]
+        start_projection(
+            project,
+            np.concatenate(means),
+            [clip.captions for clip in self.clips],
+            self.checkpoint.vocabulary,
+            [clip.weight for clip in self.clips],
         )
 
     def finish(self) -> Path:

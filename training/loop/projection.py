@@ -1,0 +1,91 @@
+"""Where a learned projection of the features starts: a ridge regression onto words, beside principal components.
+
+Not in the paper. ImageNet's features say much that no caption does. A regression from features to the words of the
+captions finds what is worth saying before the decoder has learnt to speak, so the decoder learns faster from few clips.
+Knows nothing of encoders, optimizers or files.
+
+Shapes: N clips, D feature size, P size of the projection, C words of the regression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from etenet.errors import UsageError
+from etenet.model.vocabulary import UNKNOWN_ID, Vocabulary
+
+COMPONENTS_SHARE = 1 / 8  # of P; the rest are words
+RIDGE = 1.0  # weight of the penalty per clip, for features of unit variance
+LEAST_AGREEMENT = 0.05  # of the captions of a clip on a word (intraclass correlation)
+
+Array = NDArray[np.float64]
+
+
+def start_projection(
+    projection: nn.Linear,
+    features: NDArray[np.float32],
+    captions: Sequence[Sequence[str]],
+    vocabulary: Vocabulary,
+    weights: Sequence[float],
+) -> None:
+    """Set the weights of `projection` (D -> P) from mean features (N, D) and captions of N weighted clips.
+
+    Raises `UsageError` if the captions have too few words that depend on the clip.
+    """
+    size, weight = projection.out_features, np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    components = int(size * COMPONENTS_SHARE)
+    mean = weight @ features
+    scale = np.sqrt(weight @ np.square(features - mean)) + 1e-3
+    standard = (features - mean) / scale
+    shares = content_shares(captions, vocabulary, weight, size - components)
+    onto_words = ridge(standard, shares, weight)
+    onto_words /= (standard @ onto_words).std(axis=0) + 1e-4
+    matrix = np.concatenate([onto_words, principal_components(standard, weight, components)], axis=1) / scale[:, None]
+    with torch.no_grad():
+        projection.weight.copy_(torch.from_numpy(matrix.T))
+        projection.bias.copy_(torch.from_numpy(-mean @ matrix))
+
+
+def content_shares(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, weight: Array, count: int) -> Array:
+    """(N, C): the share of a clip's captions that have a word, for the commonest words that depend on the clip.
+
+    The captions of a clip agree more on "horse" than on "some", by the intraclass correlation of having the word. Where
+    clips have one caption each, nothing can be said about that, and the commonest words are taken.
+    """
+    shares = np.zeros((len(captions), len(vocabulary)))
+    for clip, of_clip in enumerate(captions):
+        for caption in of_clip:
+            shares[clip, list(set(vocabulary.encode(caption)) - {UNKNOWN_ID})] += 1 / len(of_clip)
+    mean = weight @ shares
+    if_agreed = mean * (1 - mean)  # the variance between clips if all captions of a clip agreed, and if none did:
+    by_chance = if_agreed * (weight @ [1 / len(of_clip) for of_clip in captions])
+    between = weight @ np.square(shares - mean) - by_chance
+    depends = between >= LEAST_AGREEMENT * (if_agreed - by_chance) - 1e-12
+    words = [word for word in np.argsort(-mean, kind="stable") if depends[word] and if_agreed[word] > 1e-9][:count]
+    if len(words) < count:
+        raise UsageError(
+            f"a projection of this size needs {count} words that depend on the clip, the captions have {len(words)}: "
+            f"choose a smaller one with --set projection, or 0 for none"
+        )
+    chosen: Array = shares[:, words]
+    return chosen
+
+
+def ridge(standard: Array, targets: Array, weight: Array) -> Array:
+    """(D, C): minimises the weighted squared error of (N, D) -> (N, C) plus `RIDGE` times the squared weights."""
+    weighted = (standard * weight[:, None]).T
+    penalty = RIDGE * np.eye(standard.shape[1])
+    solution: Array = np.linalg.solve(weighted @ standard + penalty, weighted @ (targets - weight @ targets))
+    return solution
+
+
+def principal_components(standard: Array, weight: Array, count: int) -> Array:
+    """(D, count): onto the directions of largest variance, each scaled to unit variance."""
+    variances, directions = np.linalg.eigh((standard * weight[:, None]).T @ standard)
+    largest: Array = directions[:, ::-1][:, :count] / np.sqrt(np.maximum(variances[::-1][:count], 1e-12))
+    return largest
