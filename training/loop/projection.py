@@ -87,5 +87,5 @@ def ridge(standard: Array, targets: Array, weight: Array) -> Array:
 def principal_components(standard: Array, weight: Array, count: int) -> Array:
     """(D, count): onto the directions of largest variance, each scaled to unit variance."""
     variances, directions = np.linalg.eigh((standard * weight[:, None]).T @ standard)
-    largest: Array = directions[:, ::-1][:, :count] / np.sqrt(np.maximum(variances[::-1][:count], 1e-12))
-    return largest
+    scale = np.sqrt(np.maximum(variances[::-1][:count], 1e-12))
+    return np.asarray(directions[:, ::-1][:, :count] / scale, dtype=np.float64)
