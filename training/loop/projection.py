@@ -80,8 +80,8 @@ def ridge(standard: Array, targets: Array, weight: Array) -> Array:
     """(D, C): minimises the weighted squared error of (N, D) -> (N, C) plus `RIDGE` times the squared weights."""
     weighted = (standard * weight[:, None]).T
     penalty = RIDGE * np.eye(standard.shape[1])
-    solution: Array = np.linalg.solve(weighted @ standard + penalty, weighted @ (targets - weight @ targets))
-    return solution
+    solution = np.linalg.solve(weighted @ standard + penalty, weighted @ (targets - weight @ targets))
+    return np.asarray(solution, dtype=np.float64)
 
 
 def principal_components(standard: Array, weight: Array, count: int) -> Array:
