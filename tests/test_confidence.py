@@ -46,17 +46,14 @@ def test_features_are_those_that_a_hand_computes() -> None:
     features = features_of(BEAM[0], BEAM[1:])
     assert features == pytest.approx(
         {
-            "log_prob": math.log(1 / 4),
-            "length": 4,
             "mean_log_prob": math.log(1 / 4) / 5,
-            "least_log_prob": math.log(1 / 2),
-            "share": (1 / 4) / (1 / 4 + 1 / 8 + 1 / 32),
+            "opening_log_prob": math.log(1 / 4),
+            "rarest_word": math.log(ord("c")),
             "agreement": (2 * 2 / 6 + 0) / 2,
         }
     )
     assert tuple(features) == FEATURES
-    alone = features_of(hypothesis("a", 1e-300, 1e-300), [])
-    assert (alone["share"], alone["agreement"]) == (1, 1)
+    assert features_of(hypothesis("a", 1e-300, 1e-300), [])["agreement"] == 1
 
 
 def test_of_a_wider_beam_only_the_most_probable_others_count() -> None:
@@ -239,7 +236,7 @@ def test_a_calibration_is_kept_by_its_checkpoint_and_changes_nothing_else(
     assert checkpoints.load(half).confidence is None
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"weights": {"log_prob": 1.0}}, {"bias": math.nan}, {"new": 1}])
+@pytest.mark.parametrize("change", [{"version": 2}, {"weights": {"agreement": 1.0}}, {"bias": math.nan}, {"new": 1}])
 def test_a_calibration_of_another_version_is_refused_in_one_line(
     change: dict[str, object], low_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -14,25 +14,23 @@ from dataclasses import dataclass
 from etenet.model.search import Hypothesis
 
 VERSION = 1
-FEATURES = ("log_prob", "length", "mean_log_prob", "least_log_prob", "share", "agreement")
+FEATURES = ("mean_log_prob", "opening_log_prob", "rarest_word", "agreement")
+OPENING_WORDS = 2  # usually "a man", "a group": who or what it is
 
 
 def features_of(sentence: Hypothesis, others: Sequence[Hypothesis]) -> dict[str, float]:
     """By the names of `FEATURES`: what is known of a sentence beside other sentences for the same clip.
 
-    share       of the probability of all these sentences; 1 without others
-    agreement   mean over the others of the F1 score of shared words; 1 without others
+    mean_log_prob      over all words and the end
+    opening_log_prob   of the first `OPENING_WORDS`
+    rarest_word        log of the largest word id: vocabularies have the most frequent words first
+    agreement          mean over the others of the F1 score of shared words; 1 without others
     """
-    words = sentence.word_log_probs
-    highest = max(each.log_prob for each in (sentence, *others))
-    probs = [math.exp(each.log_prob - highest) for each in (sentence, *others)]
     f1_scores = [_f1(sentence.words, other.words) for other in others]
     return {
-        "log_prob": sentence.log_prob,
-        "length": float(len(sentence.words)),
-        "mean_log_prob": sentence.log_prob / len(words),
-        "least_log_prob": min(words),
-        "share": probs[0] / sum(probs),
+        "mean_log_prob": sentence.log_prob / len(sentence.word_log_probs),
+        "opening_log_prob": sum(sentence.word_log_probs[:OPENING_WORDS]),
+        "rarest_word": math.log(max(sentence.words)),
         "agreement": sum(f1_scores) / len(f1_scores) if f1_scores else 1.0,
     }
 
