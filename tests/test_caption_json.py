@@ -103,3 +103,11 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*gone: No such file or directory; give {"):
         caption_json.read(tmp_path / "gone")
+
+
+def test_the_references_of_the_real_clips_are_read_as_they_are(reference_data: Path) -> None:
+    captions = caption_json.read(reference_data / "clips_captions.json")
+    folders = (reference_data / "msvd" / "clips", reference_data / "msrvtt" / "clips")
+    files = {path.relative_to(reference_data).as_posix() for folder in folders for path in folder.iterdir()}
+    assert captions.keys() == files
+    assert min(map(len, captions.values())) >= 5
