@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from etenet.errors import UsageError
 from etenet.model.config import DecoderConfig
@@ -16,7 +16,9 @@ from etenet.model.encoder import Encoder, default_preprocessing, feature_size
 from etenet.model.etenet import EtENet
 from etenet.model.vocabulary import Vocabulary
 from training.data.datasets import DatasetClip, EncodedCaptions
+from training.loop.averaging import WeightAverage
 from training.loop.memory import checkpoint_activations
+from training.loop.optimizer import clip_gradients
 from training.loop.order import TrainingExample
 from training.loop.processes import Processes
 from training.loop.step import Trainee, accumulate
@@ -108,6 +110,63 @@ def test_the_host_waits_once_per_window_for_any_number_of_micro_batches(monkeypa
     waits.clear()
     accumulate(network, examples(4), lambda some: batches[len(some)], micro_batch=1, processes=Processes())
     assert waits == ["item"]
+
+
+def test_smoothed_labels_are_those_of_cross_entropy_in_training_and_whole_in_validation() -> None:
+    network = trainee()
+    network.stage = replace(STAGE, label_smoothing=0.2, attention_penalty=0.0)
+    frames, sentences = load(examples(3))
+    smoothed = network(frames, sentences)
+    decoder, features = network.model.decoder, network.features(frames)
+    memory = decoder.prepare(features)
+    for smoothing, losses in ((0.2, smoothed), (0.0, network.eval().losses(features, sentences))):
+        state, expected = decoder.first_state(memory), torch.zeros(3, 1, dtype=torch.float64)
+        for word in range(sentences.previous.shape[-1]):
+            step = decoder.step(sentences.previous[..., word], state, memory)
+            state, target = step.state, sentences.target[:, 0, word]
+            of_word = nn.functional.cross_entropy(
+                step.log_probs[:, 0], target, label_smoothing=smoothing, reduction="none"
+            )
+            expected[:, 0] += of_word * sentences.mask[:, 0, word]
+        torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_are_clipped_by_norm_and_by_value_and_the_norm_before_is_known() -> None:
+    for settings, expected in (
+        ({"gradient_clip_value": 0.0}, [3.0, -4.0]),
+        ({"gradient_clip_value": 2.0}, [2.0, -2.0]),
+        ({"gradient_clip_value": 0.0, "gradient_clip_norm": 1.0}, [0.6, -0.8]),
+        ({"gradient_clip_value": 0.7, "gradient_clip_norm": 1.0}, [0.6, -0.7]),
+        ({"gradient_clip_value": 0.0, "gradient_clip_norm": 9.0}, [3.0, -4.0]),
+    ):
+        weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+        for weight, gradient in zip(weights, (3.0, -4.0), strict=True):
+            weight.grad = torch.tensor([gradient])
+        assert clip_gradients(weights, replace(STAGE, **settings)) == 5
+        assert [weight.grad.item() for weight in weights] == pytest.approx(expected, abs=1e-5)  # type: ignore[union-attr]
+
+
+def test_the_average_of_the_weights_stands_in_for_them_and_follows_them() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    average, expected = WeightAverage({"w": weight}, 0.9), weight.detach().clone()
+    for step in range(1, 200):
+        with torch.no_grad():
+            weight += torch.tensor([1.0, -1.0])
+        average.update(step)
+        decay = min(0.9, step / (step + 9))
+        expected = decay * expected + (1 - decay) * weight.detach()
+    own = weight.detach().clone()
+    with average.applied():
+        torch.testing.assert_close(weight.detach(), expected)
+    assert torch.equal(weight.detach(), own)
+    again = WeightAverage({"w": weight}, 0.9)
+    again.restore({name: value.clone() for name, value in average.average.items()})
+    with again.applied():
+        torch.testing.assert_close(weight.detach(), expected)
+    off = WeightAverage({"w": weight}, 0.0)
+    off.update(1)
+    with off.applied():
+        assert torch.equal(weight.detach(), own)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:

@@ -54,7 +54,7 @@ class RunLog:
             self._progress.update(clips, f"epoch {line['epoch']}, step {line['step']}, loss {line['loss']:.2f}")
 
     def epoch(self, waited_s: float, epochs: int, **line: Any) -> None:
-        """An epoch of `epochs`. Epoch 0 is the validation of what the stage starts from."""
+        """An epoch of `epochs`. Epoch 0 is the validation of what the stage starts from: it has no speed."""
         self._write(self._log, {"kind": "epoch", **line})
         seconds = time.monotonic() - self._epoch_started
         speed = {
@@ -65,7 +65,8 @@ class RunLog:
             "waited_for_data_s": round(waited_s, 3),
             "peak_memory_bytes": peak_bytes(self._device),
         }
-        self._write(self._speed, speed)
+        if line["epoch"]:
+            self._write(self._speed, speed)
         self._epoch_started, self._epoch_clips = time.monotonic(), 0
         if self._board:
             self._board.epoch(line | speed)

@@ -1,0 +1,290 @@
+"""A stage starts from what the one before it left, is never worse than that, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from etenet.errors import EtenetError, UsageError
+from etenet.model import checkpoint as checkpoints
+from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
+from tests.test_step import PREPROCESSING, trainee
+from training import command, recipes, train
+from training.data.datasets import Dataset, DatasetClip
+from training.loop import processes as process
+from training.loop import stage as stages
+from training.loop.features import cached_features
+from training.loop.loading import Loader
+from training.loop.memory import out_of_memory_named
+from training.loop.order import TrainingExample
+from training.loop.processes import Processes, init_processes
+from training.loop.start import continued, log_frequencies, next_checkpoint, stage_before, with_settings
+
+QUICK = ("batch_clips=4", "epochs=1", "hidden_size=8", "embedding_size=6", "attention_size=5", "projection=4")
+
+
+def run(data: Path, out: Path, stage: int, *settings: str, options: tuple[str, ...] = ()) -> int:
+    sets = [argument for setting in settings for argument in ("--set", setting)]
+    return train.main(["real", "--stage", str(stage), "--data", str(data), "--out", str(out), *options, *sets])
+
+
+@pytest.fixture(scope="module")
+def first(features_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run after stage 1."""
+    out = tmp_path_factory.mktemp("first")
+    run(features_dataset, out, 1, *QUICK)
+    return out
+
+
+def epochs(folder: Path) -> list[dict[str, object]]:
+    every = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in every if line["kind"] == "epoch"]
+
+
+def test_a_stage_that_learns_nothing_keeps_its_start(first: Path, features_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(first, tmp_path / "run")
+    run(features_dataset, tmp_path / "run", 3, "epochs=1", "batch_clips=4", "decoder_learning_rate=0.0")
+    assert [(line["epoch"], line["best"]) for line in epochs(tmp_path / "run" / "stage3")] == [(0, True), (1, False)]
+    start, kept = (checkpoints.load(tmp_path / "run" / s / "best.pt", with_encoder=False) for s in ("stage1", "stage3"))
+    for name, value in start.model.decoder.state_dict().items():
+        assert torch.equal(value, kept.model.decoder.state_dict()[name])
+    assert (kept.provenance["stage"], kept.provenance["epoch"]) == (3, 0)
+
+
+def test_the_reward_trains_and_the_stage_says_what_it_was_made_with(
+    first: Path, features_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = str(first / "stage1" / "best.pt")
+    settings = ("epochs=2", "batch_clips=4", "decoder_learning_rate=0.01", "dropout=0.1", "weight_average=0.5")
+    assert run(features_dataset, tmp_path, 3, *settings, options=("--from", start)) == 0
+    log = [json.loads(line) for line in (tmp_path / "stage3" / "log.jsonl").read_text().splitlines()]
+    assert all(-10 <= line["loss"] <= 0 for line in log if line["kind"] == "step")  # minus CIDEr-D
+    described = json.loads((tmp_path / "stage3" / "recipe.json").read_text())
+    assert (described["recipe"], described["stage"]) == ("real", 3)
+    assert (described["settings"]["dropout"], described["settings"]["projection"]) == (0.1, 4)
+    assert described["stage_settings"]["samples_per_clip"] == 5
+    error = capsys.readouterr().err
+    assert "stage 3 of real on cpu" in error
+    assert "given features, float32: 13 clips, 3 to validate, at most 2 epochs of 4 steps" in error
+    assert "stage 3, its start: validation loss" in error
+    assert "stage 3, epoch 2 of 2: loss" in error
+
+
+def test_ctrl_c_saves_and_another_split_and_more_epochs_continue(
+    features_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accumulate, calls = stages.accumulate, []
+
+    def interrupted(*given: object, **named: object) -> float:
+        calls.append(given)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return accumulate(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stages, "accumulate", interrupted)
+    assert run(features_dataset, tmp_path, 1, *QUICK) == 130
+    assert capsys.readouterr().err.endswith("training: stopped after step 2; continue with --resume\n")
+    other = (*QUICK[2:], "epochs=2", "batch_clips=2", "accumulation_steps=2")
+    assert run(features_dataset, tmp_path, 1, *other, options=("--resume",)) == 0
+    assert [line["epoch"] for line in epochs(tmp_path / "stage1")] == [1, 2]
+    with pytest.raises(UsageError, match="trained with a different batch_clips x accumulation_steps; choose another"):
+        run(features_dataset, tmp_path, 1, *other, "accumulation_steps=4", options=("--resume",))
+
+
+def test_without_a_validation_split_there_is_one_line(features_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(features_dataset, tmp_path / "data")
+    manifest = tmp_path / "data" / "manifest.jsonl"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(line for line in lines if '"train"' in line))
+    with pytest.raises(UsageError, match=r"data has no validation split, only train; prepare it again"):
+        run(tmp_path / "data", tmp_path / "out", 1, *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("projection=5", "starts from a network with projection=4; train stage 1 with that setting"),
+        ("encoder=resnet18", "starts from a network with encoder=given features"),
+        ("crop_px=96", "starts from a network with crop_px=260"),
+        ("output_bias=zero", "output_bias is for a new decoder"),
+    ],
+)
+def test_what_a_later_stage_cannot_change_is_refused(
+    first: Path, features_dataset: Path, setting: str, message: str
+) -> None:
+    start = next_checkpoint(first / "stage1" / "best.pt", Dataset.load(features_dataset))
+    recipe = recipes.overridden(recipes.real(), 3, [setting])
+    with pytest.raises(UsageError, match=message):
+        continued(recipe, start, [setting])
+
+
+def test_dropout_and_the_longest_sentence_are_the_starts_unless_set(first: Path, features_dataset: Path) -> None:
+    start = next_checkpoint(first / "stage1" / "best.pt", Dataset.load(features_dataset))
+    settings = ["dropout=0.9", "max_words=3"]
+    recipe = recipes.overridden(replace(recipes.real(), dropout=0.7, max_words=9), 3, settings)
+    changed = with_settings(start, continued(recipe, start, settings))
+    assert (changed.max_words, changed.model.decoder.dropout.p) == (3, 0.9)
+    assert changed.model.decoder.config.dropout == 0.9
+    start = next_checkpoint(first / "stage1" / "best.pt", Dataset.load(features_dataset))
+    unchanged = continued(replace(recipes.real(), dropout=0.7, max_words=9), start, [])
+    assert (unchanged.dropout, unchanged.max_words, unchanged.projection) == (0.3, 20, 4)
+
+
+def test_stage_3_starts_from_stage_2_or_else_from_stage_1(tmp_path: Path) -> None:
+    assert stage_before(tmp_path, 3) == tmp_path / "stage2" / "best.pt"
+    for stage in (1, 2):
+        (tmp_path / f"stage{stage}").mkdir()
+        (tmp_path / f"stage{stage}" / "best.pt").touch()
+        assert stage_before(tmp_path, 3) == tmp_path / f"stage{stage}" / "best.pt"
+
+
+def test_the_bias_of_the_words_is_their_log_frequency(tmp_path: Path) -> None:
+    clips = [
+        DatasetClip(row=0, video="a", captions=("a dog", "a cat")),
+        DatasetClip(row=1, video="b", captions=("a cat",), weight=2.0),
+    ]
+    vocabulary = Vocabulary(["a", "cat", "dog", "fish"])
+    bias = log_frequencies(Dataset(tmp_path, {"train": clips}, None), vocabulary)
+    counts = {EOS_ID: 4, 3: 4, 4: 3, 5: 1}  # of 12
+    for word, count in counts.items():
+        assert bias[word].item() == pytest.approx(np.log(count / 12), rel=1e-5)
+    assert bias[SOS_ID] == bias[6] < bias[5]
+
+
+def raised(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("stage", "batch_clips", "fill", "settings"),
+    [
+        (
+            2,
+            8,
+            lambda: raised(torch.OutOfMemoryError("CUDA out of memory")),
+            "--set batch_clips=4 --set accumulation_steps=128",
+        ),
+        (2, 9, lambda: raised(MemoryError()), "--set batch_clips=3 --set accumulation_steps=192"),
+        (2, 1, lambda: raised(MemoryError()), "--set activation_checkpointing=True --set frames_per_clip=4"),
+        (1, 512, lambda: torch.empty(1 << 50), "--set batch_clips=256 --set accumulation_steps=2"),
+    ],
+)
+def test_out_of_memory_is_one_line_with_two_settings_to_try(
+    stage: int, batch_clips: int, fill: Callable[[], object], settings: str
+) -> None:
+    of = replace(recipes.msvd().stages[stage], batch_clips=batch_clips)
+    with pytest.raises(UsageError, match=f"^out of memory; try {settings}$"), out_of_memory_named(of):
+        fill()
+
+
+def test_another_error_is_not_taken_for_a_full_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_named(recipes.msvd().stages[1]):
+        raise RuntimeError("shapes do not match")
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "line"),
+    [
+        (None, 0, ""),
+        (UsageError("wrong; do this"), 2, "training: wrong; do this\n"),
+        (EtenetError("failed"), 1, "training: failed\n"),
+        (KeyboardInterrupt(), 130, "training: stopped by Ctrl-C\n"),
+    ],
+)
+def test_commands_end_with_a_line_and_a_status(
+    ending: BaseException | None, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        if ending:
+            raise ending
+        return 0
+
+    with pytest.raises(SystemExit) as ended:
+        command.run(main)
+    assert (ended.value.code, capsys.readouterr().err) == (status, line)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("banana", "--device banana is no device; choose cpu, cuda or cuda:1"),
+        ("meta", "training runs on cpu and cuda, not on --device meta"),
+        ("cuda:1", "--device cuda:1: this machine has 1 such GPUs; try --device cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process.torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match=message), init_processes(name):
+        pass
+
+
+def test_the_second_ctrl_c_ends_at_once_and_the_first_one_does_not() -> None:
+    with init_processes("cpu") as processes:
+        signal.raise_signal(signal.SIGINT)
+        assert processes.should_stop()
+        assert processes.ctrl_c.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def stills(folder: Path) -> Dataset:
+    """Three clips of one, two and five frames, each stored once."""
+    side = PREPROCESSING.resize_px
+    pixels = np.random.default_rng(0).integers(256, size=(8, side, side, 3), dtype=np.uint8)
+    clips = [
+        DatasetClip(row=row, video=str(row), captions=("a",), distinct=count) for row, count in ((0, 1), (1, 2), (3, 5))
+    ]
+    (folder / "vocabulary.json").write_text('{"words": ["a"]}')
+    return Dataset(folder, {"train": clips[:2], "validation": clips[2:]}, pixels)
+
+
+def test_every_different_frame_is_encoded_once_and_clips_of_any_number_have_16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, dataset, encoded = trainee().float(), stills(tmp_path), []
+    encode = network.model.encode
+    monkeypatch.setattr(
+        network.model, "encode", lambda frames: encoded.append(len(frames.flatten(0, 1))) or encode(frames)
+    )
+    features = cached_features(network, dataset, tmp_path / "features.npy", batch_clips=2, processes=Processes())
+    assert features is not None
+    assert (features.shape[0], sum(encoded)) == (8, 8)
+    clips = [clip for split in dataset.clips.values() for clip in split]
+    loader = Loader(dataset, Vocabulary(["a"]), 5, torch.device("cpu"), features)
+    with torch.no_grad():
+        seen = network.features(dataset.frames_of(clips))
+    assert sum(encoded) == 8 + 8  # a frame that repeats the one before it is not computed again
+    torch.testing.assert_close(loader.inputs(clips), seen, rtol=1e-4, atol=1e-5)
+    again = cached_features(
+        network,
+        dataset,
+        tmp_path / "elsewhere.npy",
+        batch_clips=1,
+        processes=Processes(),
+        others=[tmp_path / "features.npy"],
+    )
+    assert again is not None
+    assert sum(encoded) == 8 + 8  # the stage before has them
+    np.testing.assert_array_equal(again, features)
+
+
+def test_sampled_frames_are_loaded_by_their_moments(tmp_path: Path) -> None:
+    dataset = stills(tmp_path)
+    clips = dataset.clips["validation"] + dataset.clips["train"][1:]
+    examples = [
+        TrainingExample(clip, ("a",), moments=moments) for clip, moments in zip(clips, [(0, 4), (1, 1)], strict=True)
+    ]
+    features = np.arange(8, dtype=np.float32)[:, None]
+    for given, expected in ((None, dataset.frames[[[3, 7], [2, 2]]]), (features, [[[3], [7]], [[2], [2]]])):
+        loader = Loader(dataset, Vocabulary(["a"]), 5, torch.device("cpu"), given)
+        with loader.ahead([examples]) as load:
+            np.testing.assert_array_equal(load(examples)[0].numpy(), expected)
