@@ -172,5 +172,7 @@ def test_what_cannot_be_evaluated_is_one_line_with_the_fix(stills: Path, steps: 
     checkpoints.save(checkpoints.initialise("squeezenet1_1", Vocabulary(WORDS), crop_px=96), larger)
     with pytest.raises(UsageError, match=r"have 67 pixels, the checkpoint takes 101; .*--encoder squeezenet1_1"):
         run(tmp_path, stills, larger)
+    with pytest.raises(UsageError, match="beam_size must be from 1 to 10, got 99"):
+        run(tmp_path, stills, steps[0], "--beam-size", "99")
     with pytest.raises(UsageError, match="has no validation split"):
         run(tmp_path, stills, steps[0], "--split", "validation")

@@ -26,10 +26,11 @@ import numpy as np
 import etenet
 from etenet.captioning.captions import Sentence
 from etenet.captioning.options import OPTIONS
-from etenet.errors import EtenetError, UsageError
+from etenet.errors import BadOption, UsageError
 from etenet.files import json_line, replacing
 from etenet.model import checkpoint as checkpoints
 from etenet.scoring.scores import TOKENIZERS, Scorer, Scores
+from training import command
 from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
 from training.evaluation import baselines, figure, report, table
@@ -154,7 +155,10 @@ def _contenders(options: argparse.Namespace) -> list[Named]:
 
 def _settings(options: argparse.Namespace) -> etenet.CaptionOptions:
     given = {option.name: getattr(options, option.name) for option in SETTINGS}
-    return etenet.CaptionOptions.parse({name: text for name, text in given.items() if text is not None})
+    try:
+        return etenet.CaptionOptions.parse({name: text for name, text in given.items() if text is not None})
+    except BadOption as error:
+        raise UsageError(str(error)) from error
 
 
 def _scored(scorer: Scorer, captions: Mapping[str, str]) -> Scores:
@@ -242,8 +246,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"training: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(main)
