@@ -277,6 +277,16 @@ def test_every_different_frame_is_encoded_once_and_clips_of_any_number_have_16(
     np.testing.assert_array_equal(again, features)
 
 
+def test_many_frames_are_encoded_as_in_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, dataset, processes = trainee().float(), stills(tmp_path), Processes()
+    of_torch = cached_features(network, dataset, tmp_path / "torch.npy", batch_clips=2, processes=processes)
+    monkeypatch.setattr("training.loop.features.COMPILED_FROM_FRAMES", 8)
+    monkeypatch.setattr(network, "features", None)
+    compiled = cached_features(network, dataset, tmp_path / "compiled.npy", batch_clips=2, processes=processes)
+    assert of_torch is not None
+    np.testing.assert_allclose(compiled, of_torch, rtol=0, atol=1e-4 * np.abs(of_torch).max())
+
+
 def test_sampled_frames_are_loaded_by_their_moments(tmp_path: Path) -> None:
     dataset = stills(tmp_path)
     clips = dataset.clips["validation"] + dataset.clips["train"][1:]
