@@ -307,19 +307,22 @@ def real() -> Recipe:
     260 x 260 costs EfficientNet-Lite2 0.175 s of two cores forward and backward.
     """
     first = Stage(
-        epochs=14,
-        patience_epochs=4,
+        epochs=10,
+        patience_epochs=10,
         epoch_of="clips",
         batch_clips=32,
         accumulation_steps=1,
         captions_per_clip=5,
+        frames_per_clip=4,
         encoder_learning_rate=0.0,
         decoder_learning_rate=3e-3,
         decoder_weight_decay=0.0,
         warmup_steps=40,
-        final_learning_rate_share=0.0,
+        final_learning_rate_share=0.02,
         gradient_clip_value=0.0,
-        gradient_clip_norm=5.0,
+        gradient_clip_norm=1.0,
+        weight_average=0.98,
+        mixed_precision=False,
         tokenizer="none",
         meteor=False,
     )
@@ -330,16 +333,17 @@ def real() -> Recipe:
         frames_per_clip=2,
         mirrored_share=0.5,
         encoder_learning_rate=1e-4,
-        decoder_learning_rate=3e-4,
-        weight_average=0.99,
+        decoder_learning_rate=5e-4,
+        warmup_steps=20,
     )
     return Recipe(
         encoder="timm:tf_efficientnet_lite2",
         crop_px=260,
-        max_words=20,
+        max_words=16,
         dropout=0.3,
         projection=544,
         embedding_size=300,
+        attention_size=256,
         output_bias="word frequency",
         stages={1: first, 2: second, 3: self_critical(first, decoder_learning_rate=1e-4)},
     )
