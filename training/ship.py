@@ -1,6 +1,7 @@
-"""`python -m training.ship`: the best checkpoint of stage 2 -> `model_store/demo.pt`, its test scores, and `examples/`.
+"""`python -m training.ship`: the best checkpoint of a run -> `model_store/`, in half precision.
 
-The checkpoint is stored in half precision and loaded again, so the scores are those of the file that ships.
+With --data, the demo world's, it also writes `examples/` and prints the scores on the test split. They are those of the
+file that ships, which is loaded again.
 """
 
 from __future__ import annotations
@@ -21,17 +22,25 @@ from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
 from training.evaluate import demo_accuracy
 from training.evaluation.captioning import caption_split
+from training.loop.start import stage_before
 
 REPOSITORY = Path(__file__).parent.parent
+MODEL_STORE = REPOSITORY / "model_store"
+LAST_STAGE = 3
 MAX_CHECKPOINT_BYTES = 12_000_000
 MAX_EXAMPLE_BYTES = 300_000
 
 
-def ship(run: Path, dataset: Dataset, checkpoint: Path, examples: Path) -> dict[str, object]:
-    """Write the checkpoint and the examples, and return the test scores."""
-    checkpoints.save(checkpoints.load(run / "stage2" / "best.pt"), checkpoint, dtype=torch.float16)
-    if (size := checkpoint.stat().st_size) > MAX_CHECKPOINT_BYTES:
-        raise EtenetError(f"{checkpoint} has {size} bytes, more than {MAX_CHECKPOINT_BYTES}")
+def ship(run: Path, checkpoint: Path, *, max_bytes: int) -> int:
+    """Write the best checkpoint of the last stage of a run in half precision, and return the size of the file."""
+    checkpoints.save(checkpoints.load(stage_before(run, LAST_STAGE + 1)), checkpoint, dtype=torch.float16)
+    if (size := checkpoint.stat().st_size) > max_bytes:
+        raise EtenetError(f"{checkpoint} has {size} bytes, more than {max_bytes}")
+    return size
+
+
+def ship_examples(checkpoint: Path, dataset: Dataset, examples: Path) -> dict[str, object]:
+    """Write examples out of the test split of the demo world, and return the scores of that split."""
     captions = caption_split(etenet.load(checkpoint), dataset, "test")
     chosen = choose_examples(dataset, captions)
     examples.mkdir(parents=True, exist_ok=True)
@@ -43,7 +52,7 @@ def ship(run: Path, dataset: Dataset, checkpoint: Path, examples: Path) -> dict[
         shutil.copyfile(dataset.clip_file(clip), examples / name)
         listed[name] = captions[clip.video]
     (examples / "captions.json").write_text(json.dumps(listed, indent=2) + "\n")
-    return {"clips": len(captions), "right": demo_accuracy(dataset.clips["test"], captions), "bytes": size}
+    return {"clips": len(captions), "right": demo_accuracy(dataset.clips["test"], captions)}
 
 
 def choose_examples(dataset: Dataset, captions: dict[str, str]) -> list[DatasetClip]:
@@ -61,11 +70,15 @@ def choose_examples(dataset: Dataset, captions: dict[str, str]) -> list[DatasetC
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.ship", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, metavar="RUN")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--checkpoint", type=Path, default=REPOSITORY / "model_store" / "demo.pt", metavar="F.pt")
+    parser.add_argument("--checkpoint", type=Path, default=MODEL_STORE / "demo.pt", metavar="F.pt")
+    parser.add_argument("--max-bytes", type=int, default=MAX_CHECKPOINT_BYTES, metavar="N", help="of the checkpoint")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="of the demo world: choose examples there, too")
     parser.add_argument("--examples", type=Path, default=REPOSITORY / "examples", metavar="DIR")
     options = parser.parse_args(arguments)
-    print(json.dumps(ship(options.run, Dataset.load(options.data), options.checkpoint, options.examples)))
+    shipped: dict[str, object] = {"bytes": ship(options.run, options.checkpoint, max_bytes=options.max_bytes)}
+    if options.data:
+        shipped |= ship_examples(options.checkpoint, Dataset.load(options.data), options.examples)
+    print(json.dumps(shipped))
 
 
 if __name__ == "__main__":
