@@ -166,8 +166,9 @@ def test_clips_that_overflow_half_precision_are_encoded_by_the_exact_form(checkp
     assert [caption.text for caption in captions] == list(EXAMPLES.values())[:2]
 
 
-GPU_ONLY = 8  # functions and single lines that no test runs without a GPU
+GPU_ONLY = 9  # functions and single lines that no test runs without a GPU
 NEEDS_NO_GPU = {
+    "device_count",
     "is_available",
     "empty_cache",
     "OutOfMemoryError",

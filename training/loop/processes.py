@@ -111,5 +111,5 @@ def _device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} such GPUs; try --device cpu")
     if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", rank)  # GPU only
+        return torch.device("cuda", rank)
     return device

@@ -142,7 +142,9 @@ class _Training:
     def _described(self) -> list[str]:
         """What is about to run, in one line, and a warning if that takes long."""
         run, stage, device = self.run, self.stage, self.run.processes.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        name = f"{torch.get_num_threads()} threads"
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)  # GPU only
         precision = "bfloat16 encoder" if stage.mixed_precision and run.dataset.has_frames else "float32"
         of = f" of {run.recipe_name}" if run.recipe_name else ""
         lines = [
