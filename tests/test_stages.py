@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,11 @@ import torch
 from etenet.errors import EtenetError, UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
+from tests.conftest import REPOSITORY
 from tests.test_step import PREPROCESSING, trainee
 from training import command, recipes, train
 from training.data.datasets import Dataset, DatasetClip
 from training.loop import processes as process
-from training.loop import stage as stages
 from training.loop.features import cached_features
 from training.loop.loading import Loader
 from training.loop.memory import out_of_memory_named
@@ -31,9 +32,19 @@ from training.loop.start import continued, log_frequencies, next_checkpoint, sta
 QUICK = ("batch_clips=4", "epochs=1", "hidden_size=8", "embedding_size=6", "attention_size=5", "projection=4")
 
 
-def run(data: Path, out: Path, stage: int, *settings: str, options: tuple[str, ...] = ()) -> int:
+def arguments(data: Path, out: Path, stage: int, *settings: str, options: tuple[str, ...] = ()) -> list[str]:
     sets = [argument for setting in settings for argument in ("--set", setting)]
-    return train.main(["real", "--stage", str(stage), "--data", str(data), "--out", str(out), *options, *sets])
+    return ["real", "--stage", str(stage), "--data", str(data), "--out", str(out), *options, *sets]
+
+
+def run(data: Path, out: Path, stage: int, *settings: str, options: tuple[str, ...] = ()) -> int:
+    return train.main(arguments(data, out, stage, *settings, options=options))
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, because libraries that other tests load have signal handling of their own."""
+    command_line = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command_line, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +89,29 @@ def test_the_reward_trains_and_the_stage_says_what_it_was_made_with(
     assert "stage 3, epoch 2 of 2: loss" in error
 
 
-def test_ctrl_c_saves_and_another_split_and_more_epochs_continue(
-    features_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    accumulate, calls = stages.accumulate, []
+INTERRUPTED_IN_STEP_2 = """
+import signal, sys
+from training import train
+from training.loop import stage
 
-    def interrupted(*given: object, **named: object) -> float:
-        calls.append(given)
-        if len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return accumulate(*given, **named)  # type: ignore[arg-type]
+accumulate, calls = stage.accumulate, []
 
-    monkeypatch.setattr(stages, "accumulate", interrupted)
-    assert run(features_dataset, tmp_path, 1, *QUICK) == 130
-    assert capsys.readouterr().err.endswith("training: stopped after step 2; continue with --resume\n")
+def interrupted(*given, **named):
+    calls.append(given)
+    if len(calls) == 2:
+        signal.raise_signal(signal.SIGINT)
+    return accumulate(*given, **named)
+
+stage.accumulate = interrupted
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_saves_and_another_split_and_more_epochs_continue(features_dataset: Path, tmp_path: Path) -> None:
+    command_line = arguments(features_dataset, tmp_path, 1, *QUICK)
+    ended = run_python(INTERRUPTED_IN_STEP_2, *command_line)
+    assert ended.returncode == 130
+    assert ended.stderr.endswith("training: stopped after step 2; continue with --resume\n")
     other = (*QUICK[2:], "epochs=2", "batch_clips=2", "accumulation_steps=2")
     assert run(features_dataset, tmp_path, 1, *other, options=("--resume",)) == 0
     assert [line["epoch"] for line in epochs(tmp_path / "stage1")] == [1, 2]
@@ -227,14 +247,24 @@ def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatc
         pass
 
 
-def test_the_second_ctrl_c_ends_at_once_and_the_first_one_does_not() -> None:
-    with init_processes("cpu") as processes:
+TWO_CTRL_C = """
+import signal
+from training.loop.processes import init_processes
+
+with init_processes("cpu") as processes:
+    signal.raise_signal(signal.SIGINT)
+    assert processes.should_stop() and processes.ctrl_c.is_set()
+    try:
         signal.raise_signal(signal.SIGINT)
-        assert processes.should_stop()
-        assert processes.ctrl_c.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    except KeyboardInterrupt:
+        print("ended")
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+def test_the_second_ctrl_c_ends_at_once_and_the_first_one_does_not() -> None:
+    ended = run_python(TWO_CTRL_C)
+    assert (ended.returncode, ended.stdout) == (0, "ended\n"), ended.stderr
 
 
 def stills(folder: Path) -> Dataset:
