@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import etenet
-from etenet.captioning.options import OPTIONS
-from etenet.errors import BadOption, UsageError
+from etenet.errors import UsageError
 from etenet.files import replacing
 from etenet.model import checkpoint as checkpoints
 from etenet.model.confidence import FEATURES, Calibration, features_of
@@ -31,11 +30,11 @@ from training.evaluation import features as stored
 from training.evaluation import reliability
 from training.evaluation.captioning import load_captioner
 from training.evaluation.reliability import Flags, Numbers
+from training.evaluation.search_options import SEARCH_OPTIONS, search_options
 
 L2 = 10.0  # of weights of features with mean 0 and standard deviation 1, against the sum of the losses of the captions
 FOLDS = 10
 FEWEST_CLIPS = 50
-SETTINGS = [option for option in OPTIONS if option.name in {"beam_size", "max_words", "length_penalty"}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.figure and options.figure.suffix != ".png":
         raise UsageError(f"--figure must end in .png, got {options.figure}")
-    settings = _settings(options)
+    settings = search_options(options)
     dataset = Dataset.load(options.data)
     splits = [options.split, *filter(None, [options.test_split])]
     captioner = load_captioner(
@@ -184,14 +183,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(measured))
 
 
-def _settings(options: argparse.Namespace) -> etenet.CaptionOptions:
-    given = {option.name: getattr(options, option.name) for option in SETTINGS}
-    try:
-        return etenet.CaptionOptions.parse({name: text for name, text in given.items() if text is not None})
-    except BadOption as error:
-        raise UsageError(str(error)) from error
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.calibrate", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="F.pt")
@@ -203,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokenizer", choices=TOKENIZERS, default="ptb", help="none: if references are normalised already"
     )
-    for option in SETTINGS:
+    for option in SEARCH_OPTIONS:
         parser.add_argument(option.flag, metavar="N", help=option.usage)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="a torch device, such as cuda; default: cpu")
     return parser

@@ -25,8 +25,7 @@ import numpy as np
 
 import etenet
 from etenet.captioning.captions import Sentence
-from etenet.captioning.options import OPTIONS
-from etenet.errors import BadOption, UsageError
+from etenet.errors import UsageError
 from etenet.files import json_line, replacing
 from etenet.model import checkpoint as checkpoints
 from etenet.scoring.scores import TOKENIZERS, Scorer, Scores
@@ -37,11 +36,11 @@ from training.evaluation import baselines, figure, report, table
 from training.evaluation.captioning import load_captioner, sentences_of
 from training.evaluation.examples import Attention, ReportedClip, chosen, shown_once
 from training.evaluation.features import features_of
+from training.evaluation.search_options import SEARCH_OPTIONS, search_options
 from training.evaluation.table import Row
 
 CLIPS_IN_REPORT = 8  # of each kind: best, worst, random
 CLIPS_IN_FIGURE = 2
-SETTINGS = [option for option in OPTIONS if option.name in {"beam_size", "max_words", "length_penalty"}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ class Evaluation:
 def evaluate(options: argparse.Namespace) -> Evaluation:
     """Caption and score the split, with every checkpoint and, if they are wanted, with the baselines."""
     contenders = _contenders(options)
-    dataset, settings = Dataset.load(options.data), _settings(options)
+    dataset, settings = Dataset.load(options.data), search_options(options)
     clips, features = dataset.need(options.split), options.out / "features"
     references = {clip.video: clip.captions for clip in clips}
     scorer = Scorer(references, tokenizer=options.tokenizer, meteor=options.meteor)
@@ -153,14 +152,6 @@ def _contenders(options: argparse.Namespace) -> list[Named]:
     return contenders
 
 
-def _settings(options: argparse.Namespace) -> etenet.CaptionOptions:
-    given = {option.name: getattr(options, option.name) for option in SETTINGS}
-    try:
-        return etenet.CaptionOptions.parse({name: text for name, text in given.items() if text is not None})
-    except BadOption as error:
-        raise UsageError(str(error)) from error
-
-
 def _scored(scorer: Scorer, captions: Mapping[str, str]) -> Scores:
     return scorer.score({video: [caption] for video, caption in captions.items()})
 
@@ -174,7 +165,7 @@ def metrics(options: argparse.Namespace, evaluation: Evaluation) -> dict[str, An
         "clips": len(evaluation.clips),
         "data": f"sha256:{evaluation.dataset.digest()}",
         "tokenizer": options.tokenizer,
-        "options": _settings(options).as_texts(),
+        "options": search_options(options).as_texts(),
         "scores": row.scores,
         "table": [row.as_dict() for row in evaluation.rows],
     }
@@ -237,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--meteor", action=argparse.BooleanOptionalAction, default=True, help="METEOR, for which Java is needed"
     )
-    for option in SETTINGS:
+    for option in SEARCH_OPTIONS:
         parser.add_argument(option.flag, metavar="N", help=option.usage)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="a torch device, such as cuda; default: cpu")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the clips shown at random; default 0")
