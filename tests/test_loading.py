@@ -15,7 +15,7 @@ from etenet.model.vocabulary import Vocabulary
 from tests.conftest import wait_until
 from training.data.datasets import Dataset, DatasetClip, EncodedCaptions
 from training.loop.loading import Loader, read_ahead
-from training.loop.order import TrainingExample
+from training.loop.order import Crop, TrainingExample
 
 VOCABULARY = Vocabulary(["a", "dog", "cat", "runs"])
 CPU = torch.device("cpu")
@@ -99,6 +99,21 @@ def test_batches_hold_the_frames_of_their_clips_mirrored_where_asked(
         encoded = EncodedCaptions.encode([example.captions for example in batch], VOCABULARY, 2)
         assert torch.equal(sentences.target, encoded.target)
     assert loader.waited_s > 0
+
+
+def test_a_crop_is_the_same_part_of_all_frames_at_the_size_of_the_whole(dataset: Dataset) -> None:
+    side = np.arange(60, dtype=np.uint8)
+    ramp = np.broadcast_to(side[:, None] + 2 * side, (2, 60, 60))[..., None].repeat(3, -1)
+    slopes = replace(dataset, frames=ramp[None])
+    example = TrainingExample(
+        dataset.clips["train"][0], ("a cat",), crop=Crop(top=0.5, left=0.0, height=0.5, width=1.0)
+    )
+    with Loader(slopes, VOCABULARY, 20, CPU).ahead([[example]]) as load:
+        inputs = load([example])[0][0].numpy()
+    assert inputs.dtype == np.uint8
+    assert inputs.shape == (2, 60, 60, 3)
+    middle = inputs[:, 1:-1].astype(int)
+    assert np.abs(middle - (29.75 + np.arange(1, 59)[:, None] / 2 + 2 * side)[None, :, :, None]).max() <= 0.5
 
 
 def test_known_features_replace_frames_and_are_not_mirrored(

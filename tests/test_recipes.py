@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from etenet.errors import UsageError
@@ -68,7 +69,7 @@ def test_a_setting_changes_its_field_and_no_other() -> None:
         ("epochs=many", "epochs is a int, such as 12"),
         ("epochs", "epochs is a int"),
         ("mixed_precision=1", "mixed_precision is a bool"),
-        ("encoder_learning_rate=0", "mirrored_share needs encoder_learning_rate"),
+        ("encoder_learning_rate=0", "mirrored_share and smallest_crop need encoder_learning_rate"),
         ("tokenizer=treebank", "tokenizer is one of ptb, none, got 'treebank'"),
         ("epoch_of=steps", "epoch_of is one of captions, clips, got 'steps'"),
         ("baseline=none", "baseline is one of greedy, mean of the other samples, got 'none'"),
@@ -164,6 +165,18 @@ def test_a_share_is_mirrored_and_the_order_stays() -> None:
         example.mirrored for window in epoch_windows(many, half, seed=1, stage_number=1, epoch=0) for example in window
     ]
     assert 0.45 < sum(mirrored) / len(many) < 0.55
+
+
+def test_crops_lie_within_the_frames_and_are_no_smaller_than_asked() -> None:
+    settings = stage(smallest_crop=0.6, encoder_learning_rate=1.0)
+    windows = epoch_windows(CLIPS * 100, settings, seed=1, stage_number=1, epoch=0)
+    crops = np.array([example.crop for window in windows for example in window])
+    corner, sides = crops[:, :2], crops[:, 2:]
+    assert corner.min() >= 0
+    assert (corner + sides).max() <= 1
+    assert 0.6 <= sides.min() < 0.62
+    assert 0.98 < sides.max() <= 1
+    assert np.abs(np.corrcoef(sides.T)[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("fields", [{}, {"captions_per_clip": 2}, {"epoch_of": "clips"}])

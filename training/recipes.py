@@ -50,6 +50,7 @@ class Stage:
     captions_per_clip: int = 1
     frames_per_clip: int = 0  # different frames of a clip that a step looks at, drawn anew; 0: all 16
     mirrored_share: float = 0.0  # of the examples, whose frames are mirrored
+    smallest_crop: float = 1.0  # random crops keep at least this share of a clip's width and height; 1: all of it
     encoder_learning_rate: float
     encoder_weight_decay: float = 4e-5
     decoder_learning_rate: float
@@ -74,16 +75,17 @@ class Stage:
         check_at_least(0, self, "frames_per_clip", "warmup_steps", "samples_per_clip", "attention_penalty")
         check_at_least(0, self, "encoder_learning_rate", "encoder_weight_decay", "decoder_weight_decay")
         check_at_least(0, self, "decoder_learning_rate", "gradient_clip_value", "gradient_clip_norm")
-        check_share(self, "mirrored_share", "final_learning_rate_share")
+        check_share(self, "mirrored_share", "smallest_crop", "final_learning_rate_share")
         check_share(self, "weight_average", "label_smoothing", below_1=True)
         check_one_of(get_args(EpochOf), self, "epoch_of")
         check_one_of(get_args(Baseline), self, "baseline")
         check_one_of(TOKENIZERS, self, "tokenizer")
         if self.frames_per_clip > FRAMES_PER_CLIP:
             raise UsageError(f"frames_per_clip is at most {FRAMES_PER_CLIP}, got {self.frames_per_clip}")
-        if self.mirrored_share and not self.encoder_learning_rate:
+        if (self.mirrored_share or self.smallest_crop < 1) and not self.encoder_learning_rate:
             raise UsageError(
-                "mirrored_share needs encoder_learning_rate: a frozen encoder runs over every clip once, unmirrored"
+                "mirrored_share and smallest_crop need encoder_learning_rate: a frozen encoder runs over every clip "
+                "once, unmirrored and whole"
             )
         if self.samples_per_clip:
             self._check_self_critical()

@@ -17,11 +17,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from etenet.model.vocabulary import Vocabulary
 from training.data.datasets import Dataset, DatasetClip, EncodedCaptions
-from training.loop.order import TrainingExample
+from training.loop.order import Crop, TrainingExample
 from training.loop.step import Load
 
 AHEAD = 2  # batches: one that is being read, and one that is ready
@@ -81,7 +81,7 @@ class Loader:
                 read, inputs, sentences = next(reader)
                 self.waited_s += time.perf_counter() - started
                 assert read == examples, "batches must be loaded in the order given to `ahead`"
-                return self._mirrored(inputs.to(self.device, non_blocking=True), examples), sentences.to(self.device)
+                return _augmented(inputs.to(self.device, non_blocking=True), examples), sentences.to(self.device)
 
             yield load
 
@@ -115,9 +115,21 @@ class Loader:
         chosen = zip(clips, moments, strict=True)
         return np.stack([self.dataset.distinct_rows(clip)[list(of_clip)] for clip, of_clip in chosen])
 
-    def _mirrored(self, inputs: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
-        if inputs.dtype == torch.uint8:
-            for number, example in enumerate(examples):
-                if example.mirrored:
-                    inputs[number] = inputs[number].flip(-2)
-        return inputs
+
+def _augmented(inputs: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
+    """Frames (B, L, px, px, 3) uint8, cropped and mirrored where the examples say so. Features stay as they are."""
+    if inputs.dtype == torch.uint8:
+        for frames, example in zip(inputs, examples, strict=True):
+            if example.crop:
+                frames.copy_(_cropped(frames, example.crop))
+            if example.mirrored:
+                frames.copy_(frames.flip(-2))
+    return inputs
+
+
+def _cropped(frames: Tensor, crop: Crop) -> Tensor:
+    """The crop of (L, px, px, 3) uint8, to the nearest pixel, at the size of the whole."""
+    size_px = frames.shape[1]
+    top, left, height, width = (round(share * size_px) for share in crop)
+    part = frames[:, top : top + height, left : left + width].movedim(-1, 1).float()
+    return nn.functional.interpolate(part, (size_px, size_px), mode="bilinear").round_().movedim(1, -1)

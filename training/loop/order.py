@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,17 +18,27 @@ from training.data.datasets import DatasetClip
 from training.recipes import Stage
 
 
+class Crop(NamedTuple):
+    """A part of all frames of a clip, in shares of their height and width."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
     """A clip and the K sentences to learn from it in one step. In a `mirrored` clip left and right are swapped.
 
-    `moments` are the clip's different frames to look at, None for all L of the clip.
+    `moments` are the clip's different frames to look at, None for all L of the clip; `crop` is the part of them.
     """
 
     clip: DatasetClip
     captions: tuple[str, ...]
     mirrored: bool = False
     moments: tuple[int, ...] | None = None
+    crop: Crop | None = None
 
 
 def epoch_windows(
@@ -49,6 +60,8 @@ def epoch_windows(
     mirrored = rng.random(len(examples)) < stage.mirrored_share
     if frames_per_clip:
         examples = [replace(example, moments=_moments(example.clip, frames_per_clip, rng)) for example in examples]
+    if stage.smallest_crop < 1:
+        examples = [replace(example, crop=_crop(stage.smallest_crop, rng)) for example in examples]
     for start in range(0, len(order), stage.window_clips):
         window = slice(start, start + stage.window_clips)
         yield [
@@ -100,3 +113,10 @@ def _moments(clip: DatasetClip, count: int, rng: np.random.Generator) -> tuple[i
         return tuple(middle_of_slices(frames, count))
     starts = [number * frames // count for number in range(count + 1)]
     return tuple(int(rng.integers(start, end)) for start, end in pairwise(starts))
+
+
+def _crop(smallest: float, rng: np.random.Generator) -> Crop:
+    """Height and width are drawn apart, so that shapes vary too."""
+    height, width = rng.uniform(smallest, 1.0, 2)
+    top, left = rng.random(2) * (1 - height, 1 - width)
+    return Crop(top, left, height, width)
