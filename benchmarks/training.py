@@ -281,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, metavar="N", help="in a step; default: 512")
     parser.add_argument("--micro-batches", type=int, nargs="+", metavar="N", help="default: 8 16 32 64")
     parser.add_argument("--budget-s", type=float, default=480.0, metavar="S", help="nothing is compiled near its end")
+    parser.add_argument("--steps-only", action="store_true", help="no full-size checkpoint, and nothing is compiled")
     parser.add_argument("--dry-run", action="store_true", help="all of it, in miniature")
     options, results = command.start(parser, arguments)
     keep_freed_memory()
@@ -292,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         clips=options.clips or workload.clips,
         micro_batches=tuple(options.micro_batches or workload.micro_batches),
     )
-    steps_only = device.type == "cpu" and not options.dry_run
+    steps_only = options.steps_only or (device.type == "cpu" and not options.dry_run)
     by_part = figures(workload, device, Watch(options.budget_s), options.keep, steps_only=steps_only)
     about = {"encoder": workload.recipe.encoder, "crop_px": workload.recipe.crop_px, "clips": workload.clips}
     results.conclude("training", {"dry_run": options.dry_run, "device": device.type, **about, **by_part})
