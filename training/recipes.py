@@ -48,6 +48,7 @@ class Stage:
     batch_clips: int
     accumulation_steps: int
     captions_per_clip: int = 1
+    caption_agreement: float = 0.0  # captions are drawn by their CIDEr-D against the clip's others to this power
     frames_per_clip: int = 0  # different frames of a clip that a step looks at, drawn anew; 0: all 16
     mirrored_share: float = 0.0  # of the examples, whose frames are mirrored
     smallest_crop: float = 1.0  # random crops keep at least this share of a clip's width and height; 1: all of it
@@ -75,6 +76,7 @@ class Stage:
         check_at_least(0, self, "frames_per_clip", "warmup_steps", "samples_per_clip", "attention_penalty")
         check_at_least(0, self, "encoder_learning_rate", "encoder_weight_decay", "decoder_weight_decay")
         check_at_least(0, self, "decoder_learning_rate", "gradient_clip_value", "gradient_clip_norm")
+        check_at_least(0, self, "caption_agreement")
         check_share(self, "mirrored_share", "smallest_crop", "final_learning_rate_share")
         check_share(self, "weight_average", "label_smoothing", below_1=True)
         check_one_of(get_args(EpochOf), self, "epoch_of")
@@ -87,16 +89,20 @@ class Stage:
                 "mirrored_share and smallest_crop need encoder_learning_rate: a frozen encoder runs over every clip "
                 "once, unmirrored and whole"
             )
+        if self.caption_agreement and self.epoch_of == "captions":
+            raise UsageError(
+                "caption_agreement draws captions, and an epoch of captions has them all: set epoch_of to clips"
+            )
         if self.samples_per_clip:
             self._check_self_critical()
 
     def _check_self_critical(self) -> None:
         if self.encoder_learning_rate:
             raise UsageError("samples_per_clip is for a frozen encoder: set encoder_learning_rate to 0")
-        if self.captions_per_clip != 1 or self.label_smoothing:
+        if self.captions_per_clip != 1 or self.label_smoothing or self.caption_agreement:
             raise UsageError(
-                "captions_per_clip and label_smoothing are of teacher forcing: "
-                "leave them at 1 and 0, or set samples_per_clip to 0"
+                "captions_per_clip, caption_agreement and label_smoothing are of teacher forcing: "
+                "leave them at 1, 0 and 0, or set samples_per_clip to 0"
             )
         if self.samples_per_clip == 1 and self.baseline != "greedy":
             raise UsageError("the mean of the other samples needs samples_per_clip of 2 or more")
@@ -358,6 +364,7 @@ def self_critical(first: Stage, *, decoder_learning_rate: float) -> Stage:
         epochs=5,
         patience_epochs=2,
         captions_per_clip=1,
+        caption_agreement=0.0,
         samples_per_clip=5,
         decoder_learning_rate=decoder_learning_rate,
         warmup_steps=20,

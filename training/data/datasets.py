@@ -33,6 +33,7 @@ class DatasetClip:
     distinct: int | None = None  # how many frames a clip of stills has; None: as many as a row
     part: int = 0  # which folder of a mixture
     weight: float = 1.0  # how often an epoch of training has it
+    preferences: tuple[float, ...] | None = None  # the probability of each caption; None: all alike
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,9 @@ def _share(weight: float, examples: int) -> int:
 
 def _examples(clip: DatasetClip, stage: Stage, rng: np.random.Generator) -> Iterator[TrainingExample]:
     """Groups of K captions: one, or as many as hold all captions. Only a clip with fewer than K repeats them."""
-    shape = (_groups(clip, stage), stage.captions_per_clip)
-    for group in np.resize(rng.permutation(len(clip.captions)), shape):
+    shape, count = (_groups(clip, stage), stage.captions_per_clip), len(clip.captions)
+    order = rng.permutation(count) if clip.preferences is None else rng.choice(count, count, False, clip.preferences)
+    for group in np.resize(order, shape):
         yield TrainingExample(clip, tuple(clip.captions[i] for i in group))
 
 

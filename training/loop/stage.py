@@ -29,6 +29,7 @@ from etenet.scoring.scores import Scorer
 from training import curves
 from training.data.datasets import Dataset
 from training.loop import snapshots
+from training.loop.agreement import with_preferences
 from training.loop.averaging import WeightAverage
 from training.loop.features import cached_features
 from training.loop.loading import Loader
@@ -95,6 +96,8 @@ class _Training:
     def __init__(self, run: Run, start: Checkpoint) -> None:
         self.run, self.stage, self.checkpoint = run, run.stage, start
         self.clips, self.validation = run.dataset.need("train"), run.dataset.need("validation")
+        if self.stage.caption_agreement:
+            self.clips = with_preferences(self.clips, start.vocabulary, self.stage.caption_agreement)
         self.best, self.snapshots = run.folder / "best.pt", run.folder / "snapshots"
         self.made_with = made_with(run, start)
         model = start.model.to(run.processes.device).to(memory_format=torch.channels_last)
