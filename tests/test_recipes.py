@@ -85,6 +85,7 @@ def test_a_setting_changes_its_field_and_no_other() -> None:
         ("decoder_learning_rate=1e999", "decoder_learning_rate must be at least 0, got inf"),
         ("frames_per_clip=17", "frames_per_clip is at most 16, got 17"),
         ("samples_per_clip=5", "samples_per_clip is for a frozen encoder: set encoder_learning_rate to 0"),
+        ("smallest_crop=1.5", "smallest_crop must be from 0 to 1, got 1.5"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_fix(setting: str, message: str) -> None:
@@ -96,8 +97,8 @@ def test_a_wrong_setting_is_named_with_its_fix(setting: str, message: str) -> No
     ("setting", "message"),
     [
         ("samples_per_clip=1", "the mean of the other samples needs samples_per_clip of 2 or more"),
-        ("captions_per_clip=5", "captions_per_clip and label_smoothing are of teacher forcing"),
-        ("label_smoothing=0.1", "captions_per_clip and label_smoothing are of teacher forcing"),
+        ("captions_per_clip=5", "captions_per_clip, caption_agreement and label_smoothing are of teacher forcing"),
+        ("label_smoothing=0.1", "captions_per_clip, caption_agreement and label_smoothing are of teacher forcing"),
     ],
 )
 def test_self_critical_training_takes_no_settings_of_teacher_forcing(setting: str, message: str) -> None:
@@ -108,6 +109,11 @@ def test_self_critical_training_takes_no_settings_of_teacher_forcing(setting: st
 def test_settings_are_checked_together_and_not_one_by_one() -> None:
     changed = overridden(RECIPES["real"](), 3, ["samples_per_clip=1", "baseline=greedy"])
     assert (changed.stages[3].samples_per_clip, changed.stages[3].baseline) == (1, "greedy")
+
+
+def test_captions_are_not_both_drawn_and_all_had() -> None:
+    with pytest.raises(UsageError, match="caption_agreement draws captions, .* set epoch_of to clips"):
+        overridden(RECIPES["msvd"](), 1, ["caption_agreement=1"])
 
 
 def test_a_stage_that_a_recipe_lacks_is_named() -> None:
