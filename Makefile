@@ -74,12 +74,13 @@ demo-model: $(READY)
 	$(BIN)/python -m training.stills demo --data $(DEMO_DATA) --out $(DEMO_RUN)/encoder.pt
 	$(BIN)/python -m training.train demo --stage 1 --resume --data $(DEMO_DATA) --out $(DEMO_RUN) --encoder-weights $(DEMO_RUN)/encoder.pt
 	$(BIN)/python -m training.train demo --stage 2 --resume --data $(DEMO_DATA) --out $(DEMO_RUN)
-	$(BIN)/python -m training.ship --run $(DEMO_RUN) --data $(DEMO_DATA)
+	$(BIN)/python -m training.ship --run $(DEMO_RUN) --data $(DEMO_DATA) --terms 'Apache-2.0, made from rendered clips'
 
 # Real frames of MSR-VTT, and photographs of Flickr8k at a tenth of their weight. The whole clips, and all that shares a
 # source with them, are kept out.
 MSRVTT := $(REFERENCE)/msrvtt
 PREPARE_REAL := $(BIN)/python -m training.prepare frames --encoder timm:tf_efficientnet_lite2 --minimum-count 5 --max-words 16
+REAL_TERMS := 'for research only, as MSR-VTT and Flickr8k are research data (model_store/MODEL_CARD.md)'
 TRAIN_REAL := $(BIN)/python -m training.train real --resume --data $(REAL_DATA)/msrvtt --data $(REAL_DATA)/flickr8k=0.1 --out $(REAL_RUN)
 
 real-model: $(READY)
@@ -90,7 +91,7 @@ real-model: $(READY)
 	$(TRAIN_REAL) --stage 1
 	$(TRAIN_REAL) --stage 2
 	$(TRAIN_REAL) --stage 3
-	$(BIN)/python -m training.ship --run $(REAL_RUN) --checkpoint model_store/real.pt --max-bytes 45000000
+	$(BIN)/python -m training.ship --run $(REAL_RUN) --checkpoint model_store/real.pt --max-bytes 45000000 --terms $(REAL_TERMS)
 	$(BIN)/python -m training.calibrate --checkpoint model_store/real.pt --data $(REAL_DATA)/msrvtt --test-split test --figure $(REAL_RUN)/reliability.png --out model_store/real.pt
 	$(BIN)/python -m training.evaluate --checkpoint model_store/real.pt --beside $(REAL_RUN)/stage1/best.pt --beside $(REAL_RUN)/stage2/best.pt --data $(REAL_DATA)/msrvtt --split test --tokenizer none --out $(REAL_RUN)/test
 

@@ -112,7 +112,7 @@ def test_settings_are_checked_together_and_not_one_by_one() -> None:
 
 
 def test_captions_are_not_both_drawn_and_all_had() -> None:
-    with pytest.raises(UsageError, match="caption_agreement draws captions, .* set epoch_of to clips"):
+    with pytest.raises(UsageError, match=r"caption_agreement draws captions, .* set epoch_of to clips"):
         overridden(RECIPES["msvd"](), 1, ["caption_agreement=1"])
 
 

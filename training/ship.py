@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,9 +32,10 @@ MAX_CHECKPOINT_BYTES = 12_000_000
 MAX_EXAMPLE_BYTES = 300_000
 
 
-def ship(run: Path, checkpoint: Path, *, max_bytes: int) -> int:
+def ship(run: Path, checkpoint: Path, *, max_bytes: int, terms: str) -> int:
     """Write the best checkpoint of the last stage of a run in half precision, and return the size of the file."""
-    checkpoints.save(checkpoints.load(stage_before(run, LAST_STAGE + 1)), checkpoint, dtype=torch.float16)
+    best = checkpoints.load(stage_before(run, LAST_STAGE + 1))
+    checkpoints.save(replace(best, name=checkpoint.stem, terms=terms), checkpoint, dtype=torch.float16)
     if (size := checkpoint.stat().st_size) > max_bytes:
         raise EtenetError(f"{checkpoint} has {size} bytes, more than {max_bytes}")
     return size
@@ -72,10 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN")
     parser.add_argument("--checkpoint", type=Path, default=MODEL_STORE / "demo.pt", metavar="F.pt")
     parser.add_argument("--max-bytes", type=int, default=MAX_CHECKPOINT_BYTES, metavar="N", help="of the checkpoint")
+    parser.add_argument("--terms", default="", metavar="TEXT", help="under which the weights may be used")
     parser.add_argument("--data", type=Path, metavar="DIR", help="of the demo world: choose examples there, too")
     parser.add_argument("--examples", type=Path, default=REPOSITORY / "examples", metavar="DIR")
     options = parser.parse_args(arguments)
-    shipped: dict[str, object] = {"bytes": ship(options.run, options.checkpoint, max_bytes=options.max_bytes)}
+    shipped: dict[str, object] = {
+        "bytes": ship(options.run, options.checkpoint, max_bytes=options.max_bytes, terms=options.terms)
+    }
     if options.data:
         shipped |= ship_examples(options.checkpoint, Dataset.load(options.data), options.examples)
     print(json.dumps(shipped))

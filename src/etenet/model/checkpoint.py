@@ -30,7 +30,8 @@ FORMAT_VERSION = 1
 class Checkpoint:
     """A network with everything that belongs to it. `max_words` is the longest sentence in its training.
 
-    `provenance` says what made the weights: recipe, stage, seed, data, epoch, scores, version; {} if unknown.
+    `provenance` says what made the weights: recipe, stage, seed, data, epoch, scores, version; {} if unknown. `terms`
+    are those under which the weights may be used.
     """
 
     model: EtENet
@@ -40,6 +41,8 @@ class Checkpoint:
     id: str = ""  # sha256:..., of the file
     provenance: dict[str, Any] = field(default_factory=dict)
     confidence: Calibration | None = None  # without it, captions have no confidence
+    name: str = ""
+    terms: str = ""
 
     @property
     def encoder(self) -> Encoder:
@@ -80,6 +83,8 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         "max_words": checkpoint.max_words,
         "provenance": checkpoint.provenance,
         "confidence": checkpoint.confidence and asdict(checkpoint.confidence),
+        "name": checkpoint.name,
+        "terms": checkpoint.terms,
         "weights": weights,
     }
     with replacing(path) as file:
@@ -131,6 +136,8 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
             int(contents["max_words"]),
             provenance=dict(contents.get("provenance") or {}),
             confidence=confidence,
+            name=str(contents.get("name") or ""),
+            terms=str(contents.get("terms") or ""),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
         raise CheckpointError(

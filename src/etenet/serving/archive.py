@@ -36,6 +36,7 @@ CHECKPOINT_FILE = "checkpoint.pt"
 ENCODER_FILE = "encoder.xml"
 GPU_KERNELS_FILE = "gpu_kernels.bin"
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+ABOUT_FILE = "about.json"
 SUMS_FILE = "SHA256SUMS"
 
 _PACKAGE = Path(__file__).parent.parent
@@ -67,6 +68,7 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     }
     contents = {MANIFEST_FILE: json.dumps(_manifest(), indent=2).encode()}
     contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
+    contents[ABOUT_FILE] = json.dumps(_about(loaded), indent=2).encode()
     contents |= _compiled_encoder(loaded)
     if gpu:
         contents[GPU_KERNELS_FILE] = _gpu_kernels(loaded)
@@ -140,6 +142,15 @@ def verify(unpacked: Path) -> None:
                 raise UsageError(f"{name} of the archive is damaged or missing; package it again")
 
 
+def about(unpacked: Path) -> str:
+    """One line: which model it is, and under what terms."""
+    try:
+        said = json.loads((unpacked / ABOUT_FILE).read_text())
+        return f"{said['name'] or 'a model without a name'} ({said['encoder']}); terms: {said['terms'] or 'not stated'}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a model of an archive that does not describe it; package it again"
+
+
 def configuration(unpacked: Path) -> dict[str, Any]:
     """The archive's settings for TorchServe and the handler; empty if they are damaged, which `verify` reports."""
     try:
@@ -170,6 +181,10 @@ def _package_files() -> Iterator[tuple[str, Path]]:
         inside = path.relative_to(_PACKAGE)
         if path.is_file() and "__pycache__" not in inside.parts and inside.parts[0] != "handler":
             yield f"{_PACKAGE.name}/{inside.as_posix()}", path
+
+
+def _about(checkpoint: Checkpoint) -> dict[str, str]:
+    return {"name": checkpoint.name, "encoder": checkpoint.encoder.name, "terms": checkpoint.terms}
 
 
 def _manifest() -> dict[str, object]:

@@ -70,6 +70,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         _log("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # ten times as fast as TorchServe itself
+        _log(f"this is {archive.about(model)}")
         torchserve = TorchServe(model, config, scratch, worker_clips=_set_up(model, gpus_of(os.environ)))
         health = Health(
             alive=lambda: torchserve.alive,
