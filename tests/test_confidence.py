@@ -194,7 +194,7 @@ def test_segments_below_the_minimum_are_null(calibrated: etenet.Captioner) -> No
 @pytest.fixture(scope="module")
 def low_checkpoint(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("low") / "low.pt"
-    checkpoints.calibrate(small_checkpoint, path, ALWAYS_LOW, {"validation": {"auc": 0.5}})
+    checkpoints.calibrate(small_checkpoint, path, ALWAYS_LOW, None, {"validation": {"auc": 0.5}})
     return path
 
 
@@ -224,7 +224,7 @@ def test_a_calibration_is_kept_by_its_checkpoint_and_changes_nothing_else(
 ) -> None:
     half, out, again = (tmp_path / name for name in ("half.pt", "out.pt", "again.pt"))
     checkpoints.save(checkpoints.load(small_checkpoint), half, dtype=torch.float16)
-    checkpoints.calibrate(half, out, BY_AGREEMENT, {"validation": {"auc": 0.7}})
+    checkpoints.calibrate(half, out, BY_AGREEMENT, None, {"validation": {"auc": 0.7}})
     before, after = (torch.load(path, weights_only=True) for path in (half, out))
     for name, value in before["weights"].items():
         assert after["weights"][name].dtype == value.dtype
@@ -282,7 +282,9 @@ class ByNearness(Scorer):
         return Scores({}, {clip: {"METEOR": share} for clip, share in shares.items()}, self.tokenizer)
 
 
+@pytest.mark.parametrize("minimum_risk", [False, True])
 def test_the_command_measures_draws_and_writes_what_the_captioner_then_says(
+    minimum_risk: bool,
     features_and_decoder: tuple[Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -292,7 +294,7 @@ def test_the_command_measures_draws_and_writes_what_the_captioner_then_says(
     data, decoder = features_and_decoder
     arguments = ["--checkpoint", str(decoder), "--data", str(data), "--tokenizer", "none", "--test-split", "test"]
     out, figure = tmp_path / "out.pt", tmp_path / "reliability.png"
-    calibrate.main([*arguments, "--out", str(out), "--figure", str(figure)])
+    calibrate.main([*arguments, "--out", str(out), "--figure", str(figure), *["--minimum-risk"] * minimum_risk])
     measured = json.loads(capsys.readouterr().out)
     assert list(measured) == ["validation", "test"]
     for figures in measured.values():
@@ -307,8 +309,14 @@ def test_the_command_measures_draws_and_writes_what_the_captioner_then_says(
     features = torch.from_numpy(np.array(dataset.features[:1]))
     ((best,),) = captioner.caption_features(features, etenet.CaptionOptions())
     (beam,) = captioner.network.sentences(features, beam_size=5, max_words=6)
+    said = 0
+    if minimum_risk:
+        assert written.minimum_risk is not None
+        of_validation = torch.from_numpy(np.array(dataset.features[:60])).mean((0, 1))
+        torch.testing.assert_close(written.minimum_risk.typical, of_validation)
+        said = written.minimum_risk.order(captioner.checkpoint.model.decoder, [beam])[0][0]
     assert written.confidence is not None
-    assert best.confidence == written.confidence.confidence(beam[0], beam)
+    assert best.confidence == written.confidence.confidence(beam[said], beam)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
-"""`python -m training.calibrate`: give a checkpoint the calibration that makes its captions' confidence.
+"""`python -m training.calibrate`: give a checkpoint what a split that it did not learn from tells.
 
 The captions of a split that the network did not learn from are scored. Good is a caption whose METEOR is above the
 median of the split. A logistic regression on what the search leaves behind (`etenet/model/confidence.py`) learns how
-likely that is, and the checkpoint is written with it. Prints as JSON how well it can be trusted, by ten-fold
-cross-validation, and with --test-split on clips that neither the network nor the regression has seen.
+likely that is, and the checkpoint is written with it. With --minimum-risk it also gets the mean features of the split,
+and from then on says the sentence of least risk (`etenet/model/minimum_risk.py`).
+
+Prints as JSON how well the confidence can be trusted, by ten-fold cross-validation, and with --test-split on clips that
+neither the network nor the regression has seen.
 """
 
 from __future__ import annotations
@@ -11,24 +14,27 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import etenet
 from etenet.errors import UsageError
 from etenet.files import replacing
 from etenet.model import checkpoint as checkpoints
 from etenet.model.confidence import FEATURES, Calibration, features_of
+from etenet.model.minimum_risk import MinimumRisk
 from etenet.model.search import Hypothesis
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.scoring.scores import TOKENIZERS, Scorer, Tokenizer
 from training import command
 from training.data.datasets import Dataset, DatasetClip
-from training.evaluation import features as stored
 from training.evaluation import reliability
 from training.evaluation.captioning import load_captioner
+from training.evaluation.features import ClipFeatures
+from training.evaluation.features import features_of as clip_features
 from training.evaluation.reliability import Flags, Numbers
 from training.evaluation.search_options import SEARCH_OPTIONS, search_options
 
@@ -70,15 +76,16 @@ class Captioned:
         return np.array([calibration.confidence(beam[number], beam) for beam, number in pairs])
 
 
-def caption_split(
-    captioner: etenet.Captioner, dataset: Dataset, split: str, options: etenet.CaptionOptions, tokenizer: Tokenizer
+def caption_clips(
+    captioner: etenet.Captioner,
+    features: ClipFeatures,
+    clips: Sequence[DatasetClip],
+    options: etenet.CaptionOptions,
+    tokenizer: Tokenizer,
 ) -> Captioned:
-    """Raises `UsageError` for a split with too few clips, or a clip that cannot be captioned."""
-    clips = dataset.need(split)
-    if len(clips) < FEWEST_CLIPS:
-        raise UsageError(f"the {split} split of {dataset.folder} has {len(clips)} clips; give at least {FEWEST_CLIPS}")
-    beams = _beams(captioner, dataset, clips, options)
-    chosen = [max(range(len(beam)), key=lambda n: beam[n].score(options.length_penalty)) for beam in beams]
+    """Raises `UsageError` for a clip that cannot be captioned."""
+    beams = _beams(captioner, features, clips, options)
+    chosen = [order[0] for order in captioner.orders(beams, options.length_penalty)]
     vocabulary = captioner.checkpoint.vocabulary
     captions = {
         clip.video: [vocabulary.decode(beam[number].words)]
@@ -89,10 +96,9 @@ def caption_split(
 
 
 def _beams(
-    captioner: etenet.Captioner, dataset: Dataset, clips: Sequence[DatasetClip], options: etenet.CaptionOptions
+    captioner: etenet.Captioner, features: ClipFeatures, clips: Sequence[DatasetClip], options: etenet.CaptionOptions
 ) -> list[list[Hypothesis]]:
     max_words = options.max_words or captioner.checkpoint.max_words
-    features = stored.features_of(captioner, dataset, clips)
     beams: list[list[Hypothesis]] = []
     for start in range(0, len(clips), CPU_BATCH_CLIPS):
         of_clips = features.of(clips[start : start + CPU_BATCH_CLIPS])
@@ -100,6 +106,13 @@ def _beams(
     if empty := [clip.video for clip, beam in zip(clips, beams, strict=True) if not beam]:
         raise UsageError(f"the network has no finite probabilities for the features of {empty[0]}")
     return beams
+
+
+def _enough(dataset: Dataset, split: str) -> list[DatasetClip]:
+    clips = dataset.need(split)
+    if len(clips) < FEWEST_CLIPS:
+        raise UsageError(f"the {split} split of {dataset.folder} has {len(clips)} clips; give at least {FEWEST_CLIPS}")
+    return clips
 
 
 def fit(features: Numbers, good: Flags, *, l2: float = L2) -> tuple[Numbers, float]:
@@ -169,14 +182,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     captioner = load_captioner(
         options.checkpoint, dataset, device=options.device, clips=sum(len(dataset.need(split)) for split in splits)
     )
-    of_splits = [caption_split(captioner, dataset, split, settings, options.tokenizer) for split in splits]
+    of_splits: list[Captioned] = []
+    for split in splits:
+        clips = _enough(dataset, split)
+        features = clip_features(captioner, dataset, clips)
+        if options.minimum_risk and not of_splits:
+            typical = torch.from_numpy(features.means(clips).mean(axis=0))
+            captioner.checkpoint = replace(captioner.checkpoint, minimum_risk=MinimumRisk(typical=typical))
+        of_splits.append(caption_clips(captioner, features, clips, settings, options.tokenizer))
     calibration = calibration_of(of_splits[0], settings.beam_size)
     confidences, title = cross_validated(of_splits[0].features, of_splits[0].good), f"{options.split}, cross-validated"
     measured = {options.split: figures(of_splits[0], confidences)}
     if options.test_split:
         confidences, title = of_splits[1].confidences(calibration), options.test_split
         measured[options.test_split] = figures(of_splits[1], confidences)
-    checkpoints.calibrate(options.checkpoint, options.out, calibration, measured)
+    checkpoints.calibrate(options.checkpoint, options.out, calibration, captioner.checkpoint.minimum_risk, measured)
     if options.figure:
         with replacing(options.figure) as file:
             reliability.draw(confidences, of_splits[-1].good, title).savefig(file, format="png", dpi=120)
@@ -190,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="validation", help="clips that the network did not learn from")
     parser.add_argument("--test-split", metavar="SPLIT", help="also measure the confidence on this split")
     parser.add_argument("--out", type=Path, required=True, metavar="G.pt", help="the checkpoint with its calibration")
+    parser.add_argument("--minimum-risk", action="store_true", help="say the sentence of least risk, not the likeliest")
     parser.add_argument("--figure", type=Path, metavar="F.png", help="draw the reliability diagram (of the test split)")
     parser.add_argument(
         "--tokenizer", choices=TOKENIZERS, default="ptb", help="none: if references are normalised already"

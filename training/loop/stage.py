@@ -291,7 +291,9 @@ class _Training:
             assert validation is not None
             if (better := validation.rank > self.position.best) and run.processes.first:
                 made = provenance(run, data=self.made_with["data set"], epoch=epoch, validation=validation)
-                checkpoints.save(replace(self.checkpoint, provenance=made, confidence=None), self.best)
+                checkpoints.save(
+                    replace(self.checkpoint, provenance=made, confidence=None, minimum_risk=None), self.best
+                )
         if better:
             self.position = replace(self.position, best=validation.rank)
         self.log.epoch(

@@ -128,8 +128,15 @@ class Captioner:
     def caption_features(self, features: torch.Tensor, options: CaptionOptions) -> list[tuple[Sentence, ...]]:
         """features (B, L, D) -> the sentences of each clip; none if its probabilities are not finite."""
         max_words = options.max_words or self.checkpoint.max_words
-        hypotheses = self.network.sentences(features, beam_size=options.beam_size, max_words=max_words)
-        return [self._sentences(of_clip, options) for of_clip in hypotheses]
+        beams = self.network.sentences(features, beam_size=options.beam_size, max_words=max_words)
+        orders = self.orders(beams, options.length_penalty)
+        return [self._sentences(beam, order, options) for beam, order in zip(beams, orders, strict=True)]
+
+    def orders(self, beams: Sequence[Sequence[Hypothesis]], length_penalty: float) -> list[list[int]]:
+        """The numbers of the sentences of each beam, the one to say first. A length penalty overrules minimum risk."""
+        if self.checkpoint.minimum_risk and not length_penalty:
+            return self.checkpoint.minimum_risk.order(self.checkpoint.model.decoder, beams)
+        return [sorted(range(len(beam)), key=lambda n: -beam[n].score(length_penalty)) for beam in beams]
 
     def refusal(self, options: CaptionOptions) -> BadOption | None:
         """Why this checkpoint cannot do what the options ask for; None if it can."""
@@ -157,15 +164,19 @@ class Captioner:
         """The sentences of each clip. A clip whose probabilities are not finite is missing."""
 
         def search(clips: Sequence[tuple[torch.Tensor, CaptionOptions]]) -> list[tuple[Sentence, ...] | None]:
-            """Clips with the same beam and length are searched together."""
+            """Clips with the same beam, length and length penalty are searched together."""
             sentences: list[tuple[Sentence, ...] | None] = [None] * len(clips)
-            shapes = [(of_clip.beam_size, of_clip.max_words or self.checkpoint.max_words) for _, of_clip in clips]
-            for beam_size, max_words in sorted(set(shapes)):
-                chosen = [number for number, shape in enumerate(shapes) if shape == (beam_size, max_words)]
+            shapes = [
+                (of_clip.beam_size, of_clip.max_words or self.checkpoint.max_words, of_clip.length_penalty)
+                for _, of_clip in clips
+            ]
+            for shape in sorted(set(shapes)):
+                beam_size, max_words, length_penalty = shape
+                chosen = [number for number, of_clip in enumerate(shapes) if of_clip == shape]
                 stacked = torch.stack([clips[number][0] for number in chosen])
-                hypotheses = self.network.sentences(stacked, beam_size=beam_size, max_words=max_words)
-                for number, of_clip in zip(chosen, hypotheses, strict=True):
-                    sentences[number] = self._sentences(of_clip, clips[number][1]) or None
+                beams = self.network.sentences(stacked, beam_size=beam_size, max_words=max_words)
+                for number, beam, order in zip(chosen, beams, self.orders(beams, length_penalty), strict=True):
+                    sentences[number] = self._sentences(beam, order, clips[number][1]) or None
             return sentences
 
         return self._isolated(search, {number: (of_clip, options[number]) for number, of_clip in features.items()})
@@ -192,12 +203,13 @@ class Captioner:
         self.network.recover()
         return {}
 
-    def _sentences(self, hypotheses: Sequence[Hypothesis], options: CaptionOptions) -> tuple[Sentence, ...]:
-        best_first = sorted(hypotheses, key=lambda one: one.score(options.length_penalty), reverse=True)
-        calibration, best_first = self.checkpoint.confidence, best_first[: options.captions]
+    def _sentences(
+        self, beam: Sequence[Hypothesis], order: Sequence[int], options: CaptionOptions
+    ) -> tuple[Sentence, ...]:
+        calibration, said = self.checkpoint.confidence, [beam[number] for number in order[: options.captions]]
         if calibration is None or options.beam_size < calibration.beam_size:
-            return tuple(self._sentence(one) for one in best_first)
-        return tuple(self._sentence(one, calibration.confidence(one, hypotheses)) for one in best_first)
+            return tuple(self._sentence(one) for one in said)
+        return tuple(self._sentence(one, calibration.confidence(one, beam)) for one in said)
 
     def _sentence(self, hypothesis: Hypothesis, confidence: float | None = None) -> Sentence:
         words = tuple(self.checkpoint.vocabulary.tokens(hypothesis.words))

@@ -20,6 +20,7 @@ from etenet.model.config import DecoderConfig, Preprocessing
 from etenet.model.decoder import Decoder
 from etenet.model.encoder import GIVEN_FEATURES, AbsentEncoder, Encoder, default_preprocessing, feature_size
 from etenet.model.etenet import EtENet
+from etenet.model.minimum_risk import MinimumRisk
 from etenet.model.vocabulary import Vocabulary
 
 FORMAT = "etenet-checkpoint"
@@ -41,6 +42,7 @@ class Checkpoint:
     id: str = ""  # sha256:..., of the file
     provenance: dict[str, Any] = field(default_factory=dict)
     confidence: Calibration | None = None  # without it, captions have no confidence
+    minimum_risk: MinimumRisk | None = None  # without it, the most probable sentence is said
     name: str = ""
     terms: str = ""
 
@@ -83,6 +85,7 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         "max_words": checkpoint.max_words,
         "provenance": checkpoint.provenance,
         "confidence": checkpoint.confidence and asdict(checkpoint.confidence),
+        "minimum_risk": checkpoint.minimum_risk and asdict(checkpoint.minimum_risk),
         "name": checkpoint.name,
         "terms": checkpoint.terms,
         "weights": weights,
@@ -91,15 +94,18 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         torch.save(contents, file)
 
 
-def calibrate(path: Path, out: Path, calibration: Calibration, measured: Mapping[str, Any]) -> None:
-    """Write the checkpoint of `path` to `out` with this calibration; `measured` becomes part of its provenance.
+def calibrate(
+    path: Path, out: Path, calibration: Calibration, minimum_risk: MinimumRisk | None, measured: Mapping[str, Any]
+) -> None:
+    """Write the checkpoint of `path` to `out` with these; `measured` becomes part of its provenance.
 
     Everything else stays as it is in the file, the precision of the weights included. Raises `CheckpointError`.
     """
     contents = _read(path, mmap=False)
     provenance = {**(contents.get("provenance") or {}), "confidence": dict(measured)}
+    fitted = {"confidence": asdict(calibration), "minimum_risk": minimum_risk and asdict(minimum_risk)}
     with replacing(out) as file:
-        torch.save({**contents, "confidence": asdict(calibration), "provenance": provenance}, file)
+        torch.save({**contents, **fitted, "provenance": provenance}, file)
 
 
 def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool = True) -> Checkpoint:
@@ -129,6 +135,7 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
         }
         model.load_state_dict(weights, assign=True)
         confidence = Calibration(**contents["confidence"]) if contents.get("confidence") else None
+        minimum_risk = MinimumRisk(**contents["minimum_risk"]) if contents.get("minimum_risk") else None
         checkpoint = Checkpoint(
             model,
             vocabulary,
@@ -136,6 +143,7 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
             int(contents["max_words"]),
             provenance=dict(contents.get("provenance") or {}),
             confidence=confidence,
+            minimum_risk=minimum_risk,
             name=str(contents.get("name") or ""),
             terms=str(contents.get("terms") or ""),
         )

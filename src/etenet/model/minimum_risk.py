@@ -1,0 +1,94 @@
+"""Which sentence of a beam to say: the one that agrees best with the probable others, not the most probable one.
+
+Minimum Bayes risk decoding (Kumar and Byrne, NAACL 2004): a sentence's worth is its expected similarity to what may be
+right, here to the sentences of its own beam by their probabilities. Before that, a share of the log probability that a
+sentence has for a typical clip is taken off (Li et al., arXiv 1510.03055), because "a man is talking" is probable
+whatever is shown. On 662 held-out videos of MSR-VTT both together raised CIDEr from .359 to .381, and the most frequent
+sentence fell from 8.6 to 5.8 % of the clips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from etenet.model.decoder import Decoder
+from etenet.model.search import Hypothesis
+from etenet.model.vocabulary import EOS_ID, SOS_ID
+
+LONGEST_NGRAM = 4
+POWER = 0.5  # of the probabilities: a beam holds few sentences, and the best of them too much of the probability
+PRIOR_WEIGHT = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MinimumRisk:
+    """Of one checkpoint. `typical` are the mean features of many clips."""
+
+    typical: Tensor  # (D,) float32
+    power: float = POWER
+    prior_weight: float = PRIOR_WEIGHT
+
+    def order(self, decoder: Decoder, beams: Sequence[Sequence[Hypothesis]]) -> list[list[int]]:
+        """The numbers of the sentences of each beam, the one to say first."""
+        sentences = sorted({hypothesis.words for beam in beams for hypothesis in beam})
+        priors = dict(zip(sentences, log_probs(decoder, self.typical, sentences), strict=True)) if sentences else {}
+        return [self._order_of(beam, [priors[hypothesis.words] for hypothesis in beam]) for beam in beams]
+
+    def _order_of(self, beam: Sequence[Hypothesis], priors: Sequence[float]) -> list[int]:
+        logs = [
+            self.power * (one.log_prob - self.prior_weight * prior) for one, prior in zip(beam, priors, strict=True)
+        ]
+        weights = [math.exp(log - max(logs)) for log in logs]
+        ngrams = [_ngrams(one.words) for one in beam]
+        worth = [
+            sum(weight * _similarity(of_one, other) for weight, other in zip(weights, ngrams, strict=True))
+            for of_one in ngrams
+        ]
+        return sorted(range(len(beam)), key=worth.__getitem__, reverse=True)
+
+
+@torch.inference_mode()
+def log_probs(decoder: Decoder, feature: Tensor, sentences: Sequence[Sequence[int]]) -> list[float]:
+    """Of each sentence, its end included, for a clip whose frames all have this feature (D,)."""
+    device = decoder.embedding.weight.device
+    lengths = torch.tensor([len(sentence) for sentence in sentences])
+    words = torch.full((len(sentences), int(lengths.max()) + 1), EOS_ID)
+    for row, sentence in enumerate(sentences):
+        words[row, : len(sentence)] = torch.tensor(sentence)
+    is_word = (torch.arange(words.shape[1]) <= lengths[:, None]).to(device)
+    words = words.to(device)
+    previous = torch.cat([torch.full_like(words[:, :1], SOS_ID), words[:, :-1]], dim=1)
+    memory = decoder.prepare(feature.to(device)[None, None])
+    state = decoder.first_state(memory, len(sentences))
+    outputs = []
+    for position in range(words.shape[1]):
+        output, state, _ = decoder.advance(previous[None, :, position], state, memory)
+        outputs.append(output[0])
+    logits = decoder.logits(torch.stack(outputs, dim=1)[is_word])  # none where a shorter sentence has ended
+    of_words = logits.log_softmax(dim=-1).gather(-1, words[is_word][:, None])[:, 0]
+    totals: list[float] = of_words.new_zeros(words.shape).masked_scatter(is_word, of_words).sum(dim=-1).tolist()
+    return totals
+
+
+def _ngrams(words: Sequence[int]) -> list[Counter[tuple[int, ...]]]:
+    """The n-grams of each order up to `LONGEST_NGRAM`; the end of the sentence counts as a word."""
+    ended = [*words, EOS_ID]
+    return [
+        Counter(tuple(ended[at : at + order]) for at in range(len(ended) - order + 1))
+        for order in range(1, LONGEST_NGRAM + 1)
+    ]
+
+
+def _similarity(one: Sequence[Counter[tuple[int, ...]]], other: Sequence[Counter[tuple[int, ...]]]) -> float:
+    """The mean over the orders of the F1 score of shared n-grams; 1 where neither sentence has any."""
+    scores = []
+    for mine, theirs in zip(one, other, strict=True):
+        total = mine.total() + theirs.total()
+        scores.append(2 * (mine & theirs).total() / total if total else 1.0)
+    return sum(scores) / len(scores)

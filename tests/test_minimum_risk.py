@@ -1,0 +1,126 @@
+"""Minimum risk: what it prefers, by brute force, and that a checkpoint with it says that sentence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from nltk.util import ngrams
+
+import etenet
+from etenet.captioning.captioner import decoders_for
+from etenet.model import checkpoint as checkpoints
+from etenet.model.config import DecoderConfig
+from etenet.model.decoder import Decoder
+from etenet.model.generate import generate
+from etenet.model.minimum_risk import MinimumRisk, log_probs
+from etenet.model.search import Hypothesis
+from etenet.model.vocabulary import EOS_ID
+from etenet.runtime.network import TorchNetwork
+
+WORDS = 12
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    torch.manual_seed(1)
+    config = DecoderConfig(
+        feature_size=6, vocabulary_size=WORDS, hidden_size=8, embedding_size=5, attention_size=4, projection_size=3
+    )
+    return Decoder(config).eval()
+
+
+@pytest.fixture(scope="module")
+def features() -> torch.Tensor:
+    return torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(2)) * 3
+
+
+def beams_of(decoder: Decoder, features: torch.Tensor) -> list[list[Hypothesis]]:
+    return generate(decoder, features, beam_size=5, max_words=7)
+
+
+def test_log_probs_are_those_of_the_search(decoder: Decoder, features: torch.Tensor) -> None:
+    still = features[0, :1]
+    (beam,) = beams_of(decoder, still.expand(1, 4, 6))
+    given = log_probs(decoder, still[0], [hypothesis.words for hypothesis in beam])
+    assert given == pytest.approx([hypothesis.log_prob for hypothesis in beam], abs=1e-4)
+
+
+def expected_similarity(beam: list[Hypothesis], number: int, weights: list[float]) -> float:
+    total = 0.0
+    for other, weight in zip(beam, weights, strict=True):
+        scores = []
+        for order in (1, 2, 3, 4):
+            mine, theirs = (list(ngrams([*one.words, EOS_ID], order)) for one in (beam[number], other))
+            shared = 0
+            for gram in set(mine):
+                shared += min(mine.count(gram), theirs.count(gram))
+            scores.append(2 * shared / (len(mine) + len(theirs)) if mine or theirs else 1.0)
+        total += weight * sum(scores) / 4
+    return total
+
+
+@pytest.mark.parametrize(("power", "prior_weight"), [(0.5, 0.25), (1.0, 0.0), (0.1, 2.0)])
+def test_the_order_is_that_of_the_expected_similarity(
+    decoder: Decoder, features: torch.Tensor, power: float, prior_weight: float
+) -> None:
+    beams, typical = beams_of(decoder, features), features.mean((0, 1))
+    minimum_risk = MinimumRisk(typical=typical, power=power, prior_weight=prior_weight)
+    for beam, order in zip(beams, minimum_risk.order(decoder, beams), strict=True):
+        priors = log_probs(decoder, typical, [hypothesis.words for hypothesis in beam])
+        weights = [
+            math.exp(one.log_prob - prior_weight * prior) ** power for one, prior in zip(beam, priors, strict=True)
+        ]
+        worth = [expected_similarity(beam, number, weights) for number in range(len(beam))]
+        assert sorted(order) == list(range(len(beam)))
+        assert [worth[number] for number in order] == pytest.approx(sorted(worth, reverse=True))
+
+
+def test_sentences_that_agree_beat_a_more_probable_one_that_stands_alone(decoder: Decoder) -> None:
+    beam = [
+        Hypothesis(words, (), math.log(probability), ())
+        for words, probability in [((3, 4, 5), 0.2), ((6, 7, 8), 0.18), ((6, 7, 8, 9), 0.17)]
+    ]
+    (order,) = MinimumRisk(typical=torch.zeros(6), power=1.0, prior_weight=0.0).order(decoder, [beam])
+    assert order[-1] == 0
+
+
+def test_clips_without_sentences_have_no_order(decoder: Decoder) -> None:
+    assert MinimumRisk(typical=torch.zeros(6)).order(decoder, [[], []]) == [[], []]
+
+
+@pytest.fixture
+def captioner(small_checkpoint: Path, tmp_path: Path) -> etenet.Captioner:
+    """Of a random network with minimum risk, as a file keeps it."""
+    checkpoint = checkpoints.load(small_checkpoint)
+    typical = torch.linspace(-1, 1, checkpoint.model.decoder.config.feature_size)
+    checkpoints.save(replace(checkpoint, minimum_risk=MinimumRisk(typical=typical)), tmp_path / "with.pt")
+    read = checkpoints.load(tmp_path / "with.pt")
+    assert read.minimum_risk is not None
+    assert torch.equal(read.minimum_risk.typical, typical)
+    return etenet.Captioner(read, TorchNetwork(read), decoders_for(read, sandboxed=False))
+
+
+def test_a_captioner_says_the_sentence_of_least_risk_unless_a_length_penalty_is_given(
+    captioner: etenet.Captioner,
+) -> None:
+    size, rng = captioner.checkpoint.model.decoder.config.feature_size, torch.Generator().manual_seed(0)
+    features = torch.randn(8, 16, size, generator=rng)
+    beams = captioner.network.sentences(features, beam_size=5, max_words=20)
+    minimum_risk = captioner.checkpoint.minimum_risk
+    assert minimum_risk is not None
+    orders = minimum_risk.order(captioner.checkpoint.model.decoder, beams)
+    assert any(order[0] != 0 for order in orders)
+    said = captioner.caption_features(features, etenet.CaptionOptions(captions=5))
+    plain = captioner.caption_features(features, etenet.CaptionOptions(length_penalty=0.0001))
+    for beam, order, sentences, (likeliest,) in zip(beams, orders, said, plain, strict=True):
+        assert [sentence.log_prob for sentence in sentences] == [beam[number].log_prob for number in order]
+        assert likeliest.log_prob == beam[0].log_prob
+    different = {number: etenet.CaptionOptions(length_penalty=number % 2) for number in range(8)}
+    searched = captioner.search(dict(enumerate(features)), different)
+    for number, (sentence,) in searched.items():
+        expected = orders[number][0] if number % 2 == 0 else captioner.orders(beams, 1.0)[number][0]
+        assert sentence.log_prob == pytest.approx(beams[number][expected].log_prob, abs=1e-4)
