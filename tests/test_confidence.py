@@ -29,7 +29,7 @@ from training import calibrate
 from training.evaluation import reliability
 
 BODIES = [(REPOSITORY / "examples" / name).read_bytes() for name in EXAMPLES]
-BY_AGREEMENT = Calibration(weights=dict.fromkeys(FEATURES, 0.0) | {"agreement": 4.0}, bias=-2.0, beam_size=5)
+BY_BEAM = Calibration(weights=dict.fromkeys(FEATURES, 0.0) | {"beam_log_prob": 1.0}, bias=1.0, beam_size=5)
 ALWAYS_LOW = Calibration(weights=dict.fromkeys(FEATURES, 0.0), bias=-1.0, beam_size=5)  # sigmoid(-1) = .2689
 
 
@@ -48,24 +48,27 @@ def test_features_are_those_that_a_hand_computes() -> None:
         {
             "mean_log_prob": math.log(1 / 4) / 5,
             "opening_log_prob": math.log(1 / 4),
-            "rarest_word": math.log(ord("c")),
-            "agreement": (2 * 2 / 6 + 0) / 2,
+            "beam_log_prob": math.log(1 / 4 + 1 / 8 + 1 / 32),
+            "gain": 0,
         }
     )
     assert tuple(features) == FEATURES
-    assert features_of(hypothesis("a", 1e-300, 1e-300), [])["agreement"] == 1
+    unlikely = hypothesis("a", 1e-300, 1e-300)
+    assert features_of(unlikely, [])["beam_log_prob"] == pytest.approx(unlikely.log_prob)
+    typical = replace(BEAM[0], typical_log_prob=math.log(1 / 16))
+    assert features_of(typical, BEAM[1:])["gain"] == pytest.approx(math.log(4))
 
 
 def test_of_a_wider_beam_only_the_most_probable_others_count() -> None:
-    narrow = replace(BY_AGREEMENT, beam_size=2)
+    narrow = replace(BY_BEAM, beam_size=2)
     assert narrow.confidence(BEAM[0], BEAM) == narrow.confidence(BEAM[0], BEAM[:2])
     assert narrow.confidence(BEAM[2], BEAM) == narrow.confidence(BEAM[2], [BEAM[0], BEAM[2]])
-    assert BY_AGREEMENT.confidence(BEAM[0], BEAM) != narrow.confidence(BEAM[0], BEAM)
+    assert BY_BEAM.confidence(BEAM[0], BEAM) != narrow.confidence(BEAM[0], BEAM)
 
 
 @pytest.mark.parametrize("bias", [-1e4, 0.0, 1e4])
 def test_a_confidence_is_between_0_and_1_whatever_the_numbers(bias: float) -> None:
-    assert replace(BY_AGREEMENT, bias=bias).confidence(BEAM[0], BEAM) in (0, pytest.approx(0.7914), 1)
+    assert replace(BY_BEAM, bias=bias).confidence(BEAM[0], BEAM) in (0, pytest.approx(0.2889), 1)
 
 
 def test_the_regression_finds_the_weights_that_made_its_data() -> None:
@@ -127,7 +130,7 @@ def captioner_with(calibration: Calibration | None) -> etenet.Captioner:
 
 @pytest.fixture(scope="module")
 def calibrated() -> etenet.Captioner:
-    return captioner_with(BY_AGREEMENT)
+    return captioner_with(BY_BEAM)
 
 
 def test_a_clip_gets_the_same_confidence_alone_and_in_a_batch_and_with_a_wider_beam(
@@ -168,7 +171,7 @@ def test_a_caption_is_withheld_below_the_minimum_and_given_from_it_on(calibrated
 
 @pytest.mark.parametrize(
     ("calibration", "beam_size", "message"),
-    [(None, 5, "needs a checkpoint with a calibration"), (BY_AGREEMENT, 4, "beam_size of at least 5, got 4")],
+    [(None, 5, "needs a checkpoint with a calibration"), (BY_BEAM, 4, "beam_size of at least 5, got 4")],
 )
 def test_a_minimum_that_no_confidence_can_meet_is_refused_for_its_clip_alone(
     calibration: Calibration | None, beam_size: int, message: str
@@ -224,19 +227,19 @@ def test_a_calibration_is_kept_by_its_checkpoint_and_changes_nothing_else(
 ) -> None:
     half, out, again = (tmp_path / name for name in ("half.pt", "out.pt", "again.pt"))
     checkpoints.save(checkpoints.load(small_checkpoint), half, dtype=torch.float16)
-    checkpoints.calibrate(half, out, BY_AGREEMENT, None, {"validation": {"auc": 0.7}})
+    checkpoints.calibrate(half, out, BY_BEAM, None, {"validation": {"auc": 0.7}})
     before, after = (torch.load(path, weights_only=True) for path in (half, out))
     for name, value in before["weights"].items():
         assert after["weights"][name].dtype == value.dtype
         assert torch.equal(after["weights"][name], value)
     read = checkpoints.load(out)
-    assert (read.confidence, read.provenance["confidence"]) == (BY_AGREEMENT, {"validation": {"auc": 0.7}})
+    assert (read.confidence, read.provenance["confidence"]) == (BY_BEAM, {"validation": {"auc": 0.7}})
     checkpoints.save(read, again)
-    assert checkpoints.load(again).confidence == BY_AGREEMENT
+    assert checkpoints.load(again).confidence == BY_BEAM
     assert checkpoints.load(half).confidence is None
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"weights": {"agreement": 1.0}}, {"bias": math.nan}, {"new": 1}])
+@pytest.mark.parametrize("change", [{"version": 1}, {"weights": {"gain": 1.0}}, {"bias": math.nan}, {"new": 1}])
 def test_a_calibration_of_another_version_is_refused_in_one_line(
     change: dict[str, object], low_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -314,7 +317,8 @@ def test_the_command_measures_draws_and_writes_what_the_captioner_then_says(
         assert written.minimum_risk is not None
         of_validation = torch.from_numpy(np.array(dataset.features[:60])).mean((0, 1))
         torch.testing.assert_close(written.minimum_risk.typical, of_validation)
-        said = written.minimum_risk.order(captioner.checkpoint.model.decoder, [beam])[0][0]
+        (beam,) = written.minimum_risk.compared(captioner.checkpoint.model.decoder, [beam])
+        said = written.minimum_risk.order(beam)[0]
     assert written.confidence is not None
     assert best.confidence == written.confidence.confidence(beam[said], beam)
 

@@ -69,8 +69,10 @@ def test_the_order_is_that_of_the_expected_similarity(
 ) -> None:
     beams, typical = beams_of(decoder, features), features.mean((0, 1))
     minimum_risk = MinimumRisk(typical=typical, power=power, prior_weight=prior_weight)
-    for beam, order in zip(beams, minimum_risk.order(decoder, beams), strict=True):
+    for beam in minimum_risk.compared(decoder, beams):
+        order = minimum_risk.order(beam)
         priors = log_probs(decoder, typical, [hypothesis.words for hypothesis in beam])
+        assert [hypothesis.typical_log_prob for hypothesis in beam] == pytest.approx(priors, abs=1e-4)
         weights = [
             math.exp(one.log_prob - prior_weight * prior) ** power for one, prior in zip(beam, priors, strict=True)
         ]
@@ -79,17 +81,25 @@ def test_the_order_is_that_of_the_expected_similarity(
         assert [worth[number] for number in order] == pytest.approx(sorted(worth, reverse=True))
 
 
-def test_sentences_that_agree_beat_a_more_probable_one_that_stands_alone(decoder: Decoder) -> None:
+def test_sentences_that_agree_beat_a_more_probable_one_that_stands_alone() -> None:
     beam = [
         Hypothesis(words, (), math.log(probability), ())
         for words, probability in [((3, 4, 5), 0.2), ((6, 7, 8), 0.18), ((6, 7, 8, 9), 0.17)]
     ]
-    (order,) = MinimumRisk(typical=torch.zeros(6), power=1.0, prior_weight=0.0).order(decoder, [beam])
-    assert order[-1] == 0
+    assert MinimumRisk(typical=torch.zeros(6), power=1.0, prior_weight=0.0).order(beam)[-1] == 0
+
+
+def test_what_a_typical_clip_makes_probable_is_worth_less() -> None:
+    generic, special = (
+        Hypothesis(words, (), math.log(0.2), (), math.log(typical))
+        for words, typical in [((3, 4), 0.1), ((5, 6), 1e-6)]
+    )
+    assert MinimumRisk(typical=torch.zeros(6)).order([generic, special]) == [1, 0]
 
 
 def test_clips_without_sentences_have_no_order(decoder: Decoder) -> None:
-    assert MinimumRisk(typical=torch.zeros(6)).order(decoder, [[], []]) == [[], []]
+    minimum_risk = MinimumRisk(typical=torch.zeros(6))
+    assert [minimum_risk.order(beam) for beam in minimum_risk.compared(decoder, [[], []])] == [[], []]
 
 
 @pytest.fixture
@@ -112,7 +122,7 @@ def test_a_captioner_says_the_sentence_of_least_risk_unless_a_length_penalty_is_
     beams = captioner.network.sentences(features, beam_size=5, max_words=20)
     minimum_risk = captioner.checkpoint.minimum_risk
     assert minimum_risk is not None
-    orders = minimum_risk.order(captioner.checkpoint.model.decoder, beams)
+    orders = [minimum_risk.order(b) for b in minimum_risk.compared(captioner.checkpoint.model.decoder, beams)]
     assert any(order[0] != 0 for order in orders)
     said = captioner.caption_features(features, etenet.CaptionOptions(captions=5))
     plain = captioner.caption_features(features, etenet.CaptionOptions(length_penalty=0.0001))
@@ -122,5 +132,5 @@ def test_a_captioner_says_the_sentence_of_least_risk_unless_a_length_penalty_is_
     different = {number: etenet.CaptionOptions(length_penalty=number % 2) for number in range(8)}
     searched = captioner.search(dict(enumerate(features)), different)
     for number, (sentence,) in searched.items():
-        expected = orders[number][0] if number % 2 == 0 else captioner.orders(beams, 1.0)[number][0]
+        expected = orders[number][0] if number % 2 == 0 else captioner.order(beams[number], 1.0)[0]
         assert sentence.log_prob == pytest.approx(beams[number][expected].log_prob, abs=1e-4)

@@ -85,7 +85,7 @@ def caption_clips(
 ) -> Captioned:
     """Raises `UsageError` for a clip that cannot be captioned."""
     beams = _beams(captioner, features, clips, options)
-    chosen = [order[0] for order in captioner.orders(beams, options.length_penalty)]
+    chosen = [captioner.order(beam, options.length_penalty)[0] for beam in beams]
     vocabulary = captioner.checkpoint.vocabulary
     captions = {
         clip.video: [vocabulary.decode(beam[number].words)]
@@ -102,7 +102,7 @@ def _beams(
     beams: list[list[Hypothesis]] = []
     for start in range(0, len(clips), CPU_BATCH_CLIPS):
         of_clips = features.of(clips[start : start + CPU_BATCH_CLIPS])
-        beams += captioner.network.sentences(of_clips, beam_size=options.beam_size, max_words=max_words)
+        beams += captioner.beams(of_clips, beam_size=options.beam_size, max_words=max_words)
     if empty := [clip.video for clip, beam in zip(clips, beams, strict=True) if not beam]:
         raise UsageError(f"the network has no finite probabilities for the features of {empty[0]}")
     return beams

@@ -128,15 +128,20 @@ class Captioner:
     def caption_features(self, features: torch.Tensor, options: CaptionOptions) -> list[tuple[Sentence, ...]]:
         """features (B, L, D) -> the sentences of each clip; none if its probabilities are not finite."""
         max_words = options.max_words or self.checkpoint.max_words
-        beams = self.network.sentences(features, beam_size=options.beam_size, max_words=max_words)
-        orders = self.orders(beams, options.length_penalty)
-        return [self._sentences(beam, order, options) for beam, order in zip(beams, orders, strict=True)]
+        beams = self.beams(features, beam_size=options.beam_size, max_words=max_words)
+        return [self._sentences(beam, options) for beam in beams]
 
-    def orders(self, beams: Sequence[Sequence[Hypothesis]], length_penalty: float) -> list[list[int]]:
-        """The numbers of the sentences of each beam, the one to say first. A length penalty overrules minimum risk."""
+    def beams(self, features: torch.Tensor, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
+        """features (B, L, D) -> the sentences of each clip, most probable first, with all that `order` needs."""
+        beams = self.network.sentences(features, beam_size=beam_size, max_words=max_words)
+        minimum_risk = self.checkpoint.minimum_risk
+        return minimum_risk.compared(self.checkpoint.model.decoder, beams) if minimum_risk else beams
+
+    def order(self, beam: Sequence[Hypothesis], length_penalty: float) -> list[int]:
+        """The numbers of the sentences of a beam, the one to say first. A length penalty overrules minimum risk."""
         if self.checkpoint.minimum_risk and not length_penalty:
-            return self.checkpoint.minimum_risk.order(self.checkpoint.model.decoder, beams)
-        return [sorted(range(len(beam)), key=lambda n: -beam[n].score(length_penalty)) for beam in beams]
+            return self.checkpoint.minimum_risk.order(beam)
+        return sorted(range(len(beam)), key=lambda number: -beam[number].score(length_penalty))
 
     def refusal(self, options: CaptionOptions) -> BadOption | None:
         """Why this checkpoint cannot do what the options ask for; None if it can."""
@@ -164,19 +169,15 @@ class Captioner:
         """The sentences of each clip. A clip whose probabilities are not finite is missing."""
 
         def search(clips: Sequence[tuple[torch.Tensor, CaptionOptions]]) -> list[tuple[Sentence, ...] | None]:
-            """Clips with the same beam, length and length penalty are searched together."""
+            """Clips with the same beam and length are searched together."""
             sentences: list[tuple[Sentence, ...] | None] = [None] * len(clips)
-            shapes = [
-                (of_clip.beam_size, of_clip.max_words or self.checkpoint.max_words, of_clip.length_penalty)
-                for _, of_clip in clips
-            ]
-            for shape in sorted(set(shapes)):
-                beam_size, max_words, length_penalty = shape
-                chosen = [number for number, of_clip in enumerate(shapes) if of_clip == shape]
+            shapes = [(of_clip.beam_size, of_clip.max_words or self.checkpoint.max_words) for _, of_clip in clips]
+            for beam_size, max_words in sorted(set(shapes)):
+                chosen = [number for number, shape in enumerate(shapes) if shape == (beam_size, max_words)]
                 stacked = torch.stack([clips[number][0] for number in chosen])
-                beams = self.network.sentences(stacked, beam_size=beam_size, max_words=max_words)
-                for number, beam, order in zip(chosen, beams, self.orders(beams, length_penalty), strict=True):
-                    sentences[number] = self._sentences(beam, order, clips[number][1]) or None
+                beams = self.beams(stacked, beam_size=beam_size, max_words=max_words)
+                for number, beam in zip(chosen, beams, strict=True):
+                    sentences[number] = self._sentences(beam, clips[number][1]) or None
             return sentences
 
         return self._isolated(search, {number: (of_clip, options[number]) for number, of_clip in features.items()})
@@ -203,10 +204,9 @@ class Captioner:
         self.network.recover()
         return {}
 
-    def _sentences(
-        self, beam: Sequence[Hypothesis], order: Sequence[int], options: CaptionOptions
-    ) -> tuple[Sentence, ...]:
-        calibration, said = self.checkpoint.confidence, [beam[number] for number in order[: options.captions]]
+    def _sentences(self, beam: Sequence[Hypothesis], options: CaptionOptions) -> tuple[Sentence, ...]:
+        order, calibration = self.order(beam, options.length_penalty), self.checkpoint.confidence
+        said = [beam[number] for number in order[: options.captions]]
         if calibration is None or options.beam_size < calibration.beam_size:
             return tuple(self._sentence(one) for one in said)
         return tuple(self._sentence(one, calibration.confidence(one, beam)) for one in said)

@@ -7,14 +7,13 @@ Knows neither frames nor words, only what a search leaves behind.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from etenet.model.search import Hypothesis
 
-VERSION = 1
-FEATURES = ("mean_log_prob", "opening_log_prob", "rarest_word", "agreement")
+VERSION = 2
+FEATURES = ("mean_log_prob", "opening_log_prob", "beam_log_prob", "gain")
 OPENING_WORDS = 2  # usually "a man", "a group": who or what it is
 
 
@@ -23,15 +22,17 @@ def features_of(sentence: Hypothesis, others: Sequence[Hypothesis]) -> dict[str,
 
     mean_log_prob      over all words and the end
     opening_log_prob   of the first `OPENING_WORDS`
-    rarest_word        log of the largest word id: vocabularies have the most frequent words first
-    agreement          mean over the others of the F1 score of shared words; 1 without others
+    beam_log_prob      of all these sentences together
+    gain               log_prob above that for a typical clip; 0 if that is unknown
     """
-    f1_scores = [_f1(sentence.words, other.words) for other in others]
+    highest = max(one.log_prob for one in (sentence, *others))
+    together = sum(math.exp(one.log_prob - highest) for one in (sentence, *others))
+    typical = sentence.typical_log_prob
     return {
         "mean_log_prob": sentence.log_prob / len(sentence.word_log_probs),
         "opening_log_prob": sum(sentence.word_log_probs[:OPENING_WORDS]),
-        "rarest_word": math.log(max(sentence.words)),
-        "agreement": sum(f1_scores) / len(f1_scores) if f1_scores else 1.0,
+        "beam_log_prob": highest + math.log(together),
+        "gain": 0.0 if typical is None else sentence.log_prob - typical,
     }
 
 
@@ -60,9 +61,3 @@ class Calibration:
         features = features_of(sentence, others)
         logit = self.bias + sum(weight * features[name] for name, weight in self.weights.items())
         return round(0.5 + 0.5 * math.tanh(0.5 * logit), 4)
-
-
-def _f1(sentence: Sequence[int], other: Sequence[int]) -> float:
-    """Twice the number of words in both, with their repeats, over the number of words of both."""
-    shared = (Counter(sentence) & Counter(other)).total()
-    return 2 * shared / (len(sentence) + len(other))

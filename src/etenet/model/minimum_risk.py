@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,16 +34,15 @@ class MinimumRisk:
     power: float = POWER
     prior_weight: float = PRIOR_WEIGHT
 
-    def order(self, decoder: Decoder, beams: Sequence[Sequence[Hypothesis]]) -> list[list[int]]:
-        """The numbers of the sentences of each beam, the one to say first."""
+    def compared(self, decoder: Decoder, beams: Sequence[Sequence[Hypothesis]]) -> list[list[Hypothesis]]:
+        """The same beams, each sentence with its log probability for a typical clip."""
         sentences = sorted({hypothesis.words for beam in beams for hypothesis in beam})
-        priors = dict(zip(sentences, log_probs(decoder, self.typical, sentences), strict=True)) if sentences else {}
-        return [self._order_of(beam, [priors[hypothesis.words] for hypothesis in beam]) for beam in beams]
+        typical = dict(zip(sentences, log_probs(decoder, self.typical, sentences), strict=True)) if sentences else {}
+        return [[replace(one, typical_log_prob=typical[one.words]) for one in beam] for beam in beams]
 
-    def _order_of(self, beam: Sequence[Hypothesis], priors: Sequence[float]) -> list[int]:
-        logs = [
-            self.power * (one.log_prob - self.prior_weight * prior) for one, prior in zip(beam, priors, strict=True)
-        ]
+    def order(self, beam: Sequence[Hypothesis]) -> list[int]:
+        """The numbers of the sentences of a beam that was `compared`, the one to say first."""
+        logs = [self.power * (one.log_prob - self.prior_weight * (one.typical_log_prob or 0.0)) for one in beam]
         weights = [math.exp(log - max(logs)) for log in logs]
         ngrams = [_ngrams(one.words) for one in beam]
         worth = [

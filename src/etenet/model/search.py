@@ -62,6 +62,7 @@ class Hypothesis:
     word_log_probs: tuple[float, ...]
     log_prob: float
     attention: tuple[tuple[float, ...], ...]  # per word, the weight of each frame
+    typical_log_prob: float | None = None  # its log_prob for a typical clip, if that is known
 
     def score(self, length_penalty: float = 0.0) -> float:
         """log_prob / length ** length_penalty; the length counts the end."""
