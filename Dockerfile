@@ -10,7 +10,7 @@ ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
 ARG TORCH_INDEX=""
-ARG CHECKPOINT=model_store/demo.pt
+ARG CHECKPOINT=model_store/real.pt
 WORKDIR /app
 RUN python -m venv /opt/etenet
 COPY pyproject.toml constraints.txt README.md LICENSE ./

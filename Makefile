@@ -1,6 +1,6 @@
 # One word per job; CI says the same words.
 #
-#   make serve                      serve the demo checkpoint: set up, package, start, wait until a caption works
+#   make serve                      serve model_store/real.pt: set up, package, start, wait until a caption works
 #   make serve CHECKPOINT=best.pt   serve your own
 #   make test                       set up, check, run all tests, say which lines they ran
 #   make test-hostile               the attacks at full length: about half an hour
@@ -12,7 +12,7 @@
 #   make clean                      remove what these jobs made, but for the environment
 
 PYTHON ?= python3
-CHECKPOINT ?= model_store/demo.pt
+CHECKPOINT ?= model_store/real.pt
 CONFIG ?= config.properties
 DEMO_DATA ?= data/demo
 DEMO_RUN ?= runs/demo
@@ -91,8 +91,8 @@ real-model: $(READY)
 	$(TRAIN_REAL) --stage 1
 	$(TRAIN_REAL) --stage 2
 	$(TRAIN_REAL) --stage 3
-	$(BIN)/python -m training.ship --run $(REAL_RUN) --checkpoint model_store/real.pt --max-bytes 45000000 --terms $(REAL_TERMS)
-	$(BIN)/python -m training.calibrate --checkpoint model_store/real.pt --data $(REAL_DATA)/msrvtt --test-split test --figure $(REAL_RUN)/reliability.png --out model_store/real.pt
+	$(BIN)/python -m training.ship --run $(REAL_RUN) --checkpoint model_store/real.pt --max-bytes 45000000 --start-share 0.5 --terms $(REAL_TERMS)
+	$(BIN)/python -m training.calibrate --checkpoint model_store/real.pt --data $(REAL_DATA)/msrvtt --tokenizer none --minimum-risk --test-split test --figure $(REAL_RUN)/reliability.png --out model_store/real.pt
 	$(BIN)/python -m training.evaluate --checkpoint model_store/real.pt --beside $(REAL_RUN)/stage1/best.pt --beside $(REAL_RUN)/stage2/best.pt --data $(REAL_DATA)/msrvtt --split test --tokenizer none --out $(REAL_RUN)/test
 
 clean:

@@ -13,7 +13,7 @@ from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
 from etenet.serving.config import ServerConfig
 from tests import clips
-from tests.conftest import DEMO, EXAMPLES, REPOSITORY
+from tests.conftest import CAPTION, DEMO, EXAMPLES, REPOSITORY
 
 Capture = pytest.CaptureFixture[str]
 
@@ -24,7 +24,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_caption_gives_the_captions_of_the_examples(capsys: Capture) -> None:
-    assert main(["caption", *(f"examples/{name}" for name in EXAMPLES)]) == 0
+    assert main([*CAPTION, *(f"examples/{name}" for name in EXAMPLES)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {Path(line["video"]).name: line["caption"] for line in lines} == EXAMPLES
 
@@ -36,7 +36,7 @@ def test_caption_lists_the_clips_that_failed_and_does_the_rest(tmp_path: Path, c
         (tmp_path / name).write_bytes(body)
     first, *others = (f"examples/{name}" for name in EXAMPLES)
     paths = [first, str(tmp_path / "text.mp4"), *others, str(tmp_path / "cut.mp4")]
-    assert main(["caption", *paths, "--out", str(out), "--captions", "2", "--in-order"]) == 1
+    assert main([*CAPTION, *paths, "--out", str(out), "--captions", "2", "--in-order"]) == 1
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["video"] for line in lines] == paths
     good = [line for line in lines if "error" not in line]

@@ -96,7 +96,7 @@ def test_the_wait_since_the_front_is_counted(server: Server) -> None:
 
 
 def test_the_server_says_which_model_it_serves_and_under_what_terms(server: Server) -> None:
-    assert "this is demo (squeezenet1_1); terms: Apache-2.0, made from rendered clips\n" in server.log.read_text()
+    assert "the model is demo (squeezenet1_1); terms: Apache-2.0, made from rendered clips\n" in server.log.read_text()
 
 
 def test_every_request_has_a_log_line_with_the_id_of_the_response(server: Server) -> None:

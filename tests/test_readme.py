@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from etenet.captioning.options import OPTIONS
 from etenet.errors import CaptionError
 from etenet.video.ffmpeg import CONTAINERS, DECODERS
 from etenet.video.limits import DecodeLimits
-from tests.conftest import REPOSITORY, Server
+from tests.conftest import DEMO, REAL, REPOSITORY, Server, running_server
 
 PAGES = {
     name: (REPOSITORY / name).read_text()
     for name in (
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
-        *("docs/http.md", "docs/scores.md", "model_store/README.md"),
+        *("docs/http.md", "docs/scores.md", "model_store/README.md", "model_store/MODEL_CARD.md"),
     )
 }
 README, HTTP = PAGES["README.md"], PAGES["docs/http.md"]
@@ -41,16 +41,28 @@ def commands(kind: str) -> list[str]:
     return [line for block in blocks(kind) for line in block.splitlines()]
 
 
-REQUESTS_AND_ANSWERS = re.findall(r"^```sh\n(curl [^\n]*)\n```\n\n```(?:json|text)\n(.*?)^```", ALL_PAGES, re.M | re.S)
+REQUESTS_AND_ANSWERS = [
+    (page, *found)
+    for page, text in PAGES.items()
+    for found in re.findall(r"^```sh\n(curl [^\n]*)\n```\n\n```(?:json|text)\n(.*?)^```", text, re.M | re.S)
+]
 
 
 @pytest.fixture
 def newcomer(tmp_path: Path) -> Path:
     """A folder that looks like the repository and may be written to."""
     (tmp_path / "model_store").mkdir()
-    (tmp_path / "model_store" / "demo.pt").symlink_to(REPOSITORY / "model_store" / "demo.pt")
+    for checkpoint in (REAL, DEMO):
+        (tmp_path / "model_store" / checkpoint.name).symlink_to(checkpoint)
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def server_of() -> Iterator[Callable[[str], Server]]:
+    """Of a page: README shows the answers of the model that `make serve` serves, the other pages those of the demo."""
+    with running_server("--checkpoint", str(REAL)) as real, running_server("--checkpoint", str(DEMO)) as demo:
+        yield lambda page: real if page == "README.md" else demo
 
 
 def test_the_first_screen_has_both_commands_a_request_and_its_answer() -> None:
@@ -64,12 +76,15 @@ def test_the_readme_is_read_in_one_sitting() -> None:
 
 
 def test_every_request_is_shown_with_its_answer() -> None:
-    assert [request for request, _ in REQUESTS_AND_ANSWERS] == [c for c in commands("sh") if c.startswith("curl")]
+    assert [request for _, request, _ in REQUESTS_AND_ANSWERS] == [c for c in commands("sh") if c.startswith("curl")]
     assert len(REQUESTS_AND_ANSWERS) == len(blocks("json")) + len(blocks("text"))
 
 
-@pytest.mark.parametrize(("request_line", "shown"), REQUESTS_AND_ANSWERS)
-def test_a_request_gets_the_answer_below_it(server: Server, newcomer: Path, request_line: str, shown: str) -> None:
+@pytest.mark.parametrize(("page", "request_line", "shown"), REQUESTS_AND_ANSWERS)
+def test_a_request_gets_the_answer_below_it(
+    server_of: Callable[[str], Server], newcomer: Path, page: str, request_line: str, shown: str
+) -> None:
+    server = server_of(page)
     here = request_line.replace("localhost:8080", server.inference).replace("localhost:8083", server.exporter)
     command = [*shlex.split(here), "--silent"]
     answer = subprocess.run(command, cwd=newcomer, capture_output=True, text=True, check=True).stdout
@@ -88,7 +103,8 @@ def comparable(answer: dict[str, Any]) -> Mapping[str, Any]:
 
 
 @pytest.mark.parametrize("command", [command for command in commands("sh") if not command.startswith("curl")])
-def test_its_commands_run(server: Server, newcomer: Path, command: str) -> None:
+def test_its_commands_run(server_of: Callable[[str], Server], newcomer: Path, command: str) -> None:
+    server = server_of("README.md")
     words = shlex.split(command.replace(".venv/bin/", BIN).replace("http://localhost:8080", server.inference))
     assert subprocess.run(words, cwd=newcomer, capture_output=True, check=False).returncode == 0
 
@@ -106,7 +122,7 @@ def test_its_long_commands_know_the_options_they_name(command: str) -> None:
 
 @pytest.mark.parametrize(
     "word",
-    sorted(set(re.findall(r"make (serve|test-hostile|test|check|bench-gpu|bench|demo-model|clean)\b", ALL_PAGES))),
+    sorted(set(re.findall(r"make (serve|test-hostile|test|check|bench-gpu|bench|\w+-model|clean)\b", ALL_PAGES))),
 )
 def test_its_make_targets_exist(word: str) -> None:
     assert subprocess.run(["make", "-n", word], cwd=REPOSITORY, capture_output=True, check=False).returncode == 0

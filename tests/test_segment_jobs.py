@@ -15,7 +15,7 @@ import webvtt
 
 from etenet.cli import main
 from tests import clips
-from tests.conftest import EXAMPLES, REPOSITORY, Server, ask
+from tests.conftest import CAPTION, EXAMPLES, REPOSITORY, Server, ask
 from tests.test_segments import FILM, PART_S
 
 TIMES_S = [(number * PART_S, (number + 1) * PART_S) for number in range(len(EXAMPLES))]
@@ -48,7 +48,7 @@ def expected(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     out = tmp_path_factory.mktemp("expected") / "captions.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
-        assert main(["caption", str(films), "--out", str(out), *LONG]) == 1
+        assert main([*CAPTION, str(films), "--out", str(out), *LONG]) == 1
     of_films = records(out)
     assert of_films[str(films / "film.mp4")] == of_films[str(films / "deeper/again.mp4")]
     assert [segment["start_s"] for segment in of_films[str(films / "film.mp4")]["segments"]] == [
@@ -65,7 +65,7 @@ def test_every_engine_gives_each_segment_the_same_caption(
 ) -> None:
     out = tmp_path / "captions.jsonl"
     where = ["--server", server.inference] if engine == "server" else ["--engine", "ray"]
-    command = [sys.executable, "-m", "etenet", "caption", str(films), "--out", str(out), *LONG, *where]
+    command = [sys.executable, "-m", "etenet", *CAPTION, str(films), "--out", str(out), *LONG, *where]
     assert subprocess.run(command, timeout=300, check=False).returncode == 1
     assert records(out) == expected
 
@@ -75,7 +75,7 @@ def test_parts_in_a_list_are_captioned_as_clips(tmp_path: Path) -> None:
     rows = [{"path": "film.mp4", "start_s": start_s, "end_s": end_s} for start_s, end_s in TIMES_S]
     (tmp_path / "parts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "captions.jsonl"
-    assert main(["caption", str(tmp_path / "parts.jsonl"), "--out", str(out), "--in-order"]) == 0
+    assert main([*CAPTION, str(tmp_path / "parts.jsonl"), "--out", str(out), "--in-order"]) == 0
     of_parts = records(out)
     assert [record["caption"] for record in of_parts.values()] == list(EXAMPLES.values())
     assert list(of_parts)[1] == "film.mp4#t=3,6"
@@ -84,7 +84,7 @@ def test_parts_in_a_list_are_captioned_as_clips(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["vtt", "srt"])
 def test_a_film_is_subtitled_scene_by_scene(form: str, films: Path, tmp_path: Path) -> None:
     out = tmp_path / f"film.{form}"
-    assert main(["caption", str(films / "film.mp4"), "--out", str(out), "--segment", "scenes"]) == 0
+    assert main([*CAPTION, str(films / "film.mp4"), "--out", str(out), "--segment", "scenes"]) == 0
     cues = list(webvtt.from_buffer(io.StringIO(out.read_text()), format=form))
     assert [cue.text for cue in cues] == list(EXAMPLES.values())
     assert [cue.start_in_seconds for cue in cues] == [start_s for start_s, _ in TIMES_S]
@@ -93,18 +93,18 @@ def test_a_film_is_subtitled_scene_by_scene(form: str, films: Path, tmp_path: Pa
 
 def test_several_films_have_a_file_each(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "subtitles"
-    assert main(["caption", str(films), "--out", str(out), "--format", "vtt", *LONG]) == 1
+    assert main([*CAPTION, str(films), "--out", str(out), "--format", "vtt", *LONG]) == 1
     written = sorted(path.relative_to(out / films.relative_to("/")) for path in out.rglob("*.vtt"))
     assert list(map(str, written)) == ["deeper/again.vtt", "film.vtt", "short.vtt"]
     capsys.readouterr()
     for wrong in (["--out", str(tmp_path / "one.vtt"), *LONG], ["--format", "srt", *LONG], ["--format", "srt"]):
-        assert main(["caption", str(films), *wrong]) == 2
+        assert main([*CAPTION, str(films), *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_table_has_a_row_for_each_segment(films: Path, expected: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "captions.csv"
-    assert main(["caption", str(films / "film.mp4"), str(films / "broken.mp4"), "--out", str(out), *LONG]) == 1
+    assert main([*CAPTION, str(films / "film.mp4"), str(films / "broken.mp4"), "--out", str(out), *LONG]) == 1
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
     captioned = [row for row in rows if row["caption"]]
     assert [(float(row["start_s"]), float(row["end_s"]), row["caption"]) for row in captioned] == [

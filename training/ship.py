@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 import etenet
-from etenet.errors import EtenetError
+from etenet.errors import EtenetError, UsageError
 from etenet.model import checkpoint as checkpoints
+from etenet.model.checkpoint import Checkpoint
 from training import command
 from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
@@ -32,13 +33,32 @@ MAX_CHECKPOINT_BYTES = 12_000_000
 MAX_EXAMPLE_BYTES = 300_000
 
 
-def ship(run: Path, checkpoint: Path, *, max_bytes: int, terms: str) -> int:
+def ship(run: Path, checkpoint: Path, *, max_bytes: int, terms: str, start_share: float = 0.0) -> int:
     """Write the best checkpoint of the last stage of a run in half precision, and return the size of the file."""
     best = checkpoints.load(stage_before(run, LAST_STAGE + 1))
+    if start_share:
+        start = checkpoints.load(stage_before(run, LAST_STAGE))
+        best = mixed(best, start, start_share)
     checkpoints.save(replace(best, name=checkpoint.stem, terms=terms), checkpoint, dtype=torch.float16)
     if (size := checkpoint.stat().st_size) > max_bytes:
         raise EtenetError(f"{checkpoint} has {size} bytes, more than {max_bytes}")
     return size
+
+
+def mixed(best: Checkpoint, start: Checkpoint, share: float) -> Checkpoint:
+    """`best` with its weights moved by this share towards those that its stage started from.
+
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903. What a stage learned for its
+    reward stays, and less of what it forgot is lost.
+    """
+    weights = {
+        name: torch.lerp(value, start_value, share) if value.is_floating_point() else value
+        for (name, value), start_value in zip(
+            best.model.state_dict().items(), start.model.state_dict().values(), strict=True
+        )
+    }
+    best.model.load_state_dict(weights)
+    return replace(best, provenance={**best.provenance, "start_share": share})
 
 
 def ship_examples(checkpoint: Path, dataset: Dataset, examples: Path) -> dict[str, object]:
@@ -75,12 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, default=MODEL_STORE / "demo.pt", metavar="F.pt")
     parser.add_argument("--max-bytes", type=int, default=MAX_CHECKPOINT_BYTES, metavar="N", help="of the checkpoint")
     parser.add_argument("--terms", default="", metavar="TEXT", help="under which the weights may be used")
+    parser.add_argument(
+        "--start-share", type=float, default=0.0, metavar="S", help="mix in the weights that stage 3 began with"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="of the demo world: choose examples there, too")
     parser.add_argument("--examples", type=Path, default=REPOSITORY / "examples", metavar="DIR")
     options = parser.parse_args(arguments)
-    shipped: dict[str, object] = {
-        "bytes": ship(options.run, options.checkpoint, max_bytes=options.max_bytes, terms=options.terms)
-    }
+    if not 0 <= options.start_share < 1:
+        raise UsageError(f"--start-share must be from 0 to 1, 1 excluded, got {options.start_share}")
+    size = ship(
+        options.run,
+        options.checkpoint,
+        max_bytes=options.max_bytes,
+        terms=options.terms,
+        start_share=options.start_share,
+    )
+    shipped: dict[str, object] = {"bytes": size}
     if options.data:
         shipped |= ship_examples(options.checkpoint, Dataset.load(options.data), options.examples)
     print(json.dumps(shipped))

@@ -1,7 +1,7 @@
 """EtENet: video captioning, from bytes to a sentence (arXiv 1904.02628).
 
 >>> import etenet
->>> captioner = etenet.load("model_store/demo.pt")  # doctest: +SKIP
+>>> captioner = etenet.load("model_store/real.pt")  # doctest: +SKIP
 >>> captioner.caption(open("clip.mp4", "rb").read()).text  # doctest: +SKIP
 'a dog is running past on the beach'
 """

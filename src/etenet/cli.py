@@ -22,7 +22,7 @@ from etenet.linux import thread_settings
 if TYPE_CHECKING:
     from etenet.jobs.run import Engine
 
-DEFAULT_CHECKPOINT = Path("model_store/demo.pt")
+DEFAULT_CHECKPOINT = Path("model_store/real.pt")
 DEFAULT_ARCHIVE = Path("model_store/etenet.mar")
 DEFAULT_CONFIG = Path("config.properties")
 

@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,8 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     }
     contents = {MANIFEST_FILE: json.dumps(_manifest(), indent=2).encode()}
     contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
-    contents[ABOUT_FILE] = json.dumps(_about(loaded), indent=2).encode()
+    described = About(name=loaded.name, encoder=loaded.encoder.name, terms=loaded.terms)
+    contents[ABOUT_FILE] = json.dumps(asdict(described), indent=2).encode()
     contents |= _compiled_encoder(loaded)
     if gpu:
         contents[GPU_KERNELS_FILE] = _gpu_kernels(loaded)
@@ -142,13 +144,23 @@ def verify(unpacked: Path) -> None:
                 raise UsageError(f"{name} of the archive is damaged or missing; package it again")
 
 
-def about(unpacked: Path) -> str:
-    """One line: which model it is, and under what terms."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class About:
+    """Which model an archive holds, and under what terms it may be used. Older archives say neither."""
+
+    name: str = ""
+    encoder: str = "an unknown encoder"
+    terms: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name or 'a model without a name'} ({self.encoder}); terms: {self.terms or 'not stated'}"
+
+
+def about(unpacked: Path) -> About:
     try:
-        said = json.loads((unpacked / ABOUT_FILE).read_text())
-        return f"{said['name'] or 'a model without a name'} ({said['encoder']}); terms: {said['terms'] or 'not stated'}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "a model of an archive that does not describe it; package it again"
+        return About(**json.loads((unpacked / ABOUT_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return About()
 
 
 def configuration(unpacked: Path) -> dict[str, Any]:
@@ -181,10 +193,6 @@ def _package_files() -> Iterator[tuple[str, Path]]:
         inside = path.relative_to(_PACKAGE)
         if path.is_file() and "__pycache__" not in inside.parts and inside.parts[0] != "handler":
             yield f"{_PACKAGE.name}/{inside.as_posix()}", path
-
-
-def _about(checkpoint: Checkpoint) -> dict[str, str]:
-    return {"name": checkpoint.name, "encoder": checkpoint.encoder.name, "terms": checkpoint.terms}
 
 
 def _manifest() -> dict[str, object]:

@@ -70,7 +70,8 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         _log("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # ten times as fast as TorchServe itself
-        _log(f"this is {archive.about(model)}")
+        about = archive.about(model)
+        _log(f"the model is {about}")
         torchserve = TorchServe(model, config, scratch, worker_clips=_set_up(model, gpus_of(os.environ)))
         health = Health(
             alive=lambda: torchserve.alive,
@@ -82,7 +83,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
             with exporter(health, config.exporter, torchserve.figures):
                 _await_ready(torchserve, health, stop)
                 if not stop.is_set():
-                    _log_ready(config)
+                    _log_ready(config, about.name)
                 while torchserve.alive and not stop.wait(0.2):
                     pass
                 if not stop.is_set():
@@ -142,9 +143,9 @@ def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, de
             return
 
 
-def _log_ready(config: ServerConfig) -> None:
+def _log_ready(config: ServerConfig, model_name: str) -> None:
     where = f"localhost:{config.inference.port}/predictions/{archive.MODEL_NAME}"
-    examples = sorted(Path("examples").glob("*.mp4"))
+    examples = sorted(Path("examples", model_name).glob("*.mp4")) or sorted(Path("examples").glob("*.mp4"))
     _log(f"ready. Try it:\n\n    curl -T {examples[0] if examples else 'clip.mp4'} {where}\n")
 
 
