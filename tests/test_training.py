@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import etenet
+from etenet.errors import UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.config import DecoderConfig
 from etenet.model.decoder import Decoder
@@ -165,6 +166,29 @@ def test_the_whole_trainer_runs_and_learns(
     ship.main(["--run", str(run), *data, "--checkpoint", str(run / "demo.pt"), "--examples", str(run / "examples")])
     assert etenet.load(run / "demo.pt").encoder == "squeezenet1_1"
     assert (kept.exists(), old.exists()) == (True, False)
+
+
+def test_a_shipped_checkpoint_can_keep_a_share_of_the_start_of_the_last_stage(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    start = checkpoints.load(small_checkpoint)
+    for stage, factor in ((1, 1.0), (3, 3.0)):
+        weights = {
+            name: value * factor if value.is_floating_point() else value
+            for name, value in start.model.state_dict().items()
+        }
+        start.model.load_state_dict(weights)
+        (tmp_path / f"stage{stage}").mkdir()
+        checkpoints.save(start, tmp_path / f"stage{stage}" / "best.pt")
+    shipped = tmp_path / "mixed.pt"
+    ship.main(["--run", str(tmp_path), "--checkpoint", str(shipped), "--start-share", "0.25", "--terms", "for a test"])
+    mixed = checkpoints.load(shipped)
+    assert (mixed.name, mixed.terms, mixed.provenance) == ("mixed", "for a test", {"start_share": 0.25})
+    for name, value in checkpoints.load(small_checkpoint).model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(mixed.model.state_dict()[name], value * 2.5, rtol=2e-3, atol=1e-4)
+    with pytest.raises(UsageError, match="start-share must be from 0 to 1"):
+        ship.main(["--run", str(tmp_path), "--checkpoint", str(shipped), "--start-share", "1"])
 
 
 def test_a_mirrored_example_trains_like_its_mirror_image_and_nothing_needs_java(
