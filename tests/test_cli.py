@@ -13,7 +13,7 @@ from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
 from etenet.serving.config import ServerConfig
 from tests import clips
-from tests.conftest import CAPTION, DEMO, EXAMPLES, REPOSITORY
+from tests.conftest import CAPTION, EXAMPLES, REAL, REPOSITORY
 
 Capture = pytest.CaptureFixture[str]
 
@@ -104,7 +104,7 @@ def test_doctor_finds_nothing_wrong_here(tmp_path: Path, capsys: Capture) -> Non
         "TorchServe",
         "PyAV",
         "decoder processes",
-        str(DEMO.relative_to(REPOSITORY)),
+        str(REAL.relative_to(REPOSITORY)),
         "ports",
     ):
         assert f"ok    {expected}" in printed

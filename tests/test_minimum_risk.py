@@ -18,7 +18,7 @@ from etenet.model.decoder import Decoder
 from etenet.model.generate import generate
 from etenet.model.minimum_risk import MinimumRisk, log_probs
 from etenet.model.search import Hypothesis
-from etenet.model.vocabulary import EOS_ID
+from etenet.model.vocabulary import EOS_ID, Vocabulary
 from etenet.runtime.network import TorchNetwork
 
 WORDS = 12
@@ -103,11 +103,15 @@ def test_clips_without_sentences_have_no_order(decoder: Decoder) -> None:
 
 
 @pytest.fixture
-def captioner(small_checkpoint: Path, tmp_path: Path) -> etenet.Captioner:
+def captioner(tmp_path: Path) -> etenet.Captioner:
     """Of a random network with minimum risk, as a file keeps it."""
-    checkpoint = checkpoints.load(small_checkpoint)
+    torch.manual_seed(0)
+    checkpoint = checkpoints.initialise(
+        "squeezenet1_1", Vocabulary(["a", "dog", "runs", "cat", "sits", "the", "on"]), crop_px=64
+    )
     typical = torch.linspace(-1, 1, checkpoint.model.decoder.config.feature_size)
-    checkpoints.save(replace(checkpoint, minimum_risk=MinimumRisk(typical=typical)), tmp_path / "with.pt")
+    minimum_risk = MinimumRisk(typical=typical, power=0.1, prior_weight=1.0)
+    checkpoints.save(replace(checkpoint, minimum_risk=minimum_risk), tmp_path / "with.pt")
     read = checkpoints.load(tmp_path / "with.pt")
     assert read.minimum_risk is not None
     assert torch.equal(read.minimum_risk.typical, typical)
