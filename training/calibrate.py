@@ -1,4 +1,4 @@
-"""`python -m training.calibrate`: give a checkpoint what a split that it did not learn from tells.
+"""`python -m training.calibrate`: fit the confidence of a checkpoint on clips that it did not learn from.
 
 The captions of a split that the network did not learn from are scored. Good is a caption whose METEOR is above the
 median of the split. A logistic regression on what the search leaves behind (`etenet/model/confidence.py`) learns how

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from etenet.model.vocabulary import EOS_ID, Vocabulary
+from etenet.model.vocabulary import Vocabulary
 from training.data.datasets import DatasetClip
-from training.loop.reward import SCALE, CiderD
+from training.loop.reward import SCALE, CiderD, ended
 
 LEAST = 0.05  # so that every caption is learned from
 
@@ -23,11 +23,7 @@ def with_preferences(clips: Sequence[DatasetClip], vocabulary: Vocabulary, power
     """The clips with the probability of each caption: its agreement, CIDEr-D against the others, to this power."""
     captions = {(clip.part, clip.video): clip.captions for clip in clips}
     reward = CiderD.from_captions(captions, vocabulary)
-    encoded = [[*vocabulary.encode(caption), EOS_ID] for clip in clips for caption in clip.captions]
-    lengths = np.array([len(sentence) for sentence in encoded])
-    words = np.full((len(encoded), lengths.max()), EOS_ID)
-    for row, sentence in enumerate(encoded):
-        words[row, : len(sentence)] = sentence
+    words, lengths = ended([vocabulary.encode(caption) for clip in clips for caption in clip.captions])
     scores = reward.score([(clip.part, clip.video) for clip in clips for _ in clip.captions], words, lengths)
     of_clips = np.split(scores, np.cumsum([len(clip.captions) for clip in clips])[:-1])
     return [

@@ -59,11 +59,7 @@ class CiderD(Generic[ClipT]):
         self._vocabulary_size = vocabulary_size
         self._clips = {clip: number for number, clip in enumerate(references)}
         counts = np.array([len(of_clip) for of_clip in references.values()])
-        sentences = [[*sentence, EOS_ID] for of_clip in references.values() for sentence in of_clip]
-        lengths = np.array([len(sentence) for sentence in sentences])
-        words = np.full((len(sentences), lengths.max()), EOS_ID)
-        for row, sentence in enumerate(sentences):
-            words[row, : len(sentence)] = sentence
+        words, lengths = ended([sentence for of_clip in references.values() for sentence in of_clip])
         of_clip, number = np.repeat(np.arange(len(counts)), counts), _within(counts)
         self._exists = np.arange(counts.max()) < counts[:, None]  # (N, R)
         self._lengths = np.zeros(self._exists.shape)  # (N, R)
@@ -102,6 +98,15 @@ class CiderD(Generic[ClipT]):
         sentence, number = sentence[by_sentence], number[by_sentence]
         first = np.flatnonzero(np.r_[True, (np.diff(sentence) != 0) | (np.diff(number) != 0)][: len(sentence)])
         return sentence[first], number[first], np.diff(np.r_[first, len(sentence)])
+
+
+def ended(sentences: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
+    """S sentences without their ends -> ids (S, T), filled up with <EOS>, and their numbers of words with one <EOS>."""
+    lengths = np.array([len(sentence) + 1 for sentence in sentences])
+    words = np.full((len(sentences), lengths.max()), EOS_ID)
+    for row, sentence in enumerate(sentences):
+        words[row, : len(sentence)] = sentence
+    return words, lengths
 
 
 def _grams_of(

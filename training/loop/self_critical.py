@@ -13,14 +13,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from etenet.model.decoder import Decoder
 from etenet.model.generate import generate
 from etenet.model.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID
-from training.loop.reward import CiderD, ClipT
+from training.loop.reward import CiderD, ClipT, ended
 from training.recipes import Baseline
 
 
@@ -100,11 +99,7 @@ def greedy_rewards(
     decoder.eval()
     found = [of_clip[0].words for of_clip in generate(decoder, features, beam_size=1, max_words=max_words)]
     decoder.train(training)
-    lengths = np.array([len(sentence) + 1 for sentence in found])
-    words = np.full((len(found), lengths.max()), EOS_ID)
-    for row, sentence in enumerate(found):
-        words[row, : len(sentence)] = sentence
-    return torch.from_numpy(reward.score(clips, words, lengths)).to(features)
+    return torch.from_numpy(reward.score(clips, *ended(found))).to(features)
 
 
 def _allowed(log_probs: Tensor, *, first: bool) -> Tensor:

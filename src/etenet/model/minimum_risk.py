@@ -3,8 +3,7 @@
 Minimum Bayes risk decoding (Kumar and Byrne, NAACL 2004): a sentence's worth is its expected similarity to what may be
 right, here to the sentences of its own beam by their probabilities. Before that, a share of the log probability that a
 sentence has for a typical clip is taken off (Li et al., arXiv 1510.03055), because "a man is talking" is probable
-whatever is shown. On 662 held-out videos of MSR-VTT both together raised CIDEr from .359 to .381, and the most frequent
-sentence fell from 8.6 to 5.8 % of the clips.
+whatever is shown. On 662 held-out videos of MSR-VTT both together raised CIDEr from .359 to .379.
 """
 
 from __future__ import annotations
