@@ -15,7 +15,8 @@ from etenet.model.vocabulary import Vocabulary
 from tests.conftest import wait_until
 from training.data.datasets import Dataset, DatasetClip, EncodedCaptions
 from training.loop.loading import Loader, read_ahead
-from training.loop.order import Crop, TrainingExample
+from training.loop.order import TrainingExample
+from training.loop.views import Crop, View
 
 VOCABULARY = Vocabulary(["a", "dog", "cat", "runs"])
 CPU = torch.device("cpu")
@@ -82,7 +83,10 @@ def dataset(tmp_path: Path) -> Dataset:
 def batches(dataset: Dataset) -> list[list[TrainingExample]]:
     """Batches of three clips in random order. Every other clip is mirrored."""
     order = np.random.default_rng(1).permutation(12)
-    examples = [TrainingExample(dataset.clips["train"][row], ("a dog runs", "a cat"), bool(row % 2)) for row in order]
+    examples = [
+        TrainingExample(dataset.clips["train"][row], ("a dog runs", "a cat"), view=View(mirrored=bool(row % 2)))
+        for row in order
+    ]
     return [examples[start : start + 3] for start in range(0, 12, 3)]
 
 
@@ -94,7 +98,7 @@ def test_batches_hold_the_frames_of_their_clips_mirrored_where_asked(
         loaded = [load(batch) for batch in batches]
     for batch, (inputs, sentences) in zip(batches, loaded, strict=True):
         rows = [dataset.frames[example.clip.row] for example in batch]
-        expected = [row[..., ::-1, :] if e.mirrored else row for row, e in zip(rows, batch, strict=True)]
+        expected = [row[..., ::-1, :] if e.view.mirrored else row for row, e in zip(rows, batch, strict=True)]
         np.testing.assert_array_equal(inputs.numpy(), np.stack(expected))
         encoded = EncodedCaptions.encode([example.captions for example in batch], VOCABULARY, 2)
         assert torch.equal(sentences.target, encoded.target)
@@ -105,9 +109,8 @@ def test_a_crop_is_the_same_part_of_all_frames_at_the_size_of_the_whole(dataset:
     side = np.arange(60, dtype=np.uint8)
     ramp = np.broadcast_to(side[:, None] + 2 * side, (2, 60, 60))[..., None].repeat(3, -1)
     slopes = replace(dataset, frames=ramp[None])
-    example = TrainingExample(
-        dataset.clips["train"][0], ("a cat",), crop=Crop(top=0.5, left=0.0, height=0.5, width=1.0)
-    )
+    lower_half = View(Crop(top=0.5, left=0.0, height=0.5, width=1.0))
+    example = TrainingExample(dataset.clips["train"][0], ("a cat",), view=lower_half)
     with Loader(slopes, VOCABULARY, 20, CPU).ahead([[example]]) as load:
         inputs = load([example])[0][0].numpy()
     assert inputs.dtype == np.uint8

@@ -9,6 +9,7 @@ from etenet.errors import UsageError
 from training.data.datasets import DatasetClip
 from training.demo import world
 from training.loop.order import epoch_windows, examples_per_epoch
+from training.loop.views import WHOLE, View, numbered_view
 from training.recipes import RECIPES, Stage, overridden
 
 
@@ -85,6 +86,7 @@ def test_a_setting_changes_its_field_and_no_other() -> None:
         ("decoder_learning_rate=1e999", "decoder_learning_rate must be at least 0, got inf"),
         ("frames_per_clip=17", "frames_per_clip is at most 16, got 17"),
         ("samples_per_clip=5", "samples_per_clip is for a frozen encoder: set encoder_learning_rate to 0"),
+        ("views=2", "views are for a frozen encoder"),
         ("smallest_crop=1.5", "smallest_crop must be from 0 to 1, got 1.5"),
     ],
 )
@@ -168,7 +170,9 @@ def test_a_share_is_mirrored_and_the_order_stays() -> None:
     assert epoch(half, 0) == epoch(plain, 0)
     many = CLIPS * 100
     mirrored = [
-        example.mirrored for window in epoch_windows(many, half, seed=1, stage_number=1, epoch=0) for example in window
+        example.view.mirrored
+        for window in epoch_windows(many, half, seed=1, stage_number=1, epoch=0)
+        for example in window
     ]
     assert 0.45 < sum(mirrored) / len(many) < 0.55
 
@@ -176,13 +180,32 @@ def test_a_share_is_mirrored_and_the_order_stays() -> None:
 def test_crops_lie_within_the_frames_and_are_no_smaller_than_asked() -> None:
     settings = stage(smallest_crop=0.6, encoder_learning_rate=1.0)
     windows = epoch_windows(CLIPS * 100, settings, seed=1, stage_number=1, epoch=0)
-    crops = np.array([example.crop for window in windows for example in window])
+    crops = np.array([example.view.crop for window in windows for example in window])
     corner, sides = crops[:, :2], crops[:, 2:]
     assert corner.min() >= 0
     assert (corner + sides).max() <= 1
     assert 0.6 <= sides.min() < 0.62
     assert 0.98 < sides.max() <= 1
     assert np.abs(np.corrcoef(sides.T)[0, 1]) < 0.1
+
+
+def test_a_frozen_encoder_shows_every_numbered_view_alike_often() -> None:
+    windows = epoch_windows(CLIPS * 100, stage(views=3, smallest_crop=0.6), seed=1, stage_number=1, epoch=0)
+    examples = [example for window in windows for example in window]
+    assert {example.view for example in examples} == {WHOLE}
+    counts = np.bincount([example.view_number for example in examples], minlength=3)
+    assert np.abs(counts / len(examples) - 1 / 3).max() < 0.05
+
+
+def test_a_numbered_view_is_always_the_same_and_number_0_is_the_whole() -> None:
+    clip, other = CLIPS[:2]
+    views = [numbered_view(clip, number, smallest_crop=0.6) for number in range(4)]
+    assert views == [numbered_view(clip, number, smallest_crop=0.6) for number in range(4)]
+    assert views[0] == WHOLE
+    assert [view.mirrored for view in views] == [False, True, False, True]
+    assert len(set(views)) == 4
+    assert numbered_view(other, 1, smallest_crop=0.6) != views[1]
+    assert numbered_view(clip, 1, smallest_crop=1.0) == View(mirrored=True)
 
 
 @pytest.mark.parametrize("fields", [{}, {"captions_per_clip": 2}, {"epoch_of": "clips"}])

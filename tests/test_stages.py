@@ -28,6 +28,7 @@ from training.loop.memory import out_of_memory_named
 from training.loop.order import TrainingExample
 from training.loop.processes import Processes, init_processes
 from training.loop.start import continued, log_frequencies, next_checkpoint, stage_before, with_settings
+from training.loop.views import numbered_view, seen
 
 QUICK = ("batch_clips=4", "epochs=1", "hidden_size=8", "embedding_size=6", "attention_size=5", "projection=4")
 
@@ -292,9 +293,9 @@ def test_every_different_frame_is_encoded_once_and_clips_of_any_number_have_16(
     clips = [clip for split in dataset.clips.values() for clip in split]
     loader = Loader(dataset, Vocabulary(["a"]), 5, torch.device("cpu"), features)
     with torch.no_grad():
-        seen = network.features(dataset.frames_of(clips))
+        expected = network.features(dataset.frames_of(clips))
     assert sum(encoded) == 8 + 8  # a frame that repeats the one before it is not computed again
-    torch.testing.assert_close(loader.inputs(clips), seen, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loader.inputs(clips), expected, rtol=1e-4, atol=1e-5)
     again = cached_features(
         network,
         dataset,
@@ -306,6 +307,21 @@ def test_every_different_frame_is_encoded_once_and_clips_of_any_number_have_16(
     assert again is not None
     assert sum(encoded) == 8 + 8  # the stage before has them
     np.testing.assert_array_equal(again, features)
+
+
+def test_a_frozen_encoder_has_seen_every_view_of_the_clips_to_train_on(tmp_path: Path) -> None:
+    network, dataset = trainee().float(), stills(tmp_path)
+    network.stage = replace(network.stage, encoder_learning_rate=0.0, views=3, smallest_crop=0.5)
+    features = cached_features(network, dataset, tmp_path / "features.npy", batch_clips=2, processes=Processes())
+    loader = Loader(dataset, Vocabulary(["a"]), 5, torch.device("cpu"), features)
+    for clip in dataset.clips["train"]:
+        for number in range(3):
+            example = TrainingExample(clip, ("a",), view_number=number)
+            with loader.ahead([[example]]) as load:
+                loaded, _ = load([example])
+            frames = seen(dataset.frames_of([clip])[0], numbered_view(clip, number, smallest_crop=0.5))
+            with torch.no_grad():
+                torch.testing.assert_close(loaded, network.features(frames[None]), rtol=1e-4, atol=1e-5)
 
 
 def test_many_frames_are_encoded_as_in_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ class Stage:
     frames_per_clip: int = 0  # different frames of a clip that a step looks at, drawn anew; 0: all 16
     mirrored_share: float = 0.0  # of the examples, whose frames are mirrored
     smallest_crop: float = 1.0  # random crops keep at least this share of a clip's width and height; 1: all of it
+    views: int = 1  # of a clip, for a frozen encoder: as it is, and others, mirrored in turn and cropped
     encoder_learning_rate: float
     encoder_weight_decay: float = 4e-5
     decoder_learning_rate: float
@@ -73,6 +74,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "epochs", "patience_epochs", "batch_clips", "accumulation_steps", "captions_per_clip")
+        check_at_least(1, self, "views")
         check_at_least(0, self, "frames_per_clip", "warmup_steps", "samples_per_clip", "attention_penalty")
         check_at_least(0, self, "encoder_learning_rate", "encoder_weight_decay", "decoder_weight_decay")
         check_at_least(0, self, "decoder_learning_rate", "gradient_clip_value", "gradient_clip_norm")
@@ -84,10 +86,15 @@ class Stage:
         check_one_of(TOKENIZERS, self, "tokenizer")
         if self.frames_per_clip > FRAMES_PER_CLIP:
             raise UsageError(f"frames_per_clip is at most {FRAMES_PER_CLIP}, got {self.frames_per_clip}")
-        if (self.mirrored_share or self.smallest_crop < 1) and not self.encoder_learning_rate:
+        if self.encoder_learning_rate:
+            if self.views > 1:
+                raise UsageError(
+                    "views are for a frozen encoder; one that learns takes mirrored_share and smallest_crop"
+                )
+        elif self.mirrored_share or (self.smallest_crop < 1 and self.views == 1):
             raise UsageError(
-                "mirrored_share and smallest_crop need encoder_learning_rate: a frozen encoder runs over every clip "
-                "once, unmirrored and whole"
+                "mirrored_share and smallest_crop need encoder_learning_rate; a frozen encoder mirrors and crops only "
+                "with views of 2 or more"
             )
         if self.caption_agreement and self.epoch_of == "captions":
             raise UsageError(
@@ -323,6 +330,8 @@ def real() -> Recipe:
         captions_per_clip=5,
         caption_agreement=1.0,
         frames_per_clip=4,
+        smallest_crop=0.75,
+        views=4,
         encoder_learning_rate=0.0,
         encoder_weight_decay=0.0,
         decoder_learning_rate=3e-3,
@@ -345,6 +354,7 @@ def real() -> Recipe:
         frames_per_clip=2,
         mirrored_share=0.5,
         smallest_crop=0.6,
+        views=1,
         encoder_learning_rate=3e-4,
         decoder_learning_rate=5e-4,
         warmup_steps=20,

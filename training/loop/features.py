@@ -1,9 +1,10 @@
-"""The features of stages 1 and 3: the frozen encoder runs over every different frame once; they are cached on disk.
+"""The features of stages 1 and 3: the frozen encoder runs once over every view of a frame; they are cached on disk.
 
 Many frames run on a CPU as they do in serving, compiled by OpenVINO, in a quarter of torch's time.
 
 The cache is used again only if encoder, data set and preprocessing are unchanged. A stage looks for a cache in its own
-folder and in those of the stages before it. Its rows are the data set's frame rows (`training/data/datasets.py`).
+folder and in those of the stages before it. Its rows are the data set's frame rows (`training/data/datasets.py`), first
+of the frames as they are, and then of each other view (`training/loop/views.py`), which only clips to train on have.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from training.loop.loading import read_ahead
 from training.loop.processes import Processes
 from training.loop.progress import Progress
 from training.loop.step import Trainee
+from training.loop.views import WHOLE, View, numbered_view, seen
+from training.recipes import Stage
 
 SPLITS = ("train", "validation")
 COMPILED_FROM_FRAMES = 1000  # compiling takes as long as some hundred frames
@@ -47,7 +50,7 @@ def cached_features(
     processes: Processes,
     others: Sequence[Path] = (),
 ) -> NDArray[np.float32] | None:
-    """(F, D), by frame row of the data set; None if SIGTERM came first. Processes share the work and the file.
+    """(views * F, D), by view and frame row; None if SIGTERM came first. Processes share the work and the file.
 
     `others` are files that may hold the same.
     """
@@ -57,7 +60,7 @@ def cached_features(
             "dataset": dataset.digest(),
             "preprocessing": asdict(trainee.preprocessing),
             "mixed_precision": trainee.stage.mixed_precision,
-            "rows": "frames",
+            "views": [trainee.stage.views, trainee.stage.smallest_crop],
         },
         sort_keys=True,
     )
@@ -84,31 +87,59 @@ def _is_made_with(file: Path, made_with: str) -> bool:
 
 @torch.no_grad()
 def _compute(trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int, processes: Processes) -> bool:
-    clips = [clip for split in SPLITS for clip in dataset.clips.get(split, [])]
-    rows = np.unique(np.concatenate([dataset.distinct_rows(clip) for clip in clips]))
+    pictures = list(_pictures(dataset, trainee.stage))
     if processes.first:
         file.parent.mkdir(parents=True, exist_ok=True)
-        shape = (dataset.frame_count, trainee.model.decoder.config.feature_size)
+        shape = (trainee.stage.views * dataset.frame_count, trainee.model.decoder.config.feature_size)
         np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
     processes.broadcast(None)
     features = np.lib.format.open_memmap(file, mode="r+")
     trainee.eval()
-    encode = _encoder(trainee, processes.device, frames=len(rows))
+    encode = _encoder(trainee, processes.device, frames=len(pictures))
     stride, device = batch_clips * FRAMES_PER_CLIP * processes.count, processes.device
-    batches = [rows[start : start + stride] for start in range(0, len(rows), stride)]
+    batches = [pictures[start : start + stride] for start in range(0, len(pictures), stride)]
     shares = [batch[processes.rank :: processes.count] for batch in batches]
-    read = partial(dataset.pixels, pinned=device.type == "cuda")
-    progress = Progress("features", len(rows), "frame", silent=not processes.first)
+    read = partial(_read, dataset, pinned=device.type == "cuda")
+    progress = Progress("features", len(pictures), "frame", silent=not processes.first)
     with closing(read_ahead(read, filter(len, shares))) as frames, closing(progress):
         for batch, mine in zip(batches, shares, strict=True):
             if processes.should_stop():
                 return False
-            if len(mine):
-                features[mine] = encode(next(frames))
+            if mine:
+                features[[picture.row for picture in mine]] = encode(next(frames))
             progress.update(len(batch))
     features.flush()
     processes.broadcast(None)
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A frame as the encoder sees it, and where its features go."""
+
+    row: int
+    frame_row: int
+    view: View = WHOLE
+
+
+def _pictures(dataset: Dataset, stage: Stage) -> Iterator[_Picture]:
+    clips = [clip for split in SPLITS for clip in dataset.clips.get(split, [])]
+    for row in np.unique(np.concatenate([dataset.distinct_rows(clip) for clip in clips])).tolist():
+        yield _Picture(row, row)
+    for number in range(1, stage.views):
+        for clip in dataset.need("train"):
+            view = numbered_view(clip, number, smallest_crop=stage.smallest_crop)
+            for row in dataset.distinct_rows(clip).tolist():
+                yield _Picture(number * dataset.frame_count + row, row, view)
+
+
+def _read(dataset: Dataset, pictures: Sequence[_Picture], *, pinned: bool) -> Tensor:
+    """(R, resize_px, resize_px, 3) uint8 of R pictures."""
+    pixels = dataset.pixels([picture.frame_row for picture in pictures], pinned=pinned)
+    for number, picture in enumerate(pictures):
+        if picture.view != WHOLE:
+            pixels[number : number + 1] = seen(pixels[number : number + 1], picture.view)
+    return pixels
 
 
 def _encoder(trainee: Trainee, device: torch.device, *, frames: int) -> Encode:

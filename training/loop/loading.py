@@ -17,12 +17,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from etenet.model.vocabulary import Vocabulary
 from training.data.datasets import Dataset, DatasetClip, EncodedCaptions
-from training.loop.order import Crop, TrainingExample
+from training.loop.order import TrainingExample
 from training.loop.step import Load
+from training.loop.views import WHOLE, seen
 
 AHEAD = 2  # batches: one that is being read, and one that is ready
 
@@ -52,7 +53,8 @@ def read_ahead(read: Callable[[WantedT], ReadT], wanted: Iterable[WantedT], ahea
 class Loader:
     """Loads clips to a device: their frames, or their features if these are known, and their sentences.
 
-    `features` (F, D) are by frame row. A data set of given features needs none: its own are loaded.
+    `features` (views * F, D) are by number of the view and frame row. A data set of given features needs none: its own
+    are loaded.
 
     `waited_s` is how long the network waited for batches since the last call of `ahead`. On a GPU it is an upper
     bound, because the GPU may still be busy with earlier work.
@@ -87,24 +89,33 @@ class Loader:
 
     def inputs(self, clips: Sequence[DatasetClip]) -> Tensor:
         """On the device: frames (B, L, resize_px, resize_px, 3) uint8 of the clips, or their features (B, L, D)."""
-        return self._packed(clips, None).to(self.device, non_blocking=True)
+        return self._packed(clips).to(self.device, non_blocking=True)
 
     def _read(self, examples: Sequence[TrainingExample]) -> tuple[Sequence[TrainingExample], Tensor, EncodedCaptions]:
         captions = [example.captions for example in examples]
         sentences = EncodedCaptions.encode(captions, self.vocabulary, self.max_words)
         moments = [example.moments for example in examples if example.moments is not None]
-        packed = self._packed([example.clip for example in examples], moments or None)
+        view_numbers = [example.view_number for example in examples]
+        packed = self._packed([example.clip for example in examples], moments or None, view_numbers)
         return examples, packed, sentences.pinned() if self._pinned else sentences
 
     @property
     def _pinned(self) -> bool:
         return self.device.type == "cuda"
 
-    def _packed(self, clips: Sequence[DatasetClip], moments: Sequence[Sequence[int]] | None) -> Tensor:
+    def _packed(
+        self,
+        clips: Sequence[DatasetClip],
+        moments: Sequence[Sequence[int]] | None = None,
+        view_numbers: Sequence[int] = (),
+    ) -> Tensor:
         if self.dataset.features is not None:
             features = torch.from_numpy(self.dataset.features[[clip.row for clip in clips]])
         elif self.features is not None:
-            features = torch.from_numpy(self.features[self._rows(clips, moments)])
+            rows = self._rows(clips, moments)
+            if view_numbers:
+                rows += np.array(view_numbers)[:, None] * self.dataset.frame_count
+            features = torch.from_numpy(self.features[rows])
         else:
             return self.dataset.frames_of(clips, moments, pinned=self._pinned)
         return features.pin_memory() if self._pinned else features
@@ -117,19 +128,9 @@ class Loader:
 
 
 def _augmented(inputs: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
-    """Frames (B, L, px, px, 3) uint8, cropped and mirrored where the examples say so. Features stay as they are."""
+    """Frames (B, L, px, px, 3) uint8 as the examples' views show them. Features stay as they are."""
     if inputs.dtype == torch.uint8:
         for frames, example in zip(inputs, examples, strict=True):
-            if example.crop:
-                frames.copy_(_cropped(frames, example.crop))
-            if example.mirrored:
-                frames.copy_(frames.flip(-2))
+            if example.view != WHOLE:
+                frames.copy_(seen(frames, example.view))
     return inputs
-
-
-def _cropped(frames: Tensor, crop: Crop) -> Tensor:
-    """The crop of (L, px, px, 3) uint8, to the nearest pixel, at the size of the whole."""
-    size_px = frames.shape[1]
-    top, left, height, width = (round(share * size_px) for share in crop)
-    part = frames[:, top : top + height, left : left + width].movedim(-1, 1).float()
-    return nn.functional.interpolate(part, (size_px, size_px), mode="bilinear").round_().movedim(1, -1)

@@ -8,37 +8,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import NamedTuple
 
 import numpy as np
 
 from etenet.video.clip import FRAMES_PER_CLIP
 from etenet.video.sampling import middle_of_slices
 from training.data.datasets import DatasetClip
+from training.loop.views import WHOLE, View, drawn_crop
 from training.recipes import Stage
-
-
-class Crop(NamedTuple):
-    """A part of all frames of a clip, in shares of their height and width."""
-
-    top: float
-    left: float
-    height: float
-    width: float
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
-    """A clip and the K sentences to learn from it in one step. In a `mirrored` clip left and right are swapped.
+    """A clip and the K sentences to learn from it in one step.
 
-    `moments` are the clip's different frames to look at, None for all L of the clip; `crop` is the part of them.
+    `moments` are the clip's different frames to look at, None for all L of the clip. They are shown as the `view` says,
+    or, to a frozen encoder, as the view of that number.
     """
 
     clip: DatasetClip
     captions: tuple[str, ...]
-    mirrored: bool = False
     moments: tuple[int, ...] | None = None
-    crop: Crop | None = None
+    view: View = WHOLE
+    view_number: int = 0
 
 
 def epoch_windows(
@@ -57,16 +49,17 @@ def epoch_windows(
     rng = np.random.default_rng([seed, stage_number, epoch])
     examples = [example for of_folder in _by_folder(clips) for example in _weighted(of_folder, stage, rng)]
     order = rng.permutation(len(examples))
-    mirrored = rng.random(len(examples)) < stage.mirrored_share
     if frames_per_clip:
         examples = [replace(example, moments=_moments(example.clip, frames_per_clip, rng)) for example in examples]
-    if stage.smallest_crop < 1:
-        examples = [replace(example, crop=_crop(stage.smallest_crop, rng)) for example in examples]
+    if stage.encoder_learning_rate:
+        mirrored = rng.random(len(examples)) < stage.mirrored_share
+        views = [View(drawn_crop(stage.smallest_crop, rng), bool(flip)) for flip in mirrored]
+        examples = [replace(example, view=view) for example, view in zip(examples, views, strict=True)]
+    elif stage.views > 1:
+        numbers = rng.integers(stage.views, size=len(examples)).tolist()
+        examples = [replace(example, view_number=number) for example, number in zip(examples, numbers, strict=True)]
     for start in range(0, len(order), stage.window_clips):
-        window = slice(start, start + stage.window_clips)
-        yield [
-            replace(examples[i], mirrored=bool(flip)) for i, flip in zip(order[window], mirrored[window], strict=True)
-        ]
+        yield [examples[i] for i in order[start : start + stage.window_clips]]
 
 
 def examples_per_epoch(clips: Sequence[DatasetClip], stage: Stage) -> int:
@@ -114,10 +107,3 @@ def _moments(clip: DatasetClip, count: int, rng: np.random.Generator) -> tuple[i
         return tuple(middle_of_slices(frames, count))
     starts = [number * frames // count for number in range(count + 1)]
     return tuple(int(rng.integers(start, end)) for start, end in pairwise(starts))
-
-
-def _crop(smallest: float, rng: np.random.Generator) -> Crop:
-    """Height and width are drawn apart, so that shapes vary too."""
-    height, width = rng.uniform(smallest, 1.0, 2)
-    top, left = rng.random(2) * (1 - height, 1 - width)
-    return Crop(top, left, height, width)

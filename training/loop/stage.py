@@ -160,6 +160,8 @@ class _Training:
                 "warning: the encoder learns on a CPU, which is slow; use a GPU (--device cuda), "
                 "or fewer frames per step (--set frames_per_clip=2)"
             )
+        if stage.views > 1 and not run.dataset.has_frames:
+            lines.append("warning: the data set holds features, so every clip has one view")
         return lines
 
     def _objective(self) -> Objective | None:
