@@ -84,7 +84,7 @@ def test_a_changed_tree_is_refused_in_one_line_that_names_the_file(
         (search, []),
         (server, []),
         (training, ["--dry-run"]),
-        (two_stages, ["--data", "nowhere", "--encoder-weights", "nowhere.pt", "--runs", "nowhere"]),
+        (two_stages, ["demo", "--data", "nowhere", "--runs", "nowhere"]),
     ],
     ids=lambda value: value.__name__ if isinstance(value, ModuleType) else "",
 )

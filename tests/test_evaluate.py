@@ -90,6 +90,7 @@ def test_steps_stand_beside_baselines_in_one_table(stills: Path, steps: list[Pat
     assert metrics["table"][-1]["checkpoint"] == metrics["checkpoint"] == f"sha256:{sha256(steps[1])}"
     lines = [json.loads(line) for line in (evaluated / "captions.jsonl").read_text().splitlines()]
     assert [line["video"] for line in lines] == [f"test{number}" for number in range(6)]
+    assert all(line["log_prob"] < 0 for line in lines)
     assert {line["beside"]["most frequent caption"] for line in lines} == {"a dog runs here"}
     for name, row in zip(names, metrics["table"], strict=True):
         counts = Counter(line["beside"].get(name, line["caption"]) for line in lines)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import etenet
+from benchmarks import two_stages
 from etenet.errors import UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.config import DecoderConfig
@@ -166,6 +167,38 @@ def test_the_whole_trainer_runs_and_learns(
     ship.main(["--run", str(run), *data, "--checkpoint", str(run / "demo.pt"), "--examples", str(run / "examples")])
     assert etenet.load(run / "demo.pt").encoder == "squeezenet1_1"
     assert (kept.exists(), old.exists()) == (True, False)
+
+
+def test_stage_2_is_measured_beside_its_controls_with_every_seed(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.demo()
+    stages = {n: dataclasses.replace(stage, epochs=1, meteor=False) for n, stage in recipe.stages.items()}
+    monkeypatch.setitem(recipes.RECIPES, "demo", lambda: dataclasses.replace(recipe, stages=stages))
+    weights = tmp_path / "encoder.pt"
+    stills.main(["demo", "--data", str(miniature), "--out", str(weights), "--set", "steps=1", "--set", "batch=4"])
+    runs = tmp_path / "runs"
+    given = ["--data", str(miniature), "--encoder-weights", str(weights), "--runs", str(runs)]
+    two_stages.main(["demo", *given, "--seeds", "3", "4", "--out", str(tmp_path / "results")])
+    record = json.loads((tmp_path / "results" / "two_stages_demo.json").read_text())
+    assert record["epochs"] == {"1": 1, "2": 1}
+    assert list(record["scores_by_seed"]) == ["3", "4"]
+    for of_seed in record["scores_by_seed"].values():
+        assert list(of_seed) == ["stage 1", "encoder frozen", "encoder at 1e-9", "stage 2"]
+        assert all({"CIDEr", "METEOR", "thing right %"} <= scores.keys() for scores in of_seed.values())
+    over = [of["stage 2"]["CIDEr"] - of["encoder frozen"]["CIDEr"] for of in record["scores_by_seed"].values()]
+    gain = record["cider_over_the_control"]["stage 2"]
+    assert gain == {"mean": pytest.approx(sum(over) / 2), "spread": pytest.approx(abs(over[0] - over[1]))}
+    rates = [
+        [
+            line.get("encoder_learning_rate")
+            for line in lines(runs / "seed3" / arm / "log.jsonl")
+            if line["kind"] == "step"
+        ]
+        for arm in ("encoderfrozen", "encoderat1e-9", "stage2")
+    ]
+    assert [len(of_arm) for of_arm in rates] == [len(rates[0])] * 3
+    assert [of_arm[-1] and of_arm[-1] > 1e-8 for of_arm in rates] == [None, False, True]
 
 
 def test_a_shipped_checkpoint_can_keep_a_share_of_the_start_of_the_last_stage(

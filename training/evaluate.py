@@ -178,9 +178,9 @@ def write(out: Path, title: str, numbers: Mapping[str, Any], evaluation: Evaluat
     """All files of an evaluation."""
     *others, last = evaluation.rows
     lines = [
-        {"video": video, "caption": caption}
+        {"video": video, **sentence.summary()}
         | ({"beside": {row.name: row.captions[video] for row in others}} if others else {})
-        for video, caption in last.captions.items()
+        for video, sentence in evaluation.sentences.items()
     ]
     contents = {
         "captions.jsonl": b"".join(map(json_line, lines)),

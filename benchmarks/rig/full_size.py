@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.rig.record import REPOSITORY
-from benchmarks.rig.scores import demo_scores
+from benchmarks.rig.scores import split_scores
 from etenet.errors import EtenetError
 from etenet.scoring.scores import Scorer
 from training.data.datasets import Dataset
@@ -76,7 +76,7 @@ def train(plan: Plan, folder: Path, device: torch.device, *, keep: Path | None =
         references, tokenizer="none", meteor=False
     )  # the captions are normalised already, and Java may be missing
     scores = {
-        name: demo_scores(checkpoint, dataset, scorer, device=str(device))
+        name: split_scores(checkpoint, dataset, scorer, device=str(device))
         for name, checkpoint in (("full size", best), ("small demo", DEMO))
     }
     seconds["evaluate"] = time.monotonic() - started

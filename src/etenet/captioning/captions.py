@@ -25,11 +25,13 @@ class Sentence:
     word_probs: tuple[float, ...]
     attention: tuple[tuple[float, ...], ...]
 
+    def summary(self) -> dict[str, Any]:
+        """The sentence, and how sure the network is of all of it."""
+        certain = {} if self.confidence is None else {"confidence": self.confidence}
+        return {"caption": self.text, "log_prob": round(self.log_prob, 4), **certain}
+
     def as_dict(self, *, attention: bool) -> dict[str, Any]:
-        fields: dict[str, Any] = {
-            "caption": self.text,
-            "log_prob": round(self.log_prob, 4),
-            **({} if self.confidence is None else {"confidence": self.confidence}),
+        fields = self.summary() | {
             "words": [
                 {"word": word, "prob": round(prob, 4)} for word, prob in zip(self.words, self.word_probs, strict=True)
             ],
