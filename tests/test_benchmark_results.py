@@ -14,7 +14,6 @@ from benchmarks import (
     decode,
     encoder,
     jobs,
-    real_language,
     saturation,
     scale,
     search,
@@ -27,7 +26,7 @@ from benchmarks.rig import command
 from benchmarks.rig.record import RESULTS, Results
 from etenet.errors import UsageError
 
-WRITTEN_BEFORE_THE_CHECK = {"decode", "jobs", "real_language", "saturation", "scale", "server"}
+WRITTEN_BEFORE_THE_CHECK = {"decode", "jobs", "saturation", "scale", "server"}
 
 
 @pytest.fixture
@@ -78,7 +77,6 @@ def test_a_changed_tree_is_refused_in_one_line_that_names_the_file(
         (encoder, []),
         (gpu, ["--dry-run"]),
         (jobs, []),
-        (real_language, ["--features", "nowhere.npy", "--annotations", "nowhere.json"]),
         (saturation, []),
         (scale, []),
         (search, []),

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import etenet
-from benchmarks import decode, encoder, real_language, saturation, scale, search, server, training
+from benchmarks import decode, encoder, saturation, scale, search, server, training
 from benchmarks.rig import chip
 from tests import clips
 
@@ -151,13 +149,3 @@ def test_the_scale_benchmark_counts_workers_and_memory(tmp_path: Path, last_line
     for workers in ("1", "2"):
         assert record["workers"][workers]["clips_per_s"] > 0
         assert min(record["workers"][workers]["peak_mib"].values()) > 0
-
-
-def test_videos_of_one_source_share_a_split() -> None:
-    urls = [f"source {number}" for number in np.random.default_rng(0).integers(700, size=1000)]
-    splits = real_language.splits_by_source(urls)
-    assert Counter(splits) == real_language.SHARES
-    splits_of = defaultdict(set)
-    for url, split in zip(urls, splits, strict=True):
-        splits_of[url].add(split)
-    assert all(len(of_url) == 1 for of_url in splits_of.values())
