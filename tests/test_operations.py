@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks.rig.servers import config_on_free_ports
+from etenet import metrics
 from etenet.cli import main
 from etenet.serving import archive
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, ask, running_server, runs, wait_until
@@ -77,6 +78,29 @@ def assert_agree(counted: dict[str, float], responses: list[Response]) -> None:
     assert counted["etenet_batch_size_clips_sum"] == handled
     assert counted["etenet_stage_duration_seconds_count{stage=decode}"] == len(good)
     assert counted["etenet_frames_decoded_total"] == sum(response.json()["frames"]["decoded"] for response in good)
+
+
+def test_damaged_files_of_metrics_change_no_answer_and_are_named_once(server: Server) -> None:
+    assert server.caption(CLIP).status == 200
+    before, folder = server.figures(), Path(java_of(server).environ()[metrics.FOLDER_VARIABLE])
+    damaged = {
+        folder / "counter_1.db": b"",
+        folder / "histogram_2.db": b"\x7f" * 100,
+        folder / "gauge_livesum_x.db": b"x",
+    }
+    try:
+        for path, contents in damaged.items():
+            path.write_bytes(contents)
+        for _ in range(2):
+            assert [ask(f"{server.exporter}/{page}").status for page in ("live", "ready", "metrics")] == [200] * 3
+            assert {name: value for name, value in server.figures().items() if "captions" in name} == {
+                name: value for name, value in before.items() if "captions" in name
+            }
+    finally:
+        for path in damaged:
+            path.unlink()
+    log = server.log.read_text()
+    assert [log.count(f"{path} is damaged") for path in damaged] == [1, 1, 1]
 
 
 def test_the_wait_since_the_front_is_counted(server: Server) -> None:
