@@ -58,7 +58,7 @@ def test_a_name_may_contain_what_some_take_for_the_end_of_a_line(tmp_path: Path)
 
 def test_a_mistake_in_a_manifest_is_named_with_its_line(tmp_path: Path) -> None:
     for text, message in (
-        ('{"path": "a"}\n\n{"path": "b", "path": "c"}', "m.jsonl, line 3: 'path' is twice in one object; a line of a"),
+        ('{"path": "a"}\n\n{"path": "b", "path": "c"}', "m.jsonl, line 3: 'path' is twice in one object; keep one"),
         ('path,end_s\na,1\n"b\n",0\n', "m.jsonl, line 3: .*; a line of a manifest is a path, or has"),
         ('{"path": "a"}\n{"video": ""}', 'm.jsonl, line 2: no clip is named in {"video": ""}; a line of a'),
     ):

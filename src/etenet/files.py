@@ -28,6 +28,7 @@ _LINE_END = re.compile(r"\r\n?|\n")
 _JSON = re.compile(r"\s*[{\[]")
 _JSON_NOT_A_PATH = re.compile(r"\s*(\{|\[\s*[{\]])")  # a path may be [1].mp4
 _BLANKS = " \t"
+_QUOTES = 'put quotes around a cell with a comma or line break, and double those inside it: "a ""b"", c"'
 _SHOWN_CHARACTERS = 80
 
 
@@ -154,6 +155,7 @@ def rows(
     header: Collection[str] = (),
     list_of: str = "",
     by_clip: bool = False,
+    prose: str = "",
     fix: str,
 ) -> Iterator[Row]:
     """The rows of a file, or of `contents` that `source` only names. The format is recognised by the contents:
@@ -165,8 +167,11 @@ def rows(
         clips/a.mp4                                    a list, if `list_of="path"`: rows {"path": "clips/a.mp4"}
 
     The text is UTF-8, with or without a byte order mark. Lines end with LF, CR LF or CR; empty ones are skipped. In
-    CSV, quoted cells may have line breaks, cells beyond the last column are dropped, and `values` lacks missing cells.
-    Raises `UsageError` if the file cannot be read or has another format, and if an object has a key twice.
+    CSV, quoted cells may have line breaks, and `values` lacks missing cells.
+    Raises `UsageError` if the file cannot be read or has another format, if an object has a key or a table a column
+    twice, if a quote stays open, and if a comma without quotes cuts a cell. Such a comma makes more cells than there
+    are columns. In a row that leaves out its last cells it does not; in the cells after the column `prose`, which
+    holds sentences, a blank at the start gives it away (unless names of columns begin with one too).
     """
     text = read_text(source, contents, fix=fix)
     lines = [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip(_BLANKS)]
@@ -176,7 +181,7 @@ def rows(
         if (_JSON_NOT_A_PATH if list_of else _JSON).match(text):
             yield from _rows_of_json(source, text, lines, by_clip=by_clip, fix=fix)
         elif not set(header).isdisjoint(next(csv.reader([lines[0][1]]))):
-            yield from _rows_of_table(source, text, header)
+            yield from _rows_of_table(source, text, header, prose)
         elif list_of:
             yield from (Row(f"{source}, line {number}", {list_of: line.strip(_BLANKS)}) for number, line in lines)
         elif header:
@@ -210,15 +215,21 @@ def parse_json(source: Path | str, text: str, *, line: int | None = None, fix: s
         number = error.lineno + (line - 1 if line else 0)
         where = f"{source}, line {number}, column {error.colno}"
         raise UsageError(f"{where}: this is not JSON ({error.msg}); {fix}") from error
-    except (UsageError, ValueError, RecursionError) as error:  # a key twice, too many digits, too deep
+    except _KeyTwice as error:
+        raise UsageError(f"{place}: {error}") from error
+    except (ValueError, RecursionError) as error:  # too many digits, too deep
         raise UsageError(f"{place}: {error}; {fix}") from error
+
+
+class _KeyTwice(Exception):
+    """An object has a key twice. Python's own parser would take the last one."""
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise UsageError(f"{key!r} is twice in one object")
+            raise _KeyTwice(f"{key!r} is twice in one object; keep one of them, with the values of both")
         values[key] = value
     return values
 
@@ -263,15 +274,31 @@ def _row(place: str, values: Any, fix: str) -> Row:
     return Row(place, values)
 
 
-def _rows_of_table(source: Path | str, text: str, header: Collection[str]) -> Iterator[Row]:
+def _rows_of_table(source: Path | str, text: str, header: Collection[str], prose: str) -> Iterator[Row]:
     """Each row has the place of its first line."""
-    reader, names, line = csv.reader(io.StringIO(text, newline="")), list[str](), 1
-    for cells in reader:
-        if names and cells:
-            yield Row(f"{source}, line {line}", dict(zip(names, cells, strict=False)))
-        elif not names and not set(header).isdisjoint(cells):
-            names = cells
-        line = reader.line_num + 1
+    reader, names, line = csv.reader(io.StringIO(text, newline=""), strict=True), list[str](), 1
+    try:
+        for cells in reader:
+            place = f"{source}, line {line}"
+            if names and cells:
+                if _is_cut(cells, names, prose):
+                    raise UsageError(f"{place}: a comma cuts a cell of {shown(cells)} in two; {_QUOTES}")
+                yield Row(place, dict(zip(names, cells, strict=False)))
+            elif not names and not set(header).isdisjoint(cells):
+                names = cells
+                if twice := [name for name in names if name and names.count(name) > 1]:
+                    raise UsageError(f"{place}: the column {twice[0]} is there twice; give each its own name")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UsageError(f"{source}, line {line}: {error}; {_QUOTES}") from error
+
+
+def _is_cut(cells: Sequence[str], names: Sequence[str], prose: str) -> bool:
+    """Whether a comma without quotes has cut a cell, as far as that can be seen."""
+    after_prose = cells[names.index(prose) + 1 : len(names)] if prose in names else []
+    blank_before_words = any(cell.startswith(" ") and cell.strip() for cell in after_prose)
+    columns_begin_so = any(name.startswith(" ") for name in names)
+    return any(cell.strip() for cell in cells[len(names) :]) or (blank_before_words and not columns_begin_so)
 
 
 def shown(value: object) -> str:

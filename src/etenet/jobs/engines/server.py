@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 
@@ -23,6 +23,7 @@ from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import OnProgress
 from etenet.errors import ERROR_HEADER, JobStopped, UsageError
 from etenet.jobs.journal import Record, merged, record_of
+from etenet.jobs.proxy import proxy_to
 from etenet.jobs.run import Engine, KeyedRecords, of_bodies
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import Cut
@@ -78,7 +79,7 @@ class _Client:
 
     def __init__(self, url: str, options: CaptionOptions, *, details: bool, in_flight: int) -> None:
         self._url, self._options, self._details = url, options, details
-        self._connections = urllib3.PoolManager(maxsize=in_flight, block=True)
+        self._connections = _connections(url, in_flight)
         self._timeout = urllib3.Timeout(connect=CONNECT_DEADLINE_S, read=RESPONSE_DEADLINE_S)
         self._last_response_s = float("-inf")  # to any clip
         self.leaving = threading.Event()
@@ -149,6 +150,14 @@ class _Client:
         raise JobStopped(
             f"no response from {self._url} for {GIVE_UP_AFTER_S:.0f} s ({fault}); start it, then this job again"
         )
+
+
+def _connections(url: str, in_flight: int) -> urllib3.PoolManager:
+    if (proxy := proxy_to(url)) is None:
+        return urllib3.PoolManager(maxsize=in_flight, block=True)
+    user = urlsplit(proxy).netloc.rpartition("@")[0]
+    headers = urllib3.make_headers(proxy_basic_auth=unquote(user)) if user else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, maxsize=in_flight, block=True)
 
 
 def _seconds(retry_after: str) -> float:
