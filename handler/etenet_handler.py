@@ -128,7 +128,9 @@ class EtenetHandler:
         elif text_type := _text_type(request.accept):
             captions = outcome.segments if isinstance(outcome, SegmentCaptions) else (outcome,)
             content_type = f"{text_type}; charset=utf-8"
-            body = TEXTS[text_type]([caption.as_segment() for caption in captions]).encode()
+            segments = [caption.as_segment() for caption in captions]
+            shown = subtitles.on_players_clock(segments, captions[0].video.picture_start_s)
+            body = TEXTS[text_type](shown).encode()
         else:
             fields = outcome.as_dict(attention=request.explain)
             timing = fields.pop("timing_ms")

@@ -197,6 +197,7 @@ VIDEO = {
     "width_px": 1,
     "height_px": 1,
     "duration_s": 1.0,
+    "picture_start_s": 0.0,
     "start_s": 0.0,
     "end_s": 1.0,
     "decode_ms": 1.0,

@@ -41,7 +41,7 @@ def assert_valid(response: Any, *, captions: int = 1) -> None:
     assert len(times) == 16
     assert times == sorted(times)
     assert 1 <= response["frames"]["decoded"] <= 16
-    assert set(response["video"]) == {"codec", "width", "height", "duration_s"}
+    assert set(response["video"]) == {"codec", "width", "height", "duration_s", "start_s"}
     assert times[-1] <= response["video"]["duration_s"] + 1e-3
     assert (response["model"]["name"], response["model"]["version"]) == ("etenet", "1.0")
     assert len(response["model"]["checkpoint"]) == len("sha256:") + 64

@@ -159,6 +159,17 @@ def test_times_are_seconds_from_the_first_frame() -> None:
     assert sampled.info.duration_s == pytest.approx(40 / 25, abs=0.05)
 
 
+@pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts"])
+@pytest.mark.parametrize(("clock_starts_s", "picture_starts_s"), [(0, 0), (0, 2), (5, 0), (5, 2)])
+def test_the_start_of_the_picture_counts_from_the_start_of_the_file(
+    container: str, clock_starts_s: float, picture_starts_s: float
+) -> None:
+    body = clips.with_sound(picture_starts_s=picture_starts_s, container=container, clock_starts_s=clock_starts_s)
+    info = sampling.sample_frames(body, resize_px=SIZE_PX).info
+    assert info.picture_start_s == pytest.approx(picture_starts_s, abs=0.012)
+    assert info.times_s == pytest.approx([n / 25 for n in sampling.middle_of_slices(50)], abs=1e-3)
+
+
 def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(reference_data: Path, thorough: bool) -> None:
     """The short form takes all odd clips and every third of the others."""
     odd, others = (

@@ -213,7 +213,7 @@ def _validated(reply: Mapping[str, Any], memory: int, shape: tuple[int, ...], ma
 
 def _clip(fields: Mapping[str, Any], memory: int, number: int, shape: tuple[int, ...]) -> Clip:
     info = ClipInfo(**{**fields, "times_s": tuple(fields["times_s"])})
-    seconds = (*info.times_s, info.duration_s, info.start_s, info.end_s, info.decode_ms)
+    seconds = (*info.times_s, info.duration_s, info.picture_start_s, info.start_s, info.end_s, info.decode_ms)
     sizes = (info.distinct_frames, info.width_px, info.height_px)
     if len(info.times_s) != FRAMES_PER_CLIP:
         raise ValueError(f"reply field times_s has {len(info.times_s)} entries")

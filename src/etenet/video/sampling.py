@@ -186,6 +186,7 @@ class _Sampler:
                     width_px=self.size_px[0],
                     height_px=self.size_px[1],
                     duration_s=(end_pts - first_pts) * self.tick_s,
+                    picture_start_s=self._since_start_of_file(first_pts),
                     start_s=segment.start_s,
                     end_s=segment.end_s,
                     decode_ms=decode_ms,
@@ -335,6 +336,11 @@ class _Sampler:
             return shown_pts[0], shown_pts[-1]
         last, duration = max(shown)
         return min(shown)[0], last + duration
+
+    def _since_start_of_file(self, pts: int) -> float:
+        """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
+        starts_us = self.container.start_time
+        return 0.0 if starts_us is None else max(0.0, pts * self.tick_s - starts_us / av.time_base)
 
     def _check_time(self) -> None:
         if time.monotonic() - self.started > self.limits.decode_deadline_s:
