@@ -115,7 +115,7 @@ def png() -> bytes:
 
 
 def with_sound(*, picture_starts_s: float, container: str, clock_starts_s: float = 0.0) -> bytes:
-    """Two seconds of pictures, and sound from the start of the file to their end. It primes: it starts 10 ms earlier."""
+    """Two seconds of pictures, and sound from the start of the file to their end. It is 10 ms early (priming)."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         sound = out.add_stream("mp2", rate=48000, layout="mono")

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import io
 import math
-import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -34,10 +33,10 @@ from av.container import InputContainer
 from av.video import VideoStream
 from numpy.typing import NDArray
 
-from etenet.errors import DecodeTimeout, EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
+from etenet.errors import EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
 from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
 from etenet.video.ffmpeg import CODEC_WHITELIST, CONTAINERS, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
-from etenet.video.limits import DecodeLimits
+from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
 from etenet.video.packet_runs import TimedPacket, runs
 from etenet.video.pictures import Resizer, check_memory
@@ -92,21 +91,23 @@ def sample_segments(
         raise EmptyBody("the body is empty; send the video itself, for example with curl -T clip.mp4")
     if len(body) > limits.max_body_bytes:
         raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
-    started = time.monotonic()
+    stopwatch = Stopwatch()
     with closing(_open(body)) as container:
-        sampler = _Sampler(container, resize_px=resize_px, limits=limits, started=started)
+        sampler = _Sampler(container, resize_px=resize_px, limits=limits, stopwatch=stopwatch)
         if gpu and sampler.suits(gpu, cut):
             with suppress(Exception):  # a driver may fail in any way; the software then says what is wrong
-                return sample_on_gpu(body, cut, device=gpu.device, resize_px=resize_px, limits=limits, started=started)
+                return sample_on_gpu(
+                    body, cut, device=gpu.device, resize_px=resize_px, limits=limits, stopwatch=stopwatch
+                )
         return sampler.sample(cut)
 
 
 def sample_on_gpu(
-    body: bytes, cut: Cut, *, device: int, resize_px: int, limits: DecodeLimits, started: float
+    body: bytes, cut: Cut, *, device: int, resize_px: int, limits: DecodeLimits, stopwatch: Stopwatch
 ) -> list[Clip]:
     """The same from a GPU's decoder. Raises anything unless that outputs the frames of the timestamps in time."""
     with closing(_open(body, accelerator(device))) as container:
-        return _Sampler(container, resize_px=resize_px, limits=limits, started=started, on_gpu=True).sample(cut)
+        return _Sampler(container, resize_px=resize_px, limits=limits, stopwatch=stopwatch, on_gpu=True).sample(cut)
 
 
 def _open(body: bytes, hwaccel: HWAccel | None = None) -> InputContainer:
@@ -138,11 +139,11 @@ class _Sampler:
         *,
         resize_px: int,
         limits: DecodeLimits,
-        started: float,
+        stopwatch: Stopwatch,
         on_gpu: bool = False,
     ) -> None:
-        self.container, self.limits, self.resize_px, self.started = container, limits, resize_px, started
-        self.on_gpu = on_gpu
+        self.container, self.limits, self.resize_px = container, limits, resize_px
+        self.stopwatch, self.on_gpu = stopwatch, on_gpu
         self.resizer = Resizer()
         covers = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & covers]
@@ -175,7 +176,7 @@ class _Sampler:
             raise _Untrusted("the frames differ from the timestamps")
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
-        decode_ms = (time.monotonic() - self.started) * 1000
+        decode_ms = self.stopwatch.elapsed_ms
         return [
             Clip(
                 np.ascontiguousarray([still.pixels for still in stills]),
@@ -212,7 +213,7 @@ class _Sampler:
         # stream that the header did not list.
         with suppress(av.FFmpegError, MemoryError, IndexError):
             for packet in self.container.demux(self.stream):
-                self._check_time()
+                self.stopwatch.check(self.limits)
                 if packet.size:
                     packets.append(packet)
                 if len(packets) > self.limits.max_packets:
@@ -294,7 +295,7 @@ class _Sampler:
         """Frames in presentation order, without those that are neither wanted nor needed by another."""
         try:
             for packet in run:
-                self._check_time()
+                self.stopwatch.check(self.limits)
                 if self.codec in _CODECS_THAT_SKIP:
                     may_be_cut_short = packet is run[-1]
                     self.context.skip_frame = "DEFAULT" if packet.pts in wanted or may_be_cut_short else "NONREF"
@@ -308,7 +309,7 @@ class _Sampler:
         """Frames in presentation order. A packet that cannot be decoded is left out."""
         try:
             for packet in (*packets, None):
-                self._check_time()
+                self.stopwatch.check(self.limits)
                 try:
                     frames = self.context.decode(packet)
                 except av.FFmpegError as error:
@@ -341,10 +342,6 @@ class _Sampler:
         """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
         starts_us = self.container.start_time
         return 0.0 if starts_us is None else max(0.0, pts * self.tick_s - starts_us / av.time_base)
-
-    def _check_time(self) -> None:
-        if time.monotonic() - self.started > self.limits.decode_deadline_s:
-            raise DecodeTimeout(f"decoding took longer than {self.limits.decode_deadline_s} s; send a shorter clip")
 
     def _check_pixels(self, width: int, height: int) -> None:
         if width * height > self.limits.max_pixels:
