@@ -34,8 +34,9 @@ from av.video import VideoStream
 from numpy.typing import NDArray
 
 from etenet.errors import EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
+from etenet.video import not_videos
 from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
-from etenet.video.ffmpeg import CODEC_WHITELIST, CONTAINERS, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
+from etenet.video.ffmpeg import CODEC_WHITELIST, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
 from etenet.video.packet_runs import TimedPacket, runs
@@ -46,11 +47,6 @@ from etenet.video.segments import Cut, Segment
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 _CODECS_THAT_SKIP = ("h264", "hevc")  # can skip frames that no other depends on; the others stay bit-exact
-_SIGNATURES = (
-    *((4, box) for box in (b"ftyp", b"moov", b"mdat")),
-    *((0, mark) for mark in (b"\x1aE\xdf\xa3", b"\x00\x00\x01\xba", b"FLV", b"\x30\x26\xb2\x75", b"GIF8")),
-    *((8, b"AVI "), (188, b"G")),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +87,8 @@ def sample_segments(
         raise EmptyBody("the body is empty; send the video itself, for example with curl -T clip.mp4")
     if len(body) > limits.max_body_bytes:
         raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
+    if still := not_videos.still_image(body):
+        raise still
     stopwatch = Stopwatch()
     with closing(_open(body)) as container:
         sampler = _Sampler(container, resize_px=resize_px, limits=limits, stopwatch=stopwatch)
@@ -119,11 +117,7 @@ def _open(body: bytes, hwaccel: HWAccel | None = None) -> InputContainer:
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if hwaccel:
             raise
-        if any(body[at : at + len(mark)] == mark for at, mark in _SIGNATURES):
-            raise UndecodableVideo(
-                "the file starts like a video but its structure is damaged or cut short; send it again whole"
-            ) from error
-        raise NotAVideo(f"this is not a video in a container we read ({', '.join(CONTAINERS)})") from error
+        raise not_videos.refusal(body) from error
 
 
 class _Untrusted(Exception):
@@ -148,7 +142,7 @@ class _Sampler:
         covers = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & covers]
         if not streams:
-            raise NotAVideo("the file has no video stream (is it audio only?)")
+            raise NotAVideo("the file has no video stream (is it audio only?); send one with pictures")
         self.stream = streams[0]
         if self.stream.codec_context is None:
             raise NotAVideo(f"the video's codec is unknown; we read {', '.join(DECODERS)}")
@@ -221,7 +215,9 @@ class _Sampler:
                         f"the video has more than {self.limits.max_packets} packets; send a shorter clip"
                     )
         if not packets:
-            raise UndecodableVideo("the video stream holds no data; the file is damaged or cut short")
+            raise UndecodableVideo(
+                "the video stream holds no data; the file is damaged, cut short, or only the start of a streamed one"
+            )
         return packets
 
     def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
