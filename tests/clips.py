@@ -112,3 +112,24 @@ def png() -> bytes:
         out.mux(stream.encode(av.VideoFrame.from_ndarray(pattern(0, 32, 32), format="rgb24")))
         out.mux(stream.encode())
     return file.getvalue()
+
+
+def with_sound(*, picture_starts_s: float, container: str, clock_starts_s: float = 0.0) -> bytes:
+    """Two seconds of pictures, and sound from the start of the file to their end. It is 10 ms early (priming)."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        sound = out.add_stream("mp2", rate=48000, layout="mono")
+        stream = out.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number in range(round(48000 / 1152 * (picture_starts_s + 2))):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16", layout="mono")
+            samples.sample_rate, samples.pts = 48000, round(48000 * clock_starts_s) + 1152 * number
+            samples.time_base = Fraction(1, 48000)
+            out.mux(sound.encode(samples))
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(pattern(number, 96, 64), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = number + round(25 * (clock_starts_s + picture_starts_s)), Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+        out.mux(sound.encode())
+    return file.getvalue()

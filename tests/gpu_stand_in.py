@@ -67,7 +67,7 @@ class _Container:
     def __init__(self, real: Any, stand_in: StandIn) -> None:
         self._real, self.streams = real, self
         self.video = [_Stream(stream, stand_in) for stream in real.streams.video]
-        self.close = real.close
+        self.close, self.start_time = real.close, real.start_time
 
     def demux(self, stream: _Stream) -> Iterator[Any]:
         return self._real.demux(stream.real)

@@ -70,6 +70,15 @@ def test_every_engine_gives_each_segment_the_same_caption(
     assert records(out) == expected
 
 
+@pytest.mark.parametrize("engine", ["local", "server"])
+def test_subtitles_of_a_job_count_from_the_start_of_the_file(engine: str, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "late.mkv").write_bytes(clips.with_sound(picture_starts_s=2, container="matroska"))
+    out, where = tmp_path / "late.vtt", ["--server", server.inference] if engine == "server" else []
+    assert main([*CAPTION, str(tmp_path / "late.mkv"), "--out", str(out), "--segment-s", "1", *where]) == 0
+    first, last = (webvtt.read(str(out)).captions[place] for place in (0, -1))
+    assert (first.start[:10], last.end[:10]) == ("00:00:02.0", "00:00:04.0")
+
+
 def test_parts_in_a_list_are_captioned_as_clips(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(FILM)
     rows = [{"path": "film.mp4", "start_s": start_s, "end_s": end_s} for start_s, end_s in TIMES_S]

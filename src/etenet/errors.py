@@ -14,9 +14,9 @@
         UndecodableVideo       422 undecodable_video
         TooManyPixels          422 too_many_pixels
         TooMuchMemory          422 too_much_memory
-        DecodeTimeout          422 decode_timeout
+        DecodeTimeout          422 decode_timeout: too much processor time
         DecoderCrashed         422 decoder_crashed
-        Overloaded             503 overloaded
+        Overloaded             503 overloaded: no room or no time now
         InternalError          500 internal_error: a bug of ours
 
 A message names the thing and the fix. Foreign errors are translated where they arise, with `raise ... from`.

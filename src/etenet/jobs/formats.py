@@ -73,7 +73,8 @@ def _coco(records: Iterable[Record]) -> Iterator[bytes]:
 def _subtitles(text_of: Callable[[subtitles.Segments], str], records: Iterable[Record]) -> Iterator[bytes]:
     for record in records:
         if "segments" in record:
-            yield text_of(record["segments"]).encode(errors="replace")
+            shown = subtitles.on_players_clock(record["segments"], record.get("picture_start_s", 0.0))
+            yield text_of(shown).encode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,9 +94,13 @@ class Journal:
 
 
 def record_of(response: Mapping[str, Any], *, details: bool) -> Record:
-    """The fields of an HTTP response that a journal needs; with `details`, all sentences and their probabilities."""
+    """The fields of an HTTP response that a journal needs; with `details`, all sentences and their probabilities.
+
+    `picture_start_s` is where the first frame, from which segments count, is on the clock of players.
+    """
     if "segments" in response:
-        return {"segments": [_part_of(segment, details) for segment in response["segments"]]}
+        segments = [_part_of(segment, details) for segment in response["segments"]]
+        return {"picture_start_s": response["video"].get("start_s", 0.0), "segments": segments}
     return _part_of(response, details)
 
 
@@ -114,4 +118,4 @@ def merged(records: Sequence[Record]) -> Record:
     for record in records:
         if "segments" not in record:
             return record
-    return {"segments": [segment for record in records for segment in record["segments"]]}
+    return {**records[0], "segments": [segment for record in records for segment in record["segments"]]}

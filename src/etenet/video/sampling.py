@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import io
 import math
-import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -34,10 +33,11 @@ from av.container import InputContainer
 from av.video import VideoStream
 from numpy.typing import NDArray
 
-from etenet.errors import DecodeTimeout, EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
+from etenet.errors import EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
+from etenet.video import not_videos
 from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
-from etenet.video.ffmpeg import CODEC_WHITELIST, CONTAINERS, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
-from etenet.video.limits import DecodeLimits
+from etenet.video.ffmpeg import CODEC_WHITELIST, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
+from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
 from etenet.video.packet_runs import TimedPacket, runs
 from etenet.video.pictures import Resizer, check_memory
@@ -47,11 +47,6 @@ from etenet.video.segments import Cut, Segment
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 _CODECS_THAT_SKIP = ("h264", "hevc")  # can skip frames that no other depends on; the others stay bit-exact
-_SIGNATURES = (
-    *((4, box) for box in (b"ftyp", b"moov", b"mdat")),
-    *((0, mark) for mark in (b"\x1aE\xdf\xa3", b"\x00\x00\x01\xba", b"FLV", b"\x30\x26\xb2\x75", b"GIF8")),
-    *((8, b"AVI "), (188, b"G")),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +87,25 @@ def sample_segments(
         raise EmptyBody("the body is empty; send the video itself, for example with curl -T clip.mp4")
     if len(body) > limits.max_body_bytes:
         raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
-    started = time.monotonic()
+    if still := not_videos.still_image(body):
+        raise still
+    stopwatch = Stopwatch()
     with closing(_open(body)) as container:
-        sampler = _Sampler(container, resize_px=resize_px, limits=limits, started=started)
+        sampler = _Sampler(container, resize_px=resize_px, limits=limits, stopwatch=stopwatch)
         if gpu and sampler.suits(gpu, cut):
             with suppress(Exception):  # a driver may fail in any way; the software then says what is wrong
-                return sample_on_gpu(body, cut, device=gpu.device, resize_px=resize_px, limits=limits, started=started)
+                return sample_on_gpu(
+                    body, cut, device=gpu.device, resize_px=resize_px, limits=limits, stopwatch=stopwatch
+                )
         return sampler.sample(cut)
 
 
 def sample_on_gpu(
-    body: bytes, cut: Cut, *, device: int, resize_px: int, limits: DecodeLimits, started: float
+    body: bytes, cut: Cut, *, device: int, resize_px: int, limits: DecodeLimits, stopwatch: Stopwatch
 ) -> list[Clip]:
     """The same from a GPU's decoder. Raises anything unless that outputs the frames of the timestamps in time."""
     with closing(_open(body, accelerator(device))) as container:
-        return _Sampler(container, resize_px=resize_px, limits=limits, started=started, on_gpu=True).sample(cut)
+        return _Sampler(container, resize_px=resize_px, limits=limits, stopwatch=stopwatch, on_gpu=True).sample(cut)
 
 
 def _open(body: bytes, hwaccel: HWAccel | None = None) -> InputContainer:
@@ -118,11 +117,7 @@ def _open(body: bytes, hwaccel: HWAccel | None = None) -> InputContainer:
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if hwaccel:
             raise
-        if any(body[at : at + len(mark)] == mark for at, mark in _SIGNATURES):
-            raise UndecodableVideo(
-                "the file starts like a video but its structure is damaged or cut short; send it again whole"
-            ) from error
-        raise NotAVideo(f"this is not a video in a container we read ({', '.join(CONTAINERS)})") from error
+        raise not_videos.refusal(body) from error
 
 
 class _Untrusted(Exception):
@@ -138,16 +133,16 @@ class _Sampler:
         *,
         resize_px: int,
         limits: DecodeLimits,
-        started: float,
+        stopwatch: Stopwatch,
         on_gpu: bool = False,
     ) -> None:
-        self.container, self.limits, self.resize_px, self.started = container, limits, resize_px, started
-        self.on_gpu = on_gpu
+        self.container, self.limits, self.resize_px = container, limits, resize_px
+        self.stopwatch, self.on_gpu = stopwatch, on_gpu
         self.resizer = Resizer()
         covers = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & covers]
         if not streams:
-            raise NotAVideo("the file has no video stream (is it audio only?)")
+            raise NotAVideo("the file has no video stream (is it audio only?); send one with pictures")
         self.stream = streams[0]
         if self.stream.codec_context is None:
             raise NotAVideo(f"the video's codec is unknown; we read {', '.join(DECODERS)}")
@@ -175,7 +170,7 @@ class _Sampler:
             raise _Untrusted("the frames differ from the timestamps")
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
-        decode_ms = (time.monotonic() - self.started) * 1000
+        decode_ms = self.stopwatch.elapsed_ms
         return [
             Clip(
                 np.ascontiguousarray([still.pixels for still in stills]),
@@ -186,6 +181,7 @@ class _Sampler:
                     width_px=self.size_px[0],
                     height_px=self.size_px[1],
                     duration_s=(end_pts - first_pts) * self.tick_s,
+                    picture_start_s=self._since_start_of_file(first_pts),
                     start_s=segment.start_s,
                     end_s=segment.end_s,
                     decode_ms=decode_ms,
@@ -211,7 +207,7 @@ class _Sampler:
         # stream that the header did not list.
         with suppress(av.FFmpegError, MemoryError, IndexError):
             for packet in self.container.demux(self.stream):
-                self._check_time()
+                self.stopwatch.check(self.limits)
                 if packet.size:
                     packets.append(packet)
                 if len(packets) > self.limits.max_packets:
@@ -219,7 +215,9 @@ class _Sampler:
                         f"the video has more than {self.limits.max_packets} packets; send a shorter clip"
                     )
         if not packets:
-            raise UndecodableVideo("the video stream holds no data; the file is damaged or cut short")
+            raise UndecodableVideo(
+                "the video stream holds no data; the file is damaged, cut short, or only the start of a streamed one"
+            )
         return packets
 
     def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
@@ -293,7 +291,7 @@ class _Sampler:
         """Frames in presentation order, without those that are neither wanted nor needed by another."""
         try:
             for packet in run:
-                self._check_time()
+                self.stopwatch.check(self.limits)
                 if self.codec in _CODECS_THAT_SKIP:
                     may_be_cut_short = packet is run[-1]
                     self.context.skip_frame = "DEFAULT" if packet.pts in wanted or may_be_cut_short else "NONREF"
@@ -307,7 +305,7 @@ class _Sampler:
         """Frames in presentation order. A packet that cannot be decoded is left out."""
         try:
             for packet in (*packets, None):
-                self._check_time()
+                self.stopwatch.check(self.limits)
                 try:
                     frames = self.context.decode(packet)
                 except av.FFmpegError as error:
@@ -336,9 +334,10 @@ class _Sampler:
         last, duration = max(shown)
         return min(shown)[0], last + duration
 
-    def _check_time(self) -> None:
-        if time.monotonic() - self.started > self.limits.decode_deadline_s:
-            raise DecodeTimeout(f"decoding took longer than {self.limits.decode_deadline_s} s; send a shorter clip")
+    def _since_start_of_file(self, pts: int) -> float:
+        """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
+        starts_us = self.container.start_time
+        return 0.0 if starts_us is None else max(0.0, pts * self.tick_s - starts_us / av.time_base)
 
     def _check_pixels(self, width: int, height: int) -> None:
         if width * height > self.limits.max_pixels:

@@ -12,6 +12,7 @@ import pickle
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -24,8 +25,8 @@ import ray.data
 from etenet.captioning.captioner import SANDBOX_EXISTS
 from etenet.captioning.captions import Caption, outcome_of
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import OnProgress
-from etenet.errors import CaptionError, JobStopped
+from etenet.captioning.stream import JOB_DECODE_TRIES, OnProgress
+from etenet.errors import CaptionError, JobStopped, Overloaded
 from etenet.files import sha256
 from etenet.jobs.engines import local
 from etenet.jobs.engines.local import JOB_LIMITS
@@ -164,7 +165,7 @@ def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]
         cut, rest, captioned_until_s, duration_s = rest, None, 0.0, 0.0
         try:
             if isinstance(body, bytes):
-                decoded = _decoders(resize_px).submit(body, cut).result()
+                decoded = _decoded_patiently(body, cut, resize_px)
                 captioned_until_s, duration_s = decoded[-1].info.end_s, decoded[-1].info.duration_s
                 rest = cut.rest(captioned_until_s, duration_s)
             else:
@@ -181,6 +182,14 @@ def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]
         }
         if rest is None:
             return
+
+
+def _decoded_patiently(body: bytes, cut: Cut, resize_px: int) -> list[Clip]:
+    """As often as `JOB_DECODE_TRIES` where the machine was too busy."""
+    for _ in range(JOB_DECODE_TRIES - 1):
+        with suppress(Overloaded):
+            return _decoders(resize_px).submit(body, cut).result()
+    return _decoders(resize_px).submit(body, cut).result()
 
 
 class _Captions:
