@@ -1,4 +1,4 @@
-"""A decoded frame -> a small upright picture. Knows one frame at a time, nothing of clips."""
+"""A decoded frame -> a small upright picture. Knows one frame and those beside it, nothing of clips."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from etenet.errors import UndecodableVideo
+from etenet.video.deinterlacing import Window, deinterlaced, without_flag
 
 _COLOUR_SPACE_UNKNOWN = 2
 _COLOUR_SPACES_THAT_SWSCALE_KNOWS = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
@@ -19,29 +20,37 @@ class Resizer:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
-    def upright(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
-        """As a player shows it: rotated and mirrored by the display matrix."""
-        small = self._resized(frame, size_px)
+    def upright(self, window: Window, size_px: int) -> NDArray[np.uint8]:
+        """As a player shows it: deinterlaced, rotated and mirrored by the display matrix."""
+        try:
+            small = self._resized(deinterlaced(window), size_px)
+        except av.FFmpegError as error:
+            raise _unreadable(window.frame, error) from error
         return _upright(_pixels(small), small)
 
     def as_coded(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
-        return _pixels(self._resized(frame, size_px))
+        """For comparisons between frames: whatever else a player does to them changes no scene."""
+        try:
+            return _pixels(self._resized(without_flag(frame), size_px))
+        except av.FFmpegError as error:
+            raise _unreadable(frame, error) from error
 
     def _resized(self, frame: av.VideoFrame, size_px: int) -> av.VideoFrame:
         if frame.colorspace not in _COLOUR_SPACES_THAT_SWSCALE_KNOWS:
             frame.colorspace = _COLOUR_SPACE_UNKNOWN
-        try:
-            return self._reformatter.reformat(
-                frame,
-                width=size_px,
-                height=size_px,
-                format="rgb24",
-                interpolation=Interpolation.BILINEAR,
-                threads=1,
-            )
-        except av.FFmpegError as error:
-            check_memory(error, (frame.width, frame.height))
-            raise UndecodableVideo(f"pictures of the kind {frame.format.name} cannot be read; use yuv420p") from error
+        return self._reformatter.reformat(
+            frame,
+            width=size_px,
+            height=size_px,
+            format="rgb24",
+            interpolation=Interpolation.BILINEAR,
+            threads=1,
+        )
+
+
+def _unreadable(frame: av.VideoFrame, error: av.FFmpegError) -> UndecodableVideo:
+    check_memory(error, (frame.width, frame.height))
+    return UndecodableVideo(f"pictures of the kind {frame.format.name} cannot be read; use yuv420p")
 
 
 def check_memory(error: av.FFmpegError, size_px: tuple[int, int]) -> None:
