@@ -42,6 +42,7 @@ from etenet.video.limits import DecodeLimits
 from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
 from etenet.video.packet_runs import TimedPacket, runs
 from etenet.video.pictures import Resizer, check_memory
+from etenet.video.presentation import Presentation, presentation
 from etenet.video.scenes import COMPARED_PX, SceneChanges
 from etenet.video.segments import Cut, Segment
 
@@ -154,7 +155,13 @@ class _Sampler:
         self.codec = self.stream.codec_context.codec.canonical_name
         if self.codec not in DECODERS:
             raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
-        self.resizer = Resizer()
+        shown = Presentation() if on_gpu else presentation(container, self.stream.index)
+        if shown.needs_dolby_vision:
+            raise UndecodableVideo(
+                "only Dolby Vision decoders can show the colours of this video (a profile without a base layer, as 5); "
+                "send it as HDR10, HLG or SDR"
+            )
+        self.resizer = Resizer(shown.crop)
         self.context, self.tick_s = self.stream.codec_context, float(self.stream.time_base or 0)
         self.size_px = self.context.width, self.context.height
         self._check_pixels(*self.size_px)
@@ -168,7 +175,7 @@ class _Sampler:
     def suits(self, gpu: GpuDecoding, cut: Cut) -> bool:
         """Whether the GPU shall decode it. Not for scenes: every frame would have to come back from the GPU."""
         can = self.codec in GPU_CODECS and self.context.pix_fmt in GPU_PICTURES
-        can = can and not self.interlaced
+        can = can and not (self.interlaced or self.resizer.crop)
         return can and math.prod(self.size_px) >= gpu.from_pixels and not cut.segment
 
     def sample(self, cut: Cut) -> list[Clip]:
@@ -181,6 +188,7 @@ class _Sampler:
             raise _Untrusted("the frames differ from the timestamps")
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
+        width_px, height_px = self.resizer.crop.of(*self.size_px)
         decode_ms = (time.monotonic() - self.started) * 1000
         return [
             Clip(
@@ -189,8 +197,8 @@ class _Sampler:
                     times_s=tuple((still.pts - first_pts) * self.tick_s for still in stills),
                     distinct_frames=len({still.pts for still in stills}),
                     codec=self.codec,
-                    width_px=self.size_px[0],
-                    height_px=self.size_px[1],
+                    width_px=width_px,
+                    height_px=height_px,
                     duration_s=(end_pts - first_pts) * self.tick_s,
                     start_s=segment.start_s,
                     end_s=segment.end_s,
