@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from etenet import errors
 from etenet.video import ffmpeg, sampling
 from etenet.video.limits import DecodeLimits, Stopwatch
+from etenet.video.tone_mapping import is_hdr, to_sdr
 from tests import clips
 
 SIZE_PX = 48
 
 
 def every_frame(body: bytes) -> list[NDArray[np.uint8]]:
-    """All frames of a clip, resized, in the order of the decoder, without the packets that it refuses."""
+    """All frames of a clip, resized and in SDR, in the order of the decoder, without the packets that it refuses."""
     pictures = []
     with av.open(io.BytesIO(body), **ffmpeg.LENIENT_METADATA) as container:
         container.streams.video[0].thread_count = 1
@@ -33,8 +34,11 @@ def every_frame(body: bytes) -> list[NDArray[np.uint8]]:
             except av.FFmpegError:
                 continue
             for frame in frames:
-                small = frame.reformat(SIZE_PX, SIZE_PX, "rgb24", interpolation=Interpolation.BILINEAR)
-                pictures.append(small.to_ndarray())
+                hdr = is_hdr(frame.color_trc)
+                kind = "rgb48le" if hdr else "rgb24"
+                small = frame.reformat(SIZE_PX, SIZE_PX, kind, interpolation=Interpolation.BILINEAR).to_ndarray()
+                kinds = {"transfer": frame.color_trc, "primaries": frame.color_primaries}
+                pictures.append(to_sdr(small, **kinds) if hdr else small)
     return pictures
 
 

@@ -36,11 +36,13 @@ from numpy.typing import NDArray
 from etenet.errors import EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
 from etenet.video import not_videos
 from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
+from etenet.video.deinterlacing import FIELD_ORDERS, Window, Windows
 from etenet.video.ffmpeg import CODEC_WHITELIST, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
 from etenet.video.packet_runs import TimedPacket, runs
 from etenet.video.pictures import Resizer, check_memory
+from etenet.video.presentation import Presentation, presentation
 from etenet.video.scenes import COMPARED_PX, SceneChanges
 from etenet.video.segments import Cut, Segment
 
@@ -138,7 +140,6 @@ class _Sampler:
     ) -> None:
         self.container, self.limits, self.resize_px = container, limits, resize_px
         self.stopwatch, self.on_gpu = stopwatch, on_gpu
-        self.resizer = Resizer()
         covers = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & covers]
         if not streams:
@@ -149,10 +150,18 @@ class _Sampler:
         self.codec = self.stream.codec_context.codec.canonical_name
         if self.codec not in DECODERS:
             raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
+        shown = Presentation() if on_gpu else presentation(container, self.stream.index)
+        if shown.needs_dolby_vision:
+            raise UndecodableVideo(
+                "only Dolby Vision decoders can show the colours of this video (a profile without a base layer, as 5); "
+                "send it as HDR10, HLG or SDR"
+            )
+        self.resizer = Resizer(shown.crop)
         self.context, self.tick_s = self.stream.codec_context, float(self.stream.time_base or 0)
         self.size_px = self.context.width, self.context.height
         self._check_pixels(*self.size_px)
         self.context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
+        self.interlaced = self.context.field_order in FIELD_ORDERS  # or a frame that says so has come
         # How a decoder conceals damage depends on its number of threads, and a clip must always look the same.
         self.context.thread_count = 1
         if on_gpu and not self.context.is_hwaccel:
@@ -161,15 +170,20 @@ class _Sampler:
     def suits(self, gpu: GpuDecoding, cut: Cut) -> bool:
         """Whether the GPU shall decode it. Not for scenes: every frame would have to come back from the GPU."""
         can = self.codec in GPU_CODECS and self.context.pix_fmt in GPU_PICTURES
+        can = can and not (self.interlaced or self.resizer.crop)
         return can and math.prod(self.size_px) >= gpu.from_pixels and not cut.segment
 
     def sample(self, cut: Cut) -> list[Clip]:
         packets = self._demux()
+        interlaced_from_the_start = self.interlaced
         segments = self._by_timestamps(packets, cut)
+        if not segments and self.interlaced and not interlaced_from_the_start:
+            segments = self._by_timestamps(packets, cut)
         if not segments and self.on_gpu:
             raise _Untrusted("the frames differ from the timestamps")
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
+        width_px, height_px = self.resizer.crop.of(*self.size_px)
         decode_ms = self.stopwatch.elapsed_ms
         return [
             Clip(
@@ -178,8 +192,8 @@ class _Sampler:
                     times_s=tuple((still.pts - first_pts) * self.tick_s for still in stills),
                     distinct_frames=len({still.pts for still in stills}),
                     codec=self.codec,
-                    width_px=self.size_px[0],
-                    height_px=self.size_px[1],
+                    width_px=width_px,
+                    height_px=height_px,
                     duration_s=(end_pts - first_pts) * self.tick_s,
                     picture_start_s=self._since_start_of_file(first_pts),
                     start_s=segment.start_s,
@@ -221,14 +235,19 @@ class _Sampler:
         return packets
 
     def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
-        """The 16 frames of each segment that the packets' timestamps name; None if the timestamps are wrong."""
+        """The 16 frames of each segment that the packets' timestamps name.
+
+        None if the timestamps are wrong, and if the first frame that is flagged as interlaced has come.
+        """
         timed = [TimedPacket(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
         timeline = sorted(packet.pts for packet in timed if packet.shown)
         if len(timed) < len(packets) or len(set(timeline)) < len(timeline) or not timeline:
             return None
         with closing(self._scenes(self._packets_from(cut.start_s, timed, timeline[0]), cut, timeline[0])) as scenes_pts:
             segments = self._segments(cut, packets, timeline, scenes_pts)
-        wanted = frozenset(timeline[place] for segment in segments for place in _sixteen(segment.frames))
+        windows = self._windows(segments, len(timeline))
+        places = {timeline[place]: place for place in windows.needed}
+        wanted = frozenset(places)
         stills: dict[int, _Still] = {}
         for run, first_shown in runs(timed, wanted):
             expected = sorted(packet.pts for packet in run if packet.shown and packet.pts >= first_shown)
@@ -238,10 +257,13 @@ class _Sampler:
                     # How damage is concealed depends on the frames decoded before.
                     if frame.pts is None or frame.is_corrupt or frame.pts in delivered:
                         return None
+                    if self.interlaced and not windows.with_neighbours:
+                        return None
                     if frame.pts >= first_shown:
                         delivered[frame.pts] = None
                     if frame.pts in wanted:
-                        stills[frame.pts] = self._still(frame, frame.pts)
+                        for place, window in windows.add(places[frame.pts], frame):
+                            stills[place] = self._still(window, timeline[place])
             except av.FFmpegError as error:
                 check_memory(error, self.size_px)
                 return None
@@ -249,9 +271,9 @@ class _Sampler:
                 expected = [pts for pts in expected if pts in delivered]
             if list(delivered) != expected:
                 return None
-        if stills.keys() < wanted:
+        if stills.keys() < windows.wanted:
             return None
-        return [(segment, [stills[timeline[place]] for place in _sixteen(segment.frames)]) for segment in segments]
+        return [(segment, [stills[place] for place in _sixteen(segment.frames)]) for segment in segments]
 
     def _by_counting(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]]:
         """The 16 frames of each segment, by decoding everything twice: once to count, once to take."""
@@ -260,15 +282,19 @@ class _Sampler:
             raise UndecodableVideo(f"no frame of the {self.codec} video could be decoded; the file is damaged")
         with closing(self._scenes(packets, cut, shown_pts[0])) as scenes_pts:
             segments = self._segments(cut, packets, shown_pts, scenes_pts)
-        wanted = {place for segment in segments for place in _sixteen(segment.frames)}
+        windows = self._windows(segments, len(shown_pts))
         stills = {
-            number: self._still(frame, _pts(frame, number))
+            place: self._still(window, _pts(window.frame, place))
             for number, frame in enumerate(self._decode(packets))
-            if number in wanted
+            for place, window in windows.add(number, frame)
         }
-        if stills.keys() < wanted:
+        if stills.keys() < windows.wanted:
             raise UndecodableVideo(f"the {self.codec} video decodes differently each time; the file is damaged")
         return [(segment, [stills[place] for place in _sixteen(segment.frames)]) for segment in segments]
+
+    def _windows(self, segments: Sequence[Segment], length: int) -> Windows:
+        wanted = (place for segment in segments for place in _sixteen(segment.frames))
+        return Windows(wanted, length, with_neighbours=self.interlaced)
 
     def _packets_from(
         self, start_s: float, packets: Sequence[TimedPacket[VideoPacket]], first_pts: int
@@ -321,10 +347,14 @@ class _Sampler:
             # A GPU returns what is cropped at the left and at the top as part of the picture.
             if self.on_gpu and (frame.width, frame.height) != self.size_px:
                 raise _Untrusted(f"a frame has {frame.width} x {frame.height} pixels")
+            if frame.interlaced_frame:
+                self.interlaced = True
+                if self.on_gpu:
+                    raise _Untrusted("a frame is interlaced")
             yield frame
 
-    def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
-        return _Still(pts, self.resizer.upright(frame, self.resize_px))
+    def _still(self, window: Window, pts: int) -> _Still:
+        return _Still(pts, self.resizer.upright(window, self.resize_px))
 
     def _span(self, packets: Sequence[VideoPacket], shown_pts: Sequence[int]) -> tuple[int, int]:
         """Start and end of the video, in units of the stream's time base."""
