@@ -24,8 +24,8 @@ import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TypeAlias
+from itertools import dropwhile
+from typing import TypeAlias, cast
 
 import av
 import numpy as np
@@ -36,17 +36,23 @@ from numpy.typing import NDArray
 
 from etenet.errors import DecodeTimeout, EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
 from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
+from etenet.video.clock import Clock, as_browsers_play
 from etenet.video.ffmpeg import CODEC_WHITELIST, CONTAINERS, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.video.limits import DecodeLimits
 from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
-from etenet.video.packet_runs import TimedPacket, runs
+from etenet.video.packet_runs import TimedPacket, doubtful_head, runs, without_hidden
 from etenet.video.pictures import Resizer, check_memory
 from etenet.video.scenes import COMPARED_PX, SceneChanges
 from etenet.video.segments import Cut, Segment
+from etenet.video.streams import film, without_covers
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 _CODECS_THAT_SKIP = ("h264", "hevc")  # can skip frames that no other depends on; the others stay bit-exact
+# Their decoders invent what is missing before the first key frame; the others show nothing.
+_CODECS_THAT_INVENT = ("mpeg4", "h263", "flv1", "wmv1", "wmv2")
+_BROADCAST = ("mpegts", "mpeg")
+_USUAL_RATE = 25  # frames per second, where a file says nothing
 _SIGNATURES = (
     *((4, box) for box in (b"ftyp", b"moov", b"mdat")),
     *((0, mark) for mark in (b"\x1aE\xdf\xa3", b"\x00\x00\x01\xba", b"FLV", b"\x30\x26\xb2\x75", b"GIF8")),
@@ -144,17 +150,20 @@ class _Sampler:
         self.container, self.limits, self.resize_px, self.started = container, limits, resize_px, started
         self.on_gpu = on_gpu
         self.resizer = Resizer()
-        covers = av.stream.Disposition.attached_pic
-        streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+        streams = without_covers(container.streams.video)
         if not streams:
             raise NotAVideo("the file has no video stream (is it audio only?)")
+        self.demuxed: dict[int, list[VideoPacket]] = {}  # by the index of the stream
         self.stream = streams[0]
+        if len(streams) > 1:
+            self.demuxed = self._demux(streams)
+            self.stream = film(streams, {index: len(packets) for index, packets in self.demuxed.items()})
         if self.stream.codec_context is None:
             raise NotAVideo(f"the video's codec is unknown; we read {', '.join(DECODERS)}")
         self.codec = self.stream.codec_context.codec.canonical_name
         if self.codec not in DECODERS:
             raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
-        self.context, self.tick_s = self.stream.codec_context, float(self.stream.time_base or 0)
+        self.context, self.tick_s = self.stream.codec_context, float(self.stream.time_base or 1)
         self.size_px = self.context.width, self.context.height
         self._check_pixels(*self.size_px)
         self.context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
@@ -169,7 +178,14 @@ class _Sampler:
         return can and math.prod(self.size_px) >= gpu.from_pixels and not cut.segment
 
     def sample(self, cut: Cut) -> list[Clip]:
-        packets = self._demux()
+        packets = (self.demuxed or self._demux([self.stream]))[self.stream.index]
+        if not packets:
+            raise UndecodableVideo("the video stream holds no data; the file is damaged or cut short")
+        if self.container.format.name == "gif":
+            as_browsers_play(packets)
+        self._clock().go_on(packets)
+        if self.codec in _CODECS_THAT_INVENT:
+            packets = list(dropwhile(lambda packet: not packet.is_keyframe, packets)) or packets
         segments = self._by_timestamps(packets, cut)
         if not segments and self.on_gpu:
             raise _Untrusted("the frames differ from the timestamps")
@@ -181,7 +197,7 @@ class _Sampler:
                 np.ascontiguousarray([still.pixels for still in stills]),
                 ClipInfo(
                     times_s=tuple((still.pts - first_pts) * self.tick_s for still in stills),
-                    distinct_frames=len({still.pts for still in stills}),
+                    distinct_frames=len(set(_sixteen(segment.frames))),
                     codec=self.codec,
                     width_px=self.size_px[0],
                     height_px=self.size_px[1],
@@ -195,41 +211,52 @@ class _Sampler:
             for segment, stills in segments
         ]
 
-    def _segments(
-        self, cut: Cut, packets: Sequence[VideoPacket], shown_pts: Sequence[int], scenes_pts: Iterable[int]
-    ) -> list[Segment]:
-        """The segments of a frame list whose frames are shown at these times."""
-        first_pts, end_pts = self.span = self._span(packets, shown_pts)
-        times_s = [(pts - first_pts) * self.tick_s for pts in accumulate(shown_pts, max)]
+    def _segments(self, cut: Cut, shown_pts: Sequence[int], end_pts: int, scenes_pts: Iterable[int]) -> list[Segment]:
+        """The segments of a frame list whose frames are shown at these times, up to the end."""
+        first_pts, _ = self.span = shown_pts[0], end_pts
+        times_s = [(pts - first_pts) * self.tick_s for pts in shown_pts]
         scenes_s = ((pts - first_pts) * self.tick_s for pts in scenes_pts)
         duration_s = (end_pts - first_pts) * self.tick_s
         return cut.segments(times_s, duration_s, scenes_s, most=self.limits.max_segments)
 
-    def _demux(self) -> list[VideoPacket]:
-        packets = []
+    def _demux(self, streams: Sequence[VideoStream]) -> dict[int, list[VideoPacket]]:
+        """The packets of each stream, by its index."""
+        packets: dict[int, list[VideoPacket]] = {stream.index: [] for stream in streams}
         # If the rest of the file is damaged, the part before it is captioned. PyAV raises IndexError for packets of a
         # stream that the header did not list.
         with suppress(av.FFmpegError, MemoryError, IndexError):
-            for packet in self.container.demux(self.stream):
+            for count, packet in enumerate(self.container.demux(list(streams))):
                 self._check_time()
                 if packet.size:
-                    packets.append(packet)
-                if len(packets) > self.limits.max_packets:
+                    packets[packet.stream_index].append(cast("VideoPacket", packet))
+                if count > self.limits.max_packets:
                     raise UndecodableVideo(
                         f"the video has more than {self.limits.max_packets} packets; send a shorter clip"
                     )
-        if not packets:
-            raise UndecodableVideo("the video stream holds no data; the file is damaged or cut short")
         return packets
+
+    def _clock(self) -> Clock:
+        rate = self.stream.average_rate or self.stream.guessed_rate or _USUAL_RATE
+        return Clock(
+            tick_s=self.tick_s,
+            frame_ticks=max(1, round(1 / (float(rate) * self.tick_s))),
+            is_broadcast=self.container.format.name in _BROADCAST,
+        )
 
     def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
         """The 16 frames of each segment that the packets' timestamps name; None if the timestamps are wrong."""
         timed = [TimedPacket(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
-        timeline = sorted(packet.pts for packet in timed if packet.shown)
-        if len(timed) < len(packets) or len(set(timeline)) < len(timeline) or not timeline:
+        if len(timed) < len(packets):
             return None
+        if head := doubtful_head(timed):
+            delivered_pts = {frame.pts for frame in self._decode([packet.data for packet in head])}
+            timed = without_hidden(timed, head, delivered_pts)
+        timeline = sorted(packet.pts for packet in timed if packet.shown)
+        if len(set(timeline)) < len(timeline) or not timeline:
+            return None
+        end_pts = max(packet.pts + (packet.data.duration or 0) for packet in timed if packet.shown)
         with closing(self._scenes(self._packets_from(cut.start_s, timed, timeline[0]), cut, timeline[0])) as scenes_pts:
-            segments = self._segments(cut, packets, timeline, scenes_pts)
+            segments = self._segments(cut, timeline, end_pts, scenes_pts)
         wanted = frozenset(timeline[place] for segment in segments for place in _sixteen(segment.frames))
         stills: dict[int, _Still] = {}
         for run, first_shown in runs(timed, wanted):
@@ -248,7 +275,8 @@ class _Sampler:
                 check_memory(error, self.size_px)
                 return None
             if self.codec in _CODECS_THAT_SKIP:
-                expected = [pts for pts in expected if pts in delivered]
+                key_pts = {packet.pts for packet in run if packet.starts_group}
+                expected = [pts for pts in expected if pts in delivered or pts in key_pts]
             if list(delivered) != expected:
                 return None
         if stills.keys() < wanted:
@@ -257,14 +285,17 @@ class _Sampler:
 
     def _by_counting(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]]:
         """The 16 frames of each segment, by decoding everything twice: once to count, once to take."""
-        shown_pts = [_pts(frame, number) for number, frame in enumerate(self._decode(packets))]
+        clock, shown = self._clock(), [packet for packet in packets if not packet.is_discard]
+        shown_pts = clock.times([frame.pts for frame in self._decode(packets)], shown)
         if not shown_pts:
             raise UndecodableVideo(f"no frame of the {self.codec} video could be decoded; the file is damaged")
-        with closing(self._scenes(packets, cut, shown_pts[0])) as scenes_pts:
-            segments = self._segments(cut, packets, shown_pts, scenes_pts)
+        lengths = {packet.pts: packet.duration or 0 for packet in shown}
+        end_pts = shown_pts[-1] + lengths.get(shown_pts[-1], clock.frame_ticks)
+        with closing(self._scenes(packets, cut, shown_pts[0], shown_pts)) as scenes_pts:
+            segments = self._segments(cut, shown_pts, end_pts, scenes_pts)
         wanted = {place for segment in segments for place in _sixteen(segment.frames)}
         stills = {
-            number: self._still(frame, _pts(frame, number))
+            number: self._still(frame, shown_pts[number])
             for number, frame in enumerate(self._decode(packets))
             if number in wanted
         }
@@ -279,11 +310,13 @@ class _Sampler:
         keys = [n for n, p in enumerate(packets) if p.starts_group and (p.pts - first_pts) * self.tick_s <= start_s]
         return [packet.data for packet in packets[keys[-1] if keys else 0 :]]
 
-    def _scenes(self, packets: Iterable[VideoPacket], cut: Cut, first_pts: int) -> Generator[int]:
-        """The pts at which scenes begin, up to the end of the cut."""
+    def _scenes(
+        self, packets: Iterable[VideoPacket], cut: Cut, first_pts: int, shown_pts: Sequence[int] = ()
+    ) -> Generator[int]:
+        """The pts at which scenes begin, up to the end of the cut; by `shown_pts` where the frames' own are wrong."""
         changes = SceneChanges()
         for number, frame in enumerate(self._decode(packets)):
-            pts = _pts(frame, number)
+            pts = shown_pts[number] if number < len(shown_pts) else _pts(frame, number)
             if (pts - first_pts) * self.tick_s > cut.end_s:
                 return
             if changes.begins_with(self.resizer.as_coded(frame, COMPARED_PX)):
@@ -327,14 +360,6 @@ class _Sampler:
 
     def _still(self, frame: av.VideoFrame, pts: int) -> _Still:
         return _Still(pts, self.resizer.upright(frame, self.resize_px))
-
-    def _span(self, packets: Sequence[VideoPacket], shown_pts: Sequence[int]) -> tuple[int, int]:
-        """Start and end of the video, in units of the stream's time base."""
-        shown = [(p.pts, p.duration or 0) for p in packets if p.pts is not None and not p.is_discard]
-        if not shown:
-            return shown_pts[0], shown_pts[-1]
-        last, duration = max(shown)
-        return min(shown)[0], last + duration
 
     def _check_time(self) -> None:
         if time.monotonic() - self.started > self.limits.decode_deadline_s:
