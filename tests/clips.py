@@ -43,7 +43,7 @@ def video(
 ) -> bytes:
     """`count` frames at 25 per second, or at the given `moments` (in units of 1/25 s)."""
     file, muxing = io.BytesIO(), {"movflags": movflags} if movflags else {}
-    with with_same_scheduling(), av.open(file, "w", format=container, options=muxing) as out:
+    with same_scheduling(), av.open(file, "w", format=container, options=muxing) as out:
         stream = out.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = Fraction(1, 25)
@@ -74,7 +74,7 @@ def film(parts: Sequence[bytes], *, part_s: float, size: tuple[int, int] = (320,
 
 
 @contextmanager
-def with_same_scheduling() -> Iterator[None]:
+def same_scheduling() -> Iterator[None]:
     """Undo what SVT-AV1 does: the thread that calls it keeps real-time scheduling (SCHED_FIFO, 99).
 
     A server started from that thread would inherit it and leave no time on its cores to other processes.

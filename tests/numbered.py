@@ -15,7 +15,7 @@ import numpy as np
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from tests.clips import with_same_scheduling
+from tests.clips import same_scheduling
 
 RATE = 25
 SIZE = (96, 64)
@@ -106,7 +106,7 @@ def encoded(
     """Pictures from number `first` on, at 25 per second."""
     codec, options = ENCODERS[kind]
     file = io.BytesIO()
-    with with_same_scheduling(), av.open(file, "w", format=container) as out:
+    with same_scheduling(), av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=RATE, options=options)
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

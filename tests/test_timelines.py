@@ -315,6 +315,7 @@ def test_a_clock_goes_on_unless_it_only_jitters(is_broadcast: bool) -> None:
     assert gone_on(0, 1, 200) == [0, 1, 200], "8 s forward"
     assert gone_on(0, 1, 300) == [0, 1, 2 if is_broadcast else 300]
     assert gone_on(0, 1, 3_000_000) == [0, 1, 2], "33 hours"
+    assert gone_on(0, 2**63 - 1, 1 - 2**63, 0)[0] == 0, "times at the ends of what FFmpeg can store"
 
 
 def test_frames_without_times_come_in_order_of_decoding_or_at_the_average_rate() -> None:

@@ -50,13 +50,12 @@ class Clock:
     def go_on(self, packets: Sequence[Packet]) -> None:
         """Shift each piece that has a clock of its own, so that its times follow those of the piece before it."""
         for before, piece in pairwise(list(self._pieces(packets))):
-            # FFmpeg may have guessed the last pts of a piece from the dts of the next.
-            astray = [packet for packet in before if self._is_astray(packet)]
-            shift = self._shift([packet for packet in before if packet not in astray], piece)
-            for packet in (*astray, *piece):
-                packet.pts = None if packet.pts is None else packet.pts + shift
+            shift = self._shift(before, piece)
+            for packet in before:
+                if self._is_astray(packet):
+                    packet.pts = _shifted(packet.pts, shift)
             for packet in piece:
-                packet.dts = None if packet.dts is None else packet.dts + shift
+                packet.pts, packet.dts = _shifted(packet.pts, shift), _shifted(packet.dts, shift)
 
     def _pieces(self, packets: Sequence[Packet]) -> Iterator[Sequence[Packet]]:
         start, last = 0, None
@@ -80,19 +79,21 @@ class Clock:
         return (goes_back and is_keyframe) or jump_s > _JUMP_IN_A_FILE_S
 
     def _is_astray(self, packet: Packet) -> bool:
-        """Whether the pts is on another clock than the dts."""
+        """Whether the pts is on another clock: of the last picture of a piece, FFmpeg guesses it from the next dts."""
         if not self.is_broadcast or packet.pts is None or packet.dts is None:
             return False
         return not 0 <= (packet.pts - packet.dts) * self.tick_s <= _JUMP_S
 
     def _shift(self, before: Sequence[Packet], piece: Sequence[Packet]) -> int:
         """By the order of decoding, as FFmpeg does; by more where frames of both pieces would be shown in turns."""
-        last_dts, length = [(dts, self._length(packet)) for packet in before if (dts := self._dts(packet)) is not None][
-            -1
+        decoded = [(dts, self._length(packet)) for packet in before if (dts := self._dts(packet)) is not None]
+        shift = sum(decoded[-1]) - next(dts for packet in piece if (dts := self._dts(packet)) is not None)
+        shown = [
+            (packet.pts, self._length(packet))
+            for packet in before
+            if packet.pts is not None and not self._is_astray(packet)
         ]
-        shift = last_dts + length - next(dts for packet in piece if (dts := self._dts(packet)) is not None)
-        shown = [(packet.pts, self._length(packet)) for packet in before if packet.pts is not None]
-        pts = [packet.pts for packet in piece if packet.pts is not None]
+        pts = [packet.pts for packet in piece if packet.pts is not None and not self._is_astray(packet)]
         if shown and pts and min(pts) + shift <= max(shown)[0]:
             shift = sum(max(shown)) - min(pts)
         return shift
@@ -121,6 +122,11 @@ class Clock:
         first = min(known or dts, default=0)
         step = (dts[-1] - dts[0]) / (len(dts) - 1) if len(dts) > 1 else self.frame_ticks
         return [first + round(number * step) for number in range(len(frame_pts))]
+
+
+def _shifted(time: int | None, shift: int) -> int | None:
+    """None as well if FFmpeg has no number for it."""
+    return None if time is None or abs(time + shift) >= 2**63 else time + shift
 
 
 def _is_sorted(times: Sequence[int | None]) -> bool:

@@ -4,7 +4,8 @@ Which frames: the frame list of a video is what its decoder outputs, in presenta
 equal slices, and the middle frame of each is taken (with fewer than 16 frames, some are taken twice). The packets'
 timestamps name these frames, so only the runs of packets that a wanted frame depends on are decoded. If the output
 differs from the timestamps, everything is decoded and counted, so the result is the same. Damage in a part that no
-wanted frame depends on is never seen: there the timestamps alone define the frame list.
+wanted frame depends on is never seen: there the timestamps alone define the frame list. Where a clip begins with pictures
+that may depend on others before them, its first group is decoded to see which are shown.
 
 The segments of a video are cut from its frame list in the same way, each as a clip of its own. Only scenes need every
 frame decoded, to find where they begin.
@@ -164,6 +165,12 @@ class _Sampler:
         if self.codec not in DECODERS:
             raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
         self.context, self.tick_s = self.stream.codec_context, float(self.stream.time_base or 1)
+        rate = self.stream.guessed_rate or self.stream.average_rate or _USUAL_RATE
+        self.clock = Clock(
+            tick_s=self.tick_s,
+            frame_ticks=max(1, round(1 / (float(rate) * self.tick_s))),
+            is_broadcast=container.format.name in _BROADCAST,
+        )
         self.size_px = self.context.width, self.context.height
         self._check_pixels(*self.size_px)
         self.context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
@@ -183,7 +190,7 @@ class _Sampler:
             raise UndecodableVideo("the video stream holds no data; the file is damaged or cut short")
         if self.container.format.name == "gif":
             as_browsers_play(packets)
-        self._clock().go_on(packets)
+        self.clock.go_on(packets)
         if self.codec in _CODECS_THAT_INVENT:
             packets = list(dropwhile(lambda packet: not packet.is_keyframe, packets)) or packets
         segments = self._by_timestamps(packets, cut)
@@ -235,14 +242,6 @@ class _Sampler:
                     )
         return packets
 
-    def _clock(self) -> Clock:
-        rate = self.stream.average_rate or self.stream.guessed_rate or _USUAL_RATE
-        return Clock(
-            tick_s=self.tick_s,
-            frame_ticks=max(1, round(1 / (float(rate) * self.tick_s))),
-            is_broadcast=self.container.format.name in _BROADCAST,
-        )
-
     def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
         """The 16 frames of each segment that the packets' timestamps name; None if the timestamps are wrong."""
         timed = [TimedPacket(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
@@ -285,12 +284,12 @@ class _Sampler:
 
     def _by_counting(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]]:
         """The 16 frames of each segment, by decoding everything twice: once to count, once to take."""
-        clock, shown = self._clock(), [packet for packet in packets if not packet.is_discard]
-        shown_pts = clock.times([frame.pts for frame in self._decode(packets)], shown)
+        shown = [packet for packet in packets if not packet.is_discard]
+        shown_pts = self.clock.times([frame.pts for frame in self._decode(packets)], shown)
         if not shown_pts:
             raise UndecodableVideo(f"no frame of the {self.codec} video could be decoded; the file is damaged")
         lengths = {packet.pts: packet.duration or 0 for packet in shown}
-        end_pts = shown_pts[-1] + lengths.get(shown_pts[-1], clock.frame_ticks)
+        end_pts = shown_pts[-1] + lengths.get(shown_pts[-1], self.clock.frame_ticks)
         with closing(self._scenes(packets, cut, shown_pts[0], shown_pts)) as scenes_pts:
             segments = self._segments(cut, shown_pts, end_pts, scenes_pts)
         wanted = {place for segment in segments for place in _sixteen(segment.frames)}
