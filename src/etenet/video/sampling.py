@@ -4,8 +4,8 @@ Which frames: the frame list of a video is what its decoder outputs, in presenta
 equal slices, and the middle frame of each is taken (with fewer than 16 frames, some are taken twice). The packets'
 timestamps name these frames, so only the runs of packets that a wanted frame depends on are decoded. If the output
 differs from the timestamps, everything is decoded and counted, so the result is the same. Damage in a part that no
-wanted frame depends on is never seen: there the timestamps alone define the frame list. Where a clip begins with pictures
-that may depend on others before them, its first group is decoded to see which are shown.
+wanted frame depends on is never seen: there the timestamps alone define the frame list. Where a clip begins with
+pictures that may depend on others before them, its first group is decoded to see which are shown.
 
 The segments of a video are cut from its frame list in the same way, each as a clip of its own. Only scenes need every
 frame decoded, to find where they begin.
