@@ -50,7 +50,7 @@ def video(
     `fields`: "prog", or "tff" or "bff" to flag frames as interlaced (FFmpeg's filter `setfield`).
     """
     file, muxing = io.BytesIO(), {"movflags": movflags} if movflags else {}
-    with _same_scheduling(), av.open(file, "w", format=container, options=muxing) as out:
+    with same_scheduling(), av.open(file, "w", format=container, options=muxing) as out:
         stream = out.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = Fraction(1, 25)
@@ -83,7 +83,7 @@ def film(parts: Sequence[bytes], *, part_s: float, size: tuple[int, int] = (320,
 
 
 @contextmanager
-def _same_scheduling() -> Iterator[None]:
+def same_scheduling() -> Iterator[None]:
     """Undo what SVT-AV1 does: the thread that calls it keeps real-time scheduling (SCHED_FIFO, 99).
 
     A server started from that thread would inherit it and leave no time on its cores to other processes.

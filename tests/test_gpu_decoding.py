@@ -38,6 +38,7 @@ from tests.conftest import REPOSITORY
 from tests.gpu_stand_in import Frames, StandIn
 from tests.misbehaving import FAULTY_WIDTH_PX
 from tests.test_sandbox import FORBIDDEN, HASTY, LIMITS, error_of, only_pid
+from tests.test_timelines import Recipe
 from tests.test_video import RENDERED, SIZE_PX
 
 ALL = GpuDecoding(from_pixels=1)
@@ -53,6 +54,9 @@ FOR_A_GPU = {
     "hevc": clips.video(30, **HEVC),  # type: ignore[arg-type]  # the keys are names of options
     "hevc of 10 bits": clips.video(30, pixels="yuv420p10le", **HEVC),  # type: ignore[arg-type]
     "vp9": RENDERED["vp9 in webm"],
+    "between key frames": Recipe(container="mpegts", kind="h264, open", skip=5).body(),
+    "leading pictures": Recipe(container="mp4", kind="hevc, radl", skip=10).body(),
+    "two clocks": Recipe(container="mpegts", kind="h264", clock="back").body(),
 }
 FOR_THE_SOFTWARE = {
     "vp8": RENDERED["vp8 in webm"],

@@ -223,11 +223,11 @@ def test_a_video_without_presentation_times_is_cut_up_to_its_end(monkeypatch: py
     """Some AVI files have none. Then the numbers of the frames give their times."""
     demux = sampling._Sampler._demux
 
-    def without_times(clip: sampling._Sampler) -> list[sampling.VideoPacket]:
-        packets = demux(clip)
-        for packet in packets:
+    def without_times(clip: sampling._Sampler, streams: list[av.VideoStream]) -> dict[int, list[sampling.VideoPacket]]:
+        demuxed = demux(clip, streams)
+        for packet in demuxed[0]:
             packet.pts = packet.dts = None
-        return packets
+        return demuxed
 
     monkeypatch.setattr(sampling._Sampler, "_demux", without_times)
     body, rest, segments = clips.video(400, codec="mpeg4", container="avi"), Cut(segment_s=3.5, max_segments=2), []

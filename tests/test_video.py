@@ -27,8 +27,10 @@ def every_frame(body: bytes) -> list[NDArray[np.uint8]]:
     """All frames of a clip, resized and in SDR, in the order of the decoder, without the packets that it refuses."""
     pictures = []
     with av.open(io.BytesIO(body), **ffmpeg.LENIENT_METADATA) as container:
-        container.streams.video[0].thread_count = 1
-        for packet in container.demux(video=0):
+        stream = container.streams.best("video")
+        assert stream is not None
+        stream.codec_context.thread_count = 1
+        for packet in container.demux(stream):
             try:
                 frames = packet.decode()
             except av.FFmpegError:

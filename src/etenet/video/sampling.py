@@ -4,7 +4,8 @@ Which frames: the frame list of a video is what its decoder outputs, in presenta
 equal slices, and the middle frame of each is taken (with fewer than 16 frames, some are taken twice). The packets'
 timestamps name these frames, so only the runs of packets that a wanted frame depends on are decoded. If the output
 differs from the timestamps, everything is decoded and counted, so the result is the same. Damage in a part that no
-wanted frame depends on is never seen: there the timestamps alone define the frame list.
+wanted frame depends on is never seen: there the timestamps alone define the frame list. Where a clip begins with
+pictures that may depend on others before them, its first group is decoded to see which are shown.
 
 The segments of a video are cut from its frame list in the same way, each as a clip of its own. Only scenes need every
 frame decoded, to find where they begin.
@@ -23,8 +24,8 @@ import math
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TypeAlias
+from itertools import dropwhile
+from typing import TypeAlias, cast
 
 import av
 import numpy as np
@@ -36,19 +37,25 @@ from numpy.typing import NDArray
 from etenet.errors import EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
 from etenet.video import not_videos
 from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
+from etenet.video.clock import Clock, as_browsers_play
 from etenet.video.deinterlacing import FIELD_ORDERS, Window, Windows
 from etenet.video.ffmpeg import CODEC_WHITELIST, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
-from etenet.video.packet_runs import TimedPacket, runs
+from etenet.video.packet_runs import TimedPacket, doubtful_head, runs, without_hidden
 from etenet.video.pictures import Resizer, check_memory
 from etenet.video.presentation import Presentation, presentation
 from etenet.video.scenes import COMPARED_PX, SceneChanges
 from etenet.video.segments import Cut, Segment
+from etenet.video.streams import film, without_covers
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 _CODECS_THAT_SKIP = ("h264", "hevc")  # can skip frames that no other depends on; the others stay bit-exact
+# Their decoders invent what is missing before the first key frame; the others show nothing.
+_CODECS_THAT_INVENT = ("mpeg4", "h263", "flv1", "wmv1", "wmv2")
+_BROADCAST = ("mpegts", "mpeg")
+_USUAL_RATE = 25  # frames per second, where a file says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +147,14 @@ class _Sampler:
     ) -> None:
         self.container, self.limits, self.resize_px = container, limits, resize_px
         self.stopwatch, self.on_gpu = stopwatch, on_gpu
-        covers = av.stream.Disposition.attached_pic
-        streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+        streams = without_covers(container.streams.video)
         if not streams:
             raise NotAVideo("the file has no video stream (is it audio only?); send one with pictures")
+        self.demuxed: dict[int, list[VideoPacket]] = {}  # by the index of the stream
         self.stream = streams[0]
+        if len(streams) > 1:
+            self.demuxed = self._demux(streams)
+            self.stream = film(streams, {index: len(packets) for index, packets in self.demuxed.items()})
         if self.stream.codec_context is None:
             raise NotAVideo(f"the video's codec is unknown; we read {', '.join(DECODERS)}")
         self.codec = self.stream.codec_context.codec.canonical_name
@@ -157,7 +167,13 @@ class _Sampler:
                 "send it as HDR10, HLG or SDR"
             )
         self.resizer = Resizer(shown.crop)
-        self.context, self.tick_s = self.stream.codec_context, float(self.stream.time_base or 0)
+        self.context, self.tick_s = self.stream.codec_context, float(self.stream.time_base or 1)
+        rate = self.stream.guessed_rate or self.stream.average_rate or _USUAL_RATE
+        self.clock = Clock(
+            tick_s=self.tick_s,
+            frame_ticks=max(1, round(1 / (float(rate) * self.tick_s))),
+            is_broadcast=container.format.name in _BROADCAST,
+        )
         self.size_px = self.context.width, self.context.height
         self._check_pixels(*self.size_px)
         self.context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
@@ -174,7 +190,16 @@ class _Sampler:
         return can and math.prod(self.size_px) >= gpu.from_pixels and not cut.segment
 
     def sample(self, cut: Cut) -> list[Clip]:
-        packets = self._demux()
+        packets = (self.demuxed or self._demux([self.stream]))[self.stream.index]
+        if not packets:
+            raise UndecodableVideo(
+                "the video stream holds no data; the file is damaged, cut short, or only the start of a streamed one"
+            )
+        if self.container.format.name == "gif":
+            as_browsers_play(packets)
+        self.clock.go_on(packets)
+        if self.codec in _CODECS_THAT_INVENT:
+            packets = list(dropwhile(lambda packet: not packet.is_keyframe, packets)) or packets
         interlaced_from_the_start = self.interlaced
         segments = self._by_timestamps(packets, cut)
         if not segments and self.interlaced and not interlaced_from_the_start:
@@ -190,7 +215,7 @@ class _Sampler:
                 np.ascontiguousarray([still.pixels for still in stills]),
                 ClipInfo(
                     times_s=tuple((still.pts - first_pts) * self.tick_s for still in stills),
-                    distinct_frames=len({still.pts for still in stills}),
+                    distinct_frames=len(set(_sixteen(segment.frames))),
                     codec=self.codec,
                     width_px=width_px,
                     height_px=height_px,
@@ -205,33 +230,28 @@ class _Sampler:
             for segment, stills in segments
         ]
 
-    def _segments(
-        self, cut: Cut, packets: Sequence[VideoPacket], shown_pts: Sequence[int], scenes_pts: Iterable[int]
-    ) -> list[Segment]:
-        """The segments of a frame list whose frames are shown at these times."""
-        first_pts, end_pts = self.span = self._span(packets, shown_pts)
-        times_s = [(pts - first_pts) * self.tick_s for pts in accumulate(shown_pts, max)]
+    def _segments(self, cut: Cut, shown_pts: Sequence[int], end_pts: int, scenes_pts: Iterable[int]) -> list[Segment]:
+        """The segments of a frame list whose frames are shown at these times, up to the end."""
+        first_pts, _ = self.span = shown_pts[0], end_pts
+        times_s = [(pts - first_pts) * self.tick_s for pts in shown_pts]
         scenes_s = ((pts - first_pts) * self.tick_s for pts in scenes_pts)
         duration_s = (end_pts - first_pts) * self.tick_s
         return cut.segments(times_s, duration_s, scenes_s, most=self.limits.max_segments)
 
-    def _demux(self) -> list[VideoPacket]:
-        packets = []
+    def _demux(self, streams: Sequence[VideoStream]) -> dict[int, list[VideoPacket]]:
+        """The packets of each stream, by its index."""
+        packets: dict[int, list[VideoPacket]] = {stream.index: [] for stream in streams}
         # If the rest of the file is damaged, the part before it is captioned. PyAV raises IndexError for packets of a
         # stream that the header did not list.
         with suppress(av.FFmpegError, MemoryError, IndexError):
-            for packet in self.container.demux(self.stream):
+            for count, packet in enumerate(self.container.demux(list(streams))):
                 self.stopwatch.check(self.limits)
                 if packet.size:
-                    packets.append(packet)
-                if len(packets) > self.limits.max_packets:
+                    packets[packet.stream_index].append(cast("VideoPacket", packet))
+                if count > self.limits.max_packets:
                     raise UndecodableVideo(
                         f"the video has more than {self.limits.max_packets} packets; send a shorter clip"
                     )
-        if not packets:
-            raise UndecodableVideo(
-                "the video stream holds no data; the file is damaged, cut short, or only the start of a streamed one"
-            )
         return packets
 
     def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
@@ -240,11 +260,17 @@ class _Sampler:
         None if the timestamps are wrong, and if the first frame that is flagged as interlaced has come.
         """
         timed = [TimedPacket(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
-        timeline = sorted(packet.pts for packet in timed if packet.shown)
-        if len(timed) < len(packets) or len(set(timeline)) < len(timeline) or not timeline:
+        if len(timed) < len(packets):
             return None
+        if head := doubtful_head(timed):
+            delivered_pts = {frame.pts for frame in self._decode([packet.data for packet in head])}
+            timed = without_hidden(timed, head, delivered_pts)
+        timeline = sorted(packet.pts for packet in timed if packet.shown)
+        if len(set(timeline)) < len(timeline) or not timeline:
+            return None
+        end_pts = max(packet.pts + (packet.data.duration or 0) for packet in timed if packet.shown)
         with closing(self._scenes(self._packets_from(cut.start_s, timed, timeline[0]), cut, timeline[0])) as scenes_pts:
-            segments = self._segments(cut, packets, timeline, scenes_pts)
+            segments = self._segments(cut, timeline, end_pts, scenes_pts)
         windows = self._windows(segments, len(timeline))
         places = {timeline[place]: place for place in windows.needed}
         wanted = frozenset(places)
@@ -268,7 +294,8 @@ class _Sampler:
                 check_memory(error, self.size_px)
                 return None
             if self.codec in _CODECS_THAT_SKIP:
-                expected = [pts for pts in expected if pts in delivered]
+                key_pts = {packet.pts for packet in run if packet.starts_group}
+                expected = [pts for pts in expected if pts in delivered or pts in key_pts]
             if list(delivered) != expected:
                 return None
         if stills.keys() < windows.wanted:
@@ -277,14 +304,17 @@ class _Sampler:
 
     def _by_counting(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]]:
         """The 16 frames of each segment, by decoding everything twice: once to count, once to take."""
-        shown_pts = [_pts(frame, number) for number, frame in enumerate(self._decode(packets))]
+        shown = [packet for packet in packets if not packet.is_discard]
+        shown_pts = self.clock.times([frame.pts for frame in self._decode(packets)], shown)
         if not shown_pts:
             raise UndecodableVideo(f"no frame of the {self.codec} video could be decoded; the file is damaged")
-        with closing(self._scenes(packets, cut, shown_pts[0])) as scenes_pts:
-            segments = self._segments(cut, packets, shown_pts, scenes_pts)
+        lengths = {packet.pts: packet.duration or 0 for packet in shown}
+        end_pts = shown_pts[-1] + lengths.get(shown_pts[-1], self.clock.frame_ticks)
+        with closing(self._scenes(packets, cut, shown_pts[0], shown_pts)) as scenes_pts:
+            segments = self._segments(cut, shown_pts, end_pts, scenes_pts)
         windows = self._windows(segments, len(shown_pts))
         stills = {
-            place: self._still(window, _pts(window.frame, place))
+            place: self._still(window, shown_pts[place])
             for number, frame in enumerate(self._decode(packets))
             for place, window in windows.add(number, frame)
         }
@@ -303,11 +333,13 @@ class _Sampler:
         keys = [n for n, p in enumerate(packets) if p.starts_group and (p.pts - first_pts) * self.tick_s <= start_s]
         return [packet.data for packet in packets[keys[-1] if keys else 0 :]]
 
-    def _scenes(self, packets: Iterable[VideoPacket], cut: Cut, first_pts: int) -> Generator[int]:
-        """The pts at which scenes begin, up to the end of the cut."""
+    def _scenes(
+        self, packets: Iterable[VideoPacket], cut: Cut, first_pts: int, shown_pts: Sequence[int] = ()
+    ) -> Generator[int]:
+        """The pts at which scenes begin, up to the end of the cut; by `shown_pts` where the frames' own are wrong."""
         changes = SceneChanges()
         for number, frame in enumerate(self._decode(packets)):
-            pts = _pts(frame, number)
+            pts = shown_pts[number] if number < len(shown_pts) else _pts(frame, number)
             if (pts - first_pts) * self.tick_s > cut.end_s:
                 return
             if changes.begins_with(self.resizer.as_coded(frame, COMPARED_PX)):
@@ -355,14 +387,6 @@ class _Sampler:
 
     def _still(self, window: Window, pts: int) -> _Still:
         return _Still(pts, self.resizer.upright(window, self.resize_px))
-
-    def _span(self, packets: Sequence[VideoPacket], shown_pts: Sequence[int]) -> tuple[int, int]:
-        """Start and end of the video, in units of the stream's time base."""
-        shown = [(p.pts, p.duration or 0) for p in packets if p.pts is not None and not p.is_discard]
-        if not shown:
-            return shown_pts[0], shown_pts[-1]
-        last, duration = max(shown)
-        return min(shown)[0], last + duration
 
     def _since_start_of_file(self, pts: int) -> float:
         """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
