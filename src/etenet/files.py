@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import ENOSPC
+from itertools import dropwhile
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -28,6 +29,8 @@ _LINE_END = re.compile(r"\r\n?|\n")
 _JSON = re.compile(r"\s*[{\[]")
 _JSON_NOT_A_PATH = re.compile(r"\s*(\{|\[\s*[{\]])")  # a path may be [1].mp4
 _BLANKS = " \t"
+_BYTE_ORDER_MARK = "\ufeff"
+_SEPARATORS = ",;\t"
 _SHOWN_CHARACTERS = 80
 
 
@@ -165,7 +168,9 @@ def rows(
         clips/a.mp4                                    a list, if `list_of="path"`: rows {"path": "clips/a.mp4"}
 
     The text is UTF-8, with or without a byte order mark. Lines end with LF, CR LF or CR; empty ones are skipped. In
-    CSV, quoted cells may have line breaks, cells beyond the last column are dropped, and `values` lacks missing cells.
+    CSV, columns are told apart by the separator of the first line (a comma, a semicolon or a tab), and their names are
+    read without regard to case and blanks. If blanks surround that separator, they belong to no cell. Quoted cells may
+    have line breaks, cells beyond the last column are dropped, and `values` lacks missing cells.
     Raises `UsageError` if the file cannot be read or has another format, and if an object has a key twice.
     """
     text = read_text(source, contents, fix=fix)
@@ -175,10 +180,12 @@ def rows(
     try:
         if (_JSON_NOT_A_PATH if list_of else _JSON).match(text):
             yield from _rows_of_json(source, text, lines, by_clip=by_clip, fix=fix)
-        elif not set(header).isdisjoint(next(csv.reader([lines[0][1]]))):
-            yield from _rows_of_table(source, text, header)
+        elif (table := _Table.begun_by(lines[0][1], header)) is not None:
+            yield from _rows_of_table(source, text, table)
         elif list_of:
-            yield from (Row(f"{source}, line {number}", {list_of: line.strip(_BLANKS)}) for number, line in lines)
+            # A byte order mark begins every file of those that one list was put together from.
+            paths = ((number, line.lstrip(_BYTE_ORDER_MARK).strip(_BLANKS)) for number, line in lines)
+            yield from (Row(f"{source}, line {number}", {list_of: path}) for number, path in paths if path)
         elif header:
             names = " or ".join(header)
             raise UsageError(f"{source}, line {lines[0][0]}: neither JSON nor CSV with a column {names}; {fix}")
@@ -195,7 +202,7 @@ def read_text(source: Path | str, contents: bytes | None = None, *, fix: str) ->
     except OSError as error:
         raise UsageError(f"cannot read {source}: {error.strerror}; {fix}") from error
     try:
-        return body.decode("utf-8-sig")
+        return body.decode().lstrip(_BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].count(b"\n")
         raise UsageError(f"{source}, line {line}: this is not UTF-8; save it as UTF-8") from error
@@ -263,15 +270,40 @@ def _row(place: str, values: Any, fix: str) -> Row:
     return Row(place, values)
 
 
-def _rows_of_table(source: Path | str, text: str, header: Collection[str]) -> Iterator[Row]:
-    """Each row has the place of its first line."""
-    reader, names, line = csv.reader(io.StringIO(text, newline="")), list[str](), 1
-    for cells in reader:
-        if names and cells:
-            yield Row(f"{source}, line {line}", dict(zip(names, cells, strict=False)))
-        elif not names and not set(header).isdisjoint(cells):
-            names = cells
-        line = reader.line_num + 1
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """How a table of CSV is written. With `padding`, blanks around the separator belong to no cell."""
+
+    columns: tuple[str, ...]
+    separator: str
+    padding: bool
+
+    @classmethod
+    def begun_by(cls, line: str, known: Collection[str]) -> Self | None:
+        """The table that has this first line; None if the line names no known column."""
+        names = {column.lower(): column for column in known}
+        for separator in _SEPARATORS:
+            cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+            plain = [cell.strip(_BLANKS).lower() for cell in cells]
+            if not names.keys().isdisjoint(plain):
+                padding = f" {separator}" in line or f"{separator} " in line
+                return cls(tuple(names.get(name, name) for name in plain), separator, padding)
+        return None
+
+    def cells(self, text: str) -> Iterator[tuple[int, list[str]]]:
+        """The line on which a row begins, and its cells. Lines without any are left out."""
+        lines = io.StringIO(text, newline="")
+        reader, line = csv.reader(lines, delimiter=self.separator, skipinitialspace=self.padding), 1
+        for cells in reader:
+            if cells:
+                yield line, [cell.strip(_BLANKS) for cell in cells] if self.padding else cells
+            line = reader.line_num + 1
+
+
+def _rows_of_table(source: Path | str, text: str, table: _Table) -> Iterator[Row]:
+    _, *body = dropwhile(lambda row: not any(cell.strip(_BLANKS) for cell in row[1]), table.cells(text))
+    for line, cells in body:
+        yield Row(f"{source}, line {line}", dict(zip(table.columns, cells, strict=False)))
 
 
 def shown(value: object) -> str:
