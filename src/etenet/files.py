@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, logs that only grow, the hash of a file, and rows out of JSON, CSV and lists.
+"""Files that are replaced as a whole, logs that only grow, standard output, hashes, and rows of JSON, CSV and lists.
 
 Knows what a row is in each format, but not what the columns mean. An error names the file, the line and the fix.
 """
@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from etenet.errors import UsageError
+from etenet.errors import OutputLost, UsageError
 
 # Not str.splitlines(): it also splits at U+2028, U+0085, VT and FF, which may be in file names and sentences.
 _LINE_END = re.compile(r"\r\n?|\n")
@@ -64,6 +65,31 @@ def sha256(path: Path) -> str:
 def json_line(value: object) -> bytes:
     """JSON on one line. Only lone surrogates are escaped: they stand for bytes of file names that are not UTF-8."""
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def occupy_closed_streams() -> None:
+    """Open what the caller has closed (`>&-`). Its number would else go to the next file, and libraries print there."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def print_bytes(text: bytes) -> None:
+    """Write to standard output at once. Raises `OutputLost`, from `BrokenPipeError` if nobody reads any more."""
+    if sys.stdout is None:
+        raise OutputLost("standard output is closed")
+    try:
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # Python would write what is left when it ends, fail again, and say so.
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise OutputLost(f"cannot write to standard output: {error.strerror}") from error
 
 
 class AppendOnlyLog:
