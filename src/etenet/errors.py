@@ -3,6 +3,7 @@
     EtenetError
       UsageError               wrong use of a command or function: exit status 2, one line, no traceback
         CheckpointError        missing, damaged or of another version
+      OutputLost               standard output takes no more: exit status 1
       JobStopped               a batch job cannot go on now: exit status 1
       JavaError                a Java program died, hung or gave an unusable reply: exit status 1
       DeviceFailed             the GPU no longer computes in this process
@@ -55,6 +56,10 @@ class UsageError(EtenetError):
 
 class CheckpointError(UsageError):
     """A checkpoint is missing, damaged or of another version."""
+
+
+class OutputLost(EtenetError):
+    """Standard output takes no more: it is closed, its disk is full, or nobody reads it."""
 
 
 class JobStopped(EtenetError):
