@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, JavaError | JobStopped | OutputLost) else 2
     except KeyboardInterrupt:
         print(f"etenet {options.command}: stopped", file=sys.stderr)
+        if "ray" in sys.modules:
+            os._exit(130)  # a Ray that was stopped while it started actors crashes a process that ends in the usual way
         return 130
     return status
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -21,6 +22,7 @@ from etenet.errors import UsageError
 PUBLISH_EVERY_S = 60.0
 UPLOAD_SHARE = 0.05  # of the time of a job, at most
 _SHOWN_CHARACTERS = 200
+_SLASH_LEFT_OUT = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
 
 
 def is_remote(path: str) -> bool:
@@ -106,6 +108,8 @@ def destination(out: str) -> tuple[Path, Publication | None]:
 
     Raises `UsageError`, as for a filesystem whose package is not installed.
     """
+    if _SLASH_LEFT_OUT.match(out):
+        raise UsageError(f"{out} is no URL, and would be a folder here; write {out.replace(':/', '://', 1)}")
     if not is_remote(out):
         return Path(out), None
     from fsspec.implementations.local import LocalFileSystem
