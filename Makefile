@@ -61,7 +61,7 @@ test: check $(PROGRAMS_READY)
 	$(COVERAGE) report --fail-under=$(COVERED_PERCENT)
 
 test-hostile: $(READY) $(PROGRAMS_READY)
-	$(BIN)/pytest --hostile -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py tests/test_jobs.py tests/test_resume.py tests/test_video.py
+	$(BIN)/pytest --hostile -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py tests/test_jobs.py tests/test_resume.py tests/test_video.py tests/test_timelines.py
 
 bench: $(READY)
 	for name in decode encoder search server saturation scale jobs; do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -33,7 +33,7 @@ from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import middle_of_slices, sample_frames
 
 SIZE_PX = 314
-NO_DEADLINE = DecodeLimits(decode_deadline_s=3600)
+NO_DEADLINE = DecodeLimits(decode_cpu_s=3600, decode_deadline_s=7200)
 
 Frames = NDArray[np.uint8]
 Contender = Callable[[bytes], Frames]

@@ -21,12 +21,13 @@ tar -C "$scratch/base" -c . | $podman import - "$base" > /dev/null
 buildah $store build --format docker --pull=never --isolation chroot --network host -t etenet .
 $podman run --detach --name etenet --network host --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 \
     --read-only --tmpfs /tmp:size=4g,mode=1777 --cap-drop all --security-opt no-new-privileges --no-healthcheck etenet > /dev/null
-until $podman exec etenet python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8083/ready')" 2> /dev/null; do
+ready="from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8083/ready')"
+until $podman exec etenet python -c "$ready" 2> /dev/null; do
     $podman ps --filter name=etenet --quiet | grep -q . || { $podman logs etenet >&2; exit 1; }
     sleep 1
 done
 for clip in examples/*.mp4; do
-    curl --fail --silent --upload-file "$clip" localhost:8080/predictions/etenet | cut -c -80
+    curl --noproxy '*' --fail --silent --upload-file "$clip" localhost:8080/predictions/etenet | cut -c -80
 done
 $podman exec etenet sh -c 'id; ! touch /app/written /opt/etenet/written'
 $podman stop --time 90 etenet > /dev/null

@@ -58,12 +58,13 @@ class EtenetHandler:
         device, gpu_decoding = "cpu", None
         if torch.cuda.is_available() and properties.get("gpu_id") is not None:
             device, gpu_decoding = _on_gpu(int(properties["gpu_id"]), config.get("gpu", {}))
-        model = context.manifest["model"]
+        model, limits = context.manifest["model"], etenet.DecodeLimits(**config.get("etenet", {}))
+        self.max_body_bytes = limits.max_body_bytes
         graph, kernels = (folder / name for name in (ENCODER_FILE, GPU_KERNELS_FILE))
         self.captioner = etenet.load(
             folder / model["serializedFile"],
             device=device,
-            limits=etenet.DecodeLimits(**config.get("etenet", {})),
+            limits=limits,
             compiled_encoder=graph if graph.exists() else None,
             record_gpu=True,
             gpu_kernels=kernels if kernels.exists() else None,
@@ -84,7 +85,12 @@ class EtenetHandler:
         started = time.perf_counter()
         with metrics.in_progress(len(data)):
             requests = [
-                Request.read(str(context.get_request_id(number)), row, context.get_all_request_header(number))
+                Request.read(
+                    str(context.get_request_id(number)),
+                    row,
+                    context.get_all_request_header(number),
+                    max_body_bytes=self.max_body_bytes,
+                )
                 for number, row in enumerate(data)
             ]
             outcomes = self._outcomes(requests)
@@ -128,7 +134,9 @@ class EtenetHandler:
         elif text_type := _text_type(request.accept):
             captions = outcome.segments if isinstance(outcome, SegmentCaptions) else (outcome,)
             content_type = f"{text_type}; charset=utf-8"
-            body = TEXTS[text_type]([caption.as_segment() for caption in captions]).encode()
+            segments = [caption.as_segment() for caption in captions]
+            shown = subtitles.on_players_clock(segments, captions[0].video.picture_start_s)
+            body = TEXTS[text_type](shown).encode()
         else:
             fields = outcome.as_dict(attention=request.explain)
             timing = fields.pop("timing_ms")

@@ -13,6 +13,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from etenet.video.filters import filtered
+
 
 def pattern(number: int, width: int, height: int) -> NDArray[np.uint8]:
     """An RGB picture (height, width, 3) that depends on its number, with a different colour in each corner."""
@@ -37,18 +39,25 @@ def video(
     codec: str = "libx264",
     container: str = "mp4",
     pixels: str = "yuv420p",
+    pictures: Sequence[NDArray[np.uint8]] = (),
+    fields: str = "prog",
     moments: Sequence[int] | None = None,
     movflags: str = "",
     **options: str,
 ) -> bytes:
-    """`count` frames at 25 per second, or at the given `moments` (in units of 1/25 s)."""
+    """`count` patterns, or the given `pictures`, at 25 per second or at the given `moments` (in units of 1/25 s).
+
+    `fields`: "prog", or "tff" or "bff" to flag frames as interlaced (FFmpeg's filter `setfield`).
+    """
     file, muxing = io.BytesIO(), {"movflags": movflags} if movflags else {}
-    with _same_scheduling(), av.open(file, "w", format=container, options=muxing) as out:
+    with same_scheduling(), av.open(file, "w", format=container, options=muxing) as out:
         stream = out.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = Fraction(1, 25)
-        for number in range(count):
-            frame = av.VideoFrame.from_ndarray(pattern(number, *size), format="rgb24").reformat(format=pixels)
+        for number in range(len(pictures) or count):
+            picture = pictures[number] if pictures else pattern(number, *size)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+            (frame,) = filtered([frame], "setfield", fields)
             frame.pts, frame.time_base = (moments[number] if moments else number), Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -74,7 +83,7 @@ def film(parts: Sequence[bytes], *, part_s: float, size: tuple[int, int] = (320,
 
 
 @contextmanager
-def _same_scheduling() -> Iterator[None]:
+def same_scheduling() -> Iterator[None]:
     """Undo what SVT-AV1 does: the thread that calls it keeps real-time scheduling (SCHED_FIFO, 99).
 
     A server started from that thread would inherit it and leave no time on its cores to other processes.
@@ -111,4 +120,63 @@ def png() -> bytes:
         stream.width, stream.height, stream.pix_fmt = 32, 32, "rgb24"
         out.mux(stream.encode(av.VideoFrame.from_ndarray(pattern(0, 32, 32), format="rgb24")))
         out.mux(stream.encode())
+    return file.getvalue()
+
+
+def with_sound(*, picture_starts_s: float, container: str, clock_starts_s: float = 0.0) -> bytes:
+    """Two seconds of pictures, and sound from the start of the file to their end. It is 10 ms early (priming)."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        sound = out.add_stream("mp2", rate=48000, layout="mono")
+        stream = out.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number in range(round(48000 / 1152 * (picture_starts_s + 2))):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16", layout="mono")
+            samples.sample_rate, samples.pts = 48000, round(48000 * clock_starts_s) + 1152 * number
+            samples.time_base = Fraction(1, 48000)
+            out.mux(sound.encode(samples))
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(pattern(number, 96, 64), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = number + round(25 * (clock_starts_s + picture_starts_s)), Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+        out.mux(sound.encode())
+    return file.getvalue()
+
+
+def with_crop(mp4: bytes, size: tuple[int, int], *, left: int, right: int, top: int, bottom: int) -> bytes:
+    """The same .mp4, of a video of this size, with a clean aperture (ISO/IEC 14496-12, 12.1.4)."""
+    shown = size[0] - left - right, 1, size[1] - top - bottom, 1
+    return _with_box(mp4, b"clap", struct.pack(">8i", *shown, left - right, 2, top - bottom, 2))
+
+
+def with_dolby_vision(mp4: bytes, profile: int, compatibility: int) -> bytes:
+    """The same .mp4 with a configuration record (Dolby Vision Streams Within the ISOBMFF, 3.2)."""
+    level, has_metadata, has_base_layer = 6, 1 << 2, 1
+    bits = profile << 9 | level << 3 | has_metadata | has_base_layer
+    return _with_box(mp4, b"dvcC", struct.pack(">BBHB19x", 1, 0, bits, compatibility << 4))
+
+
+def _with_box(mp4: bytes, name: bytes, content: bytes) -> bytes:
+    """The same .mp4, whose index is at its end, with one more box in the description of its only stream."""
+    box = struct.pack(">I4s", 8 + len(content), name) + content
+    starts = [mp4.index(parent) - 4 for parent in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")]
+    entry = starts[-1] + 16
+    (size,) = struct.unpack_from(">I", mp4, entry)
+    longer = bytearray(mp4)
+    for start in (*starts, entry):
+        struct.pack_into(">I", longer, start, struct.unpack_from(">I", mp4, start)[0] + len(box))
+    return bytes(longer[: entry + size] + box + longer[entry + size :])
+
+
+def remuxed(body: bytes, container: str) -> bytes:
+    """The same packets, and what the container says about them, in another container."""
+    file = io.BytesIO()
+    options = {"strict": "unofficial"}  # for Dolby Vision
+    with av.open(io.BytesIO(body)) as source, av.open(file, "w", format=container, options=options) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
     return file.getvalue()

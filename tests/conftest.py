@@ -41,6 +41,11 @@ START_DEADLINE_S = 120.0
 _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+# Whatever proxies the environment names, clients of the tests (curl, browsers, schemathesis) talk to this machine.
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "localhost", "127.0.0.1", "::1")))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hostile", action="store_true", help="run attacks at full length (make test-hostile)")
 

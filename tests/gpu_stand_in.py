@@ -59,18 +59,24 @@ class Context:
 
 class _Stream:
     def __init__(self, real: av.VideoStream, stand_in: StandIn) -> None:
-        self.real, self.disposition, self.time_base = real, real.disposition, real.time_base
+        self.real = real
         self.codec_context = Context(real.codec_context, stand_in)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
 
 class _Container:
     def __init__(self, real: Any, stand_in: StandIn) -> None:
         self._real, self.streams = real, self
         self.video = [_Stream(stream, stand_in) for stream in real.streams.video]
-        self.close = real.close
+        self.close, self.start_time = real.close, real.start_time
 
-    def demux(self, stream: _Stream) -> Iterator[Any]:
-        return self._real.demux(stream.real)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def demux(self, streams: list[_Stream]) -> Iterator[Any]:
+        return self._real.demux([stream.real for stream in streams])
 
 
 def _downloaded(frame: av.VideoFrame) -> av.VideoFrame:

@@ -19,7 +19,7 @@ from typing import Any
 
 import av
 
-from etenet.errors import DecodeTimeout, NotAVideo
+from etenet.errors import DecodeTimeout, NotAVideo, Overloaded
 from etenet.sandbox import worker
 from etenet.video import sampling
 from etenet.video.clip import Clip
@@ -38,6 +38,18 @@ def _report_a_timeout() -> None:
     while time.process_time() % 100 < 0.8:
         pass
     raise DecodeTimeout("too slow")
+
+
+def _get_half_a_second_of_a_core() -> None:
+    end_s = time.process_time() + 0.5
+    while time.process_time() < end_s:
+        pass
+    time.sleep(1000)
+
+
+def _report_to_be_held_up(after_s: float) -> None:
+    time.sleep(after_s)
+    raise Overloaded("too slow")
 
 
 def _use_up_memory() -> None:
@@ -61,6 +73,9 @@ ACTIONS: dict[bytes, Callable[[], object]] = {
     b"crash": lambda: ctypes.string_at(0),
     b"spin": _spin,
     b"report a timeout": _report_a_timeout,
+    b"get half a second of a core": _get_half_a_second_of_a_core,
+    b"report to be held up": lambda: _report_to_be_held_up(0.0),
+    b"report to be held up after a second": lambda: _report_to_be_held_up(1.0),
     b"sleep": lambda: time.sleep(1000),
     b"use up memory": _use_up_memory,
     b"bug": lambda: 1 // 0,

@@ -72,7 +72,6 @@ def test_failed_clips_are_named_with_the_fix(tmp_path: Path) -> None:
         ("video,caption\na,one dog\n", "line 1, column 1: this is not JSON"),
         ('"a dog runs"', 'line 1: expected an object, got "a dog runs"'),
         ('{"video": "a", "caption": "one dog"}\n{"video": "b", "capt', "line 2, column 16: this is not JSON"),
-        ('{"a": ["one dog"],\n"a": ["two dogs"]}', "'a' is twice in one object"),
         ('{"a": ["one dog", null]}', r'no sentence in {"video": "a"'),
         ('{"a": 5}', "no sentence in"),
         ('{"a": {"captions": [5]}}', "no sentence in"),
@@ -90,6 +89,25 @@ def test_another_file_is_refused_with_the_formats_named(tmp_path: Path, contents
         caption_json.read(path)
     assert str(raised.value).startswith(f"{path}")
     assert "COCO caption JSON" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("contents", "place", "key"),
+    [
+        ('{"a": ["one dog"],\n"a": ["two dogs"]}', "", "a"),
+        ('{"a": {"captions": ["one"], "captions": ["two"]}}', ", line 1", "captions"),
+        ('{"annotations": [\n{"image_id": 1, "caption": "one", "caption": "two"}]}', "", "caption"),
+        ('{"video": "a", "caption": "one"}\n{"video": "b", "caption": "x", "video": "c"}', ", line 2", "video"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named_with_its_file(tmp_path: Path, contents: str, place: str, key: str) -> None:
+    path = tmp_path / "references.json"
+    path.write_text(contents)
+    with pytest.raises(UsageError) as raised:
+        caption_json.read(path)
+    assert (
+        str(raised.value) == f"{path}{place}: {key!r} is twice in one object; keep one of them, with the values of both"
+    )
     assert "\n" not in str(raised.value)
 
 

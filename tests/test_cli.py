@@ -123,6 +123,15 @@ def test_doctor_names_what_is_wrong_and_how_to_fix_it(tmp_path: Path, capsys: Ca
     assert printed.count("\n      fix: ") == 2
 
 
+def test_a_setting_that_is_there_twice_is_named_with_its_line(tmp_path: Path, capsys: Capture) -> None:
+    config = config_on_free_ports(tmp_path)
+    lines = len(config.read_text().splitlines())
+    with config.open("a") as file:
+        file.write("# job_queue_size=1\n job_queue_size = 2\n")
+    assert main(["serve", "--checkpoint", str(REAL), "--config", str(config)]) == 2
+    assert f"config.properties, line {lines + 2}: job_queue_size is there twice; keep one" in capsys.readouterr().err
+
+
 def test_doctor_reports_a_server_that_does_not_answer(capsys: Capture) -> None:
     assert main(["doctor", "--server", "http://127.0.0.1:9"]) == 1
     assert "start it with: etenet serve" in capsys.readouterr().out

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from etenet.errors import UsageError
 from etenet.files import rows
 from etenet.jobs import formats
 from etenet.jobs.formats import FORMATS, format_for, places_for
-from etenet.jobs.inputs import JobClip
+from etenet.jobs.inputs import JobClip, id_of
 
 RECORDS: list[dict[str, Any]] = [
     {"video": 'a,\u2028"b"\r.mp4', "caption": "a dog runs\x0b"},
@@ -29,8 +32,11 @@ def test_the_name_of_a_file_stands_for_its_format(name: str) -> None:
     assert format_for(name, Path("captions.txt"), segments=segments) is FORMATS[name]
 
 
-def test_any_other_name_stands_for_json_lines() -> None:
-    assert {format_for(None, out).name for out in (None, Path("captions"), Path("captions.txt"))} == {"jsonl"}
+def test_no_suffix_stands_for_json_lines_and_an_unknown_one_is_refused_by_name() -> None:
+    assert {format_for(None, out).name for out in (None, Path("captions"))} == {"jsonl"}
+    for name in ("captions.txt", "captions.tsv", "captions.jsonl.gz"):
+        with pytest.raises(UsageError, match=rf"names like {name}; end it with \.jsonl, .*, or give --format$"):
+            format_for(None, Path(name))
 
 
 @pytest.mark.parametrize(("name", "segments"), [("vtt", False), ("srt", False), ("coco", True)])
@@ -43,7 +49,7 @@ def test_a_format_that_cannot_show_the_captions_is_refused(name: str, segments: 
 def test_names_and_captions_come_back(name: str) -> None:
     written = b"".join(FORMATS[name].write(RECORDS))
     read = [row.values for row in rows("F", written, header=formats.COLUMNS, fix="")]
-    cells = ["", "", "a dog runs\x0b", "", "", ""]
+    cells = ["", "", "a dog runs\x0b", "", "", "", "", ""]
     expected = {
         "jsonl": RECORDS,
         "coco": [{"image_id": RECORDS[0]["video"], "caption": RECORDS[0]["caption"]}],
@@ -51,13 +57,32 @@ def test_names_and_captions_come_back(name: str) -> None:
             dict(zip(formats.COLUMNS, row, strict=True))
             for row in (
                 [RECORDS[0]["video"], *cells],
-                [RECORDS[1]["video"], "", "", "", "not_a_video", "it is none", ""],
-                *[["e.mp4", "0.0", "1.5", "a cat", "", "", ""]] * 2,
-                ["f.mp4", "", "", "", "", "", "0.125"],
+                [RECORDS[1]["video"], "", "", "", "not_a_video", "it is none", "", "", ""],
+                *[["e.mp4", "0.0", "1.5", "a cat", "", "", "", "", ""]] * 2,
+                ["f.mp4", "", "", "", "", "", "0.125", "", ""],
             )
         ],
     }
     assert read == expected[name]
+
+
+def test_tables_have_all_sentences_and_their_probabilities() -> None:
+    sentences = [
+        {"caption": "a dog", "log_prob": -1.5, "confidence": 0.25, "words": [{"word": "a", "prob": 0.5}]},
+        {"caption": 'a "cat",\n', "log_prob": -2.5, "words": []},
+    ]
+    of_clip = {"caption": None, "confidence": 0.25, "captions": sentences}
+    of_part = {"start_s": 0.0, "end_s": 1.5, **of_clip, "caption": "a dog"}
+    records = [{"video": "a.mp4", **of_clip}, {"video": "b.mp4", "segments": [of_part, of_part]}]
+    written = b"".join(FORMATS["csv"].write(records))
+    for row in rows("F", written, header=formats.COLUMNS, fix=""):
+        assert (float(row.values["log_prob"]), float(row.values["confidence"])) == (-1.5, 0.25)
+        assert json.loads(row.values["captions"]) == sentences
+    table = parquet.read_table(io.BytesIO(b"".join(FORMATS["parquet"].write(records)))).to_pylist()
+    assert [row["caption"] for row in table] == [None, "a dog", "a dog"]
+    for row in table:
+        assert (row["log_prob"], row["confidence"]) == (-1.5, 0.25)
+        assert row["captions"] == [sentences[0], {**sentences[1], "confidence": None}]
 
 
 def test_coco_without_a_caption_is_an_empty_list() -> None:
@@ -80,6 +105,14 @@ def test_no_name_leads_out_of_the_folder_and_no_two_share_a_file(tmp_path: Path)
     assert [str(place.relative_to(tmp_path)) for place in places.values()] == [
         *("a.mp4.srt", "a.mkv.srt", "b/c.srt", "b/c.mp4#t=1,2.srt", "s3:/bucket/d.srt", "e.mp4.srt", "e.mkv.srt")
     ]
+
+
+def test_subtitles_have_the_name_of_their_video_also_if_it_is_not_utf8(tmp_path: Path) -> None:
+    names = [os.fsdecode(name) for name in (b"caf\xe9.mp4", b"caf\xe8.mp4")]
+    clips = [JobClip(id_of(name), name) for name in names]
+    segments = [{"start_s": 0.0, "end_s": 1.5, "caption": "a cat"}]
+    formats.write([{"video": clip.video, "segments": segments} for clip in clips], clips, tmp_path, FORMATS["srt"])
+    assert sorted(os.listdir(os.fsencode(tmp_path))) == [b"caf\xe8.srt", b"caf\xe9.srt"]
 
 
 @pytest.mark.parametrize(("names", "out"), [(["../a.mp4", "a.mp4"], "subtitles"), (["a.mp4"], "film.vtt")])

@@ -37,7 +37,8 @@ from tests import clips
 from tests.conftest import REPOSITORY
 from tests.gpu_stand_in import Frames, StandIn
 from tests.misbehaving import FAULTY_WIDTH_PX
-from tests.test_sandbox import FORBIDDEN, LIMITS, error_of, only_pid
+from tests.test_sandbox import FORBIDDEN, HASTY, LIMITS, error_of, only_pid
+from tests.test_timelines import Recipe
 from tests.test_video import RENDERED, SIZE_PX
 
 ALL = GpuDecoding(from_pixels=1)
@@ -53,6 +54,9 @@ FOR_A_GPU = {
     "hevc": clips.video(30, **HEVC),  # type: ignore[arg-type]  # the keys are names of options
     "hevc of 10 bits": clips.video(30, pixels="yuv420p10le", **HEVC),  # type: ignore[arg-type]
     "vp9": RENDERED["vp9 in webm"],
+    "between key frames": Recipe(container="mpegts", kind="h264, open", skip=5).body(),
+    "leading pictures": Recipe(container="mp4", kind="hevc, radl", skip=10).body(),
+    "two clocks": Recipe(container="mpegts", kind="h264", clock="back").body(),
 }
 FOR_THE_SOFTWARE = {
     "vp8": RENDERED["vp8 in webm"],
@@ -190,11 +194,11 @@ def test_the_gpu_and_the_software_after_it_share_one_deadline(stand_in: StandIn)
         raise av.error.ExternalError(1, "cuda")
 
     stand_in.alter = slow
-    wait_s = LIMITS.decode_deadline_s * 0.3
-    assert [clip.info.on_gpu for clip in sampled(FOR_A_GPU["h264"])] == [False]
-    wait_s = LIMITS.decode_deadline_s * 1.1
-    with pytest.raises(errors.DecodeTimeout):
-        sampled(FOR_A_GPU["h264"])
+    wait_s = HASTY.decode_deadline_s * 0.3
+    assert [clip.info.on_gpu for clip in sampled(FOR_A_GPU["h264"], limits=HASTY)] == [False]
+    wait_s = HASTY.decode_deadline_s * 1.1
+    with pytest.raises(errors.Overloaded):
+        sampled(FOR_A_GPU["h264"], limits=HASTY)
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -249,7 +253,7 @@ def test_a_clip_that_crashes_the_gpus_driver_is_decoded_in_software(sandbox: San
 
 def test_a_driver_that_hangs_times_the_clip_out_without_quarantining_it() -> None:
     body = clips.video(30, size=(FAULTY_WIDTH_PX, 96))
-    with decoding("tests.misbehaving:hanging_gpu_main") as sandbox:
+    with decoding("tests.misbehaving:hanging_gpu_main", HASTY) as sandbox:
         for _ in range(2):
             assert "refused for an hour" not in str(error_of(sandbox, body))
         assert sandbox.submit(FOR_A_GPU["h264"]).result()[0].info.on_gpu

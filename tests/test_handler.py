@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import webvtt
 
 from etenet import metrics
 from etenet.errors import DeviceFailed
@@ -138,6 +140,29 @@ def test_what_is_withheld_is_null_an_empty_text_or_no_cue(
     assert (withheld["caption"], withheld["captions"][0]["caption"], given["caption"]) == (None, CAPTION, CAPTION)
     assert {fields["captions"][0]["confidence"] for fields in (withheld, given)} == {0.5}
     assert (bodies[1], bodies[2]) == (b"", b"WEBVTT\n")
+
+
+def test_subtitles_count_from_the_start_of_the_file_and_json_says_both(handler: EtenetHandler, unpacked: Path) -> None:
+    body, cut = clips.with_sound(picture_starts_s=2, container="matroska"), {"X-Etenet-Segment-S": "1"}
+    (whole, of_segments, *texts), context = responses(
+        handler,
+        unpacked,
+        ({"body": body}, {}),
+        ({"body": body}, cut),
+        ({"body": body}, {**cut, "Accept": "text/vtt"}),
+        ({"body": body}, {**cut, "Accept": "application/x-subrip"}),
+    )
+    assert context.statuses == {}
+    start_s = json.loads(whole)["video"]["start_s"]
+    assert start_s == pytest.approx(2, abs=0.012)
+    assert json.loads(of_segments)["video"]["start_s"] == start_s
+    times_s = [(segment["start_s"], segment["end_s"]) for segment in json.loads(of_segments)["segments"]]
+    assert [segment_start_s for segment_start_s, _ in times_s] == [0.0, 1.0]
+    for text, form in zip(texts, ("vtt", "srt"), strict=True):
+        cues = webvtt.from_buffer(io.StringIO(text.decode()), format=form).captions
+        assert cues[0].start_in_seconds + cues[0].start_time.milliseconds / 1000 == pytest.approx(start_s)
+        last = cues[-1].end_in_seconds + cues[-1].end_time.milliseconds / 1000
+        assert last == pytest.approx(times_s[-1][1] + start_s, abs=1.1e-3)
 
 
 def test_too_many_segments_for_one_batch_get_503_and_retry_after(handler: EtenetHandler, unpacked: Path) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from etenet.errors import UsageError
 from etenet.jobs import inputs
-from etenet.jobs.inputs import JobClip
+from etenet.jobs.inputs import JobClip, id_of
+from etenet.video.limits import DecodeLimits
+from etenet.video.sampling import sample_frames
+from tests import clips
 
 CLIPS = 20
 
@@ -58,7 +66,7 @@ def test_a_name_may_contain_what_some_take_for_the_end_of_a_line(tmp_path: Path)
 
 def test_a_mistake_in_a_manifest_is_named_with_its_line(tmp_path: Path) -> None:
     for text, message in (
-        ('{"path": "a"}\n\n{"path": "b", "path": "c"}', "m.jsonl, line 3: 'path' is twice in one object; a line of a"),
+        ('{"path": "a"}\n\n{"path": "b", "path": "c"}', "m.jsonl, line 3: 'path' is twice in one object; keep one"),
         ('path,end_s\na,1\n"b\n",0\n', "m.jsonl, line 3: .*; a line of a manifest is a path, or has"),
         ('{"path": "a"}\n{"video": ""}', 'm.jsonl, line 2: no clip is named in {"video": ""}; a line of a'),
     ):
@@ -76,9 +84,141 @@ def test_parts_of_files_have_their_seconds(tmp_path: Path) -> None:
     assert manifest(tmp_path, "m.csv", f"path,video,start_s,end_s\n{rows}") == wanted
 
 
-def test_a_list_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x.mp4\r\ny.mp4\nx.mp4\n")))
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", 2 * b"\xef\xbb\xbf"])
+def test_a_list_may_come_on_standard_input(mark: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With byte order marks, as PowerShell puts them, and `cat` leaves them between files."""
+    text = mark + b"x.mp4\r\n" + mark + b"y.mp4\nx.mp4\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
     assert inputs.clips(["-"]) == [JobClip("x.mp4", "x.mp4"), JobClip("y.mp4", "y.mp4")]
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed; give"):
+        inputs.clips(["-"])
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["path, video", "Path,Video", " PATH , VIDEO ", "path;video", "Path; Video", '"path"\t"video"', "\ufeffpath,video"],
+)
+def test_a_table_may_be_written_in_any_way(header: str, tmp_path: Path) -> None:
+    separator = next(mark for mark in ";\t," if mark in header)
+    padding = " " if f" {separator}" in header or f"{separator} " in header else ""
+    table = f"{header}\na/1.mp4{separator}{padding}one\n{padding}b 2.mp4{padding}{separator}two\n"
+    assert manifest(tmp_path, "m.csv", table) == [
+        JobClip("one", f"{tmp_path}/a/1.mp4"),
+        JobClip("two", f"{tmp_path}/b 2.mp4"),
+    ]
+
+
+def test_a_folder_gives_each_file_once_whatever_links_there_are(tmp_path: Path) -> None:
+    """Two loops in one folder: following them blindly would take 2 ** 40 steps."""
+    folder, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    for path in (folder / "b" / "real.mp4", elsewhere / "outside.mp4", folder / "._b.mp4"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "a").symlink_to("b")
+    (folder / "b" / "loop").symlink_to("..")
+    (folder / "b" / "another loop").symlink_to(tmp_path)
+    (folder / "itself").symlink_to("itself")
+    (folder / "c").symlink_to(elsewhere)
+    (folder / "gone.mp4").symlink_to("nowhere")
+    (folder / "link.mp4").symlink_to("b/real.mp4")
+    os.mkfifo(folder / "pipe.mp4")
+    wanted = ["b/real.mp4", "c/outside.mp4", "gone.mp4", "link.mp4"]
+    skipped = inputs.Skipped()
+    below = inputs.clips([str(folder)], skipped=skipped)
+    assert [clip.path for clip in below] == [f"{folder}/{name}" for name in wanted]
+    assert str(skipped) == "3 files (._* 1, link to nowhere 1, no regular file 1)"
+    assert inputs.clips([f"{folder}/**/*.mp4"]) == below
+    assert [clip.path for clip in inputs.clips([f"{tmp_path}/v*/**/r*.mp4"])] == [f"{folder}/b/real.mp4"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["**/*.mp4", "*/*.mp4", "**", "s*/**/0*", "**/**/*.mp4", "[fs]*/*", "second/**/*.mp4"]
+)
+def test_a_glob_matches_what_pythons_does(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "a.mp4").touch()
+    monkeypatch.chdir(folder)
+    wanted = sorted({name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)})
+    assert sorted(clip.path for clip in inputs.clips([pattern])) == wanted
+    absolute = inputs.clips([f"{glob.escape(str(folder))}/{pattern}"])
+    assert sorted(clip.path for clip in absolute) == [f"{folder}/{name}" for name in wanted]
+
+
+SUFFIXES = {
+    ("mp4", "libx264"): ".mp4 .m4v .mov .qt .3gp .3gpp .3g2 .f4v .lrv",
+    ("matroska", "libx264"): ".mkv .mk3d .webm",
+    ("avi", "mpeg4"): ".avi .divx",
+    ("flv", "libx264"): ".flv",
+    ("asf", "wmv2"): ".asf .wmv .wm",
+    ("gif", "gif"): ".gif",
+    ("mpegts", "libx264"): ".ts .m2ts .mts .m2t .tp .trp",
+    ("vob", "mpeg2video"): ".vob .ps .mpg .mpeg .mpe .m2p .mod .vro",
+}
+
+
+def test_every_suffix_is_that_of_a_container_that_is_decoded() -> None:
+    assert set(" ".join(SUFFIXES.values()).split()) == inputs.VIDEO_SUFFIXES
+    for container, codec in SUFFIXES:
+        pixels = "bgr8" if codec == "gif" else "yuv420p"
+        clip = clips.video(3, size=(176, 144), codec=codec, container=container, pixels=pixels)
+        assert sample_frames(clip, resize_px=32, limits=DecodeLimits()).info.distinct_frames == 3
+
+
+def test_what_is_skipped_is_said_by_suffix(tmp_path: Path) -> None:
+    for name in ("a.ps", "b.VOB", "c.mp4", "d.ogv", "e.OGV", "f.mxf", "Makefile"):
+        (tmp_path / name).touch()
+    skipped = inputs.Skipped()
+    assert [Path(clip.path).name for clip in inputs.clips([str(tmp_path)], skipped=skipped)] == [
+        "a.ps",
+        "b.VOB",
+        "c.mp4",
+    ]
+    assert str(skipped) == "4 files (.ogv 2, .mxf 1, without suffix 1)"
+    for name in ("a.ps", "b.VOB", "c.mp4"):
+        (tmp_path / name).unlink()
+    with pytest.raises(
+        UsageError, match=r"no video in .* among 4 files \(\.ogv 2, .*\); videos have the suffixes \.3g2,"
+    ):
+        inputs.clips([str(tmp_path)])
+
+
+@given(
+    names=st.sets(st.binary(min_size=1, max_size=8).filter(lambda name: not {b"\0", b"/"} & {*map(bytes, zip(name))}))
+)
+def test_names_that_are_not_utf8_have_ids_that_every_reader_takes(names: set[bytes]) -> None:
+    texts = list(map(os.fsdecode, names))
+    for text in texts:
+        assert id_of(text).encode().decode() == id_of(id_of(text)) == id_of(text)
+        if text.isprintable():
+            assert id_of(text) == text
+    if not any(b"\\" in name for name in names):
+        assert len(set(map(id_of, texts))) == len(names)
+
+
+def test_files_whose_names_are_not_utf8_are_clips_of_their_own(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.mp4", b"caf\xe8.mp4"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
+    of_folder = inputs.clips([str(tmp_path)])
+    assert [clip.video for clip in of_folder] == [rf"{tmp_path}/caf\xe8.mp4", rf"{tmp_path}/caf\xe9.mp4"]
+    assert [Path(clip.path).read_bytes() for clip in of_folder] == [b"caf\xe8.mp4", b"caf\xe9.mp4"]
+    listed = manifest(tmp_path, "m.jsonl", json.dumps({"path": os.fsdecode(b"caf\xe9.mp4")}))
+    assert listed == [JobClip(r"caf\xe9.mp4", of_folder[1].path)]
+    assert manifest(tmp_path, "m.jsonl", r'{"path": "\ud800.mp4"}')[0].video == r"\ud800.mp4"
+
+
+def test_a_url_names_what_is_below_it() -> None:
+    files = fsspec.filesystem("memory")
+    for name in ("a.mp4", "deep/b.vob", "deep/._b.vob", "c.ogv"):
+        files.pipe_file(f"/inputs/{name}", b"x")
+    skipped = inputs.Skipped()
+    below = inputs.clips(["memory://inputs"], skipped=skipped)
+    assert [clip.video for clip in below] == ["memory:///inputs/a.mp4", "memory:///inputs/deep/b.vob"]
+    assert str(skipped) == "2 files (._* 1, .ogv 1)"
+    with pytest.raises(
+        UsageError, match=r"cannot list nothing://a: Protocol not known: nothing; mend that, or correct"
+    ):
+        inputs.clips(["nothing://a"])
 
 
 @pytest.mark.parametrize(

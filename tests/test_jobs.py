@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import random
 import resource
 import signal
@@ -41,10 +42,11 @@ IN_FLIGHT = 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred clips that all differ, in two folders, and the examples."""
+    """A hundred clips that all differ, in two folders, and the examples. The names of some are not UTF-8."""
     folder = tmp_path_factory.mktemp("clips")
     for number in range(CLIPS - len(EXAMPLES)):
-        path = folder / ("first" if number % 2 else "second/deeper") / f"{number:03}.mp4"
+        name = f"{number:03}.mp4" if number % 10 else os.fsdecode(b"\xe9 \xff%c.mp4" % (0x80 + number))
+        path = folder / ("first" if number % 2 else "second/deeper") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(clips.video(2 + number % 30, size=(32 + 2 * (number // 30), 32)))
     for name in EXAMPLES:
@@ -59,7 +61,10 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def records(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The records of an output, of which the first also says what made it."""
+    first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
+    first.pop("job", None)
+    return [first, *rest]
 
 
 def by_clip(path: Path) -> dict[str, Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 import zipfile
 from collections import Counter
@@ -15,8 +16,10 @@ import pytest
 import torch
 
 from benchmarks.rig.servers import config_on_free_ports
+from etenet import metrics
 from etenet.cli import main
-from etenet.serving import archive
+from etenet.errors import UsageError
+from etenet.serving import archive, without_grpc
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, ask, running_server, runs, wait_until
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
@@ -79,6 +82,29 @@ def assert_agree(counted: dict[str, float], responses: list[Response]) -> None:
     assert counted["etenet_frames_decoded_total"] == sum(response.json()["frames"]["decoded"] for response in good)
 
 
+def test_damaged_files_of_metrics_change_no_answer_and_are_named_once(server: Server) -> None:
+    assert server.caption(CLIP).status == 200
+    before, folder = server.figures(), Path(java_of(server).environ()[metrics.FOLDER_VARIABLE])
+    damaged = {
+        folder / "counter_1.db": b"",
+        folder / "histogram_2.db": b"\x7f" * 100,
+        folder / "gauge_livesum_x.db": b"x",
+    }
+    try:
+        for path, contents in damaged.items():
+            path.write_bytes(contents)
+        for _ in range(2):
+            assert [ask(f"{server.exporter}/{page}").status for page in ("live", "ready", "metrics")] == [200] * 3
+            assert {name: value for name, value in server.figures().items() if "captions" in name} == {
+                name: value for name, value in before.items() if "captions" in name
+            }
+    finally:
+        for path in damaged:
+            path.unlink()
+    log = server.log.read_text()
+    assert [log.count(f"{path} is damaged") for path in damaged] == [1, 1, 1]
+
+
 def test_the_wait_since_the_front_is_counted(server: Server) -> None:
     def waits() -> tuple[float, float]:
         now = server.figures()
@@ -97,6 +123,23 @@ def test_the_wait_since_the_front_is_counted(server: Server) -> None:
 
 def test_the_server_says_which_model_it_serves_and_under_what_terms(server: Server) -> None:
     assert "the model is demo (squeezenet1_1); terms: Apache-2.0, made from rendered clips\n" in server.log.read_text()
+
+
+def test_the_server_listens_for_nothing_but_http(server: Server) -> None:
+    """TorchServe alone also listens for gRPC, on 7070 and 7071."""
+    launcher = psutil.Process(server.process.pid)
+    sockets = [one for process in (launcher, *launcher.children(recursive=True)) for one in process.net_connections()]
+    listening = {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
+    urls = (server.inference, server.management, server.torchserve, server.exporter)
+    assert listening == {int(url.rpartition(":")[2]) for url in urls}
+
+
+def test_a_torchserve_whose_grpc_would_listen_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model-server.jar", "w") as jar:
+        jar.writestr("org/pytorch/serve/ModelServer.class", bytes(range(256)))
+    with pytest.raises(UsageError, match=r"another TorchServe.*pip install -c constraints\.txt torchserve"):
+        without_grpc.write_main_class(tmp_path / "model-server.jar", tmp_path / "classes")
+    assert not (tmp_path / "classes").exists()
 
 
 def test_every_request_has_a_log_line_with_the_id_of_the_response(server: Server) -> None:
@@ -133,14 +176,24 @@ def test_a_torchserve_that_does_not_answer_during_a_shutdown_costs_no_request(
     assert roomy.process.wait(30) == 0
 
 
-def test_requests_to_this_machine_use_no_proxy(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with running_server("--checkpoint", str(small_checkpoint)) as server:
-        assert server.caption(CLIP).status == 200
-        assert main(["doctor", "--server", server.inference]) == 0
-        assert server.stop() == 0
-        assert "asked again" not in server.log.read_text()
+def test_requests_to_this_machine_use_no_proxy(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            for variable in (name, name.upper()):
+                monkeypatch.setenv(variable, "" if name == "no_proxy" else f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with running_server("--checkpoint", str(small_checkpoint)) as server:
+            assert [ask(f"{server.exporter}/{page}").status for page in ("ready", "live", "metrics")] == [200] * 3
+            assert main(["doctor", "--server", server.inference]) == 0
+            (tmp_path / "clip.mp4").write_bytes(CLIP)
+            job = ["caption", str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "out.jsonl")]
+            assert main([*job, "--server", server.inference.replace("127.0.0.1", "localhost")]) == 0
+            assert server.stop() == 0
+            assert "asked again" not in server.log.read_text()
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            proxy.accept()
 
 
 def all_in_flight(server: Server, clients: ThreadPoolExecutor) -> list[Future[Response]]:

@@ -208,6 +208,7 @@ SHOWN_LIMITS = {
     "max_packets": f"{DecodeLimits().max_packets:,}",
     "max_segments": f"{DecodeLimits().max_segments}",
     "max_memory_bytes": f"{DecodeLimits().max_memory_bytes // 2**30} GiB",
+    "decode_cpu_s": f"{DecodeLimits().decode_cpu_s:g} s",
     "decode_deadline_s": f"{DecodeLimits().decode_deadline_s:g} s",
 }
 

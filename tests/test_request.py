@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 
 import pytest
 
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import BadOption, EmptyBody, NotAVideo
+from etenet.errors import BadOption, EmptyBody, NotAVideo, TooLarge
 from etenet.serving.request import Request
 
 
@@ -46,6 +47,18 @@ def test_a_bad_option_leaves_the_body_to_be_counted() -> None:
 )
 def test_what_holds_no_video_becomes_an_error(row: dict[str, Any], error: type[Exception]) -> None:
     assert isinstance(read(row).error, error)
+
+
+def test_a_compressed_body_is_the_video_in_it_and_a_form_was_taken_apart_before() -> None:
+    compressed, headers = gzip.compress(b"clip"), {"CONTENT-Encoding": "gzip"}
+    assert read({"body": bytearray(compressed)}, headers).body == b"clip"
+    assert read({"data": b"clip"}, headers).body == b"clip"
+    assert read({"body": compressed}).body == compressed
+    assert Request.read("7", {"body": compressed}, headers, max_body_bytes=4).error is None
+    assert isinstance(Request.read("7", {"body": compressed}, headers, max_body_bytes=3).error, TooLarge)
+    assert isinstance(read({"body": b"clip"}, headers).error, NotAVideo)
+    assert isinstance(read({"body": b"clip"}, {"content-encoding": "br"}).error, NotAVideo)
+    assert (read({"body": b""}, headers).body, read({"body": b""}, headers).error) == (b"", None)
 
 
 def test_of_two_errors_the_options_come_first() -> None:

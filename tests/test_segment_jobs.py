@@ -40,7 +40,11 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def records(path: Path) -> dict[str, Any]:
-    return {record.pop("video"): record for record in map(json.loads, path.read_text().splitlines())}
+    """What an output has about each video, without what its first line says about the job."""
+    of_videos = {record.pop("video"): record for record in map(json.loads, path.read_text().splitlines())}
+    for record in of_videos.values():
+        record.pop("job", None)
+    return of_videos
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,15 @@ def test_every_engine_gives_each_segment_the_same_caption(
     command = [sys.executable, "-m", "etenet", *CAPTION, str(films), "--out", str(out), *LONG, *where]
     assert subprocess.run(command, timeout=300, check=False).returncode == 1
     assert records(out) == expected
+
+
+@pytest.mark.parametrize("engine", ["local", "server"])
+def test_subtitles_of_a_job_count_from_the_start_of_the_file(engine: str, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "late.mkv").write_bytes(clips.with_sound(picture_starts_s=2, container="matroska"))
+    out, where = tmp_path / "late.vtt", ["--server", server.inference] if engine == "server" else []
+    assert main([*CAPTION, str(tmp_path / "late.mkv"), "--out", str(out), "--segment-s", "1", *where]) == 0
+    first, last = (webvtt.read(str(out)).captions[place] for place in (0, -1))
+    assert (first.start[:10], last.end[:10]) == ("00:00:02.0", "00:00:04.0")
 
 
 def test_parts_in_a_list_are_captioned_as_clips(tmp_path: Path) -> None:

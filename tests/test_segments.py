@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ALL_COMPLETED
+from concurrent.futures import ALL_COMPLETED, Future
 from dataclasses import replace
 from itertools import pairwise
 
@@ -19,10 +20,11 @@ from etenet import errors
 from etenet.captioning.captioner import Captioner
 from etenet.captioning.captions import Caption, Outcome, SegmentCaptions
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import Video
+from etenet.captioning.stream import JOB_DECODE_TRIES, Video
 from etenet.sandbox.pool import Sandbox
 from etenet.video import sampling
 from etenet.video.clip import Clip
+from etenet.video.limits import DecodeLimits
 from etenet.video.segments import SHORTEST_SEGMENT_S, Cut, Segment
 from tests import clips
 from tests.conftest import EXAMPLES, REPOSITORY
@@ -221,11 +223,11 @@ def test_a_video_without_presentation_times_is_cut_up_to_its_end(monkeypatch: py
     """Some AVI files have none. Then the numbers of the frames give their times."""
     demux = sampling._Sampler._demux
 
-    def without_times(clip: sampling._Sampler) -> list[sampling.VideoPacket]:
-        packets = demux(clip)
-        for packet in packets:
+    def without_times(clip: sampling._Sampler, streams: list[av.VideoStream]) -> dict[int, list[sampling.VideoPacket]]:
+        demuxed = demux(clip, streams)
+        for packet in demuxed[0]:
             packet.pts = packet.dts = None
-        return packets
+        return demuxed
 
     monkeypatch.setattr(sampling._Sampler, "_demux", without_times)
     body, rest, segments = clips.video(400, codec="mpeg4", container="avi"), Cut(segment_s=3.5, max_segments=2), []
@@ -274,6 +276,40 @@ def test_videos_of_any_length_come_out_of_a_stream_complete(captioner: Captioner
     assert texts(outcomes["film"]) == texts(outcomes["again"]) == expected
     assert isinstance(outcomes["broken"], errors.NotAVideo)
     assert len(texts(outcomes["clip"])) == 1
+
+
+@pytest.mark.parametrize("held_up", [1, JOB_DECODE_TRIES - 1, JOB_DECODE_TRIES])
+def test_a_job_tries_again_where_the_machine_was_too_busy_and_a_batch_does_not(
+    held_up: int, captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of a film and each clip is held up so often before it is decoded."""
+    tries: Counter[tuple[bytes, Cut]] = Counter()
+
+    def busy(body: bytes, cut: Cut) -> Future[list[Clip]]:
+        tries[body, cut] += 1
+        if tries[body, cut] > held_up:
+            return decode(body, cut)
+        future: Future[list[Clip]] = Future()
+        future.set_exception(DecodeLimits().held_up(0.5))
+        return future
+
+    decode, clip = captioner.decode, (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
+    stream = [Video("film", FILM, CaptionOptions(cut=Cut(segment_s=PART_S, max_segments=2)))]
+    stream += [Video("clip", clip, CaptionOptions()), Video("broken", b"no video", CaptionOptions())]
+    monkeypatch.setattr(captioner, "decode", busy)
+    outcomes = dict(captioner.caption_stream(stream))
+    if held_up < JOB_DECODE_TRIES:
+        assert texts(outcomes["film"]) == list(EXAMPLES.values())
+        assert isinstance(outcomes["clip"], Caption)
+        assert outcomes["clip"].text == next(iter(EXAMPLES.values()))
+        assert isinstance(outcomes["broken"], errors.NotAVideo)
+        assert set(tries.values()) == {held_up + 1}
+    else:
+        assert {type(outcome) for outcome in outcomes.values()} == {errors.Overloaded}
+        assert set(tries.values()) == {JOB_DECODE_TRIES}
+    tries.clear()
+    (outcome,) = captioner.caption_batch([clip], [CaptionOptions()])
+    assert isinstance(outcome, errors.Overloaded)
 
 
 def test_a_stream_encodes_no_more_than_a_batch_at_once_on_any_number_of_cores(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import signal
 import time
 import uuid
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from etenet.cli import main
 from etenet.files import sha256
 from etenet.model import checkpoint as checkpoints
 from etenet.model.vocabulary import Vocabulary
+from etenet.video.limits import DecodeLimits
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, running_server, runs, wait_until
 
@@ -41,7 +44,7 @@ def assert_valid(response: Any, *, captions: int = 1) -> None:
     assert len(times) == 16
     assert times == sorted(times)
     assert 1 <= response["frames"]["decoded"] <= 16
-    assert set(response["video"]) == {"codec", "width", "height", "duration_s"}
+    assert set(response["video"]) == {"codec", "width", "height", "duration_s", "start_s"}
     assert times[-1] <= response["video"]["duration_s"] + 1e-3
     assert (response["model"]["name"], response["model"]["version"]) == ("etenet", "1.0")
     assert len(response["model"]["checkpoint"]) == len("sha256:") + 64
@@ -120,6 +123,24 @@ def test_a_multipart_form_gets_the_same_caption(server: Server) -> None:
     assert response.status == 200
     assert_valid(response.json(), captions=2)
     assert response.json()["caption"] == EXAMPLES[FIRST]
+
+
+def test_a_compressed_video_gets_the_same_caption_and_a_bomb_a_refusal(server: Server) -> None:
+    for coding, compress in (("gzip", gzip.compress), ("deflate", zlib.compress)):
+        response = server.caption(compress(BODIES[FIRST]), Content_Encoding=coding)
+        assert (response.status, response.json()["caption"]) == (200, EXAMPLES[FIRST])
+    bomb, (fields, kind) = gzip.compress(bytes(2**20)) * 17, form({"data": BODIES[FIRST]})
+    response = server.caption(gzip.compress(fields), Content_Type=kind, Content_Encoding="gzip")
+    assert (response.status, response.json()["error"]["code"]) == (415, "not_a_video")
+    for body, coding, status, code in (
+        (bomb, "gzip", 415, "not_a_video"),
+        (gzip.compress(bytes(DecodeLimits().max_body_bytes + 1)), "gzip", 413, "too_large"),
+        (BODIES[FIRST], "gzip", 415, "not_a_video"),
+        (BODIES[FIRST], "br", 415, "not_a_video"),
+        (b"", "gzip", 400, "empty_body"),
+    ):
+        response = server.caption(body, Content_Encoding=coding)
+        assert (response.status, response.json()["error"]["code"]) == (status, code)
 
 
 def test_plain_text_is_the_bare_sentence(server: Server) -> None:

@@ -167,7 +167,7 @@ def test_the_three_caption_formats_give_the_same(tmp_path: Path, name: str, cont
     [
         ("f.json", '{"a": ["b"],\n "c" ["d"]}', r"f.json, line 2, column 6: this is not JSON"),
         ("f.json", '{"a": "b"}\n{"c": "d"}', r"line 1: no video among a; each row needs video"),
-        ("f.json", '{"a": ["b"], "c": "d", "a": ["e"]}', "line 1: 'a' is twice in one object; give {"),
+        ("f.json", '{"a": ["b"], "c": "d", "a": ["e"]}', "line 1: 'a' is twice in one object; keep one of them"),
         ("f.json", '["a"]', 'entry 1: expected an object, got "a"'),
         ("f.json", '{"a": 3}', "the captions of a must be a sentence or a list of sentences"),
         ("f.json", "{}", "has no clip"),
@@ -182,6 +182,8 @@ def test_the_three_caption_formats_give_the_same(tmp_path: Path, name: str, cont
             '{"video": "a", "caption": "b", "split": "train"}\n{"video": "a", "caption": "c", "split": "test"}',
             "line 2: a had another split, group or row further up; make them the same",
         ),
+        ("f.csv", "video,caption\na,b\nc,a man, a dog\n", "f.csv, line 3: a ',' cuts a cell .* put quotes around"),
+        ("f.csv", "video,caption,more\na,b,c\nc,a man, a dog\n", "f.csv, line 3: a ',' cuts a cell .* put quotes"),
         ("f.csv", "clip,caption\na,b\n", "f.csv, line 2: no video among clip, caption"),
         ("f.csv", "video,caption\na,b\nc\n", "line 3: no caption"),
         ("f.csv", "video,caption,row\na,b,first\n", "line 2: the row of a is 'first'"),
@@ -240,6 +242,22 @@ def test_clips_are_found_by_path_by_name_and_without_extension(tmp_path: Path) -
         folder.find("c")
     with pytest.raises(UsageError, match="not a folder; name the one that holds the clips with --clips"):
         ClipFolder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("folder", ["", "deep/"])
+@pytest.mark.parametrize("beside", ["f.srt", "f.VTT", "other/f.srt", "f.mkv.srt", "f.jpg", "f.info.json", "f"])
+def test_files_that_are_no_videos_may_lie_beside_one(tmp_path: Path, folder: str, beside: str) -> None:
+    video = tmp_path / folder / "f.MKV"
+    for path in (video, tmp_path / folder / beside.replace("mkv", "MKV")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert ClipFolder(tmp_path).find("f.MKV") == video
+    assert beside == "f" or ClipFolder(tmp_path).find("f") == video
+    video.with_suffix(".avi").touch()
+    assert ClipFolder(tmp_path).find("f.MKV") == video
+    if beside != "f":
+        with pytest.raises(UsageError, match=r"f may be .*f\.MKV and .*f\.avi; keep one"):
+            ClipFolder(tmp_path).find("f")
 
 
 def test_one_clip_under_two_names_is_refused_for_it_could_be_in_two_splits(tmp_path: Path) -> None:

@@ -16,25 +16,31 @@ from numpy.typing import NDArray
 
 from etenet import errors
 from etenet.video import ffmpeg, sampling
-from etenet.video.limits import DecodeLimits
+from etenet.video.limits import DecodeLimits, Stopwatch
+from etenet.video.tone_mapping import is_hdr, to_sdr
 from tests import clips
 
 SIZE_PX = 48
 
 
 def every_frame(body: bytes) -> list[NDArray[np.uint8]]:
-    """All frames of a clip, resized, in the order of the decoder, without the packets that it refuses."""
+    """All frames of a clip, resized and in SDR, in the order of the decoder, without the packets that it refuses."""
     pictures = []
     with av.open(io.BytesIO(body), **ffmpeg.LENIENT_METADATA) as container:
-        container.streams.video[0].thread_count = 1
-        for packet in container.demux(video=0):
+        stream = container.streams.best("video")
+        assert stream is not None
+        stream.codec_context.thread_count = 1
+        for packet in container.demux(stream):
             try:
                 frames = packet.decode()
             except av.FFmpegError:
                 continue
             for frame in frames:
-                small = frame.reformat(SIZE_PX, SIZE_PX, "rgb24", interpolation=Interpolation.BILINEAR)
-                pictures.append(small.to_ndarray())
+                hdr = is_hdr(frame.color_trc)
+                kind = "rgb48le" if hdr else "rgb24"
+                small = frame.reformat(SIZE_PX, SIZE_PX, kind, interpolation=Interpolation.BILINEAR).to_ndarray()
+                kinds = {"transfer": frame.color_trc, "primaries": frame.color_primaries}
+                pictures.append(to_sdr(small, **kinds) if hdr else small)
     return pictures
 
 
@@ -159,6 +165,17 @@ def test_times_are_seconds_from_the_first_frame() -> None:
     assert sampled.info.duration_s == pytest.approx(40 / 25, abs=0.05)
 
 
+@pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts"])
+@pytest.mark.parametrize(("clock_starts_s", "picture_starts_s"), [(0, 0), (0, 2), (5, 0), (5, 2)])
+def test_the_start_of_the_picture_counts_from_the_start_of_the_file(
+    container: str, clock_starts_s: float, picture_starts_s: float
+) -> None:
+    body = clips.with_sound(picture_starts_s=picture_starts_s, container=container, clock_starts_s=clock_starts_s)
+    info = sampling.sample_frames(body, resize_px=SIZE_PX).info
+    assert info.picture_start_s == pytest.approx(picture_starts_s, abs=0.012)
+    assert info.times_s == pytest.approx([n / 25 for n in sampling.middle_of_slices(50)], abs=1e-3)
+
+
 def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(reference_data: Path, thorough: bool) -> None:
     """The short form takes all odd clips and every third of the others."""
     odd, others = (
@@ -170,7 +187,9 @@ def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(referen
     for path in [*odd, *others[:: 1 if thorough else 3]]:
         body = path.read_bytes()
         try:
-            sampled = sampling.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(decode_deadline_s=60))
+            sampled = sampling.sample_frames(
+                body, resize_px=SIZE_PX, limits=DecodeLimits(decode_cpu_s=60, decode_deadline_s=120)
+            )
         except errors.CaptionError as error:
             refused[path.name] = error.code
             continue
@@ -237,6 +256,29 @@ def test_limits_on_bytes_pixels_and_time_hold() -> None:
     assert (
         sampling.sample_frames(body, resize_px=SIZE_PX, limits=DecodeLimits(max_pixels=320 * 240)).info.width_px == 320
     )
+
+
+@pytest.mark.parametrize(
+    ("cpu_share", "error"), [(0.95, errors.DecodeTimeout), (0.4, errors.DecodeTimeout), (0.2, errors.Overloaded)]
+)
+def test_processor_time_decides_about_a_clip_and_the_wall_clock_about_the_machine(
+    cpu_share: float, error: type[errors.CaptionError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip that needs 10 s of processor time, on a machine that gives it a share of a core."""
+    now_s, needed_s = 0.0, 10.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    monkeypatch.setattr("time.thread_time", lambda: now_s * cpu_share)
+    for configured in (DecodeLimits(), DecodeLimits(decode_cpu_s=5, decode_deadline_s=5 if cpu_share > 0.9 else 15)):
+        now_s = 0.0
+        stopwatch, over = Stopwatch(), None
+        while over is None and now_s * cpu_share < needed_s:
+            now_s += 0.04
+            try:
+                stopwatch.check(configured)
+            except errors.CaptionError as raised:
+                over = raised
+        assert type(over) is error
+        assert now_s <= configured.decode_deadline_s + 0.05
 
 
 @pytest.mark.parametrize(("version", "arguments"), [("18.1.0", {"metadata_errors": "replace"}), ("19.0.2", {})])

@@ -22,6 +22,7 @@ from benchmarks.rig.load import PREDICTIONS
 from benchmarks.rig.record import REPOSITORY
 from etenet.serving import archive as archives
 from etenet.serving.config import ServerConfig
+from etenet.serving.health import WITHOUT_PROXY
 from etenet.serving.torchserve import TorchServe
 
 START_DEADLINE_S = 180.0
@@ -114,7 +115,7 @@ def await_caption(url: str, clip: bytes, alive: Callable[[], bool]) -> None:
     while alive() and time.monotonic() < deadline:
         request = urllib.request.Request(url + PREDICTIONS, data=clip, headers={"Content-Type": "video/mp4"})
         try:
-            with urllib.request.urlopen(request, timeout=START_DEADLINE_S):
+            with WITHOUT_PROXY.open(request, timeout=START_DEADLINE_S):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
@@ -133,9 +134,7 @@ def config_on_free_ports(folder: Path) -> Path:
     """The repository's config.properties with every port replaced by a free one."""
     lines = (REPOSITORY / "config.properties").read_text().splitlines()
     names = ("inference_address", "management_address", "metrics_address", "exporter_address")
-    ports = free_ports(6)
-    values = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, ports[:4], strict=True)}
-    values |= {"grpc_inference_port": str(ports[4]), "grpc_management_port": str(ports[5])}
+    values = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
     changed = [f"{key}={values.get(key, value)}" for key, _, value in (line.partition("=") for line in lines) if value]
     path = folder / "config.properties"
     path.write_text("\n".join(changed) + "\n")

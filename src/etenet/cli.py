@@ -1,6 +1,7 @@
 """The `etenet` command. Results go to stdout or to the file given, everything else to stderr.
 
-Exit status: 0 all done, 1 some items failed (they are listed), 2 wrong use.
+Exit status: 0 all done, 1 some items failed (they are listed), 2 wrong use. As in shells, 130 after Ctrl-C, and 141 if
+nobody reads standard output any more.
 """
 
 from __future__ import annotations
@@ -8,18 +9,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import etenet
 from etenet.captioning.options import OPTIONS, CaptionOptions
-from etenet.errors import EtenetError, JavaError, JobStopped, UsageError
+from etenet.errors import EtenetError, JavaError, JobStopped, OutputLost, UsageError
+from etenet.files import occupy_closed_streams, print_bytes
 from etenet.jobs.formats import FORMATS, format_for
 from etenet.linux import thread_settings
 
 if TYPE_CHECKING:
+    from etenet.captioning.stream import OnProgress
+    from etenet.jobs.inputs import JobClip
+    from etenet.jobs.journal import Job, Record
     from etenet.jobs.run import Engine
 
 DEFAULT_CHECKPOINT = Path("model_store/real.pt")
@@ -28,15 +34,20 @@ DEFAULT_CONFIG = Path("config.properties")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    occupy_closed_streams()
     options = _parser().parse_args(arguments)
     os.environ.update(thread_settings(os.environ))
     try:
         status: int = options.run(options)
     except EtenetError as error:
+        if isinstance(error, OutputLost) and isinstance(error.__cause__, BrokenPipeError):  # `| head`: no mistake
+            return 128 + signal.SIGPIPE
         print(f"etenet {options.command}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, JavaError | JobStopped) else 2
+        return 1 if isinstance(error, JavaError | JobStopped | OutputLost) else 2
     except KeyboardInterrupt:
         print(f"etenet {options.command}: stopped", file=sys.stderr)
+        if "ray" in sys.modules:
+            os._exit(130)  # a Ray that was stopped while it started actors crashes a process that ends in the usual way
         return 130
     return status
 
@@ -50,31 +61,73 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def caption(options: argparse.Namespace) -> int:
-    from etenet.jobs import inputs, run
+    from etenet.jobs import inputs, remote, run
+    from etenet.jobs.progress import say
 
     texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
     caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
-    format = format_for(options.format, options.out, segments=caption_options.cut.into_segments)
-    clips = inputs.clips(options.paths, shard=options.shard)
+    out, publication = remote.destination(options.out) if options.out else (None, None)
+    format = format_for(options.format, out, segments=caption_options.cut.into_segments)
+    skipped = inputs.Skipped()
+    clips = inputs.clips(options.paths, shard=options.shard, skipped=skipped)
+    job = _job(options, caption_options)
     summary = run.run(
         clips,
-        _engine(options, caption_options, len(clips)),
-        out=options.out,
+        _engine(options, caption_options, job),
+        out=out,
         format=format,
+        publication=publication,
+        job=job,
+        about="; ".join(filter(None, (f"skipping {skipped}" if str(skipped) else "", _by(options)))),
         in_order=options.in_order,
         retry_failed=options.retry_failed,
+        overwrite=options.overwrite,
     )
-    print(f"etenet caption: {summary}", file=sys.stderr)
+    say(str(summary))
     return 1 if summary.failed or summary.failed_before else 0
 
 
-def _engine(options: argparse.Namespace, caption_options: CaptionOptions, clips: int) -> Engine:
-    details = options.probabilities or caption_options.captions > 1
+def _by(options: argparse.Namespace) -> str:
+    if options.server:
+        return f"asking {options.server}"
+    return f"loading {options.checkpoint}{' on Ray' if options.engine == 'ray' else ''}"
+
+
+def _job(options: argparse.Namespace, caption_options: CaptionOptions) -> Job:
+    """What the captions depend on, found out before anything large is loaded. Raises `EtenetError` if it cannot be."""
+    from etenet.jobs.journal import Job
+
+    if options.server:
+        from etenet.jobs.engines import server
+
+        checkpoint = server.checkpoint_of(options.server)
+    else:
+        from etenet.model import checkpoint as checkpoints
+
+        inspected = checkpoints.inspect(options.checkpoint)
+        if refusal := caption_options.refusal(inspected.confidence):
+            raise refusal
+        checkpoint = inspected.id
+    details = {"probabilities": "true"} if _wants_details(options, caption_options) else {}
+    return Job(checkpoint=checkpoint, settings=caption_options.as_texts() | details)
+
+
+def _wants_details(options: argparse.Namespace, caption_options: CaptionOptions) -> bool:
+    return options.probabilities or caption_options.captions > 1
+
+
+def _engine(options: argparse.Namespace, caption_options: CaptionOptions, job: Job) -> Engine:
+    """The engine that is asked for. What it needs is loaded when it gets its clips."""
+    details = _wants_details(options, caption_options)
     if options.server:
         from etenet.jobs.engines import server
 
         return server.engine(
-            options.server, caption_options, details=details, in_flight=options.workers or server.IN_FLIGHT
+            options.server,
+            caption_options,
+            details=details,
+            in_flight=options.workers or server.IN_FLIGHT,
+            checkpoint=job.checkpoint,
         )
     if options.engine == "ray":
         try:
@@ -91,13 +144,18 @@ def _engine(options: argparse.Namespace, caption_options: CaptionOptions, clips:
         )
     from etenet.jobs.engines import local
 
-    return local.engine(options.checkpoint, caption_options, details=details, clips=clips)
+    def load_and_caption(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
+        todo = list(clips)
+        engine = local.engine(options.checkpoint, caption_options, details=details, clips=len(todo))
+        return engine(todo, on_progress)
+
+    return load_and_caption
 
 
 def package(options: argparse.Namespace) -> int:
     from etenet.serving import archive
 
-    print(archive.package(options.source, options.out, gpu=options.gpu))
+    _print(archive.package(options.source, options.out, gpu=options.gpu))
     return 0
 
 
@@ -115,7 +173,7 @@ def init(options: argparse.Namespace) -> int:
     if not words:
         raise UsageError(f"{options.words} is empty; give a text file with one word per line")
     checkpoints.save(checkpoints.initialise(options.encoder, vocabulary), options.out)
-    print(options.out)
+    _print(options.out)
     return 0
 
 
@@ -126,7 +184,7 @@ def score(options: argparse.Namespace) -> int:
         raise UsageError(f"no folder for {options.per_clip}; make the folder, or give another path with --per-clip")
     predictions, references = caption_json.read(options.predictions), caption_json.read(options.references)
     result = scores.score(predictions, references, tokenizer=options.tokenizer)
-    print(json.dumps({**result.overall, "clips": len(result.per_clip), "tokenizer": result.tokenizer}))
+    _print(json.dumps({**result.overall, "clips": len(result.per_clip), "tokenizer": result.tokenizer}))
     if len(result.per_clip) == 1:
         print(
             "etenet score: CIDEr is meaningless for one clip: it compares the clip's words with those of others",
@@ -154,8 +212,13 @@ def doctor(options: argparse.Namespace) -> int:
     all_good = True
     for finding in findings:
         all_good &= finding.good
-        print(finding, flush=True)
+        _print(finding)
     return 0 if all_good else 1
+
+
+def _print(result: object) -> None:
+    """A line on standard output. Raises `OutputLost`."""
+    print_bytes(f"{result}\n".encode(errors="surrogateescape"))
 
 
 def _count(text: str) -> int:
@@ -194,9 +257,13 @@ def _parser() -> argparse.ArgumentParser:
         help="files, folders, globs; lists of clips as .jsonl, .csv or .txt, or - for one on standard input",
     )
     command.add_argument(
-        "--out", type=Path, metavar="F", help="default: standard output. Clips that it already has are skipped"
+        "--out",
+        metavar="F",
+        help="a file, a folder for subtitles, or a URL of one; default: standard output. Clips that it already has are "
+        "skipped",
     )
     command.add_argument("--format", choices=FORMATS, help="default: from the name of --out")
+    command.add_argument("--overwrite", action="store_true", help="forget the captions that --out already has")
     command.add_argument("--in-order", action="store_true", help="write in the order of the input")
     command.add_argument("--retry-failed", action="store_true", help="try clips again that failed in an earlier run")
     command.add_argument(

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from etenet.assets import CANARY_CLIP, MOVING_CLIP
 from etenet.errors import EtenetError, counted
 from etenet.java import find_java
+from etenet.jobs.proxy import proxy_to
 from etenet.model import checkpoint as checkpoints
 from etenet.serving import health
 from etenet.serving.archive import MODEL_NAME
@@ -77,9 +78,8 @@ def examine_server(url: str) -> Iterator[Finding]:
 
 
 def _opener(url: str) -> urllib.request.OpenerDirector:
-    """Through the proxies of the environment, except to this machine."""
-    local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-    return health.WITHOUT_PROXY if local else urllib.request.build_opener()
+    proxy = proxy_to(url)
+    return urllib.request.build_opener(urllib.request.ProxyHandler({urlsplit(url).scheme: proxy} if proxy else {}))
 
 
 def _throughput(predictions: str, opener: urllib.request.OpenerDirector) -> Finding:

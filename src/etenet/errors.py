@@ -3,6 +3,7 @@
     EtenetError
       UsageError               wrong use of a command or function: exit status 2, one line, no traceback
         CheckpointError        missing, damaged or of another version
+      OutputLost               standard output takes no more: exit status 1
       JobStopped               a batch job cannot go on now: exit status 1
       JavaError                a Java program died, hung or gave an unusable reply: exit status 1
       DeviceFailed             the GPU no longer computes in this process
@@ -14,9 +15,9 @@
         UndecodableVideo       422 undecodable_video
         TooManyPixels          422 too_many_pixels
         TooMuchMemory          422 too_much_memory
-        DecodeTimeout          422 decode_timeout
+        DecodeTimeout          422 decode_timeout: too much processor time
         DecoderCrashed         422 decoder_crashed
-        Overloaded             503 overloaded
+        Overloaded             503 overloaded: no room or no time now
         InternalError          500 internal_error: a bug of ours
 
 A message names the thing and the fix. Foreign errors are translated where they arise, with `raise ... from`.
@@ -55,6 +56,10 @@ class UsageError(EtenetError):
 
 class CheckpointError(UsageError):
     """A checkpoint is missing, damaged or of another version."""
+
+
+class OutputLost(EtenetError):
+    """Standard output takes no more: it is closed, its disk is full, or nobody reads it."""
 
 
 class JobStopped(EtenetError):

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, logs that only grow, the hash of a file, and rows out of JSON, CSV and lists.
+"""Files that are replaced as a whole, logs that only grow, standard output, hashes, and rows of JSON, CSV and lists.
 
 Knows what a row is in each format, but not what the columns mean. An error names the file, the line and the fix.
 """
@@ -12,22 +12,27 @@ import io
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import ENOSPC
+from itertools import dropwhile
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from etenet.errors import UsageError
+from etenet.errors import OutputLost, UsageError
 
 # Not str.splitlines(): it also splits at U+2028, U+0085, VT and FF, which may be in file names and sentences.
 _LINE_END = re.compile(r"\r\n?|\n")
 _JSON = re.compile(r"\s*[{\[]")
 _JSON_NOT_A_PATH = re.compile(r"\s*(\{|\[\s*[{\]])")  # a path may be [1].mp4
 _BLANKS = " \t"
+_QUOTES = 'put quotes around a cell with a comma or line break, and double those inside it: "a ""b"", c"'
+_BYTE_ORDER_MARK = "\ufeff"
+_SEPARATORS = ",;\t"
 _SHOWN_CHARACTERS = 80
 
 
@@ -61,6 +66,31 @@ def sha256(path: Path) -> str:
 def json_line(value: object) -> bytes:
     """JSON on one line. Only lone surrogates are escaped: they stand for bytes of file names that are not UTF-8."""
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def occupy_closed_streams() -> None:
+    """Open what the caller has closed (`>&-`). Its number would else go to the next file, and libraries print there."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def print_bytes(text: bytes) -> None:
+    """Write to standard output at once. Raises `OutputLost`, from `BrokenPipeError` if nobody reads any more."""
+    if sys.stdout is None:
+        raise OutputLost("standard output is closed")
+    try:
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # Python would write what is left when it ends, fail again, and say so.
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise OutputLost(f"cannot write to standard output: {error.strerror}") from error
 
 
 class AppendOnlyLog:
@@ -154,6 +184,7 @@ def rows(
     header: Collection[str] = (),
     list_of: str = "",
     by_clip: bool = False,
+    prose: str = "",
     fix: str,
 ) -> Iterator[Row]:
     """The rows of a file, or of `contents` that `source` only names. The format is recognised by the contents:
@@ -165,8 +196,13 @@ def rows(
         clips/a.mp4                                    a list, if `list_of="path"`: rows {"path": "clips/a.mp4"}
 
     The text is UTF-8, with or without a byte order mark. Lines end with LF, CR LF or CR; empty ones are skipped. In
-    CSV, quoted cells may have line breaks, cells beyond the last column are dropped, and `values` lacks missing cells.
-    Raises `UsageError` if the file cannot be read or has another format, and if an object has a key twice.
+    CSV, columns are told apart by the separator of the first line (a comma, a semicolon or a tab), and their names are
+    read without regard to case and blanks. If blanks surround that separator, they belong to no cell. Quoted cells may
+    have line breaks, and `values` lacks missing cells.
+    Raises `UsageError` if the file cannot be read or has another format, if an object has a key or a table a column
+    twice, if a quote stays open, and if a separator without quotes cuts a cell. Such a separator makes more cells than
+    there are columns. In a row that leaves out its last cells it does not; in the cells after the column `prose`,
+    which holds sentences, a blank at the start gives it away (unless blanks surround all separators).
     """
     text = read_text(source, contents, fix=fix)
     lines = [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip(_BLANKS)]
@@ -175,10 +211,12 @@ def rows(
     try:
         if (_JSON_NOT_A_PATH if list_of else _JSON).match(text):
             yield from _rows_of_json(source, text, lines, by_clip=by_clip, fix=fix)
-        elif not set(header).isdisjoint(next(csv.reader([lines[0][1]]))):
-            yield from _rows_of_table(source, text, header)
+        elif (table := _Table.begun_by(lines[0][1], header)) is not None:
+            yield from _rows_of_table(source, text, table, prose)
         elif list_of:
-            yield from (Row(f"{source}, line {number}", {list_of: line.strip(_BLANKS)}) for number, line in lines)
+            # A byte order mark begins every file of those that one list was put together from.
+            paths = ((number, line.lstrip(_BYTE_ORDER_MARK).strip(_BLANKS)) for number, line in lines)
+            yield from (Row(f"{source}, line {number}", {list_of: path}) for number, path in paths if path)
         elif header:
             names = " or ".join(header)
             raise UsageError(f"{source}, line {lines[0][0]}: neither JSON nor CSV with a column {names}; {fix}")
@@ -195,7 +233,7 @@ def read_text(source: Path | str, contents: bytes | None = None, *, fix: str) ->
     except OSError as error:
         raise UsageError(f"cannot read {source}: {error.strerror}; {fix}") from error
     try:
-        return body.decode("utf-8-sig")
+        return body.decode().lstrip(_BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].count(b"\n")
         raise UsageError(f"{source}, line {line}: this is not UTF-8; save it as UTF-8") from error
@@ -210,15 +248,21 @@ def parse_json(source: Path | str, text: str, *, line: int | None = None, fix: s
         number = error.lineno + (line - 1 if line else 0)
         where = f"{source}, line {number}, column {error.colno}"
         raise UsageError(f"{where}: this is not JSON ({error.msg}); {fix}") from error
-    except (UsageError, ValueError, RecursionError) as error:  # a key twice, too many digits, too deep
+    except _KeyTwice as error:
+        raise UsageError(f"{place}: {error}") from error
+    except (ValueError, RecursionError) as error:  # too many digits, too deep
         raise UsageError(f"{place}: {error}; {fix}") from error
+
+
+class _KeyTwice(Exception):
+    """An object has a key twice. Python's own parser would take the last one."""
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise UsageError(f"{key!r} is twice in one object")
+            raise _KeyTwice(f"{key!r} is twice in one object; keep one of them, with the values of both")
         values[key] = value
     return values
 
@@ -263,15 +307,58 @@ def _row(place: str, values: Any, fix: str) -> Row:
     return Row(place, values)
 
 
-def _rows_of_table(source: Path | str, text: str, header: Collection[str]) -> Iterator[Row]:
-    """Each row has the place of its first line."""
-    reader, names, line = csv.reader(io.StringIO(text, newline="")), list[str](), 1
-    for cells in reader:
-        if names and cells:
-            yield Row(f"{source}, line {line}", dict(zip(names, cells, strict=False)))
-        elif not names and not set(header).isdisjoint(cells):
-            names = cells
-        line = reader.line_num + 1
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """How a table of CSV is written. With `padding`, blanks around the separator belong to no cell."""
+
+    columns: tuple[str, ...]
+    separator: str
+    padding: bool
+
+    @classmethod
+    def begun_by(cls, line: str, known: Collection[str]) -> Self | None:
+        """The table that has this first line; None if the line names no known column."""
+        names = {column.lower(): column for column in known}
+        for separator in _SEPARATORS:
+            cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+            plain = [cell.strip(_BLANKS).lower() for cell in cells]
+            if not names.keys().isdisjoint(plain):
+                padding = f" {separator}" in line or f"{separator} " in line
+                return cls(tuple(names.get(name, name) for name in plain), separator, padding)
+        return None
+
+    def cells(self, source: Path | str, text: str) -> Iterator[tuple[str, list[str]]]:
+        """The place of the first line of a row, and its cells. Lines without any are left out."""
+        # Strict, so that an open quote is an error; but then no blank may follow a quote.
+        lines, strict = io.StringIO(text, newline=""), not self.padding
+        reader = csv.reader(lines, delimiter=self.separator, skipinitialspace=self.padding, strict=strict)
+        place = f"{source}, line 1"
+        try:
+            for cells in reader:
+                if cells:
+                    yield place, [cell.strip(_BLANKS) for cell in cells] if self.padding else cells
+                place = f"{source}, line {reader.line_num + 1}"
+        except csv.Error as error:
+            raise UsageError(f"{place}: {error}; {_QUOTES}") from error
+
+    def cuts(self, cells: Sequence[str], prose: str) -> bool:
+        """Whether a separator without quotes has cut a cell, as far as that can be seen."""
+        count = len(self.columns)
+        after_prose = cells[self.columns.index(prose) + 1 : count] if prose in self.columns else []
+        return any(cell.strip() for cell in cells[count:]) or any(
+            cell.startswith(" ") and cell.strip() for cell in after_prose
+        )
+
+
+def _rows_of_table(source: Path | str, text: str, table: _Table, prose: str) -> Iterator[Row]:
+    written = dropwhile(lambda row: not any(cell.strip(_BLANKS) for cell in row[1]), table.cells(source, text))
+    place, _ = next(written)
+    if twice := [name for name in table.columns if name and table.columns.count(name) > 1]:
+        raise UsageError(f"{place}: the column {twice[0]} is there twice; give each its own name")
+    for place, cells in written:
+        if table.cuts(cells, prose):
+            raise UsageError(f"{place}: a {table.separator!r} cuts a cell of {shown(cells)} in two; {_QUOTES}")
+        yield Row(place, dict(zip(table.columns, cells, strict=False)))
 
 
 def shown(value: object) -> str:

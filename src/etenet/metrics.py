@@ -9,16 +9,21 @@ Names and units follow https://prometheus.io/docs/practices/naming/.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from etenet.errors import CaptionError
+
+_log = logging.getLogger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -48,7 +53,7 @@ for _kind in CaptionError.__subclasses__():  # so that a rate exists before the 
 IN_PROGRESS = Gauge("etenet_requests_in_progress", "Requests that workers are working on.", multiprocess_mode="livesum")
 DECODERS = Gauge("etenet_decoder_processes", "Decoder processes that run.", multiprocess_mode="livesum")
 DECODERS_REPLACED = Counter("etenet_decoder_processes_replaced", "Decoder processes that were replaced.")
-DECODERS_TIMED_OUT = Counter("etenet_decoder_processes_timed_out", "Clips whose decoding exceeded the deadline.")
+DECODERS_TIMED_OUT = Counter("etenet_decoder_processes_timed_out", "Clips whose decoding exceeded a limit of time.")
 GPU_DECODED = Counter("etenet_gpu_decoded", "Videos that were decoded by a GPU's decoder.")
 WORKER_START = Gauge(
     "etenet_worker_start_time_seconds", "Unix time when the youngest worker started.", multiprocess_mode="livemax"
@@ -82,7 +87,8 @@ def seconds_since(request_start: str) -> float | None:
 
 def exposition(folder: Path, *, ready: bool) -> bytes:
     """The text that Prometheus reads: the figures of all workers with files in `folder`, and readiness."""
-    registry = _registry(folder)
+    registry = CollectorRegistry()
+    registry.register(_Workers(folder))
     Gauge("etenet_ready", "1 while the server is ready.", registry=registry).set(ready)
     parts = {name: version(name) for name in ("etenet", "torch", "torchserve", "av")}
     Gauge(
@@ -95,19 +101,53 @@ def total(folder: Path, figure: Counter | Gauge) -> float:
     """The sum of one figure over all workers and labels."""
     return sum(
         sample.value
-        for family in _registry(folder).collect()
+        for family in _Workers(folder).collect()
         if family.name == figure._name
         for sample in family.samples
     )
 
 
-def _registry(folder: Path) -> CollectorRegistry:
-    """Counters and histograms of all workers so far, and gauges of those that are alive."""
-    for file in folder.glob("gauge_live*_*.db"):
-        pid = int(file.stem.rpartition("_")[2])
-        with suppress(FileNotFoundError):
-            if not Path(f"/proc/{pid}").exists():
-                mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
-    return registry
+class _Workers(Collector):
+    """Counters and histograms of all workers so far, and gauges of those that are alive.
+
+    A file that cannot be read (a full disk, a crash of the machine) costs its own figures and no others.
+    """
+
+    _logged: ClassVar[set[Path]] = set()  # damaged files: each is logged once
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        self._forget_dead_workers()
+        files = sorted(self._folder.glob("*.db"))
+        try:
+            return _merged(files)
+        except Exception:  # the client library checks little, so a damaged file raises anything
+            return _merged([file for file in files if self._is_whole(file)])
+
+    def _forget_dead_workers(self) -> None:
+        for file in self._folder.glob("gauge_live*_*.db"):
+            pid = file.stem.rpartition("_")[2]
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+                with suppress(OSError):
+                    mark_process_dead(int(pid), str(self._folder))  # type: ignore[no-untyped-call]
+
+    def _is_whole(self, file: Path) -> bool:
+        try:
+            _merged([file])
+        except Exception as error:
+            if file not in self._logged:
+                self._logged.add(file)
+                _log.warning(
+                    "%s is damaged (%r): metrics go on without it; if /metrics must be complete, restart the server",
+                    file,
+                    error,
+                )
+            return False
+        return True
+
+
+def _merged(files: Sequence[Path]) -> Iterable[Metric]:
+    """The figures in the files of several processes, added up."""
+    return MultiProcessCollector.merge(map(str, files))  # type: ignore[no-untyped-call, no-any-return]

@@ -35,7 +35,7 @@ class Described:
 def read_captions(path: Path) -> dict[str, Described]:
     """Clips in the order in which the file first names them."""
     clips: dict[str, Described] = {}
-    for row in rows(path, header=("video", "caption"), by_clip=True, fix=_FIX):
+    for row in rows(path, header=("video", "caption"), by_clip=True, prose="caption", fix=_FIX):
         video, described = _described_by(row)
         clip = clips.setdefault(video, replace(described, captions=[]))
         if replace(described, captions=clip.captions) != clip:

@@ -40,7 +40,7 @@ from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import sample_frames
 
 # Those of the server, except for the time: how fast a clip decodes depends on what else runs on this machine.
-LIMITS = DecodeLimits(decode_deadline_s=120.0)
+LIMITS = DecodeLimits(decode_cpu_s=120.0, decode_deadline_s=3600.0)
 
 # Not fork: the parent has threads by then, and a fork would copy their locks as they are.
 _PROCESSES = multiprocessing.get_context("forkserver")

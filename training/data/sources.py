@@ -10,7 +10,7 @@ import os
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby, islice
@@ -19,6 +19,7 @@ from typing import Any
 
 from etenet.errors import UsageError
 from etenet.files import parse_json, read_text, rows
+from etenet.jobs.inputs import VIDEO_SUFFIXES
 from training.data.caption_files import SPLITS, Described, read_captions
 from training.data.source_clip import SourceClip
 from training.data.splits import Shares, splits_of
@@ -32,27 +33,31 @@ _AS_DISTRIBUTED = "give the file as it is distributed"
 
 
 class ClipFolder:
-    """The files below a folder at any depth, by relative path, by name, or by name without extension."""
+    """The files below a folder at any depth, by relative path, by name, or by name without extension.
+
+    Subtitles, descriptions and thumbnails may lie beside a video of the same name.
+    """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; name the one that holds the clips with --clips")
         self.folder = folder
-        self._files: defaultdict[str, set[Path]] = defaultdict(set)
+        self._by_name: defaultdict[str, set[Path]] = defaultdict(set)
+        self._by_stem: defaultdict[str, set[Path]] = defaultdict(set)
         for place, folders, names in os.walk(folder):
             folders.sort()
             for name in names:
                 if not name.startswith("."):
                     file = Path(place, name)
-                    self._files[name].add(file)
-                    self._files[file.stem].add(file)
+                    self._by_name[name].add(file)
+                    self._by_stem[file.stem].add(file)
 
     def find(self, *names: str) -> Path | None:
         """The file of the first of these names that has one."""
         for name in names:
             if (exact := self.folder / name).is_file() and not Path(name).is_absolute():
                 return exact
-            if files := sorted(self._files.get(name, ())):
+            if files := sorted(self._by_name.get(name) or _videos(self._by_stem.get(name, ()))):
                 if len(files) > 1:
                     listed = " and ".join(str(file) for file in files[:2])
                     raise UsageError(f"{name} may be {listed}; keep one, or name the clip by its path below --clips")
@@ -61,7 +66,7 @@ class ClipFolder:
 
     def stems(self, pattern: str) -> list[str]:
         """Names without extension that match a pattern, sorted as in the C locale."""
-        return sorted(name for name in {Path(name).stem for name in self._files} if re.fullmatch(pattern, name))
+        return sorted(name for name in self._by_stem if re.fullmatch(pattern, name))
 
     def checked(self, clips: list[SourceClip]) -> list[SourceClip]:
         """The same clips. Raises `UsageError` if none has a file, and if two have the same file."""
@@ -74,6 +79,11 @@ class ClipFolder:
             if clip.file and owner.setdefault(clip.file, clip.video) != clip.video:
                 raise UsageError(f"{owner[clip.file]} and {clip.video} are the same clip, {clip.file}; use one name")
         return clips
+
+
+def _videos(files: Collection[Path]) -> Collection[Path]:
+    """Those with the suffix of a video, or all of them if none has."""
+    return [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES] or files
 
 
 def msvd(clips: Path, *, corpus: Path | None = None, sentences: Sequence[Path] = ()) -> list[SourceClip]:

@@ -22,7 +22,7 @@ import torch
 
 from etenet.captioning.captions import Caption, Outcome, Sentence
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import KeyT, OnProgress, Schedule, Video, caption_videos, captions_of
+from etenet.captioning.stream import JOB_DECODE_TRIES, KeyT, OnProgress, Schedule, Video, caption_videos, captions_of
 from etenet.errors import BadOption, CaptionError, Overloaded
 from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
@@ -110,6 +110,7 @@ class Captioner:
             max_clips=batch_clips + max(batch_clips, cores()),
             max_bytes=MAX_HELD_BYTES,
             continue_cuts=True,
+            decode_tries=JOB_DECODE_TRIES,
         )
         return caption_videos(self, videos, schedule, on_progress=on_progress)
 

@@ -75,7 +75,7 @@ class Caption:
         return {**self._fields(attention), "video": _video(self.video), "timing_ms": self.timing_ms.as_dict()}
 
     def as_segment(self, *, attention: bool = False) -> dict[str, Any]:
-        """One of the `segments` of the HTTP contract."""
+        """One of the `segments` of the HTTP contract, in seconds from the first frame."""
         times = {"start_s": round(self.video.start_s, 3), "end_s": round(self.video.end_s, 3)}
         return {**times, **self._fields(attention)}
 
@@ -121,4 +121,5 @@ def _video(video: ClipInfo) -> Mapping[str, Any]:
         "width": video.width_px,
         "height": video.height_px,
         "duration_s": round(video.duration_s, 3),
+        "start_s": round(video.picture_start_s, 3),
     }

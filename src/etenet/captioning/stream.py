@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
@@ -18,9 +18,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from etenet.captioning.captions import Caption, Outcome, Sentence, Timing, outcome_of
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import BadOption, CaptionError, InternalError
+from etenet.errors import BadOption, CaptionError, InternalError, Overloaded
 from etenet.video.clip import Clip
 from etenet.video.segments import Cut
+
+JOB_DECODE_TRIES = 3
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Schedule:
     Clips are encoded once `encode_clips` are decoded, at most `max_batch` at a time, and searched once `search_clips`
     are encoded, or when no further ones are on their way. While `max_clips` clips, or bodies of `max_bytes`, are on
     their way, no further video is taken. With `continue_cuts`, the segments beyond the `max_segments` of a cut are
-    decoded after those before.
+    decoded after those before. A video that the machine was too busy to decode is decoded `decode_tries` times in all.
     """
 
     encode_clips: float = 1
@@ -70,6 +72,7 @@ class Schedule:
     max_clips: float = math.inf
     max_bytes: float = math.inf
     continue_cuts: bool = False
+    decode_tries: int = 1
 
 
 Accept = Callable[[list[Clip], int], list[Clip] | CaptionError]
@@ -97,6 +100,7 @@ def caption_videos(
     started, encode_s = time.perf_counter(), 0.0
     unread, more, numbers = iter(videos), True, count()
     unfinished: deque[Video[KeyT]] = deque()
+    held_up: Counter[KeyT] = Counter()
     decoding: dict[Future[list[Clip]], Video[KeyT]] = {}
     decoded: dict[int, _Part[KeyT]] = {}
     encoded: dict[int, _Part[KeyT]] = {}
@@ -141,6 +145,12 @@ def caption_videos(
             for future in done:
                 video = decoding.pop(future)
                 result = decoded_by(future)
+                if isinstance(result, Overloaded):
+                    held_up[video.key] += 1
+                    if held_up[video.key] < schedule.decode_tries:
+                        unfinished.append(video)
+                        continue
+                held_up.pop(video.key, None)
                 if not isinstance(result, CaptionError):
                     result = accept(result, len(decoding))
                 if isinstance(result, CaptionError):

@@ -2,6 +2,8 @@
 
 A segment without a caption (its confidence was lower than the one asked for) leaves a gap.
 
+Segments count from the first frame, players from the start of the file: `on_players_clock` converts.
+
 Source of WebVTT: https://www.w3.org/TR/webvtt1/. SubRip has no standard.
 """
 
@@ -13,6 +15,13 @@ from typing import Any, TypeAlias
 
 Segments: TypeAlias = Sequence[Mapping[str, Any]]
 """Each with `start_s`, `end_s` and `caption`, in order; the caption may be None."""
+
+
+def on_players_clock(segments: Segments, picture_start_s: float) -> Segments:
+    """The same segments of a video whose first frame is shown `picture_start_s` after the start of the file."""
+    return [
+        {**segment, **{name: segment[name] + picture_start_s for name in ("start_s", "end_s")}} for segment in segments
+    ]
 
 
 def plain(segments: Segments) -> str:

@@ -18,10 +18,13 @@ from typing import Any, Literal
 from etenet.captioning import subtitles
 from etenet.errors import UsageError
 from etenet.files import json_line, replacing
-from etenet.jobs.inputs import VIDEO_SUFFIXES, JobClip
+from etenet.jobs.inputs import VIDEO_SUFFIXES, JobClip, id_of
 from etenet.jobs.journal import Record
 
-COLUMNS = ("video", "start_s", "end_s", "caption", "error_code", "error_message", "confidence")
+COLUMNS = (
+    *("video", "start_s", "end_s", "caption", "error_code", "error_message", "confidence"),
+    *("log_prob", "captions"),  # of --captions and --probabilities
+)
 
 
 def _jsonl(records: Iterable[Record]) -> Iterator[bytes]:
@@ -29,7 +32,8 @@ def _jsonl(records: Iterable[Record]) -> Iterator[bytes]:
 
 
 def _csv(records: Iterable[Record]) -> Iterator[bytes]:
-    for row in (COLUMNS, *chain.from_iterable(map(_rows, records))):
+    for values in chain([COLUMNS], chain.from_iterable(map(_rows, records))):
+        row = [json_line(value).decode().rstrip() if isinstance(value, list) else value for value in values]
         # Readers take a carriage return for the end of a line, but the writer does not quote it by itself.
         has_return, text = any("\r" in str(cell) for cell in row), io.StringIO(newline="")
         quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL)
@@ -45,8 +49,15 @@ def _parquet(records: Iterable[Record]) -> Iterator[bytes]:
     except ModuleNotFoundError as error:
         raise UsageError(f"Parquet needs the extra: pip install 'etenet[ray]' ({error})") from error
     rows = [dict(zip(COLUMNS, row, strict=True)) for record in records for row in _rows(record)]
-    numbers = ("start_s", "end_s", "confidence")
-    schema = pyarrow.schema([(c, pyarrow.float64() if c in numbers else pyarrow.string()) for c in COLUMNS])
+    text, number = pyarrow.string(), pyarrow.float64()
+    word = pyarrow.struct([("word", text), ("prob", number)])
+    sentence = pyarrow.struct(
+        [("caption", text), ("log_prob", number), ("confidence", number), ("words", pyarrow.list_(word))]
+    )
+    types = dict.fromkeys(("start_s", "end_s", "confidence", "log_prob"), number) | {
+        "captions": pyarrow.list_(sentence)
+    }
+    schema = pyarrow.schema([(column, types.get(column, text)) for column in COLUMNS])
     file = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema), file)
     yield file.getvalue()
@@ -54,10 +65,11 @@ def _parquet(records: Iterable[Record]) -> Iterator[bytes]:
 
 def _rows(record: Record) -> Iterator[tuple[Any, ...]]:
     """One row for a clip, or one for each of its segments."""
-    error = record.get("error", {"code": None, "message": None})
+    of_clip = {"video": record["video"], **{f"error_{name}": text for name, text in record.get("error", {}).items()}}
     for part in record.get("segments", [record]):
-        times_s = part.get("start_s"), part.get("end_s")
-        yield record["video"], *times_s, part.get("caption"), error["code"], error["message"], part.get("confidence")
+        best = part["captions"][0] if "captions" in part else {}
+        row = {"log_prob": best.get("log_prob"), **part, **of_clip}
+        yield tuple(row.get(column) for column in COLUMNS)
 
 
 def _coco(records: Iterable[Record]) -> Iterator[bytes]:
@@ -73,7 +85,8 @@ def _coco(records: Iterable[Record]) -> Iterator[bytes]:
 def _subtitles(text_of: Callable[[subtitles.Segments], str], records: Iterable[Record]) -> Iterator[bytes]:
     for record in records:
         if "segments" in record:
-            yield text_of(record["segments"]).encode(errors="replace")
+            shown = subtitles.on_players_clock(record["segments"], record.get("picture_start_s", 0.0))
+            yield text_of(shown).encode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +116,22 @@ _BY_SUFFIX = {format.suffix: format for format in FORMATS.values()}
 
 
 def format_for(name: str | None, out: Path | None, *, segments: bool = False) -> Format:
-    """The format `name`, or without a name the one of the file's suffix, JSON lines if no format has it.
+    """The format `name`, or without a name the one of the file's suffix, JSON lines if it has none.
 
-    Raises `UsageError` if the format needs segments and there are none, or the other way round.
+    Raises `UsageError` for another suffix, and if the format needs segments and there are none, or the other way round.
     """
-    by_suffix = _BY_SUFFIX.get(out.suffix.lower(), JOURNAL) if out else JOURNAL
-    chosen = FORMATS[name] if name else by_suffix
+    chosen = FORMATS[name] if name else _named_like(out) if out and out.suffix else JOURNAL
     if chosen.segments == "needed" and not segments:
         raise UsageError(f"{chosen.name} needs segments: give --segment-s N or --segment scenes")
     if chosen.segments == "impossible" and segments:
         raise UsageError(f"{chosen.name} has one caption per clip: give another --format, or no segments")
     return chosen
+
+
+def _named_like(out: Path) -> Format:
+    if found := _BY_SUFFIX.get(out.suffix.lower()):
+        return found
+    raise UsageError(f"no format has names like {out.name}; end it with {', '.join(_BY_SUFFIX)}, or give --format")
 
 
 def write(records: Iterable[Record], clips: Sequence[JobClip], out: Path, chosen: Format) -> None:
@@ -146,10 +164,11 @@ def places_for(clips: Sequence[JobClip], out: Path, chosen: Format) -> dict[str,
         if len(clips) > 1:
             raise UsageError(f"{out} is one file, and there are {len(clips)} videos; name a folder with --out")
         return {clip.video: out for clip in clips}
-    bare = {clip.video: _without_suffix(clip.video) for clip in clips}
+    names = {clip.video: clip.path if clip.video == id_of(clip.path) else clip.video for clip in clips}
+    bare = {video: _without_suffix(name) for video, name in names.items()}
     times = Counter(bare.values())
     places = {
-        video: out / f"{name if times[name] == 1 else PurePath(*_below(video))}{chosen.suffix}"
+        video: out / f"{name if times[name] == 1 else PurePath(*_below(names[video]))}{chosen.suffix}"
         for video, name in bare.items()
     }
     owner: dict[Path, str] = {}

@@ -17,24 +17,33 @@ from __future__ import annotations
 
 import glob
 import math
+import os
 import sys
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import Any
 
-from etenet.errors import BadOption, UsageError
+from etenet.errors import BadOption, UsageError, counted
 from etenet.files import Row, rows, shown
+from etenet.jobs import remote
+from etenet.jobs.remote import is_remote
 from etenet.video.segments import Cut
 
+# Names of files in the containers of `video/ffmpeg.py`.
 VIDEO_SUFFIXES = frozenset(
     (
-        *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"),
-        *(".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"),
+        *(".3g2", ".3gp", ".3gpp", ".f4v", ".lrv", ".m4v", ".mov", ".mp4", ".qt"),
+        *(".mk3d", ".mkv", ".webm", ".avi", ".divx", ".flv", ".asf", ".wm", ".wmv", ".gif"),
+        *(".m2t", ".m2ts", ".mts", ".tp", ".trp", ".ts"),
+        *(".m2p", ".mod", ".mpe", ".mpeg", ".mpg", ".ps", ".vob", ".vro"),
     )
 )
 MANIFEST_SUFFIXES = frozenset((".csv", ".jsonl", ".txt"))
 STANDARD_INPUT = "-"
+_APPLE_DOUBLE = "._"  # begins the name of what macOS stores beside a file: no video, whatever the suffix
+_KINDS_SHOWN = 30
 _FIX = "a line of a manifest is a path, or has video, path, start_s and end_s"
 
 
@@ -55,14 +64,33 @@ class JobClip:
         return self.path + Cut(start_s=self.start_s, end_s=self.end_s).fragment
 
 
-def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[JobClip]:
-    """All clips that are named, in order. For shard (i, n), every n-th clip from the i-th.
+@dataclass(slots=True)
+class Skipped:
+    """What was found in folders and is not captioned: how many files of each kind."""
+
+    files: Counter[str] = field(default_factory=Counter)
+    unreadable_folders: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """As in "3 files (.ogv 2, .txt 1)"; empty if nothing was skipped."""
+        most_first = sorted(self.files.items(), key=lambda kind: (-kind[1], kind[0]))
+        kinds = [f"{kind} {count}" for kind, count in most_first[:_KINDS_SHOWN]]
+        if len(most_first) > len(kinds):
+            kinds.append("...")
+        parts = [f"{counted(self.files.total(), 'file')} ({', '.join(kinds)})"] if kinds else []
+        parts += [f"{folder}, which cannot be read" for folder in self.unreadable_folders]
+        return ", ".join(parts)
+
+
+def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1), skipped: Skipped | None = None) -> list[JobClip]:
+    """All clips that are named, in order. For shard (i, n), every n-th clip from the i-th. Counts what is `skipped`.
 
     Raises `UsageError` if there is no such clip, and if two different clips have the same id.
     """
     by_id: dict[str, JobClip] = {}
+    skipped = Skipped() if skipped is None else skipped
     for name in names:
-        for clip in _named_by(name):
+        for clip in _named_by(name, skipped):
             if by_id.setdefault(clip.video, clip) != clip:
                 raise UsageError(
                     f"the id {clip.video!r} names both {by_id[clip.video].source} and {clip.source}; "
@@ -72,20 +100,33 @@ def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1)) -> list[JobC
     return list(by_id.values())[number - 1 :: count]
 
 
-def _named_by(name: str) -> Iterator[JobClip]:
+def id_of(name: str) -> str:
+    """A name as text that every program reads: bytes that are not UTF-8 become \\\\xe9. Others stay as they are.
+
+    Python keeps such bytes as lone surrogates (PEP 383), which JSON readers refuse or take all for the same character.
+    """
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate out of JSON that stands for no byte
+        return name.encode(errors="backslashreplace").decode()
+
+
+def _named_by(name: str, skipped: Skipped) -> Iterator[JobClip]:
     path = Path(name)
     if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise UsageError("standard input is closed; give a list in a file")
         yield from _manifest(Path(), "standard input", sys.stdin.buffer.read())
     elif is_remote(name):
-        yield from _of_paths(_remote(name))
+        yield from _of_paths(_remote(name, skipped))
     elif path.is_dir():
-        yield from _of_paths(_videos_below(path))
+        yield from _of_paths(_videos_below(path, skipped))
     elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
         yield from _manifest(path.parent, path)
     elif path.is_file():
-        yield JobClip(name, name)
+        yield from _of_paths([name])
     elif glob.has_magic(name):
-        matches = sorted(match for match in map(Path, glob.glob(name, recursive=True)) if match.is_file())
+        matches = sorted(match for match in set(_matches(path, skipped)) if _may_be_read(match, skipped))
         if not matches:
             raise UsageError(f"no file matches {name}; correct the pattern")
         yield from _of_paths(matches)
@@ -93,38 +134,88 @@ def _named_by(name: str) -> Iterator[JobClip]:
         raise UsageError(f"no file at {name}; correct the path")
 
 
-def is_remote(path: str) -> bool:
-    return "://" in path
-
-
 def _of_paths(paths: Iterable[Path | str]) -> Iterator[JobClip]:
-    return (JobClip(str(path), str(path)) for path in paths)
+    return (JobClip(id_of(str(path)), str(path)) for path in paths)
 
 
-def _remote(url: str) -> list[str]:
+def _remote(url: str, skipped: Skipped) -> list[str]:
     """The videos at a URL of a folder or a glob, or the URL itself."""
-    from fsspec.core import url_to_fs
-
-    try:
-        files, path = url_to_fs(url)
-        if glob.has_magic(path):
-            names = files.glob(path)
-        elif files.isdir(path):
-            names = [name for name in files.find(path) if Path(name).suffix.lower() in VIDEO_SUFFIXES]
-        else:
-            return [url]
-        if not names:
-            raise UsageError(f"no video at {url}; correct the URL")
-        return sorted(files.unstrip_protocol(name) for name in names)
-    except (ImportError, OSError, ValueError) as error:
-        raise UsageError(f"cannot list {url}: {error}") from error
-
-
-def _videos_below(folder: Path) -> list[Path]:
-    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    names = remote.find(url)
+    videos = names if names == [url] or glob.has_magic(url) else _videos_among(names, skipped)
     if not videos:
-        raise UsageError(f"no video in {folder}; videos have the suffixes {', '.join(sorted(VIDEO_SUFFIXES))}")
+        raise _no_video(url, skipped)
     return videos
+
+
+def _videos_below(folder: Path, skipped: Skipped) -> list[Path]:
+    paths = (os.path.join(top, name) for top, names in _folders_below(folder, skipped) for name in names)
+    videos = sorted(map(Path, _videos_among(paths, skipped)))
+    videos = [video for video in videos if _may_be_read(video, skipped)]
+    if not videos:
+        raise _no_video(folder, skipped)
+    return videos
+
+
+def _videos_among(names: Iterable[str], skipped: Skipped) -> list[str]:
+    videos = []
+    for name in names:
+        path = PurePath(name)
+        if path.name.startswith(_APPLE_DOUBLE):
+            skipped.files[f"{_APPLE_DOUBLE}*"] += 1
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            videos.append(name)
+        elif os.path.islink(name) and not os.path.exists(name):
+            skipped.files["link to nowhere"] += 1
+        else:
+            skipped.files[id_of(path.suffix.lower()) or "without suffix"] += 1
+    return videos
+
+
+def _no_video(where: Path | str, skipped: Skipped) -> UsageError:
+    there = f" among {skipped}" if str(skipped) else ""
+    return UsageError(f"no video in {where}{there}; videos have the suffixes {', '.join(sorted(VIDEO_SUFFIXES))}")
+
+
+def _folders_below(folder: Path, skipped: Skipped, *, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """Each folder with the names of its files. Without `hidden`, no folder whose name begins with a dot.
+
+    Links to folders are followed, and no folder comes twice, so loops end. A folder goes by its own name rather than
+    that of a link to it.
+    """
+    seen: set[str] = set()
+    tops = deque([str(folder)])
+    while tops:
+        walk = os.walk(tops.popleft(), onerror=lambda error: skipped.unreadable_folders.append(id_of(error.filename)))
+        for top, folders, files in walk:
+            if (real := os.path.realpath(top)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
+            tops.extend(path for name in folders if os.path.islink(path := os.path.join(top, name)))
+            yield top, files
+
+
+def _may_be_read(path: str | Path, skipped: Skipped) -> bool:
+    """Files, and links to nowhere: a clip that is not there fails like one that cannot be read."""
+    if os.path.isfile(path) or not os.path.exists(path):
+        return True
+    skipped.files["folder" if os.path.isdir(path) else "no regular file"] += 1
+    return False
+
+
+def _matches(pattern: Path, skipped: Skipped) -> Iterator[Path]:
+    """As glob.glob, but for `**` each folder once: a loop of links is no forty folders."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.glob(str(pattern)))
+        return
+    at = pattern.parts.index("**")
+    above, below = Path(*pattern.parts[:at]), pattern.parts[at + 1 :] or ("*",)
+    for folder in glob.glob(str(above)):
+        for top, _ in _folders_below(Path(folder), skipped, hidden=False):
+            # Folders that match are no loss: what is in them is matched, too.
+            matches = _matches(Path(glob.escape(top), *below), skipped)
+            yield from (match for match in matches if not match.is_dir())
 
 
 def _manifest(folder: Path, source: Path | str, contents: bytes | None = None) -> Iterator[JobClip]:
@@ -142,11 +233,11 @@ def _clip(row: Row, folder: Path) -> JobClip:
         raise UsageError(f"{row.place}: {error}; {_FIX}") from error
     match values:
         case {"video": str(video) | int(video), "path": str(path)} if path and video != "":
-            return JobClip(str(video), _below(folder, path), part.start_s, part.end_s)
+            return JobClip(id_of(str(video)), _below(folder, path), part.start_s, part.end_s)
         case {"video": str(name)} if name:
-            return JobClip(name, _below(folder, name), part.start_s, part.end_s)
+            return JobClip(id_of(name), _below(folder, name), part.start_s, part.end_s)
         case {"path": str(name)} if name:
-            return JobClip(name + part.fragment, _below(folder, name), part.start_s, part.end_s)
+            return JobClip(id_of(name) + part.fragment, _below(folder, name), part.start_s, part.end_s)
     raise UsageError(f"{row.place}: no clip is named in {shown(values)}; {_FIX}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -14,6 +15,12 @@ from tqdm import tqdm
 from etenet.jobs.journal import Record
 
 LINE_EVERY_S = 30.0  # without a terminal
+
+
+def say(text: str) -> None:
+    """A line on standard error, above the bar if there is one. No job ends because nobody reads it any more."""
+    with suppress(OSError):
+        tqdm.write(f"etenet caption: {text}", file=sys.stderr)
 
 
 @dataclass
@@ -60,7 +67,7 @@ class Progress:
         for record in records:
             if "error" in record:
                 self._summary.failed += 1
-                self._bar.write(f"etenet caption: {record['video']}: {record['error']['message']}", file=sys.stderr)
+                say(f"{record['video']}: {record['error']['message']}")
                 self._bar.set_postfix(failed=self._summary.failed)
             else:
                 self._summary.captioned += 1
@@ -83,7 +90,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         self._last_line_s = time.monotonic()
-        print(f"etenet caption: {text}", file=sys.stderr)
+        say(text)
 
 
 def _clock(seconds: float) -> str:

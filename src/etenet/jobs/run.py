@@ -19,15 +19,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeAlias
 
-import fsspec
-
 from etenet.captioning.stream import OnProgress
-from etenet.errors import TooLarge
+from etenet.errors import JobStopped, TooLarge, UsageError, counted
+from etenet.files import print_bytes
 from etenet.jobs import formats
 from etenet.jobs.formats import JOURNAL, Format
-from etenet.jobs.inputs import JobClip, is_remote
-from etenet.jobs.journal import Journal, Record
-from etenet.jobs.progress import Progress, Summary
+from etenet.jobs.inputs import JobClip, id_of
+from etenet.jobs.journal import Job, Journal, Record
+from etenet.jobs.progress import Progress, Summary, say
+from etenet.jobs.remote import Publication, is_remote, opened
 from etenet.video.segments import WHOLE, Cut
 
 SEGMENTS_AT_ONCE = 8  # of one video
@@ -48,26 +48,40 @@ def run(
     *,
     out: Path | None,
     format: Format = JOURNAL,
+    publication: Publication | None = None,
+    job: Job | None = None,
+    about: str = "",
     in_order: bool = False,
     retry_failed: bool = False,
+    overwrite: bool = False,
 ) -> Summary:
     """Caption the clips that `out` does not have yet. Without `out`, the output goes to standard output.
 
-    Raises `UsageError` if `out` is another kind of file or cannot be written, and `JobStopped` if the engine fails.
+    A line before the first clip says how many there are, and `about` what else there is to say.
+    Raises `UsageError` if `out` is another kind of file, is that of another `job` or cannot be written, and
+    `JobStopped` if the engine fails.
     """
     summary, out = Summary(len(clips)), out and out.resolve()
     if format.file_per_video:
         formats.places_for(clips, out or Path(f"standard output{format.suffix}"), format)
+    if not out and sys.stdout is None:
+        raise UsageError("standard output is closed; name a file with --out")
     with ExitStack() as stack:
         journal = None
         if out:
-            journal = stack.enter_context(Journal(out if format == JOURNAL else out.with_name(f"{out.name}.jsonl")))
+            path = out if format == JOURNAL else out.with_name(f"{out.name}.jsonl")
+            name = publication.url_of(path.name) if publication else ""
+            journal = stack.enter_context(Journal(path, job, overwrite=overwrite, name=name))
+            if publication:
+                _continue_published(journal, publication, job, overwrite=overwrite)
             if retry_failed:
                 journal.forget_failures()
         done = journal.done if journal else {}
         todo = [clip for clip in clips if clip.video not in done]
         summary.before, summary.total = len(clips) - len(todo), len(todo)
         summary.failed_before = sum(done.get(clip.video, False) for clip in clips)
+        if about:
+            say(f"{_found(clips, summary, journal)}; {about if todo else 'nothing to do'}")
         progress = stack.enter_context(Progress(summary))
         records = progress.count(engine(todo, progress.on_progress) if todo else iter(()))
         if in_order:
@@ -75,15 +89,54 @@ def run(
         if journal:
             for record in records:
                 journal.add(record)
+                if publication and publication.is_due:
+                    _publish_meanwhile(journal, publication)
             if in_order:
                 journal.put_in_order(clip.video for clip in clips)
             if out and format != JOURNAL:
                 formats.write(journal.records(), clips, out, format)
+            if out and publication:
+                _publish(publication, out, journal.path)
+                publication.close()
         else:
             for text in format.write(records):
-                sys.stdout.buffer.write(text)
-                sys.stdout.buffer.flush()
+                print_bytes(text)
     return summary
+
+
+def _found(clips: Sequence[JobClip], summary: Summary, journal: Journal | None) -> str:
+    text = counted(len(clips), "clip")
+    if summary.before:
+        text += f", {summary.before} of them done before"
+    if journal and journal.is_of_unknown_job:
+        text += f"; {journal.name} does not say with what checkpoint and settings: they must be the same"
+    return text
+
+
+def _continue_published(journal: Journal, publication: Publication, job: Job | None, *, overwrite: bool) -> None:
+    """Add the records that are published and not on this machine, and see whether something can be published at all."""
+    if not overwrite:
+        with publication.fetched(journal.path.name) as path:
+            if path:
+                with Journal(path, job, name=journal.name) as published:
+                    for record in published.records():
+                        if record["video"] not in journal.done:
+                            journal.add(record)
+    _publish(publication, journal.path)
+
+
+def _publish_meanwhile(journal: Journal, publication: Publication) -> None:
+    try:
+        publication.publish(journal.path)
+    except OSError as error:
+        say(f"{error}; trying again later, and the records are in {journal.path}")
+
+
+def _publish(publication: Publication, *paths: Path) -> None:
+    try:
+        publication.publish(*paths)
+    except OSError as error:
+        raise JobStopped(f"{error}; fix that, and start the job again (it goes on from {paths[-1]})") from error
 
 
 def of_bodies(engine: BodyEngine, max_body_bytes: int, cut: Cut = WHOLE) -> Engine:
@@ -157,7 +210,7 @@ def _read_ahead(clips: Iterable[JobClip], max_body_bytes: int) -> Iterator[tuple
 
 def size_of(path: str) -> int:
     """Bytes of a file; 0 if they are unknown, as for a URL."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         return os.path.getsize(path)
     return 0
 
@@ -165,10 +218,11 @@ def size_of(path: str) -> int:
 def read(path: str, max_body_bytes: int) -> bytes | Record:
     """A file's bytes, or a record of why they cannot be used."""
     try:
-        with fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as file:
+        with opened(path) if is_remote(path) else open(path, "rb") as file:
             body: bytes = file.read(max_body_bytes + 1)
-    except (OSError, ImportError, ValueError) as error:
-        return {"error": {"code": "unreadable_file", "message": f"{path}: {error}"}}
+    except (OSError, ValueError) as error:  # ValueError: no path at all, as with a NUL in it
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        return {"error": {"code": "unreadable_file", "message": f"{id_of(path)}: {reason}"}}
     if len(body) > max_body_bytes:
         too_large = TooLarge(f"the video has more than {max_body_bytes} bytes, the limit; give a shorter clip")
         return dict(too_large.as_dict())

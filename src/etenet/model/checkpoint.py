@@ -7,14 +7,14 @@ file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from etenet.errors import CheckpointError, UsageError
-from etenet.files import replacing
+from etenet.files import replacing, sha256
 from etenet.model.confidence import Calibration
 from etenet.model.config import DecoderConfig, Preprocessing
 from etenet.model.decoder import Decoder
@@ -115,10 +115,8 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
     features alone can only be loaded this way.
     """
     contents = _read(path, mmap=not with_encoder)
-    if with_encoder and contents.get("encoder") == GIVEN_FEATURES:
-        raise CheckpointError(
-            f"{path} has no encoder: it was trained on features, so it cannot caption video; train on clips"
-        )
+    if with_encoder:
+        _require_encoder(path, contents.get("encoder"))
     try:
         vocabulary = Vocabulary(contents["vocabulary"])
         decoder = DecoderConfig(**contents["decoder"])
@@ -153,6 +151,20 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
         ) from error
     model.to(device).eval().requires_grad_(False)
     return checkpoint
+
+
+def inspect(path: Path) -> Checkpoint:
+    """A checkpoint without its encoder, and with its id. `CheckpointError` if it cannot caption video."""
+    checkpoint = load(path, with_encoder=False)
+    _require_encoder(path, checkpoint.model.encoder.name)
+    return replace(checkpoint, id=f"sha256:{sha256(path)}")
+
+
+def _require_encoder(path: Path, encoder: object) -> None:
+    if encoder == GIVEN_FEATURES:
+        raise CheckpointError(
+            f"{path} has no encoder: it was trained on features, so it cannot caption video; train on clips"
+        )
 
 
 def _read(path: Path, *, mmap: bool) -> dict[str, Any]:

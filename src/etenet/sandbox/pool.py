@@ -3,7 +3,8 @@
 Each process has limits on memory, CPU time and wall-clock time, sees no files, and can make no system call except those
 that decoding needs (`worker.py`). If a process crashes on a video, the video is tried once more in a fresh process and
 in software: the crash may have had another cause, such as a GPU's driver. A video that crashes two processes, or uses
-up its time, is refused at once for the next hour (`quarantine.py`).
+up its CPU time, is refused at once for the next hour (`quarantine.py`). If only the wall clock ran out, the machine was
+busy, and the video may come again.
 
 Why not a library: in pebble and concurrent.futures all processes share one pipe. A process that is stopped while it
 holds the pipe's lock stops all the others. Both also pickle every body and every frame.
@@ -23,7 +24,7 @@ from typing import Protocol
 from etenet import metrics
 from etenet.errors import DecoderCrashed, DecodeTimeout, EtenetError
 from etenet.linux import cores
-from etenet.sandbox.process import DecoderProcess, Died, Hung
+from etenet.sandbox.process import GRACE_S, DecoderProcess, Died, Hung
 from etenet.sandbox.quarantine import Quarantine
 from etenet.video.clip import Clip
 from etenet.video.limits import DecodeLimits
@@ -33,7 +34,6 @@ from etenet.video.segments import WHOLE, Cut
 
 _log = logging.getLogger(__name__)
 
-GRACE_S = 0.25  # after the deadline: a worker that looks at the clock itself can still report
 CLIPS_PER_PROCESS = 1000
 _IN_SOFTWARE = "a decoder process decodes all videos in software: %s"
 
@@ -135,7 +135,7 @@ class _Supervisor:
         quarantine: Quarantine,
     ) -> None:
         self._new_process = partial(DecoderProcess, resize_px, limits, entry)
-        self._deadline_s, self._gpu, self._gpu_fault = limits.decode_deadline_s, gpu, ""
+        self._limits, self._gpu, self._gpu_fault = limits, gpu, ""
         self._jobs, self._quarantine = jobs, quarantine
 
     def start(self) -> Future[_Faults]:
@@ -167,7 +167,7 @@ class _Supervisor:
 
     def _sample(self, body: bytes, cut: Cut) -> list[Clip]:
         self._renew()
-        left_s, started = self._deadline_s + GRACE_S, time.monotonic()
+        left_s, started = self._limits.decode_deadline_s + GRACE_S, time.monotonic()
         try:
             return self._try(body, cut, left_s, may_use_gpu=True)
         except Died as death:
@@ -187,8 +187,11 @@ class _Supervisor:
             clips = self.process.sample(body, cut, left_s, may_use_gpu=may_use_gpu)
         except (DecodeTimeout, Hung) as late:
             metrics.DECODERS_TIMED_OUT.inc()
-            timeout = DecodeTimeout(f"decoding took longer than {self._deadline_s:g} s; send a shorter clip")
-            if self.process.clip_cpu_s > self._deadline_s / 2:  # else something other than the video was slow
+            cpu_s = self.process.clip_cpu_s
+            if isinstance(late, Hung) and cpu_s < self._limits.decode_cpu_s:
+                raise self._limits.held_up(cpu_s) from late
+            timeout = self._limits.too_slow()
+            if cpu_s > self._limits.decode_cpu_s / 2:  # what a process reports is not trusted
                 self._quarantine.add(body, timeout, cut)
             raise timeout from late
         if clips[0].info.on_gpu:

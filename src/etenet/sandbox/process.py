@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from etenet import metrics
-from etenet.errors import CaptionError, InternalError
+from etenet.errors import CaptionError, InternalError, Overloaded
 from etenet.sandbox import nvidia_files
 from etenet.sandbox.worker import MESSAGE_BYTES
 from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
@@ -39,6 +40,8 @@ from etenet.video.segments import Cut
 _log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 60.0
+GRACE_S = 0.25  # after a limit: a process that looks at the clock itself can still report
+_CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
 _MESSAGE_LETTERS = 1000
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
@@ -67,7 +70,7 @@ class Died(Exception):
 
 
 class Hung(Exception):
-    """The process did not reply in time and was ended."""
+    """The video used up its time: the process says so, or did not reply and was ended."""
 
 
 class DecoderProcess:
@@ -76,7 +79,7 @@ class DecoderProcess:
     def __init__(self, resize_px: int, limits: DecodeLimits, entry: str, gpu: GpuDecoding | None) -> None:
         """Raises `Died` if the process does not get ready, or cannot use the GPU that it should."""
         self.clips, self.clip_cpu_s, self._ready = 0, 0.0, False
-        self._frames_shape, self._max_segments = (FRAMES_PER_CLIP, resize_px, resize_px, 3), limits.max_segments
+        self._limits, self._frames_shape = limits, (FRAMES_PER_CLIP, resize_px, resize_px, 3)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = {
             "entry": entry,
@@ -138,8 +141,12 @@ class DecoderProcess:
         self._channel.close()
 
     def sample(self, body: bytes, cut: Cut, deadline_s: float, *, may_use_gpu: bool) -> list[Clip]:
-        """The clips of a video, or the `CaptionError` that the process reports. After `Died` or `Hung` it is gone."""
-        max_segments = self._max_segments if cut.into_segments else 1
+        """The clips of a video, or the `CaptionError` that the process reports. After `Died` it is gone.
+
+        `deadline_s` is wall-clock time; the processor time is that of the limits. Beyond either, `Hung`.
+        """
+        max_segments = self._limits.max_segments if cut.into_segments else 1
+        began_s = time.monotonic()
         memory = os.memfd_create("clip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(memory, max(len(body), max_segments * math.prod(self._frames_shape)))
@@ -148,6 +155,11 @@ class DecoderProcess:
             request = {"body_bytes": len(body), "cut": asdict(cut), "may_use_gpu": may_use_gpu}
             reply = self._ask(request, memory, deadline_s)
             self.clips += 1
+            if (
+                reply.get("error") == Overloaded.__name__
+                and time.monotonic() - began_s >= self._limits.decode_deadline_s
+            ):
+                raise Hung("it was held up")
             try:
                 return _validated(reply, memory, self._frames_shape, max_segments)
             except CaptionError:
@@ -163,12 +175,12 @@ class DecoderProcess:
         try:
             if deadline_s <= 0:
                 raise TimeoutError
-            cpu_limit_s = math.ceil(cpu_before_s + deadline_s) + 1
+            cpu_limit_s = math.ceil(cpu_before_s + self._limits.decode_cpu_s) + 1
             hard_limit_s = resource.prlimit(self.pid, resource.RLIMIT_CPU)[1]
             resource.prlimit(self.pid, resource.RLIMIT_CPU, (cpu_limit_s, hard_limit_s))
             self._channel.settimeout(deadline_s)
             socket.send_fds(self._channel, [json.dumps(request).encode()], [memory])
-            message = self._channel.recv(MESSAGE_BYTES)
+            message = self._receive_reply(cpu_before_s, deadline_s)
             if not message:
                 raise ConnectionResetError("it closed its channel")
             reply = json.loads(message)
@@ -183,6 +195,9 @@ class DecoderProcess:
                 self._program.wait(1.0)
             killed = self._program.returncode == -signal.SIGKILL
             self.end()
+            if self._program.returncode == -signal.SIGXCPU:
+                self.clip_cpu_s = self._limits.decode_cpu_s
+                raise Hung("it reached its limit of CPU time") from error
             raise Died(f"{error}", killed_from_outside=killed) from error
         except (ValueError, RecursionError) as error:
             self.end()
@@ -190,13 +205,25 @@ class DecoderProcess:
         self.clip_cpu_s = self._cpu_s() - cpu_before_s
         return reply
 
+    def _receive_reply(self, cpu_before_s: float, deadline_s: float) -> bytes:
+        """Raises `TimeoutError` when the time of the wall clock or of the processor is used up."""
+        ends_s, cpu_left_s = time.monotonic() + deadline_s, self._limits.decode_cpu_s + GRACE_S
+        while True:
+            left_s = min(ends_s - time.monotonic(), cpu_left_s)
+            if left_s <= 0:
+                raise TimeoutError
+            self._channel.settimeout(max(left_s, _CLOCK_TICK_S))
+            with suppress(TimeoutError):
+                return self._channel.recv(MESSAGE_BYTES)
+            cpu_left_s = cpu_before_s + self._limits.decode_cpu_s + GRACE_S - self._cpu_s()
+
     def _cpu_s(self) -> float:
         """User and system time. Source: proc_pid_stat(5), fields 14 and 15."""
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return 0.0
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return (int(fields[11]) + int(fields[12])) * _CLOCK_TICK_S
 
 
 def _validated(reply: Mapping[str, Any], memory: int, shape: tuple[int, ...], max_segments: int) -> list[Clip]:
@@ -213,7 +240,7 @@ def _validated(reply: Mapping[str, Any], memory: int, shape: tuple[int, ...], ma
 
 def _clip(fields: Mapping[str, Any], memory: int, number: int, shape: tuple[int, ...]) -> Clip:
     info = ClipInfo(**{**fields, "times_s": tuple(fields["times_s"])})
-    seconds = (*info.times_s, info.duration_s, info.start_s, info.end_s, info.decode_ms)
+    seconds = (*info.times_s, info.duration_s, info.picture_start_s, info.start_s, info.end_s, info.decode_ms)
     sizes = (info.distinct_frames, info.width_px, info.height_px)
     if len(info.times_s) != FRAMES_PER_CLIP:
         raise ValueError(f"reply field times_s has {len(info.times_s)} entries")

@@ -16,7 +16,6 @@ import os
 import resource
 import signal
 import socket
-import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -30,7 +29,7 @@ from etenet.errors import CaptionError, TooMuchMemory
 from etenet.linux import end_with_parent
 from etenet.sandbox.seccomp import allow_only_decoding
 from etenet.video.ffmpeg import import_all_of_pyav
-from etenet.video.limits import DecodeLimits
+from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.nvdec import GpuDecoding, open_gpu
 from etenet.video.sampling import sample_frames, sample_on_gpu, sample_segments
 from etenet.video.segments import WHOLE, Cut
@@ -54,7 +53,7 @@ def main(settings: Mapping[str, Any]) -> None:
     gpu = GpuDecoding(**settings["gpu"]) if settings["gpu"] else None
     # Everything that decoding imports, opens or starts happens now. After the filter is installed it could not.
     import_all_of_pyav()
-    patient = replace(limits, decode_deadline_s=60.0)
+    patient = replace(limits, decode_cpu_s=60.0, decode_deadline_s=180.0)
     sample_frames(CANARY_CLIP.read_bytes(), resize_px=resize_px, limits=patient)
     proof = _GpuProof(gpu, resize_px, patient) if gpu else None
     gpu_fault = proof and proof.fault(patient)
@@ -102,7 +101,7 @@ class _GpuProof:
                 device=self._device,
                 resize_px=self._resize_px,
                 limits=limits,
-                started=time.monotonic(),
+                stopwatch=Stopwatch(),
             )
         except Exception as error:
             return f"the GPU's decoder fails: {error}"

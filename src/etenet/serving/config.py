@@ -27,14 +27,16 @@ class Address:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
-    """The settings that `etenet serve` uses. TorchServe reads the same file for its own."""
+    """The settings that `etenet serve` uses. TorchServe reads the same file for its own.
+
+    Those of its gRPC (`grpc_*`) have no effect: see `without_grpc`.
+    """
 
     path: Path
     inference: Address
     management: Address
     metrics: Address  # TorchServe's own
     exporter: Address
-    grpc: tuple[Address, Address]
     queue: int  # how many requests may wait
     max_body_bytes: int
     request_log: str  # json, plain or off
@@ -44,11 +46,13 @@ class ServerConfig:
     def read(cls, path: Path) -> ServerConfig:
         if not path.is_file():
             raise UsageError(f"no configuration at {path}; give one with --config or run in the repository's folder")
-        properties = {
-            key.strip(): value.strip()
-            for key, separator, value in (line.partition("=") for line in path.read_text().splitlines())
-            if separator and not key.lstrip().startswith("#")
-        }
+        properties: dict[str, str] = {}
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            key, separator, value = (part.strip() for part in line.partition("="))
+            if separator and not key.startswith("#"):
+                if key in properties:
+                    raise UsageError(f"{path}, line {number}: {key} is there twice; keep one of the two")
+                properties[key] = value
 
         def address(name: str, default: str) -> Address:
             parts = urlsplit(properties.get(name, default))
@@ -63,10 +67,6 @@ class ServerConfig:
             management=address("management_address", "http://127.0.0.1:8081"),
             metrics=address("metrics_address", "http://127.0.0.1:8082"),
             exporter=address("exporter_address", "http://127.0.0.1:8083"),
-            grpc=(
-                Address("127.0.0.1", int(properties.get("grpc_inference_port", "7070"))),
-                Address("127.0.0.1", int(properties.get("grpc_management_port", "7071"))),
-            ),
             queue=int(properties.get("job_queue_size", "100")),
             max_body_bytes=int(properties.get("max_request_size", "6553500")),
             request_log=properties.get("request_log", "plain"),
@@ -83,7 +83,7 @@ class ServerConfig:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        return (self.inference, self.management, self.metrics, self.exporter, *self.grpc)
+        return (self.inference, self.management, self.metrics, self.exporter)
 
 
 def is_free(address: Address) -> bool:

@@ -41,6 +41,7 @@ class Health:
         self._predictions = f"{inference.url}/predictions/{archive.MODEL_NAME}"
         self._model = f"{management.url}/models/{archive.MODEL_NAME}"
         self._figures = figures
+        self._clip = CANARY_CLIP.read_bytes()
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="canary")
         self._canary: Future[str] | None = None
@@ -107,9 +108,7 @@ class Health:
         return fault
 
     def _caption_canary(self) -> str:
-        request = urllib.request.Request(
-            self._predictions, data=CANARY_CLIP.read_bytes(), headers={"Content-Type": "video/mp4"}
-        )
+        request = urllib.request.Request(self._predictions, data=self._clip, headers={"Content-Type": "video/mp4"})
         try:
             with WITHOUT_PROXY.open(request, timeout=2 * CANARY_DEADLINE_S) as response:
                 caption = json.load(response)["caption"]

@@ -12,8 +12,8 @@ from typing import Any
 from etenet import metrics
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import CaptionError, EmptyBody, NotAVideo
-
-_BODY_FIELDS = ("body", "data")  # a plain body, and the field of a multipart form
+from etenet.serving import content_encoding
+from etenet.video.limits import DecodeLimits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +32,15 @@ class Request:
     error: CaptionError | None = None
 
     @classmethod
-    def read(cls, id: str, row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
-        """Raises nothing for what a client may send: it becomes `error`."""
+    def read(
+        cls,
+        id: str,
+        row: Mapping[str, Any],
+        headers: Mapping[str, Any],
+        *,
+        max_body_bytes: int = DecodeLimits().max_body_bytes,
+    ) -> Request:
+        """Raises nothing for what a client may send: it becomes `error`. A compressed body is decompressed."""
         # TorchServe puts a dictionary for each field of a form among the headers.
         texts = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
         body, options, error = b"", CaptionOptions(), None
@@ -42,7 +49,7 @@ class Request:
         except CaptionError as wrong:
             error = wrong
         try:
-            body = _body(row)
+            body = _body(row, texts.get("content-encoding", ""), max_body_bytes)
         except CaptionError as wrong:
             error = error or wrong
         return cls(
@@ -67,10 +74,13 @@ def _option_texts(row: Mapping[str, Any], headers: Mapping[str, str]) -> dict[st
     return texts
 
 
-def _body(row: Mapping[str, Any]) -> bytes:
-    for name in _BODY_FIELDS:
-        if name in row:
-            return _bytes(row[name])
+def _body(row: Mapping[str, Any], encoding: str, max_bytes: int) -> bytes:
+    if "body" in row:
+        return content_encoding.undo(encoding, _bytes(row["body"]), max_bytes)
+    if "data" in row:
+        return _bytes(row["data"])
+    if encoding:  # TorchServe finds no field in what it does not decompress
+        raise NotAVideo("a form cannot be compressed; send it bare, or the compressed video alone as the body")
     raise EmptyBody(
         "there is no video in the request; send it as the body (curl -T clip.mp4) or as the form field 'data'"
     )

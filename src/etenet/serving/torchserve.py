@@ -17,7 +17,7 @@ from etenet.errors import UsageError
 from etenet.java import find_java
 from etenet.linux import end_with_parent, thread_settings
 from etenet.runtime import CPU_BATCH_CLIPS
-from etenet.serving import archive
+from etenet.serving import archive, without_grpc
 from etenet.serving.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE, ServerConfig
 
 STOP_DEADLINE_S = 20.0
@@ -45,6 +45,8 @@ class TorchServe:
             scratch / "failure",
         )
         self.figures.mkdir()
+        frontend, changed = packages / "ts" / "frontend", scratch / "classes"
+        without_grpc.write_main_class(frontend / "model-server.jar", changed)
         java_memory_bytes = config.java_memory_bytes(worker_clips)
         command = [
             str(find_java()),
@@ -58,8 +60,8 @@ class TorchServe:
             "-XX:+UseParallelGC",
             f"-Xmx{java_memory_bytes}",
             f"-XX:MaxDirectMemorySize={java_memory_bytes}",
-            *("-cp", str(packages / "ts" / "frontend" / "*")),
-            "org.pytorch.serve.ModelServer",
+            *("-cp", os.pathsep.join((str(changed), str(frontend / "*")))),
+            without_grpc.MAIN_CLASS,
             *("--python", sys.executable),
             *("-f", str(config.path)),
             *("-s", str(model.parent)),

@@ -20,6 +20,7 @@ class ClipInfo:
     width_px: int
     height_px: int
     duration_s: float  # of the whole video
+    picture_start_s: float  # of the first frame, in seconds from the start of the file, as players count
     start_s: float  # of the part that the frames are from
     end_s: float
     decode_ms: float  # for all segments of the video together

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Generic, TypeVar
 
@@ -18,6 +18,33 @@ class TimedPacket(Generic[_P]):
     pts: int
     shown: bool
     starts_group: bool  # a key frame
+
+
+def doubtful_head(packets: Sequence[TimedPacket[_P]]) -> Sequence[TimedPacket[_P]]:
+    """The first group of pictures, with what is before it, if a decoder may not show all of that. Else nothing.
+
+    A recording or a piece of a stream may begin between key frames, or with a group whose leading pictures (shown
+    before the key frame, sent after it) depend on a group that is not there.
+    """
+    starts = [number for number, packet in enumerate(packets) if packet.starts_group][:2]
+    key, end = (*starts, len(packets), len(packets))[:2]
+    if key == 0 and all(packet.pts >= packets[0].pts for packet in packets[:end]):
+        return []
+    return packets[:end]
+
+
+def without_hidden(
+    packets: Sequence[TimedPacket[_P]], head: Sequence[TimedPacket[_P]], delivered_pts: Collection[int | None]
+) -> list[TimedPacket[_P]]:
+    """The packets, if a decoder has shown only this of their head. What came to nothing before a key frame is dropped.
+
+    The other packets that are not shown stay: a decoder notices if they are missing.
+    """
+    believed = [replace(packet, shown=packet.shown and packet.pts in delivered_pts) for packet in head]
+    key = next((number for number, packet in enumerate(believed) if packet.starts_group), len(believed))
+    if not any(packet.pts in delivered_pts for packet in believed[:key]):
+        believed = believed[key:]
+    return [*believed, *packets[len(head) :]]
 
 
 def runs(packets: Sequence[TimedPacket[_P]], wanted: frozenset[int]) -> Iterator[tuple[Sequence[TimedPacket[_P]], int]]:

@@ -1,6 +1,8 @@
-"""A decoded frame -> a small upright picture. Knows one frame at a time, nothing of clips."""
+"""A decoded frame -> a small upright picture. Knows one frame and those beside it, nothing of clips."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import av
 import numpy as np
@@ -8,40 +10,68 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from etenet.errors import UndecodableVideo
+from etenet.video.deinterlacing import Window, deinterlaced, without_flag
+from etenet.video.filters import filtered
+from etenet.video.presentation import UNCROPPED, Crop
+from etenet.video.tone_mapping import is_hdr, to_sdr
 
-_COLOUR_SPACE_UNKNOWN = 2
+# Code points of ITU-T H.273 for the matrix between YUV and RGB.
+_COLOUR_SPACE_UNKNOWN, _COLOUR_SPACE_BT2020 = 2, 9
 _COLOUR_SPACES_THAT_SWSCALE_KNOWS = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
 
 
 class Resizer:
     """Frames of one clip -> RGB pictures (size_px, size_px, 3) uint8, by one scaler that is made once."""
 
-    def __init__(self) -> None:
+    def __init__(self, crop: Crop = UNCROPPED) -> None:
+        self.crop = crop
         self._reformatter = VideoReformatter()
 
-    def upright(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
-        """As a player shows it: rotated and mirrored by the display matrix."""
-        small = self._resized(frame, size_px)
-        return _upright(_pixels(small), small)
+    def upright(self, window: Window, size_px: int) -> NDArray[np.uint8]:
+        """As a player shows it: deinterlaced, cropped, in SDR, rotated and mirrored by the display matrix."""
+        try:
+            frame = self._cropped(deinterlaced(window))
+            hdr = is_hdr(frame.color_trc)
+            small = self._resized(frame, size_px, "rgb48le" if hdr else "rgb24")
+        except av.FFmpegError as error:
+            raise _unreadable(window.frame, error) from error
+        pixels = _pixels(small)
+        if hdr:
+            pixels = to_sdr(pixels, transfer=frame.color_trc, primaries=frame.color_primaries)
+        return _upright(pixels, small)
 
     def as_coded(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
-        return _pixels(self._resized(frame, size_px))
+        """For comparisons between frames: whatever else a player does to them changes no scene."""
+        try:
+            return _pixels(self._resized(without_flag(frame), size_px, "rgb24"))
+        except av.FFmpegError as error:
+            raise _unreadable(frame, error) from error
 
-    def _resized(self, frame: av.VideoFrame, size_px: int) -> av.VideoFrame:
+    def _cropped(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """As FFmpeg's own command does: at even places where the chroma is subsampled."""
+        if not self.crop:
+            return frame
+        width, height = self.crop.of(frame.width, frame.height)
+        return next(filtered([frame], "crop", f"{width}:{height}:{self.crop.left}:{self.crop.top}"))
+
+    def _resized(self, frame: av.VideoFrame, size_px: int, pixel_format: str) -> av.VideoFrame:
         if frame.colorspace not in _COLOUR_SPACES_THAT_SWSCALE_KNOWS:
             frame.colorspace = _COLOUR_SPACE_UNKNOWN
-        try:
-            return self._reformatter.reformat(
-                frame,
-                width=size_px,
-                height=size_px,
-                format="rgb24",
-                interpolation=Interpolation.BILINEAR,
-                threads=1,
-            )
-        except av.FFmpegError as error:
-            check_memory(error, (frame.width, frame.height))
-            raise UndecodableVideo(f"pictures of the kind {frame.format.name} cannot be read; use yuv420p") from error
+        if frame.colorspace == _COLOUR_SPACE_UNKNOWN and is_hdr(frame.color_trc):
+            frame.colorspace = _COLOUR_SPACE_BT2020
+        return self._reformatter.reformat(
+            frame,
+            width=size_px,
+            height=size_px,
+            format=pixel_format,
+            interpolation=Interpolation.BILINEAR,
+            threads=1,
+        )
+
+
+def _unreadable(frame: av.VideoFrame, error: av.FFmpegError) -> UndecodableVideo:
+    check_memory(error, (frame.width, frame.height))
+    return UndecodableVideo(f"pictures of the kind {frame.format.name} cannot be read; use yuv420p")
 
 
 def check_memory(error: av.FFmpegError, size_px: tuple[int, int]) -> None:
@@ -54,9 +84,9 @@ def check_memory(error: av.FFmpegError, size_px: tuple[int, int]) -> None:
     np.empty((*size_px, 3), np.uint16)
 
 
-def _pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
+def _pixels(frame: av.VideoFrame) -> NDArray[Any]:
     """Of an RGB frame, (height, width, 3)."""
-    return frame.to_ndarray().astype(np.uint8, copy=False)
+    return frame.to_ndarray()
 
 
 def _upright(pixels: NDArray[np.uint8], small: av.VideoFrame) -> NDArray[np.uint8]:

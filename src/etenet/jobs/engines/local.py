@@ -24,7 +24,11 @@ from etenet.video.segments import Cut
 
 # For the user's own files: as large and as long as a film.
 JOB_LIMITS = DecodeLimits(
-    max_body_bytes=2**30, max_memory_bytes=4 * 2**30, max_packets=2_000_000, decode_deadline_s=300.0
+    max_body_bytes=2**30,
+    max_memory_bytes=4 * 2**30,
+    max_packets=2_000_000,
+    decode_cpu_s=300.0,
+    decode_deadline_s=900.0,
 )
 WORTH_COMPILING_CLIPS = 16
 

@@ -12,6 +12,7 @@ import pickle
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -24,13 +25,14 @@ import ray.data
 from etenet.captioning.captioner import SANDBOX_EXISTS
 from etenet.captioning.captions import Caption, outcome_of
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import OnProgress
-from etenet.errors import CaptionError, JobStopped
+from etenet.captioning.stream import JOB_DECODE_TRIES, OnProgress
+from etenet.errors import CaptionError, JobStopped, Overloaded
 from etenet.files import sha256
 from etenet.jobs.engines import local
 from etenet.jobs.engines.local import JOB_LIMITS
-from etenet.jobs.inputs import JobClip, is_remote
+from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Record, merged, record_of
+from etenet.jobs.remote import is_remote
 from etenet.jobs.run import Engine, part_of, read, segments_expected, size_of
 from etenet.linux import thread_settings
 from etenet.model import checkpoint as checkpoints
@@ -55,7 +57,7 @@ def engine(
     def captions(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
         sources: dict[tuple[str, Cut], list[str]] = {}
         for clip in clips:
-            path = clip.path if is_remote(clip.path) else str(Path(clip.path).resolve())
+            path = clip.path if is_remote(clip.path) else os.path.abspath(clip.path)
             sources.setdefault((path, part_of(clip, options.cut)), []).append(clip.video)
         try:
             ray.init(
@@ -77,9 +79,7 @@ def engine(
             cores = 0.0 if gpus else min(1.0, (resources["CPU"] - 1) / actors)
             sources = without_copies(sources, _digests)
             names = list(sources.values())
-            items = [
-                {"clip": number, "path": path, "cut": pickle.dumps(cut)} for number, (path, cut) in enumerate(sources)
-            ]
+            items = [{"clip": number, "source": pickle.dumps(source)} for number, source in enumerate(sources)]
             captioned = (
                 ray.data.from_items(items)
                 # `memory` also keeps Ray from fusing the two steps: the actors would then decode, too.
@@ -136,16 +136,16 @@ def _digests(paths: list[str]) -> dict[str, str]:
     """Computed by the cluster, which is where the files are read."""
     if not paths:
         return {}
-    rows = ray.data.from_items([{"path": path} for path in paths]).map(_digest).iter_rows()
-    return {row["path"]: row["digest"] for row in rows}
+    rows = ray.data.from_items([{"path": pickle.dumps(path)} for path in paths]).map(_digest).iter_rows()
+    return {pickle.loads(row["path"]): row["digest"] for row in rows}
 
 
 def _digest(row: dict[str, Any]) -> dict[str, Any]:
-    """The digest of a file's bytes, or its path if it cannot be read, so that it equals no other file."""
+    """The digest of a file's bytes, or its pickled path if it cannot be read, so that it equals no other file."""
     try:
-        return {**row, "digest": sha256(Path(row["path"]))}
-    except OSError:
-        return {**row, "digest": row["path"]}
+        return {**row, "digest": sha256(Path(pickle.loads(row["path"])))}
+    except (OSError, ValueError):
+        return {**row, "digest": row["path"].hex()}
 
 
 @cache
@@ -158,13 +158,14 @@ def _decoders(resize_px: int) -> Sandbox | InProcess:
 
 def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]:
     """The parts of a clip: a few segments each, or one record of why it cannot be decoded."""
-    body, rest = read(row["path"], JOB_LIMITS.max_body_bytes), pickle.loads(row["cut"])
+    path, rest = pickle.loads(row["source"])
+    body = read(path, JOB_LIMITS.max_body_bytes)
     for part in count():
         decoded: list[Clip] | Record
         cut, rest, captioned_until_s, duration_s = rest, None, 0.0, 0.0
         try:
             if isinstance(body, bytes):
-                decoded = _decoders(resize_px).submit(body, cut).result()
+                decoded = _decoded_patiently(body, cut, resize_px)
                 captioned_until_s, duration_s = decoded[-1].info.end_s, decoded[-1].info.duration_s
                 rest = cut.rest(captioned_until_s, duration_s)
             else:
@@ -181,6 +182,14 @@ def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]
         }
         if rest is None:
             return
+
+
+def _decoded_patiently(body: bytes, cut: Cut, resize_px: int) -> list[Clip]:
+    """As often as `JOB_DECODE_TRIES` where the machine was too busy."""
+    for _ in range(JOB_DECODE_TRIES - 1):
+        with suppress(Overloaded):
+            return _decoders(resize_px).submit(body, cut).result()
+    return _decoders(resize_px).submit(body, cut).result()
 
 
 class _Captions:

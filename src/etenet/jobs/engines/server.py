@@ -9,39 +9,59 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 
+from etenet.assets import CANARY_CLIP
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import OnProgress
 from etenet.errors import ERROR_HEADER, JobStopped, UsageError
 from etenet.jobs.journal import Record, merged, record_of
+from etenet.jobs.progress import say
+from etenet.jobs.proxy import proxy_to
 from etenet.jobs.run import Engine, KeyedRecords, of_bodies
 from etenet.video.limits import DecodeLimits
-from etenet.video.segments import Cut
+from etenet.video.segments import WHOLE, Cut
 
 PATH = "/predictions/etenet"
 IN_FLIGHT = 8
 GIVE_UP_AFTER_S = 600.0  # on one clip without a response
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 10.0
 CONNECT_DEADLINE_S, RESPONSE_DEADLINE_S = 5.0, 300.0
+MEETING_DEADLINE_S, MEETING_TRIES = 30.0, 5
+REPORT_AFTER_S = 10.0
 _NO_CAPTIONER = (401, 403, 404, 405)
 _TRY_AGAIN = (408, 429, 502, 503, 504)
 
 
-def engine(url: str, options: CaptionOptions, *, details: bool, in_flight: int = IN_FLIGHT) -> Engine:
-    """Raises `UsageError` if `url` is not that of a server."""
+def checkpoint_of(url: str) -> str:
+    """The id of the checkpoint that a server captions with.
+
+    Raises `UsageError` if `url` is not that of a server, and `JobStopped` soon if none is there.
+    """
+    return _Client(_predictions(url), CaptionOptions(), details=False, in_flight=1).meet()
+
+
+def _predictions(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise UsageError(f"--server must look like http://localhost:8080, got {url!r}")
-    client = _Client(url.rstrip("/") + PATH, options, details=details, in_flight=in_flight)
+    return url.rstrip("/") + PATH
+
+
+def engine(
+    url: str, options: CaptionOptions, *, details: bool, in_flight: int = IN_FLIGHT, checkpoint: str = ""
+) -> Engine:
+    """By a server that captions with this checkpoint. Raises `UsageError` if `url` is not that of a server."""
+    client = _Client(_predictions(url), options, details=details, in_flight=in_flight, checkpoint=checkpoint)
 
     def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> KeyedRecords:
         rest, more = iter(bodies), True
@@ -76,12 +96,42 @@ class _Response:
 class _Client:
     """Captions one clip at a time in each of several threads."""
 
-    def __init__(self, url: str, options: CaptionOptions, *, details: bool, in_flight: int) -> None:
-        self._url, self._options, self._details = url, options, details
-        self._connections = urllib3.PoolManager(maxsize=in_flight, block=True)
+    def __init__(
+        self, url: str, options: CaptionOptions, *, details: bool, in_flight: int, checkpoint: str = ""
+    ) -> None:
+        self._url, self._options, self._details, self._checkpoint = url, options, details, checkpoint
+        self._connections = _connections(url, in_flight)
         self._timeout = urllib3.Timeout(connect=CONNECT_DEADLINE_S, read=RESPONSE_DEADLINE_S)
         self._last_response_s = float("-inf")  # to any clip
+        self._outage_is_known = False
         self.leaving = threading.Event()
+
+    def meet(self) -> str:
+        """The id of the server's checkpoint, from its response to a clip that it does not count.
+
+        Other than later, a server that is not there is not waited for; one that refuses is.
+        """
+        failures, began_s = 0, time.monotonic()
+        timeout = urllib3.Timeout(connect=CONNECT_DEADLINE_S, read=MEETING_DEADLINE_S)
+        while time.monotonic() - began_s < GIVE_UP_AFTER_S:
+            try:
+                response = self._connections.request(
+                    "PUT", self._url, body=CANARY_CLIP.read_bytes(), timeout=timeout, retries=False
+                )
+            except urllib3.exceptions.HTTPError as error:
+                failures += 1
+                if failures == MEETING_TRIES or isinstance(error, urllib3.exceptions.TimeoutError):
+                    raise JobStopped(
+                        f"no server at {self._url} ({_reason(error)}); start it with: etenet serve, or correct --server"
+                    ) from error
+            else:
+                if part := self._parsed(response, WHOLE):
+                    if "error" in part.record:
+                        raise JobStopped(f"{self._url} captions no clip now: {part.record['error']['message']}")
+                    return self._checkpoint
+                self._report_outage(f"status {response.status}", began_s)
+            self.leaving.wait(random.uniform(0, 2 * FIRST_WAIT_S))
+        raise JobStopped(f"{self._url} had no room for {GIVE_UP_AFTER_S:.0f} s; start this job again later")
 
     def caption(self, body: bytes, cut: Cut, on_progress: Callable[[float, float], None]) -> Record:
         """The record of a clip, from as many responses as its segments take.
@@ -106,14 +156,15 @@ class _Client:
                     "PUT", self._url, body=body, headers=headers, timeout=self._timeout, retries=False
                 )
             except urllib3.exceptions.HTTPError as error:
-                fault, least_s = f"{error}", 0.0
+                fault, least_s = _reason(error), 0.0
             else:
                 if part := self._parsed(response, cut):
-                    self._last_response_s = time.monotonic()
+                    self._last_response_s, self._outage_is_known = time.monotonic(), False
                     return part
                 fault, least_s = f"status {response.status}", _seconds(response.headers.get("Retry-After", ""))
             if time.monotonic() - began_s > GIVE_UP_AFTER_S:
                 return _Response(self._given_up(fault, began_s))
+            self._report_outage(fault, max(began_s, self._last_response_s))
             self.leaving.wait(max(least_s, random.uniform(0, wait_s)))
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         raise JobStopped("the job ends")
@@ -130,9 +181,9 @@ class _Client:
             contents = json.loads(response.data)
             if response.status != 200:
                 return _Response({"error": {name: str(contents["error"][name]) for name in ("code", "message")}})
+            checkpoint = str(contents["model"]["checkpoint"])
             record, duration_s = record_of(contents, details=self._details), contents["video"]["duration_s"]
             rest = cut.rest(record["segments"][-1]["end_s"], duration_s) if cut.into_segments else None
-            return _Response(record, rest, duration_s)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             if response.status == 413:  # TorchServe's own has no body
                 return _Response(
@@ -141,6 +192,19 @@ class _Client:
             raise JobStopped(
                 f"{self._url} does not respond like a captioner (status {response.status}); correct --server"
             ) from error
+        if checkpoint != (known := self._checkpoint or checkpoint):
+            raise JobStopped(
+                f"{self._url} has changed its checkpoint, from {known} to {checkpoint}; start this job again, "
+                "with another --out or --overwrite"
+            )
+        self._checkpoint = known
+        return _Response(record, rest, duration_s)
+
+    def _report_outage(self, fault: str, since_s: float) -> None:
+        """Once, if there has been no response for a while."""
+        if time.monotonic() - since_s > REPORT_AFTER_S and not self._outage_is_known:
+            self._outage_is_known = True
+            say(f"no caption from {self._url} ({fault}); waiting for up to {GIVE_UP_AFTER_S / 60:.0f} min")
 
     def _given_up(self, fault: str, began_s: float) -> Record:
         if self._last_response_s > began_s:
@@ -149,6 +213,19 @@ class _Client:
         raise JobStopped(
             f"no response from {self._url} for {GIVE_UP_AFTER_S:.0f} s ({fault}); start it, then this job again"
         )
+
+
+def _connections(url: str, in_flight: int) -> urllib3.PoolManager:
+    if (proxy := proxy_to(url)) is None:
+        return urllib3.PoolManager(maxsize=in_flight, block=True)
+    user = urlsplit(proxy).netloc.rpartition("@")[0]
+    headers = urllib3.make_headers(proxy_basic_auth=unquote(user)) if user else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, maxsize=in_flight, block=True)
+
+
+def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    """What urllib3 says, without the address of the connection object."""
+    return re.sub(r"^<?[\w.]+\(.*?\)(?: at \w+>)?: ", "", str(error))
 
 
 def _seconds(retry_after: str) -> float:

@@ -1,0 +1,50 @@
+"""The proxy through which a client reaches a server: what the environment names, but none to this machine itself."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from etenet.errors import UsageError
+
+_DISCARD_PORT = 9  # RFC 863; nothing is sent there
+
+
+def proxy_to(url: str) -> str | None:
+    """The URL of the proxy that http_proxy, https_proxy or else all_proxy (also in capitals) name for a server.
+
+    None without one, for hosts in no_proxy, and for this machine. Raises `UsageError` if it is not a proxy for HTTP.
+    """
+    parts = urlsplit(url)
+    host, at = parts.hostname or "", parts.netloc.rpartition("@")[2]
+    named = getproxies()
+    proxy = named.get(parts.scheme) or named.get("all")
+    if not proxy or is_this_machine(host) or proxy_bypass(at):
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if (kind := urlsplit(proxy).scheme) not in ("http", "https"):
+        raise UsageError(
+            f"the environment names a {kind} proxy for {host}, but only HTTP proxies can be used; "
+            f"set {parts.scheme}_proxy to one, or no_proxy={host}"
+        )
+    return proxy
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether the host of a URL is a name or an address of this machine. Asks no name server."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        name = host.lower().rstrip(".")
+        return name == "localhost" or name.endswith(".localhost") or name == socket.gethostname().lower()
+    if address.is_loopback or address.is_unspecified:
+        return True
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, _DISCARD_PORT))  # only looks up the route: to itself, both ends have one address
+            return bool(ipaddress.ip_address(probe.getsockname()[0]) == address)
+    except OSError:
+        return False

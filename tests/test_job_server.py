@@ -1,0 +1,186 @@
+"""A job by a server that is not there, is none or changes, and output that nobody takes: said at once, in one line."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from benchmarks.rig.servers import free_ports
+from etenet.cli import main
+from etenet.files import sha256
+from etenet.jobs.engines import server as engines
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server
+
+Capture = pytest.CaptureFixture[str]
+CLIPS = [f"examples/{name}" for name in EXAMPLES]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+@contextmanager
+def responding(status_and_checkpoint: Callable[[], tuple[int, str]]) -> Iterator[str]:
+    """A server whose captions are all "a cat", by a checkpoint that may change."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, checkpoint = status_and_checkpoint()
+            contents = {"caption": "a cat", "captions": [{"caption": "a cat"}], "video": {"duration_s": 1.0}}
+            body = json.dumps({**contents, "model": {"checkpoint": checkpoint}}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+        thread.join()
+
+
+@contextmanager
+def listening(greeting: bytes) -> Iterator[str]:
+    """A port where something else than HTTP is spoken, or nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                held.append(connection)
+                if greeting:
+                    connection.sendall(greeting)
+
+        held: list[socket.socket] = []
+        thread = threading.Thread(target=greet)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in held:
+            connection.close()
+
+
+@contextmanager
+def nothing() -> Iterator[str]:
+    yield f"http://127.0.0.1:{free_ports(1)[0]}"
+
+
+@pytest.mark.parametrize("there", [nothing, lambda: listening(b""), lambda: listening(b"SSH-2.0-OpenSSH_9.7\r\n")])
+def test_where_no_server_is_the_job_ends_soon_and_says_so(
+    there: Callable[[], Iterator[str]], capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "MEETING_DEADLINE_S", 0.5)
+    began_s = time.monotonic()
+    with there() as url:  # type: ignore[attr-defined]
+        assert main(["caption", *CLIPS, "--out", str(tmp_path / "out.jsonl"), "--server", url]) == 1
+    assert time.monotonic() - began_s < 10
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"etenet caption: no server at {url}/predictions/etenet (")
+    assert printed.endswith("start it with: etenet serve, or correct --server\n")
+    assert "object at" not in printed
+    assert printed.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_has_no_room_is_waited_for_and_this_is_said(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "REPORT_AFTER_S", 0.0)
+    statuses = iter([503, 503, 503, 200, 503, 503, *[200] * 9])
+    with responding(lambda: (next(statuses), "sha256:1")) as url:
+        assert main(["caption", CLIPS[0], "--server", url, "--workers", "1"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["caption"] == "a cat"
+    waiting = f"etenet caption: no caption from {url}/predictions/etenet (status 503); waiting for up to 10 min\n"
+    assert printed.err.count(waiting) == 2
+    assert printed.err.count("\n") == 4
+
+
+def test_a_server_with_another_checkpoint_is_refused_at_the_start_and_later(tmp_path: Path, capsys: Capture) -> None:
+    out = ["--out", str(tmp_path / "captions.jsonl"), "--workers", "1"]
+    with responding(lambda: (200, "sha256:1")) as url:
+        assert main(["caption", CLIPS[0], *out, "--server", url]) == 0
+    with responding(lambda: (200, "sha256:2")) as url:
+        capsys.readouterr()
+        assert main(["caption", *CLIPS, *out, "--server", url]) == 2
+        assert "was made with checkpoint sha256:1 (now sha256:2); name another file" in capsys.readouterr().err
+    checkpoints = iter(["sha256:1", "sha256:1", *["sha256:2"] * 9])
+    with responding(lambda: (200, next(checkpoints))) as url:
+        assert main(["caption", *CLIPS, *out, "--server", url]) == 1
+    assert "has changed its checkpoint, from sha256:1 to sha256:2; start" in capsys.readouterr().err
+    assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_server_and_this_process_continue_each_others_jobs(server: Server, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "captions.jsonl"
+    assert main(["caption", CLIPS[0], "--out", str(out), "--server", server.inference]) == 0
+    assert json.loads(out.read_text().splitlines()[0])["job"]["checkpoint"] == f"sha256:{sha256(DEMO)}"
+    assert main(["caption", *CLIPS, "--out", str(out), "--checkpoint", str(DEMO)]) == 0
+    printed = capsys.readouterr().err
+    assert f"etenet caption: {len(CLIPS)} clips, 1 of them done before; loading {DEMO}\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "message"),
+    [
+        ("| true", 128 + 13, ""),
+        ("> /dev/full", 1, "etenet caption: cannot write to standard output: No space left on device"),
+        (">&-", 2, "etenet caption: standard output is closed; name a file with --out"),
+        ("--format csv >&-", 2, "etenet caption: standard output is closed; name a file with --out"),
+        ("--format parquet > /dev/full", 1, "etenet caption: cannot write to standard output: No space left on device"),
+        ("--out OUT >&- 2>&- <&-", 0, ""),
+        ("--out OUT 2>&1 | true", 0, ""),
+    ],
+)
+def test_output_that_nobody_takes_ends_without_a_traceback(
+    shell: str, status: int, message: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.csv"
+    with responding(lambda: (200, "sha256:1")) as url:
+        command = f"{sys.executable} -m etenet caption examples --server {url} {shell.replace('OUT', str(out))}"
+        run = subprocess.run(
+            ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False
+        )
+    assert run.returncode == status
+    assert run.stderr.splitlines()[1:] == [message] * bool(message) or run.stderr.splitlines() == [message]
+    assert "Traceback" not in run.stderr
+    if "OUT" in shell:
+        assert out.read_text().count("a cat") == len(list((REPOSITORY / "examples").rglob("*.mp4")))
+
+
+@pytest.mark.parametrize("command", ["doctor --server http://127.0.0.1:9", "--help"])
+def test_no_command_ends_in_a_traceback_if_its_output_is_not_taken(command: str) -> None:
+    for shell in ("> /dev/full", ">&-"):
+        run = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m etenet {command} {shell}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Traceback" not in run.stderr
+        assert "Exception" not in run.stderr
+        if command != "--help":
+            assert (run.returncode, run.stderr.count("standard output")) == (1, 1)
