@@ -86,6 +86,7 @@ def test_a_setting_changes_its_field_and_no_other() -> None:
         ("decoder_learning_rate=1e999", "decoder_learning_rate must be at least 0, got inf"),
         ("frames_per_clip=17", "frames_per_clip is at most 16, got 17"),
         ("samples_per_clip=5", "samples_per_clip is for a frozen encoder: set encoder_learning_rate to 0"),
+        ("teacher_forcing=1", "teacher_forcing is for stages with samples_per_clip"),
         ("views=2", "views are for a frozen encoder"),
         ("smallest_crop=1.5", "smallest_crop must be from 0 to 1, got 1.5"),
     ],
@@ -99,8 +100,10 @@ def test_a_wrong_setting_is_named_with_its_fix(setting: str, message: str) -> No
     ("setting", "message"),
     [
         ("samples_per_clip=1", "the mean of the other samples needs samples_per_clip of 2 or more"),
-        ("captions_per_clip=5", "captions_per_clip, caption_agreement and label_smoothing are of teacher forcing"),
-        ("label_smoothing=0.1", "captions_per_clip, caption_agreement and label_smoothing are of teacher forcing"),
+        ("captions_per_clip=5", "captions_per_clip and label_smoothing are not for samples"),
+        ("label_smoothing=0.1", "captions_per_clip and label_smoothing are not for samples"),
+        ("caption_agreement=1", "caption_agreement needs teacher_forcing"),
+        ("teacher_forcing=-1", "teacher_forcing must be at least 0"),
     ],
 )
 def test_self_critical_training_takes_no_settings_of_teacher_forcing(setting: str, message: str) -> None:

@@ -15,9 +15,11 @@ from etenet.errors import UsageError
 from etenet.model.config import DecoderConfig
 from etenet.model.decoder import Decoder
 from etenet.model.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID, Vocabulary
+from training.data.datasets import EncodedCaptions
 from training.loop import self_critical
+from training.loop.loss import sentence_losses
 from training.loop.reward import MOST_WORDS, CiderD
-from training.loop.self_critical import greedy_rewards, rewards_of, sample, self_critical_losses
+from training.loop.self_critical import greedy_rewards, mixed_losses, rewards_of, sample, self_critical_losses
 
 Sentence = list[int]
 
@@ -160,6 +162,30 @@ def test_over_many_samples_it_is_the_gradient_of_the_expected_reward() -> None:
     )
     sampled = gradient(decoder, losses.sum())
     assert (sampled - exact).norm() < 0.05 * exact.norm()
+
+
+def test_teacher_forcing_adds_its_gradient_and_leaves_the_value() -> None:
+    decoder, features = toy(), torch.randn(2, 3, 4, dtype=torch.float64)
+    captions = EncodedCaptions.encode([["a b"], ["b"]], Vocabulary(["a", "b"]), 3)
+
+    def mixed(weight: float) -> torch.Tensor:
+        torch.manual_seed(2)
+        return mixed_losses(
+            decoder,
+            features,
+            (["v", "w"], captions),
+            TWO,
+            teacher_forcing=weight,
+            attention_penalty=0.5,
+            sentences=4,
+            baseline="mean of the other samples",
+            max_words=3,
+        )
+
+    forced = sentence_losses(decoder, features, captions, attention_penalty=0.5)
+    torch.testing.assert_close(mixed(0.3), mixed(0.0))
+    expected = gradient(decoder, mixed(0.0).sum()) + 0.3 * gradient(decoder, forced.sum())
+    torch.testing.assert_close(gradient(decoder, mixed(0.3).sum()), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_samples_have_an_end_or_are_cut_and_hold_no_special_word() -> None:

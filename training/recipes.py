@@ -65,6 +65,7 @@ class Stage:
     label_smoothing: float = 0.0  # share of a word's probability that is spread over the vocabulary
     attention_penalty: float = ATTENTION_PENALTY
     samples_per_clip: int = 0  # drawn sentences; 0: teacher forcing
+    teacher_forcing: float = 0.0  # weight of its loss beside the reward of the samples
     baseline: Baseline = "mean of the other samples"
     mixed_precision: bool = True  # the encoder in bf16 autocast
     tokenizer: Tokenizer = "ptb"  # of the validation scores; "none": captions are normalised, no Java
@@ -76,6 +77,7 @@ class Stage:
         check_at_least(1, self, "epochs", "patience_epochs", "batch_clips", "accumulation_steps", "captions_per_clip")
         check_at_least(1, self, "views")
         check_at_least(0, self, "frames_per_clip", "warmup_steps", "samples_per_clip", "attention_penalty")
+        check_at_least(0, self, "teacher_forcing")
         check_at_least(0, self, "encoder_learning_rate", "encoder_weight_decay", "decoder_weight_decay")
         check_at_least(0, self, "decoder_learning_rate", "gradient_clip_value", "gradient_clip_norm")
         check_at_least(0, self, "caption_agreement")
@@ -102,15 +104,19 @@ class Stage:
             )
         if self.samples_per_clip:
             self._check_self_critical()
+        elif self.teacher_forcing:
+            raise UsageError("teacher_forcing is for stages with samples_per_clip; others have nothing else")
 
     def _check_self_critical(self) -> None:
         if self.encoder_learning_rate:
             raise UsageError("samples_per_clip is for a frozen encoder: set encoder_learning_rate to 0")
-        if self.captions_per_clip != 1 or self.label_smoothing or self.caption_agreement:
+        if self.captions_per_clip != 1 or self.label_smoothing:
             raise UsageError(
-                "captions_per_clip, caption_agreement and label_smoothing are of teacher forcing: "
-                "leave them at 1, 0 and 0, or set samples_per_clip to 0"
+                "captions_per_clip and label_smoothing are not for samples: "
+                "leave them at 1 and 0, or set samples_per_clip to 0"
             )
+        if self.caption_agreement and not self.teacher_forcing:
+            raise UsageError("caption_agreement needs teacher_forcing: samples are rewarded for all captions alike")
         if self.samples_per_clip == 1 and self.baseline != "greedy":
             raise UsageError("the mean of the other samples needs samples_per_clip of 2 or more")
 

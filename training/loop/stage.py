@@ -27,7 +27,7 @@ from etenet.model.checkpoint import Checkpoint
 from etenet.model.encoder import Encoder
 from etenet.scoring.scores import Scorer
 from training import curves
-from training.data.datasets import Dataset
+from training.data.datasets import Dataset, EncodedCaptions
 from training.loop import snapshots
 from training.loop.agreement import with_preferences
 from training.loop.averaging import WeightAverage
@@ -42,7 +42,7 @@ from training.loop.projection import start_projection
 from training.loop.provenance import made_with, provenance, write_recipe
 from training.loop.reward import CiderD
 from training.loop.run_log import RunLog
-from training.loop.self_critical import self_critical_losses
+from training.loop.self_critical import mixed_losses
 from training.loop.step import Load, Objective, Trainee, accumulate, micro_batches
 from training.loop.tensorboard import TensorBoard
 from training.loop.validation import Validation, validate
@@ -171,8 +171,10 @@ class _Training:
             return None
         captions = {(clip.part, clip.video): clip.captions for clip in self.clips}
         return partial(
-            self_critical_losses,
+            mixed_losses,
             reward=CiderD.from_captions(captions, start.vocabulary),
+            teacher_forcing=stage.teacher_forcing,
+            attention_penalty=stage.attention_penalty,
             sentences=stage.samples_per_clip,
             baseline=stage.baseline,
             max_words=start.max_words,
@@ -382,6 +384,9 @@ class _Training:
         return position
 
 
-def _with_clips(load: Load, examples: Sequence[TrainingExample]) -> tuple[Tensor, list[tuple[int, str]]]:
-    """What self-critical training takes: features, and whose they are."""
-    return load(examples)[0], [(example.clip.part, example.clip.video) for example in examples]
+def _with_clips(
+    load: Load, examples: Sequence[TrainingExample]
+) -> tuple[Tensor, tuple[list[tuple[int, str]], EncodedCaptions]]:
+    """What self-critical training takes: features, whose they are, and a caption of each."""
+    features, captions = load(examples)
+    return features, ([(example.clip.part, example.clip.video) for example in examples], captions)
