@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from etenet.serving import archive
+from etenet.video.limits import DecodeLimits
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, decoders_of, running_server, runs, wait_until
 from tests.front import behind_nginx
 from tests.hostile import Trap, hostile_files
@@ -29,6 +30,7 @@ from tests.hostile.alarm import Alarm
 from tests.test_hostile import allowed_outcomes
 
 DEADLINE_S = 5.0
+LIMITS = DecodeLimits()
 BATCH_S = 1.0  # for the other clips of the batch
 MOST_GROWTH = {"descriptors": 2, "threads": 0, "processes": 0, "memory": 32 * 2**20}  # of a worker under attack
 GOOD = {caption: (REPOSITORY / "examples" / name).read_bytes() for name, caption in EXAMPLES.items()}
@@ -138,11 +140,11 @@ def test_a_killed_decoder_costs_no_clip_and_a_stopped_one_only_its_own(attacked:
             attack = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)[number % 3]
             stops += attack == signal.SIGSTOP
             psutil.Process(victim).send_signal(attack)
-            wait_until(lambda: is_replaced(victim, worker.pid, count), DEADLINE_S + 5)  # noqa: B023
+            wait_until(lambda: is_replaced(victim, worker.pid, count), LIMITS.decode_deadline_s + 5)  # noqa: B023
             traffic.await_response_to_a_new_request(1.0)
     assert traffic.wrong == []
-    assert set(traffic.statuses) <= {200, 422}
-    assert traffic.statuses[422] <= stops
+    assert set(traffic.statuses) <= {200, 503}
+    assert traffic.statuses[503] <= stops
     assert worker_of(attacked).pid == worker.pid
 
 
