@@ -207,10 +207,10 @@ class Captioner:
 
     def _sentences(self, beam: Sequence[Hypothesis], options: CaptionOptions) -> tuple[Sentence, ...]:
         order, calibration = self.order(beam, options.length_penalty), self.checkpoint.confidence
-        said = [beam[number] for number in order[: options.captions]]
+        chosen = [beam[number] for number in order[: options.captions]]
         if calibration is None or options.beam_size < calibration.beam_size:
-            return tuple(self._sentence(one) for one in said)
-        return tuple(self._sentence(one, calibration.confidence(one, beam)) for one in said)
+            return tuple(self._sentence(one) for one in chosen)
+        return tuple(self._sentence(one, calibration.confidence(one, beam)) for one in chosen)
 
     def _sentence(self, hypothesis: Hypothesis, confidence: float | None = None) -> Sentence:
         words = tuple(self.checkpoint.vocabulary.tokens(hypothesis.words))
