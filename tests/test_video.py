@@ -297,3 +297,26 @@ def test_the_middle_of_slices_is_where_the_definition_puts_it() -> None:
     for length in range(1, 200):
         centres = [(number + 0.5) * length / 16 for number in range(16)]
         assert sampling.middle_of_slices(length) == [int(centre) for centre in centres], json.dumps(length)
+
+
+@pytest.mark.parametrize(
+    ("name", "most_levels"), [("C1-interlaced-flag-h264.mp4", 10), ("D1-hlg.mp4", 60), ("H1-pixelcrop.mkv", 10)]
+)
+def test_what_users_sent_has_its_colours_in_its_corners(name: str, most_levels: int, reference_data: Path) -> None:
+    path = reference_data.parent / "cases" / name
+    if not path.exists():
+        pytest.skip("the cases are not part of the repository")
+    frames = sampling.sample_frames(path.read_bytes(), resize_px=320).frames.astype(int)
+    near, far = slice(8, 24), slice(-24, -8)
+    corners = np.stack([frames[:, top, left].mean((0, 1, 2)) for top in (near, far) for left in (near, far)])
+    true = np.array([(220, 20, 20), (20, 200, 20), (20, 20, 220), (220, 220, 20)])
+    assert np.abs(corners - true).max() <= most_levels
+    assert np.abs(np.diff(frames, n=2, axis=1)).mean() < 2  # lines of two fields in turns have more
+
+
+def test_a_segment_that_users_sent_without_its_start_is_named(reference_data: Path) -> None:
+    path = reference_data.parent / "cases" / "K5-segment-without-init.m4s"
+    if not path.exists():
+        pytest.skip("the cases are not part of the repository")
+    with pytest.raises(errors.NotAVideo, match="without its initialization segment"):
+        sampling.sample_frames(path.read_bytes(), resize_px=SIZE_PX)
