@@ -17,6 +17,7 @@ from benchmarks.rig import chip
 from tests import clips
 
 
+@pytest.mark.long
 def test_the_training_benchmark_runs_dry_and_makes_a_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_the_search_benchmark_finds_the_sentences_of_the_loop(tmp_path: Path, la
     assert record.keys() >= {"share_of_encoder", "speedup_over_loop"}
 
 
+@pytest.mark.long
 def test_the_server_benchmark_measures_three_servers(tmp_path: Path, last_line: Callable[[], Any]) -> None:
     server.main([*SMALL, "--crop-px", "64", "--words", "50", "--seconds", "2", "--out", str(tmp_path)])
     record = last_line()
@@ -130,6 +132,7 @@ def test_the_server_benchmark_measures_three_servers(tmp_path: Path, last_line: 
     assert record.keys() >= {"overhead_p50_ms", "throughput_share", "throughput_vs_plain", "p50_vs_plain", "ready_s"}
 
 
+@pytest.mark.long
 def test_the_saturation_benchmark_draws_a_curve(tmp_path: Path, last_line: Callable[[], Any]) -> None:
     short = ["--seconds", "2", "--shares", "0.5", "3", "--batch-sizes", "2"]
     saturation.main([*short, "--out", str(tmp_path)])
@@ -141,6 +144,7 @@ def test_the_saturation_benchmark_draws_a_curve(tmp_path: Path, last_line: Calla
     assert (tmp_path / "saturation.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_the_scale_benchmark_counts_workers_and_memory(tmp_path: Path, last_line: Callable[[], Any]) -> None:
     small = ["--words", "50", "--vocabularies", "50", "--lengths-s", "4", "--sizes", "240p", "--seconds", "3"]
     scale.main([*SMALL, "--crop-px", "64", *small, "--out", str(tmp_path)])

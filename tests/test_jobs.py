@@ -108,7 +108,7 @@ def title(process: psutil.Process) -> str:
     return ""
 
 
-@pytest.mark.parametrize("engine", ["here", "server", "ray"])
+@pytest.mark.parametrize("engine", ["here", "server", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_job_that_is_killed_again_and_again_ends_as_one_that_is_not(
     engine: str, folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path, thorough: bool
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_is_not(
             kill_captioning_actors(job)
         return job
 
-    for _ in range(10 if thorough else {"here": 2, "server": 10, "ray": 1}[engine]):
+    for _ in range(10 if thorough or engine == "server" else 2):
         with started(done + rng.randint(1, 4)) as job:
             job.kill()
         done = lines(out)

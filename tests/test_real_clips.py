@@ -44,6 +44,7 @@ def losses(run: Path, stage: int) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "step"]
 
 
+@pytest.mark.long
 def test_two_stages_at_full_size_learn_a_few_clips_by_heart(few_clips: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(Encoder("inceptionresnetv2").state_dict(), tmp_path / "encoder.pt")

@@ -189,6 +189,7 @@ EtenetHandler.handle = _leaking
 """
 
 
+@pytest.mark.long
 def test_a_handler_that_leaks_is_caught(alarm: Alarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leaking = tmp_path / "handler"
     shutil.copytree(REPOSITORY / "handler", leaking)

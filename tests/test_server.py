@@ -200,6 +200,7 @@ def test_doctor_checks_a_running_server(server: Server, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.startswith(f"ok    {server.predictions} captions: ")
 
 
+@pytest.mark.long
 def test_the_full_size_network_answers_within_ten_seconds(tmp_path: Path) -> None:
     words = Vocabulary(f"word{number}" for number in range(12_000))
     checkpoints.save(checkpoints.initialise("inceptionresnetv2", words), tmp_path / "full.pt")

@@ -90,6 +90,7 @@ def test_the_msvd_corpus_comes_back_out_of_its_csv_in_the_published_splits(
     assert sizes(cleaned) == ([48_780, 4_291, 27_768], (9_796, 13_103))
 
 
+@pytest.mark.long
 def test_msrvtt_is_as_large_as_published(reference_data: Path) -> None:
     described = sources.msrvtt_videos(sorted((reference_data / "msrvtt").glob("*.zip")))
     assert Counter(video.split for video in described.values()) == {"train": 6_513, "validation": 497, "test": 2_990}

@@ -169,6 +169,7 @@ def test_the_whole_trainer_runs_and_learns(
     assert (kept.exists(), old.exists()) == (True, False)
 
 
+@pytest.mark.long
 def test_stage_2_is_measured_beside_its_controls_with_every_seed(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
