@@ -223,7 +223,9 @@ def real() -> Recipe:
         decoder_learning_rate=5e-4,
         warmup_steps=20,
     )
-    third = self_critical(first, decoder_learning_rate=2e-4)  # its first epochs lose what the next ones win
+    third = replace(  # its first epochs lose what the next ones win
+        self_critical(first, decoder_learning_rate=4e-4), epochs=9, patience_epochs=9, teacher_forcing=0.02
+    )
     return Recipe(
         encoder="timm:tf_efficientnet_lite2",
         crop_px=260,
@@ -233,7 +235,7 @@ def real() -> Recipe:
         embedding_size=300,
         attention_size=256,
         output_bias="word frequency",
-        stages={1: first, 2: second, 3: replace(third, epochs=6, patience_epochs=6)},
+        stages={1: first, 2: second, 3: third},
     )
 
 
