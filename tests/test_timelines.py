@@ -197,6 +197,8 @@ def test_generated_clips_equal_a_full_decode_the_command_and_their_recipe(thorou
         Recipe(container="mpegts", kind="hevc, open", clock="jump", offset_s=5),
         Recipe(container="mpegts", kind="mpeg2video", clock="back", offset_s=2000, skip=4),
         Recipe(container="mpeg", kind="mpeg2video", clock="jump"),
+        Recipe(container="mpeg", kind="h264"),
+        Recipe(container="mpeg", kind="hevc, open", offset_s=70),
         Recipe(container="webm", kind="vp8", clock="back"),
         Recipe(container="matroska", kind="h264", clock="back"),
         Recipe(container="matroska", kind="mpeg2video", clock="back", offset_s=70),
@@ -351,6 +353,8 @@ def test_frames_without_times_come_in_order_of_decoding_or_at_the_average_rate()
     assert clock.times([None] * 4, without_pts) == [0, 50, 100, 150]
     assert clock.times([None] * 3, without_pts) == [0, 50, 100]
     assert clock.times([None] * 3, [FakePacket(None, None)] * 3) == [0, 40, 80]
+    seldom = [FakePacket(None, 50 * number if number % 3 == 1 else None) for number in range(8)]
+    assert clock.times([None] * 8, seldom) == [50 + 50 * number for number in range(8)]
     decoding = [FakePacket(pts, pts - 1) for pts in (1, 2, 3, 4)]
     assert clock.times([1, 3, 2, 4], decoding) == [0, 1, 2, 3]
     assert clock.times([1, 4, 2], decoding) == [1, 2, 3]

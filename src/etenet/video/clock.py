@@ -121,16 +121,19 @@ class Clock:
         """When the frames are shown that a decoder gave in this order; `packets` are those of pictures that are shown.
 
         Some files have no presentation times, or the order of decoding in their place. Then the k-th frame is shown at
-        the k-th smallest time, or at the average rate if there is not one time for each frame.
+        the k-th smallest time, or at the average rate if there is not one time for each frame: program streams give one
+        for several pictures.
         """
         known = [pts for pts in frame_pts if pts is not None]
         if len(known) == len(frame_pts) and (_is_sorted(known) or not _is_sorted([packet.pts for packet in packets])):
             return sorted(known)
-        dts = sorted({packet.dts for packet in packets if packet.dts is not None})
+        places = {packet.dts: place for place, packet in enumerate(packets) if packet.dts is not None}
+        dts = sorted(places)
         if len(dts) == len(frame_pts):
             return dts
-        first = min(known or dts, default=0)
-        step = (dts[-1] - dts[0]) / (len(dts) - 1) if len(dts) > 1 else self.frame_ticks
+        first, step = min(known or dts, default=0), float(self.frame_ticks)
+        if dts and places[dts[0]] < places[dts[-1]]:
+            step = (dts[-1] - dts[0]) / (places[dts[-1]] - places[dts[0]])
         return [first + round(number * step) for number in range(len(frame_pts))]
 
 
