@@ -165,6 +165,37 @@ def with_edit_list(mp4: bytes, frames: int) -> bytes:
     return mp4[:at] + edited + mp4[at + 8 :]
 
 
+def with_edits(mp4: bytes, *edits: tuple[float, float]) -> bytes:
+    """The same .mp4, whose index is at its end, with these parts in this order: start and length in seconds."""
+    with av.open(io.BytesIO(mp4)) as container:
+        tick_s = container.streams.video[0].time_base
+    assert tick_s is not None
+    at = mp4.index(b"elst") - 4
+    (size,) = struct.unpack_from(">I", mp4, at)
+    begins = struct.unpack_from(">i", mp4, at + size - 8)[0]
+    entries = (struct.pack(">IiI", round(1000 * long_s), begins + round(s / tick_s), 1 << 16) for s, long_s in edits)
+    box = struct.pack(">I4sII", 16 + 12 * len(edits), b"elst", 0, len(edits)) + b"".join(entries)
+    longer = bytearray(mp4)
+    for parent in (b"moov", b"trak", b"edts"):
+        start = mp4.index(parent) - 4
+        struct.pack_into(">I", longer, start, struct.unpack_from(">I", mp4, start)[0] + len(box) - size)
+    return bytes(longer[:at] + box + longer[at + size :])
+
+
+def flv_whose_clock_steps(flv: bytes, packets: int, by_ms: int) -> bytes:
+    """The same .flv, whose clock changes after so many packets. Source: Adobe Flash Video File Format, E.3 and E.4."""
+    stepped, at, count = bytearray(flv), 13, 0
+    while at < len(flv):
+        (size,) = struct.unpack(">I", b"\0" + flv[at + 1 : at + 4])
+        if count >= packets:
+            (ms,) = struct.unpack(">I", flv[at + 7 : at + 8] + flv[at + 4 : at + 7])
+            after = struct.pack(">I", ms + by_ms)
+            stepped[at + 4 : at + 8] = after[1:] + after[:1]
+        count += flv[at] == 9 and flv[at + 12] != 0  # pictures, not the header of H.264
+        at += size + 15
+    return bytes(stepped)
+
+
 def matroska_without_pts(transport_stream: bytes, fourcc: bytes, *, skip: int = 0) -> bytes:
     """The packets in a track for Video for Windows: its times are those of decoding (Matroska, V_MS/VFW/FOURCC)."""
     with av.open(io.BytesIO(transport_stream)) as given:

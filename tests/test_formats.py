@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from etenet.files import rows
 from etenet.jobs import formats
 from etenet.jobs.formats import FORMATS, format_for, places_for
 from etenet.jobs.inputs import JobClip, id_of
+from etenet.jobs.run import run
 
 RECORDS: list[dict[str, Any]] = [
     {"video": 'a,\u2028"b"\r.mp4', "caption": "a dog runs\x0b"},
@@ -97,6 +99,33 @@ def test_a_file_that_cannot_be_written_is_named_with_the_fix(tmp_path: Path) -> 
             UsageError, match=r"cannot write .*: (Not a directory|File exists); fix that, and start the job again"
         ):
             formats.write(RECORDS, clips, tmp_path / "file" / "below", FORMATS[name])
+
+
+def test_what_could_not_be_written_at_the_end_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "subtitles" / "a.vtt").mkdir(parents=True)
+    (tmp_path / "file").touch()
+
+    def refused(out: str, form: str) -> str:
+        with pytest.raises(UsageError) as raised:
+            run(
+                [JobClip("a.mp4", "a.mp4")],
+                lambda *_: pytest.fail("a clip was captioned"),
+                out=tmp_path / out,
+                format=FORMATS[form],
+            )
+        assert not list(tmp_path.rglob("*.jsonl"))
+        return str(raised.value)
+
+    for form in ("csv", "parquet", "coco"):
+        assert f"{tmp_path}/folder.csv is a folder; " in refused("folder.csv", form)
+    assert f"{tmp_path}/subtitles/a.vtt is a folder; " in refused("subtitles", "vtt")
+    for out in ("file", "file/deeper"):
+        assert f"{tmp_path}/file is a file; " in refused(out, "srt")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "needs the extra" in refused("captions.parquet", "parquet")
 
 
 def test_no_name_leads_out_of_the_folder_and_no_two_share_a_file(tmp_path: Path) -> None:

@@ -72,9 +72,14 @@ def test_a_mistake_in_a_manifest_is_named_with_its_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             manifest(tmp_path, "m.jsonl", text)
-    (tmp_path / "m.txt").write_bytes(b"a.mp4\n\xff.mp4\n")
-    with pytest.raises(UsageError, match=r"m\.txt, line 2: this is not UTF-8"):
-        inputs.clips([f"{tmp_path}/m.txt"])
+    for contents, line in ((b"path\n\xff.mp4\n", 2), (b'{"path": "a"}\n\n{"path": "\xff"}\n', 3)):
+        (tmp_path / "m.txt").write_bytes(contents)
+        with pytest.raises(UsageError, match=rf"m\.txt, line {line}: this is not UTF-8; save it as UTF-8"):
+            inputs.clips([f"{tmp_path}/m.txt"])
+    for contents in (b"a.mp4\0b.mp4\0", "a.mp4\n".encode("utf-16-le")):
+        (tmp_path / "m.txt").write_bytes(contents)
+        with pytest.raises(UsageError, match=r"m\.txt, line 1: no path has a NUL in it; write one path per line"):
+            inputs.clips([f"{tmp_path}/m.txt"])
 
 
 def test_parts_of_files_have_their_seconds(tmp_path: Path) -> None:
@@ -205,6 +210,24 @@ def test_files_whose_names_are_not_utf8_are_clips_of_their_own(tmp_path: Path) -
     listed = manifest(tmp_path, "m.jsonl", json.dumps({"path": os.fsdecode(b"caf\xe9.mp4")}))
     assert listed == [JobClip(r"caf\xe9.mp4", of_folder[1].path)]
     assert manifest(tmp_path, "m.jsonl", r'{"path": "\ud800.mp4"}')[0].video == r"\ud800.mp4"
+
+
+def test_a_list_has_the_bytes_of_names_as_other_programs_print_them(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.mp4", b"caf\xe8.mp4", "caf\xe9.mp4".encode(), b"plain.mp4"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    found = sorted(tmp_path.iterdir())
+    (tmp_path / "m.txt").write_bytes(b"".join(os.fsencode(path) + b"\n" for path in found))
+    assert inputs.clips([f"{tmp_path}/m.txt"]) == inputs.clips([str(tmp_path)])
+
+
+@pytest.mark.parametrize("text", ["caf\xe9.mp4\r\nb.mp4\r\n", "path\tend_s\r\ncaf\xe9.mp4\t\r\nb.mp4\t\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16-le", "utf-16-be"])
+def test_a_list_may_be_in_the_unicode_of_windows(text: str, encoding: str, tmp_path: Path) -> None:
+    """As PowerShell redirects it, and as Excel saves Unicode text."""
+    (tmp_path / "m.txt").write_bytes(
+        ("" if encoding == "utf-8-sig" else "\ufeff").encode(encoding) + text.encode(encoding)
+    )
+    assert [clip.video for clip in inputs.clips([f"{tmp_path}/m.txt"])] == ["caf\xe9.mp4", "b.mp4"]
 
 
 def test_a_url_names_what_is_below_it() -> None:

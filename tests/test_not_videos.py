@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import struct
+import zlib
 from collections.abc import Callable
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -75,6 +77,12 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a moving PNG": (picture("png", frames=3), "an animated PNG picture"),
     "a motion photo": (motion_photo(CLIP), "a motion photo"),
     "a HEIC motion photo": (heic() + box(b"mpvd", CLIP), "a motion photo"),
+    "a HEIC photograph with a video behind it": (heic() + CLIP, "a motion photo"),
+    "zlib": (zlib.compress(CLIP), "compressed with zlib; .*Content-Encoding: deflate"),
+    "AppleDouble": (b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ", r"macOS .*; send the file without \._"),
+    "base64 in quotes": (b'"' + base64.b64encode(CLIP) + b'"', "a video in base64"),
+    "base64 as Python shows it": (repr(base64.b64encode(CLIP)).encode(), "a video in base64"),
+    "base64 in a form": (urlencode({"video": base64.b64encode(CLIP)}).encode(), "a video in base64"),
     "gzip": (gzip.compress(CLIP), "compressed with gzip; .*Content-Encoding: gzip"),
     "zip": (FOREIGN["a zipped clip"], "a ZIP archive"),
     "tar": (FOREIGN["a clip in a tar"], "a tar archive"),
@@ -133,7 +141,11 @@ def test_a_sealed_process_gives_the_same_reasons() -> None:
             assert str(error_of(sandbox, body)) == str(refused.value), name
 
 
-@pytest.mark.parametrize("make", [motion_photo, lambda video: heic() + box(b"mpvd", video)], ids=["JPEG", "HEIC"])
+@pytest.mark.parametrize(
+    "make",
+    [motion_photo, lambda video: heic() + box(b"mpvd", video), lambda video: heic() + video],
+    ids=["JPEG", "HEIC", "HEIC with it behind"],
+)
 def test_what_is_said_about_a_motion_photo_gives_its_video(make: Callable[[bytes], bytes]) -> None:
     body = make(CLIP)
     with pytest.raises(errors.NotAVideo) as refused:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import shutil
 import socket
+import subprocess
 import time
 import zipfile
 from collections import Counter
@@ -186,6 +190,11 @@ def test_requests_to_this_machine_use_no_proxy(
         with running_server("--checkpoint", str(small_checkpoint)) as server:
             assert [ask(f"{server.exporter}/{page}").status for page in ("ready", "live", "metrics")] == [200] * 3
             assert main(["doctor", "--server", server.inference]) == 0
+            (advice,) = re.findall(r"^ +(curl .*)$", server.log.read_text(), re.MULTILINE)
+            assert advice.startswith("curl --noproxy localhost -T ")
+            if shutil.which("curl"):
+                done = subprocess.run(shlex.split(advice), cwd=REPOSITORY, capture_output=True, check=True)
+                assert "caption" in json.loads(done.stdout)
             (tmp_path / "clip.mp4").write_bytes(CLIP)
             job = ["caption", str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "out.jsonl")]
             assert main([*job, "--server", server.inference.replace("127.0.0.1", "localhost")]) == 0

@@ -83,6 +83,18 @@ def test_subtitles_of_a_job_count_from_the_start_of_the_file(engine: str, server
     assert (first.start[:10], last.end[:10]) == ("00:00:02.0", "00:00:04.0")
 
 
+def test_the_cues_of_what_a_user_sent_begin_with_its_picture(reference_data: Path, tmp_path: Path) -> None:
+    """Its sound begins at 0 s. Its description says 3 s for the picture; FFmpeg's own command shows it from 2.128 s."""
+    path, out = reference_data.parent / "cases" / "I1-picture-starts-late.mkv", tmp_path / "late.srt"
+    if not path.exists():
+        pytest.skip("the cases are not part of the repository")
+    assert main([*CAPTION, str(path), "--out", str(out), "--segment-s", "1"]) == 0
+    (cue,) = webvtt.from_buffer(io.StringIO(out.read_text()), format="srt").captions
+    assert (cue.start, cue.end) == ("00:00:02.128", "00:00:02.928")
+    (record,) = records(tmp_path / "late.srt.jsonl").values()
+    assert (record["picture_start_s"], record["segments"][0]["start_s"]) == (2.128, 0)
+
+
 def test_parts_in_a_list_are_captioned_as_clips(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(FILM)
     rows = [{"path": "film.mp4", "start_s": start_s, "end_s": end_s} for start_s, end_s in TIMES_S]

@@ -197,6 +197,8 @@ def test_generated_clips_equal_a_full_decode_the_command_and_their_recipe(thorou
         Recipe(container="mpegts", kind="hevc, open", clock="jump", offset_s=5),
         Recipe(container="mpegts", kind="mpeg2video", clock="back", offset_s=2000, skip=4),
         Recipe(container="mpeg", kind="mpeg2video", clock="jump"),
+        Recipe(container="mpeg", kind="h264"),
+        Recipe(container="mpeg", kind="hevc, open", offset_s=70),
         Recipe(container="webm", kind="vp8", clock="back"),
         Recipe(container="matroska", kind="h264", clock="back"),
         Recipe(container="matroska", kind="mpeg2video", clock="back", offset_s=70),
@@ -223,6 +225,32 @@ def test_what_a_decoder_invents_before_the_first_key_frame_is_left_out() -> None
         clip, numbers = sampled(Recipe(container=container, kind="mpeg4", skip=4).body())
         assert numbers == [12 + place for place in sampling.middle_of_slices(COUNT - 12)]
         np.testing.assert_allclose(clip.info.times_s, [(number - 12) / RATE for number in numbers], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["h264", "h264, open", "mpeg2video", "vp9"])
+@pytest.mark.parametrize("edits", [[(0, 1), (0.6, 1)], [(1.2, 1), (0.2, 0.8)], [(0.2, 0.4), (0.28, 0.4), (1, 0.6)]])
+def test_what_an_edit_list_plays_again_has_the_times_that_ffmpeg_gives_it(
+    kind: str, edits: list[tuple[float, float]]
+) -> None:
+    body = numbered.with_edits(numbered.encoded(kind, COUNT), *edits)
+    clip, numbers = sampled(body)
+    shown = by_full_decode(body)
+    assert shown == [round(RATE * s) + number for s, long_s in edits for number in range(round(RATE * long_s))]
+    places = sampling.middle_of_slices(len(shown))
+    assert numbers == [shown[place] for place in places]
+    with av.open(io.BytesIO(body)) as container:
+        times_s = sorted(frame.time for frame in container.decode(video=0) if frame.time is not None)
+    np.testing.assert_allclose(clip.info.times_s, [times_s[place] - times_s[0] for place in places], atol=1e-4)
+    assert clip.info.duration_s == pytest.approx(len(shown) / RATE, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["h264", "h264, open"])
+@pytest.mark.parametrize("packets", [29, 30, 31, 36])
+def test_the_clock_of_an_flv_may_go_back_between_key_frames(kind: str, packets: int) -> None:
+    flv = numbered.muxed("flv", Track(source=numbered.encoded(kind, COUNT), offset_s=5))
+    clip, numbers = sampled(numbered.flv_whose_clock_steps(flv, packets, -4000))
+    assert numbers == sampling.middle_of_slices(COUNT)
+    np.testing.assert_allclose(clip.info.times_s, [number / RATE for number in numbers], atol=0.04)
 
 
 def test_segments_go_on_where_recordings_were_joined() -> None:
@@ -297,6 +325,7 @@ class FakePacket:
     dts: int | None
     duration: int | None = 1
     is_keyframe: bool = False
+    is_discard: bool = False
 
 
 @pytest.mark.parametrize("is_broadcast", [False, True])
@@ -324,6 +353,8 @@ def test_frames_without_times_come_in_order_of_decoding_or_at_the_average_rate()
     assert clock.times([None] * 4, without_pts) == [0, 50, 100, 150]
     assert clock.times([None] * 3, without_pts) == [0, 50, 100]
     assert clock.times([None] * 3, [FakePacket(None, None)] * 3) == [0, 40, 80]
+    seldom = [FakePacket(None, 50 * number if number % 3 == 1 else None) for number in range(8)]
+    assert clock.times([None] * 8, seldom) == [50 + 50 * number for number in range(8)]
     decoding = [FakePacket(pts, pts - 1) for pts in (1, 2, 3, 4)]
     assert clock.times([1, 3, 2, 4], decoding) == [0, 1, 2, 3]
     assert clock.times([1, 4, 2], decoding) == [1, 2, 3]

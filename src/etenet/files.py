@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -195,28 +196,31 @@ def rows(
         video,caption                                  CSV, if the first line has a column of `header`
         clips/a.mp4                                    a list, if `list_of="path"`: rows {"path": "clips/a.mp4"}
 
-    The text is UTF-8, with or without a byte order mark. Lines end with LF, CR LF or CR; empty ones are skipped. In
-    CSV, columns are told apart by the separator of the first line (a comma, a semicolon or a tab), and their names are
-    read without regard to case and blanks. If blanks surround that separator, they belong to no cell. Quoted cells may
-    have line breaks, and `values` lacks missing cells.
+    The text is UTF-8, with or without a byte order mark, or UTF-16 with one. In a list, other bytes become lone
+    surrogates (PEP 383), because names of files may have any. Lines end with LF, CR LF or CR; empty ones are skipped.
+    In CSV, columns are told apart by the separator of the first line (a comma, a semicolon or a tab), and their names
+    are read without regard to case and blanks. If blanks surround that separator, they belong to no cell. Quoted cells
+    may have line breaks, and `values` lacks missing cells.
     Raises `UsageError` if the file cannot be read or has another format, if an object has a key or a table a column
     twice, if a quote stays open, and if a separator without quotes cuts a cell. Such a separator makes more cells than
     there are columns. In a row that leaves out its last cells it does not; in the cells after the column `prose`,
     which holds sentences, a blank at the start gives it away (unless blanks surround all separators).
     """
-    text = read_text(source, contents, fix=fix)
+    text = _decoded(source, contents, fix=fix)
     lines = [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip(_BLANKS)]
     if not lines:
         return
     try:
-        if (_JSON_NOT_A_PATH if list_of else _JSON).match(text):
+        is_json = bool((_JSON_NOT_A_PATH if list_of else _JSON).match(text))
+        table = None if is_json else _Table.begun_by(lines[0][1], header)
+        if is_json or table or not list_of:
+            _require_unicode(source, text)
+        if is_json:
             yield from _rows_of_json(source, text, lines, by_clip=by_clip, fix=fix)
-        elif (table := _Table.begun_by(lines[0][1], header)) is not None:
+        elif table:
             yield from _rows_of_table(source, text, table, prose)
         elif list_of:
-            # A byte order mark begins every file of those that one list was put together from.
-            paths = ((number, line.lstrip(_BYTE_ORDER_MARK).strip(_BLANKS)) for number, line in lines)
-            yield from (Row(f"{source}, line {number}", {list_of: path}) for number, path in paths if path)
+            yield from _rows_of_list(source, lines, list_of)
         elif header:
             names = " or ".join(header)
             raise UsageError(f"{source}, line {lines[0][0]}: neither JSON nor CSV with a column {names}; {fix}")
@@ -227,15 +231,30 @@ def rows(
 
 
 def read_text(source: Path | str, contents: bytes | None = None, *, fix: str) -> str:
-    """Raises `UsageError` if the file cannot be read or is not UTF-8."""
+    """Raises `UsageError` if the file cannot be read, or is neither UTF-8 nor UTF-16 with a byte order mark."""
+    text = _decoded(source, contents, fix=fix)
+    _require_unicode(source, text)
+    return text
+
+
+def _decoded(source: Path | str, contents: bytes | None, *, fix: str) -> str:
+    """Bytes that are not UTF-8 become lone surrogates."""
     try:
         body = Path(source).read_bytes() if contents is None else contents
     except OSError as error:
         raise UsageError(f"cannot read {source}: {error.strerror}; {fix}") from error
+    encoding = "utf-16" if body.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"
     try:
-        return body.decode().lstrip(_BYTE_ORDER_MARK)
+        return body.decode(encoding, "strict" if encoding == "utf-16" else "surrogateescape").lstrip(_BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
-        line = 1 + error.object[: error.start].count(b"\n")
+        raise UsageError(f"{source}: this begins as UTF-16 and is not; save it as UTF-8") from error
+
+
+def _require_unicode(source: Path | str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        line = 1 + text.count("\n", 0, error.start)
         raise UsageError(f"{source}, line {line}: this is not UTF-8; save it as UTF-8") from error
 
 
@@ -286,6 +305,16 @@ def _rows_of_json(
                 yield Row(place, {"video": clip, "captions": captions})
         case _:
             yield _row(place, contents, fix)
+
+
+def _rows_of_list(source: Path | str, lines: Sequence[tuple[int, str]], column: str) -> Iterator[Row]:
+    for number, line in lines:
+        place = f"{source}, line {number}"
+        if "\0" in line:
+            raise UsageError(f"{place}: no path has a NUL in it; write one path per line, in UTF-8")
+        # A byte order mark begins every file of those that one list was put together from.
+        if path := line.lstrip(_BYTE_ORDER_MARK).strip(_BLANKS):
+            yield Row(place, {column: path})
 
 
 def _is_json(line: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,24 @@ def _named_like(out: Path) -> Format:
     if found := _BY_SUFFIX.get(out.suffix.lower()):
         return found
     raise UsageError(f"no format has names like {out.name}; end it with {', '.join(_BY_SUFFIX)}, or give --format")
+
+
+def check(clips: Sequence[JobClip], out: Path, chosen: Format) -> None:
+    """Raises `UsageError` before the job for what `write` would find out after it, or a package that it needs."""
+    for _ in chosen.write(()):
+        pass
+    places = set(places_for(clips, out, chosen).values()) if chosen.file_per_video else {out}
+    for place in places:
+        if place.is_dir():
+            raise UsageError(f"{place} is a folder; name a file with --out, or move the folder")
+    for folder in {place.parent for place in places}:
+        there = next(above for above in (folder, *folder.parents) if above.exists())
+        if not there.is_dir():
+            raise UsageError(f"{there} is a file; name a folder with --out, or move the file")
+        if not os.access(there, os.W_OK):
+            raise UsageError(
+                f"nothing can be written in {there}; change its permissions, or name another place with --out"
+            )
 
 
 def write(records: Iterable[Record], clips: Sequence[JobClip], out: Path, chosen: Format) -> None:

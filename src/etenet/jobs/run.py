@@ -62,8 +62,10 @@ def run(
     `JobStopped` if the engine fails.
     """
     summary, out = Summary(len(clips)), out and out.resolve()
-    if format.file_per_video:
-        formats.places_for(clips, out or Path(f"standard output{format.suffix}"), format)
+    if out:
+        formats.check(clips, out, format)
+    elif format.file_per_video:
+        formats.places_for(clips, Path(f"standard output{format.suffix}"), format)
     if not out and sys.stdout is None:
         raise UsageError("standard output is closed; name a file with --out")
     with ExitStack() as stack:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.request import getproxies
 
 from etenet.errors import EtenetError, UsageError, counted
 from etenet.runtime import CPU_BATCH_CLIPS
@@ -146,7 +147,10 @@ def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, de
 def _log_ready(config: ServerConfig, model_name: str) -> None:
     where = f"localhost:{config.inference.port}/predictions/{archive.MODEL_NAME}"
     examples = sorted(Path("examples", model_name).glob("*.mp4")) or sorted(Path("examples").glob("*.mp4"))
-    _log(f"ready. Try it:\n\n    curl -T {examples[0] if examples else 'clip.mp4'} {where}\n")
+    no_proxy = (
+        "--noproxy localhost " if getproxies().keys() & {"http", "all"} else ""
+    )  # curl asks one even for localhost
+    _log(f"ready. Try it:\n\n    curl {no_proxy}-T {examples[0] if examples else 'clip.mp4'} {where}\n")
 
 
 def _show_tail(log: Path, lines: int = 30) -> None:

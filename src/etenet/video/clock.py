@@ -26,6 +26,9 @@ class Packet(Protocol):
     @property
     def is_keyframe(self) -> bool: ...
 
+    @property
+    def is_discard(self) -> bool: ...
+
 
 def as_browsers_play(gif: Sequence[Packet]) -> None:
     """Give the pictures of a GIF, whose ticks are 10 ms, the times that they have in a browser.
@@ -46,10 +49,15 @@ class Clock:
     tick_s: float
     frame_ticks: int  # from one frame to the next, by the stream's average rate
     is_broadcast: bool  # a container of broadcasts: where its clock jumps, nothing is missing
+    stores_dts: bool = False  # and may go back at any packet, other than where the dts are guesses
 
     def go_on(self, packets: Sequence[Packet]) -> None:
-        """Shift each piece that has a clock of its own, so that its times follow those of the piece before it."""
-        for before, piece in pairwise(list(self._pieces(packets))):
+        """Shift each piece that has a clock of its own, so that its times follow those of the piece before it.
+
+        Packets that only prepare a decoder for a part that an edit list plays again have the times of that part.
+        """
+        shown = [packet for packet in packets if not packet.is_discard]
+        for before, piece in pairwise(list(self._pieces(shown))):
             shift = self._shift(before, piece)
             for packet in before:
                 if self._is_astray(packet):
@@ -76,7 +84,7 @@ class Clock:
         if self.is_broadcast:
             return goes_back or jump_s > _JUMP_S
         # Matroska stores no dts. FFmpeg guesses them, and after a restart the guesses go back at every B-frame.
-        return (goes_back and is_keyframe) or jump_s > _JUMP_IN_A_FILE_S
+        return (goes_back and (is_keyframe or self.stores_dts)) or jump_s > _JUMP_IN_A_FILE_S
 
     def _is_astray(self, packet: Packet) -> bool:
         """Whether the pts is on another clock: of the last picture of a piece, FFmpeg guesses it from the next dts."""
@@ -85,9 +93,11 @@ class Clock:
         return not 0 <= (packet.pts - packet.dts) * self.tick_s <= _JUMP_S
 
     def _shift(self, before: Sequence[Packet], piece: Sequence[Packet]) -> int:
-        """By the order of decoding, as FFmpeg does; by more where frames of both pieces would be shown in turns."""
+        """By the order of decoding, as FFmpeg does; by more where frames of two recordings would be shown in turns."""
         decoded = [(dts, self._length(packet)) for packet in before if (dts := self._dts(packet)) is not None]
         shift = sum(decoded[-1]) - next(dts for packet in piece if (dts := self._dts(packet)) is not None)
+        if self.stores_dts and not piece[0].is_keyframe:
+            return shift  # the same recording goes on
         shown = [
             (packet.pts, self._length(packet))
             for packet in before
@@ -111,16 +121,19 @@ class Clock:
         """When the frames are shown that a decoder gave in this order; `packets` are those of pictures that are shown.
 
         Some files have no presentation times, or the order of decoding in their place. Then the k-th frame is shown at
-        the k-th smallest time, or at the average rate if there is not one time for each frame.
+        the k-th smallest time, or at the average rate if there is not one time for each frame: program streams give one
+        for several pictures.
         """
         known = [pts for pts in frame_pts if pts is not None]
         if len(known) == len(frame_pts) and (_is_sorted(known) or not _is_sorted([packet.pts for packet in packets])):
             return sorted(known)
-        dts = sorted({packet.dts for packet in packets if packet.dts is not None})
+        places = {packet.dts: place for place, packet in enumerate(packets) if packet.dts is not None}
+        dts = sorted(places)
         if len(dts) == len(frame_pts):
             return dts
-        first = min(known or dts, default=0)
-        step = (dts[-1] - dts[0]) / (len(dts) - 1) if len(dts) > 1 else self.frame_ticks
+        first, step = min(known or dts, default=0), float(self.frame_ticks)
+        if dts and places[dts[0]] < places[dts[-1]]:
+            step = (dts[-1] - dts[0]) / (places[dts[-1]] - places[dts[0]])
         return [first + round(number * step) for number in range(len(frame_pts))]
 
 

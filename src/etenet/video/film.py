@@ -104,6 +104,7 @@ class Film:
             tick_s=self.tick_s,
             frame_ticks=max(1, round(1 / (float(rate) * self.tick_s))),
             is_broadcast=container.format.name in _BROADCAST,
+            stores_dts=container.format.name == "flv",
         )
         self.size_px = self._context.width, self._context.height
         self._check_pixels(*self.size_px)

@@ -43,6 +43,11 @@ _RAW_PHOTOGRAPH = b"crx "  # Canon's CR3 has tracks like a video
 _VIDEO_BEHIND = re.compile(rb"\0\0[\0\x01].ftyp[A-Za-z0-9 ]{4}", re.DOTALL)
 _OTHERS = {
     rb"\x1f\x8b": ("compressed with gzip", f"{_UNPACK}, or send it with the header Content-Encoding: gzip"),
+    rb"x[\x01\x5e\x9c\xda]": (
+        "compressed with zlib",
+        f"{_UNPACK}, or send it with the header Content-Encoding: deflate",
+    ),
+    rb"\0\x05\x16\x07": ("what macOS keeps beside a file (AppleDouble)", "send the file without ._ in its name"),
     rb"\xfd7zXZ\0|BZh|\x28\xb5\x2f\xfd": ("a compressed file (xz, bzip2 or zstd)", _UNPACK),
     rb"PK\x03\x04": ("a ZIP archive", _UNPACK),
     rb".{257}ustar": ("a tar archive", _UNPACK),
@@ -89,7 +94,7 @@ _TEXTS = {
 _SEGMENT_BOXES = frozenset((b"styp", b"sidx", b"ssix", b"moof", b"emsg", b"prft"))
 _WEBM_CLUSTER = b"\x1f\x43\xb6\x75"
 _BOM = b"\xef\xbb\xbf"
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64,}")
+_BASE64 = re.compile(r"""(?:[\w-]+=)?b?["']?([A-Za-z0-9+/_-]{64,})""")  # alone, in quotes, or as a field of a form
 _HEAD_BYTES, _SHOWN_LETTERS, _MOST_BOXES = 4096, 40, 1000
 
 
@@ -103,10 +108,12 @@ def still_image(body: bytes) -> NotAVideo | None:
     brand = body[8:12]
     if brand == _RAW_PHOTOGRAPH:
         return _refused("a raw photograph (CR3)", _SEND_A_VIDEO)
-    starts = dict(_boxes(body))
+    starts = dict(_boxes(body))  # of the last one of each kind
+    name = _HEIF_BRANDS.get(brand, "HEIF")
+    if brand in _HEIF_BRANDS and 0 < starts.get(b"meta", 0) < starts[b"ftyp"]:
+        return _motion_photo(name, starts[b"ftyp"])
     if starts.keys() & {b"moov", b"moof"} or (b"meta" not in starts and brand not in _HEIF_BRANDS):
         return None
-    name = _HEIF_BRANDS.get(brand, "HEIF")
     if b"mpvd" in starts:
         return _motion_photo(name, starts[b"mpvd"] + 8)
     return _refused(f"a still image ({name})", _SEND_A_VIDEO)
@@ -163,7 +170,7 @@ def _text(body: bytes) -> NotAVideo | None:
         if re.match(pattern, text, re.IGNORECASE | re.DOTALL):
             return _refused(what, fix)
     in_base64 = _BASE64.match("".join(text.split()))
-    if in_base64 and _VIDEO.match(b64decode(in_base64[0][: len(in_base64[0]) // 4 * 4], b"-_")):
+    if in_base64 and _VIDEO.match(b64decode(in_base64[1][: len(in_base64[1]) // 4 * 4], b"-_")):
         return _refused("a video in base64", _SEND_THE_FILE)
     return _refused(
         f"text ({text[:_SHOWN_LETTERS].rstrip()!r}), not a video in a container we read ({', '.join(CONTAINERS)})",

@@ -194,7 +194,8 @@ class _Sampler:
         if not shown_pts:
             raise UndecodableVideo(f"no frame of the {self.film.codec} video could be decoded; the file is damaged")
         lengths = {packet.pts: packet.duration or 0 for packet in shown}
-        end_pts = shown_pts[-1] + lengths.get(shown_pts[-1], self.film.clock.frame_ticks)
+        average = (shown_pts[-1] - shown_pts[0]) // (len(shown_pts) - 1) if len(shown_pts) > 1 else 0
+        end_pts = shown_pts[-1] + lengths.get(shown_pts[-1], average or self.film.clock.frame_ticks)
         with closing(self._scenes(packets, cut, shown_pts[0], shown_pts)) as scenes_pts:
             segments = self._segments(cut, shown_pts, end_pts, scenes_pts)
         windows = self._windows(segments, len(shown_pts))
