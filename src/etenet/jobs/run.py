@@ -61,7 +61,7 @@ def run(
     Raises `UsageError` if `out` is another kind of file, is that of another `job` or cannot be written, and
     `JobStopped` if the engine fails.
     """
-    summary, out = Summary(len(clips)), out and out.resolve()
+    summary, out = Summary(len(clips)), out and Path(os.path.realpath(out))
     if format.file_per_video:
         formats.places_for(clips, out or Path(f"standard output{format.suffix}"), format)
     if not out and sys.stdout is None:
