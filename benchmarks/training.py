@@ -45,7 +45,8 @@ from training.loop.memory import checkpoint_activations, keep_freed_memory, peak
 from training.loop.order import TrainingExample
 from training.loop.processes import Processes
 from training.loop.step import Trainee, accumulate, micro_batches
-from training.recipes import Recipe, msrvtt
+from training.recipes import msrvtt
+from training.run_settings import Recipe
 
 CAPTION = " ".join(["w1"] * 12)
 COMPILING_S = 120.0  # the longest that a compiled row takes

@@ -23,7 +23,8 @@ from training.loop.memory import keep_freed_memory
 from training.loop.processes import init_processes
 from training.loop.stage import Run, train_stage
 from training.loop.start import first_checkpoint
-from training.recipes import RECIPES, Stage, overridden
+from training.recipes import RECIPES, overridden
+from training.run_settings import Stage
 
 PAPER_ENCODER_RATE = 1e-9
 CONTROL = "encoder frozen"

@@ -27,8 +27,8 @@ AT_THE_TOP = {"doctor", "cli", "__init__", "__main__"}  # may import everything
 
 ALLOWED_IN = {
     "av": {
-        *(f"src/etenet/video/{name}.py" for name in ("ffmpeg", "nvdec", "pictures", "sampling", "scenes", "streams")),
-        *(f"src/etenet/video/{name}.py" for name in ("deinterlacing", "filters", "presentation")),
+        *(f"src/etenet/video/{name}.py" for name in ("ffmpeg", "film", "nvdec", "pictures", "sampling", "scenes")),
+        *(f"src/etenet/video/{name}.py" for name in ("deinterlacing", "filters", "presentation", "streams")),
         "training/demo/world.py",
     },
     "openvino": {"src/etenet/runtime/openvino.py"},

@@ -312,15 +312,15 @@ def test_the_command_measures_draws_and_writes_what_the_captioner_then_says(
     features = torch.from_numpy(np.array(dataset.features[:1]))
     ((best,),) = captioner.caption_features(features, etenet.CaptionOptions())
     (beam,) = captioner.network.sentences(features, beam_size=5, max_words=6)
-    said = 0
+    chosen = 0
     if minimum_risk:
         assert written.minimum_risk is not None
         of_validation = torch.from_numpy(np.array(dataset.features[:60])).mean((0, 1))
         torch.testing.assert_close(written.minimum_risk.typical, of_validation)
         (beam,) = written.minimum_risk.compared(captioner.checkpoint.model.decoder, [beam])
-        said = written.minimum_risk.order(beam)[0]
+        chosen = written.minimum_risk.order(beam)[0]
     assert written.confidence is not None
-    assert best.confidence == written.confidence.confidence(beam[said], beam)
+    assert best.confidence == written.confidence.confidence(beam[chosen], beam)
 
 
 @pytest.mark.parametrize(

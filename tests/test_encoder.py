@@ -109,7 +109,7 @@ def test_preprocessing_of_timm_is_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "crop_px", "said"),
+    ("name", "crop_px", "message"),
     [
         ("timm:tf_efficientnet_lite9", None, "did you mean timm:tf_efficientnet_lite"),
         ("timm:hf-hub:timm/resnet18", None, "libraries are timm, torchvision"),
@@ -119,8 +119,10 @@ def test_preprocessing_of_timm_is_its_own(name: str) -> None:
         ("timm:test_vit", 128, "set crop_px to 160"),
     ],
 )
-def test_the_error_for_what_no_library_has_is_one_line_with_the_fix(name: str, crop_px: int | None, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_the_error_for_what_no_library_has_is_one_line_with_the_fix(
+    name: str, crop_px: int | None, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         default_preprocessing(name, crop_px=crop_px)
     assert "\n" not in str(caught.value)
 

@@ -213,7 +213,7 @@ def test_a_flag_that_the_header_does_not_announce_changes_nothing() -> None:
     """The header is that of a progressive clip; a decoder believes what each picture says."""
     body = case(panning, 40, "tff", "h264 in mp4")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("etenet.video.sampling.FIELD_ORDERS", frozenset())
+        patch.setattr("etenet.video.film.FIELD_ORDERS", frozenset())
         patch.delattr("etenet.video.sampling._Sampler._by_counting")  # that would decode all of a long recording
         unannounced = sample_frames(body, resize_px=SIZE_PX).frames
     np.testing.assert_array_equal(unannounced, sample_frames(body, resize_px=SIZE_PX).frames)

@@ -1,4 +1,4 @@
-"""A job by a server that is not there, is none or changes, and output that nobody takes: said at once, in one line."""
+"""A job by a server that is not there, is none or changes, and output that nobody takes: one line at once."""
 
 from __future__ import annotations
 

@@ -128,9 +128,9 @@ def test_a_captioner_says_the_sentence_of_least_risk_unless_a_length_penalty_is_
     assert minimum_risk is not None
     orders = [minimum_risk.order(b) for b in minimum_risk.compared(captioner.checkpoint.model.decoder, beams)]
     assert any(order[0] != 0 for order in orders)
-    said = captioner.caption_features(features, etenet.CaptionOptions(captions=5))
+    reordered = captioner.caption_features(features, etenet.CaptionOptions(captions=5))
     plain = captioner.caption_features(features, etenet.CaptionOptions(length_penalty=0.0001))
-    for beam, order, sentences, (likeliest,) in zip(beams, orders, said, plain, strict=True):
+    for beam, order, sentences, (likeliest,) in zip(beams, orders, reordered, plain, strict=True):
         assert [sentence.log_prob for sentence in sentences] == [beam[number].log_prob for number in order]
         assert likeliest.log_prob == beam[0].log_prob
     different = {number: etenet.CaptionOptions(length_penalty=number % 2) for number in range(8)}

@@ -145,7 +145,7 @@ def test_what_a_gpu_cannot_do_is_done_in_software(name: str, monkeypatch: pytest
     everything = GpuDecoding(from_pixels=1)
     for announced in (True, False):
         if not announced:
-            monkeypatch.setattr("etenet.video.sampling.FIELD_ORDERS", frozenset())
+            monkeypatch.setattr("etenet.video.film.FIELD_ORDERS", frozenset())
         (clip,) = sample_segments(SPECIAL[name], WHOLE, resize_px=SIZE_PX, gpu=everything)
         np.testing.assert_array_equal(clip.frames, expected.frames)
         assert not clip.info.on_gpu

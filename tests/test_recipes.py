@@ -10,7 +10,8 @@ from training.data.datasets import DatasetClip
 from training.demo import world
 from training.loop.order import epoch_windows, examples_per_epoch
 from training.loop.views import WHOLE, View, numbered_view
-from training.recipes import RECIPES, Stage, overridden
+from training.recipes import RECIPES, overridden
+from training.run_settings import Stage
 
 
 @pytest.mark.parametrize(("name", "max_words"), [("msvd", 30), ("msrvtt", 20)])

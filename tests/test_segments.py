@@ -22,7 +22,7 @@ from etenet.captioning.captions import Caption, Outcome, SegmentCaptions
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import JOB_DECODE_TRIES, Video
 from etenet.sandbox.pool import Sandbox
-from etenet.video import sampling
+from etenet.video import film, sampling
 from etenet.video.clip import Clip
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import SHORTEST_SEGMENT_S, Cut, Segment
@@ -204,14 +204,14 @@ def test_scenes_begin_where_the_picture_changes() -> None:
 
 
 def test_nothing_is_decoded_after_the_last_scene_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, decoded_s = sampling._Sampler._decode, []
+    decode, decoded_s = film.Film.decode, []
 
-    def counted(clip: sampling._Sampler, packets: Iterable[sampling.VideoPacket]) -> Iterator[av.VideoFrame]:
+    def counted(clip: film.Film, packets: Iterable[film.VideoPacket]) -> Iterator[av.VideoFrame]:
         for frame in decode(clip, packets):
             decoded_s.append(frame.time)
             yield frame
 
-    monkeypatch.setattr(sampling._Sampler, "_decode", counted)
+    monkeypatch.setattr(film.Film, "decode", counted)
     sampling.sample_segments(FILM, replace(SCENES, end_s=4.0), resize_px=SIZE_PX)
     assert 4.0 < max(decoded_s) < 4.5
     decoded_s.clear()
@@ -221,15 +221,15 @@ def test_nothing_is_decoded_after_the_last_scene_that_is_needed(monkeypatch: pyt
 
 def test_a_video_without_presentation_times_is_cut_up_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some AVI files have none. Then the numbers of the frames give their times."""
-    demux = sampling._Sampler._demux
+    demux = film.Film._demux
 
-    def without_times(clip: sampling._Sampler, streams: list[av.VideoStream]) -> dict[int, list[sampling.VideoPacket]]:
+    def without_times(clip: film.Film, streams: list[av.VideoStream]) -> dict[int, list[film.VideoPacket]]:
         demuxed = demux(clip, streams)
         for packet in demuxed[0]:
             packet.pts = packet.dts = None
         return demuxed
 
-    monkeypatch.setattr(sampling._Sampler, "_demux", without_times)
+    monkeypatch.setattr(film.Film, "_demux", without_times)
     body, rest, segments = clips.video(400, codec="mpeg4", container="avi"), Cut(segment_s=3.5, max_segments=2), []
     while rest:
         segments += sampling.sample_segments(body, rest, resize_px=SIZE_PX)

@@ -22,7 +22,7 @@ from training.loop.optimizer import clip_gradients
 from training.loop.order import TrainingExample
 from training.loop.processes import Processes
 from training.loop.step import Trainee, accumulate
-from training.recipes import Stage
+from training.run_settings import Stage
 
 VOCABULARY = Vocabulary(list("abcdefgh"))
 STAGE = Stage(

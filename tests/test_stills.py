@@ -18,7 +18,8 @@ from etenet.model.pretrained import load_encoder
 from training import recipes, stills
 from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
-from training.recipes import Stills, overridden
+from training.recipes import overridden
+from training.run_settings import Stills
 
 THINGS, SCENES = ("balloon", "bus", "octopus"), ("beach", "meadow")
 RECIPE = replace(

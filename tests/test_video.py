@@ -15,7 +15,7 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from etenet import errors
-from etenet.video import ffmpeg, sampling
+from etenet.video import ffmpeg, film, sampling
 from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.tone_mapping import is_hdr, to_sdr
 from tests import clips
@@ -83,14 +83,14 @@ def test_frames_are_those_of_a_full_decode(name: str) -> None:
 def test_frames_that_are_neither_sampled_nor_referenced_are_not_decoded(
     monkeypatch: pytest.MonkeyPatch, name: str, share: float
 ) -> None:
-    def counted(clip: sampling._Sampler, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    def counted(clip: film.Film, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in checked(clip, frames):
             decoded.append(frame.pts)
             yield frame
 
     decoded: list[int] = []
-    checked = sampling._Sampler._checked
-    monkeypatch.setattr(sampling._Sampler, "_checked", counted)
+    checked = film.Film._checked
+    monkeypatch.setattr(film.Film, "_checked", counted)
     sampling.sample_frames(RENDERED[name], resize_px=SIZE_PX)
     assert 16 <= len(decoded) <= share * len(every_frame(RENDERED[name]))
 
@@ -212,13 +212,13 @@ def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(referen
 def test_only_the_groups_of_pictures_that_are_needed_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     body = clips.video(640, size=(32, 32), g="5", sc_threshold="0")
     fed = []
-    decode = sampling._Sampler._decode
+    decode = film.Film.decode
 
-    def counting(self: sampling._Sampler, packets: list[sampling.VideoPacket]) -> object:
+    def counting(self: film.Film, packets: list[film.VideoPacket]) -> object:
         fed.append(len(packets))
         return decode(self, packets)
 
-    monkeypatch.setattr(sampling._Sampler, "_decode", counting)
+    monkeypatch.setattr(film.Film, "decode", counting)
     sampling.sample_frames(body, resize_px=SIZE_PX)
     assert sum(fed) <= 16 * 5
 

@@ -27,7 +27,8 @@ from etenet.video.clip import FRAMES_PER_CLIP
 from training.data.datasets import Dataset, DatasetClip
 from training.loop.loading import read_ahead
 from training.loop.memory import keep_freed_memory
-from training.recipes import RECIPES, Recipe, Stills, overridden
+from training.recipes import RECIPES, overridden
+from training.run_settings import Recipe, Stills
 
 ATTRIBUTES = ("thing", "scene")
 

@@ -24,7 +24,8 @@ from training.loop.memory import keep_freed_memory, out_of_memory_named
 from training.loop.processes import init_processes
 from training.loop.stage import Interrupted, Run, train_stage
 from training.loop.start import continued, first_checkpoint, next_checkpoint, stage_before, with_settings
-from training.recipes import RECIPES, Recipe, overridden
+from training.recipes import RECIPES, overridden
+from training.run_settings import Recipe
 
 
 def _start(recipe: Recipe, dataset: Dataset, options: argparse.Namespace) -> tuple[Recipe, Checkpoint]:

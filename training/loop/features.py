@@ -33,7 +33,7 @@ from training.loop.processes import Processes
 from training.loop.progress import Progress
 from training.loop.step import Trainee
 from training.loop.views import WHOLE, View, numbered_view, seen
-from training.recipes import Stage
+from training.run_settings import Stage
 
 SPLITS = ("train", "validation")
 COMPILED_FROM_FRAMES = 1000  # compiling takes as long as some hundred frames

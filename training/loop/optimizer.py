@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from training.recipes import Stage
+from training.run_settings import Stage
 
 
 def adam(model: nn.Module, stage: Stage) -> torch.optim.Adam:

@@ -15,7 +15,7 @@ from etenet.video.clip import FRAMES_PER_CLIP
 from etenet.video.sampling import middle_of_slices
 from training.data.datasets import DatasetClip
 from training.loop.views import WHOLE, View, drawn_crop
-from training.recipes import Stage
+from training.run_settings import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def content_shares(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, we
     """(N, C): the share of a clip's captions that have a word, for the commonest words that depend on the clip.
 
     The captions of a clip agree more on "horse" than on "some", by the intraclass correlation of having the word. Where
-    clips have one caption each, nothing can be said about that, and the commonest words are taken.
+    clips have one caption each, nothing tells which words recur, and the commonest words are taken.
     """
     shares = np.zeros((len(captions), len(vocabulary)))
     for clip, of_clip in enumerate(captions):

@@ -25,7 +25,7 @@ from etenet.model.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID
 from training.data.datasets import EncodedCaptions
 from training.loop.loss import sentence_losses
 from training.loop.reward import CiderD, ClipT, ended
-from training.recipes import Baseline
+from training.run_settings import Baseline
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ from training.loop.self_critical import mixed_losses
 from training.loop.step import Load, Objective, Trainee, accumulate, micro_batches
 from training.loop.tensorboard import TensorBoard
 from training.loop.validation import Validation, validate
-from training.recipes import Recipe, Stage
+from training.run_settings import Recipe, Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

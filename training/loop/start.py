@@ -19,7 +19,7 @@ from etenet.model.etenet import EtENet
 from etenet.model.pretrained import load_encoder
 from etenet.model.vocabulary import EOS_ID, Vocabulary
 from training.data.datasets import Dataset
-from training.recipes import Recipe
+from training.run_settings import Recipe
 
 RARE = 0.5  # the count of a word that no training caption has
 

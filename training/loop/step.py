@@ -25,7 +25,7 @@ from training.loop.compiling import CompiledForward, Compiler
 from training.loop.loss import sentence_losses
 from training.loop.order import TrainingExample
 from training.loop.processes import Processes
-from training.recipes import Stage
+from training.run_settings import Stage
 
 Load = Callable[[Sequence[TrainingExample]], tuple[Tensor, Any]]  # frames or features, and what the objective takes
 Objective = Callable[[Decoder, Tensor, Any], Tensor]  # features (B, L, D) and targets -> losses (B, K)

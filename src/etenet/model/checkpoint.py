@@ -45,7 +45,7 @@ class Checkpoint:
     id: str = ""  # sha256:..., of the file
     provenance: dict[str, Any] = field(default_factory=dict)
     confidence: Calibration | None = None  # without it, captions have no confidence
-    minimum_risk: MinimumRisk | None = None  # without it, the most probable sentence is said
+    minimum_risk: MinimumRisk | None = None  # without it, the most probable sentence is given
     name: str = ""
     terms: str = ""
 

@@ -20,7 +20,7 @@ OLDEST_FFMPEG = {"libavformat": (62, 0), "libavcodec": (62, 11), "libswscale": (
 
 _DECODER_NAMES = {"av1": "libdav1d", "flv1": "flv"}  # where decoder and codec have different names
 CODEC_WHITELIST = ",".join(_DECODER_NAMES.get(codec, codec) for codec in DECODERS)
-# These bind the decoders that probe a container. `sampling.py` binds the decoder that is used.
+# These bind the decoders that probe a container. `film.py` binds the decoder that is used.
 OPEN_OPTIONS = {
     "protocol_whitelist": "none",
     "format_whitelist": ",".join(CONTAINERS),

@@ -1,7 +1,7 @@
 """The GPU's own video decoder (NVDEC): what it may decode, and how FFmpeg gets at it.
 
 FFmpeg parses the stream as it does for its own decoder, so its allow-lists and limits hold; only the pictures go to the
-GPU. Knows no file: `sampling.py` opens them and trusts nothing that comes from here.
+GPU. Knows no file: `film.py` opens them and trusts nothing that comes from here.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def without_covers(streams: Iterable[VideoStream]) -> list[VideoStream]:
     return [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
 
 
-def film(streams: Sequence[VideoStream], packet_counts: Mapping[int, int]) -> VideoStream:
+def film_of(streams: Sequence[VideoStream], packet_counts: Mapping[int, int]) -> VideoStream:
     """The stream that FFmpeg's own command takes. A single picture, or a codec we do not read, is the last choice.
 
     Source: FFmpeg, `map_auto_video` in fftools/ffmpeg_mux_init.c. Of the streams with packets it is the largest, where

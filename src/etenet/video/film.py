@@ -1,0 +1,207 @@
+"""The film of an open file: the stream that a player shows, its packets on one clock, and its frames as they come.
+
+Whatever is demuxed or decoded here stays within the limits. Knows nothing of which frames are wanted, or why.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import dropwhile
+from typing import TypeAlias, cast
+
+import av
+from av.codec.hwaccel import HWAccel
+from av.container import InputContainer
+from av.video import VideoStream
+
+from etenet.errors import EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
+from etenet.video import not_videos
+from etenet.video.clock import Clock, as_browsers_play
+from etenet.video.deinterlacing import FIELD_ORDERS
+from etenet.video.ffmpeg import CODEC_WHITELIST, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
+from etenet.video.limits import DecodeLimits, Stopwatch
+from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
+from etenet.video.packet_runs import TimedPacket
+from etenet.video.pictures import check_memory
+from etenet.video.presentation import Presentation, presentation
+from etenet.video.streams import film_of, without_covers
+
+VideoPacket: TypeAlias = "av.Packet[VideoStream]"
+
+_CODECS_THAT_SKIP = ("h264", "hevc")  # can skip frames that no other depends on; the others stay bit-exact
+# Their decoders invent what is missing before the first key frame; the others show nothing.
+_CODECS_THAT_INVENT = ("mpeg4", "h263", "flv1", "wmv1", "wmv2")
+_BROADCAST = ("mpegts", "mpeg")
+_USUAL_RATE = 25  # frames per second, where a file says nothing
+
+
+class Untrusted(Exception):
+    """A GPU's decoder gave something else than expected."""
+
+
+@contextmanager
+def open_film(body: bytes, *, limits: DecodeLimits, stopwatch: Stopwatch, device: int | None = None) -> Iterator[Film]:
+    """The film of a video file, decoded in software, or by the GPU with the number `device`.
+
+    Raises the `CaptionError` that says what is wrong with the file; on a GPU anything.
+    """
+    if not body:
+        raise EmptyBody("the body is empty; send the video itself, for example with curl -T clip.mp4")
+    if len(body) > limits.max_body_bytes:
+        raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
+    if still := not_videos.still_image(body):
+        raise still
+    with closing(_container(body, None if device is None else accelerator(device))) as container:
+        yield Film(container, limits=limits, stopwatch=stopwatch, on_gpu=device is not None)
+
+
+def _container(body: bytes, hwaccel: HWAccel | None) -> InputContainer:
+    try:
+        container: InputContainer = av.open(
+            io.BytesIO(body), "r", options=OPEN_OPTIONS, hwaccel=hwaccel, **LENIENT_METADATA
+        )
+        return container
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        if hwaccel:
+            raise
+        raise not_videos.refusal(body) from error
+
+
+class Film:
+    """The stream, its clock and its crop are known at once, its packets once they are asked for."""
+
+    def __init__(
+        self, container: InputContainer, *, limits: DecodeLimits, stopwatch: Stopwatch, on_gpu: bool = False
+    ) -> None:
+        self.limits, self.stopwatch, self.on_gpu = limits, stopwatch, on_gpu
+        self._container = container
+        streams = without_covers(container.streams.video)
+        if not streams:
+            raise NotAVideo("the file has no video stream (is it audio only?); send one with pictures")
+        self._demuxed: dict[int, list[VideoPacket]] = {}  # by the index of the stream
+        self._stream = streams[0]
+        if len(streams) > 1:
+            self._demuxed = self._demux(streams)
+            self._stream = film_of(streams, {index: len(packets) for index, packets in self._demuxed.items()})
+        if self._stream.codec_context is None:
+            raise NotAVideo(f"the video's codec is unknown; we read {', '.join(DECODERS)}")
+        self.codec = self._stream.codec_context.codec.canonical_name
+        if self.codec not in DECODERS:
+            raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
+        shown = Presentation() if on_gpu else presentation(container, self._stream.index)
+        if shown.needs_dolby_vision:
+            raise UndecodableVideo(
+                "only Dolby Vision decoders can show the colours of this video (a profile without a base layer, as 5); "
+                "send it as HDR10, HLG or SDR"
+            )
+        self.crop = shown.crop
+        self._context, self.tick_s = self._stream.codec_context, float(self._stream.time_base or 1)
+        rate = self._stream.guessed_rate or self._stream.average_rate or _USUAL_RATE
+        self.clock = Clock(
+            tick_s=self.tick_s,
+            frame_ticks=max(1, round(1 / (float(rate) * self.tick_s))),
+            is_broadcast=container.format.name in _BROADCAST,
+        )
+        self.size_px = self._context.width, self._context.height
+        self._check_pixels(*self.size_px)
+        self._context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
+        self.interlaced = self._context.field_order in FIELD_ORDERS  # or a frame that says so has come
+        # How a decoder conceals damage depends on its number of threads, and a clip must always look the same.
+        self._context.thread_count = 1
+        if on_gpu and not self._context.is_hwaccel:
+            raise Untrusted("this build of FFmpeg decodes it in software")
+
+    @property
+    def skips(self) -> bool:
+        """Whether frames that are neither wanted nor needed by another are left out of a run."""
+        return self.codec in _CODECS_THAT_SKIP
+
+    def suits(self, gpu: GpuDecoding) -> bool:
+        """Whether the GPU shall decode it."""
+        can = self.codec in GPU_CODECS and self._context.pix_fmt in GPU_PICTURES
+        can = can and not (self.interlaced or self.crop)
+        return can and math.prod(self.size_px) >= gpu.from_pixels
+
+    def since_start_of_file(self, pts: int) -> float:
+        """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
+        starts_us = self._container.start_time
+        return 0.0 if starts_us is None else max(0.0, pts * self.tick_s - starts_us / av.time_base)
+
+    def packets(self) -> list[VideoPacket]:
+        """In the order of decoding, on one clock. There is at least one."""
+        packets = (self._demuxed or self._demux([self._stream]))[self._stream.index]
+        if not packets:
+            raise UndecodableVideo(
+                "the video stream holds no data; the file is damaged, cut short, or only the start of a streamed one"
+            )
+        if self._container.format.name == "gif":
+            as_browsers_play(packets)
+        self.clock.go_on(packets)
+        if self.codec in _CODECS_THAT_INVENT:
+            packets = list(dropwhile(lambda packet: not packet.is_keyframe, packets)) or packets
+        return packets
+
+    def _demux(self, streams: Sequence[VideoStream]) -> dict[int, list[VideoPacket]]:
+        """The packets of each stream, by its index."""
+        packets: dict[int, list[VideoPacket]] = {stream.index: [] for stream in streams}
+        # If the rest of the file is damaged, the part before it is captioned. PyAV raises IndexError for packets of a
+        # stream that the header did not list.
+        with suppress(av.FFmpegError, MemoryError, IndexError):
+            for count, packet in enumerate(self._container.demux(list(streams))):
+                self.stopwatch.check(self.limits)
+                if packet.size:
+                    packets[packet.stream_index].append(cast("VideoPacket", packet))
+                if count > self.limits.max_packets:
+                    raise UndecodableVideo(
+                        f"the video has more than {self.limits.max_packets} packets; send a shorter clip"
+                    )
+        return packets
+
+    def decode(self, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
+        """Frames in presentation order. A packet that cannot be decoded is left out."""
+        try:
+            for packet in (*packets, None):
+                self.stopwatch.check(self.limits)
+                try:
+                    frames = self._context.decode(packet)
+                except av.FFmpegError as error:
+                    check_memory(error, self.size_px)
+                    continue
+                yield from self._checked(frames)
+        finally:
+            self._context.flush_buffers()
+
+    def decode_run(self, run: Sequence[TimedPacket[VideoPacket]], wanted: Collection[int]) -> Iterator[av.VideoFrame]:
+        """The same, without frames that are neither wanted nor needed by another. Raises `av.FFmpegError`."""
+        try:
+            for packet in run:
+                self.stopwatch.check(self.limits)
+                if self.skips:
+                    may_be_cut_short = packet is run[-1]
+                    self._context.skip_frame = "DEFAULT" if packet.pts in wanted or may_be_cut_short else "NONREF"
+                yield from self._checked(self._context.decode(packet.data))
+            yield from self._checked(self._context.decode(None))
+        finally:
+            self._context.skip_frame = "DEFAULT"
+            self._context.flush_buffers()
+
+    def _checked(self, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in frames:
+            self._check_pixels(frame.width, frame.height)
+            # A GPU returns what is cropped at the left and at the top as part of the picture.
+            if self.on_gpu and (frame.width, frame.height) != self.size_px:
+                raise Untrusted(f"a frame has {frame.width} x {frame.height} pixels")
+            if frame.interlaced_frame:
+                self.interlaced = True
+                if self.on_gpu:
+                    raise Untrusted("a frame is interlaced")
+            yield frame
+
+    def _check_pixels(self, width: int, height: int) -> None:
+        if width * height > self.limits.max_pixels:
+            raise TooManyPixels(
+                f"a frame has {width} x {height} pixels, the limit is {self.limits.max_pixels} in all; scale it down"
+            )
