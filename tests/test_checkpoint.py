@@ -125,7 +125,7 @@ def test_a_flipped_bit_of_an_older_checkpoint_is_refused_or_changes_nothing(tmp_
     path.write_bytes(whole)
     checkpoints.load(path)
     directory, refusals = (len(whole) - 6000, None), list[str]()
-    for start, end in [(0, None), directory] * (200 if thorough else 10):
+    for start, end in [(0, None), directory, directory] * (100 if thorough else 4):
         path.write_bytes(with_one_bit_flipped(whole, rng, start, end))
         try:
             read = checkpoints.load(path).model.state_dict()
@@ -184,7 +184,7 @@ def test_the_error_for_a_wrong_checkpoint_names_it_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-BAD = [-1, 0, 10**6, 10**9, 2.5, math.nan, math.inf, "3", None, True, torch.zeros(1)]
+BAD = [-1, 0, 2 * 10**6, 10**9, 2.5, math.nan, math.inf, "3", None, True, torch.zeros(1)]
 SIZES = ("feature_size", "vocabulary_size", "hidden_size", "embedding_size", "attention_size")
 
 
@@ -207,12 +207,12 @@ SIZES = ("feature_size", "vocabulary_size", "hidden_size", "embedding_size", "at
 def test_every_setting_has_bounds(tmp_path: Path, part: str, field: str, values: list[object]) -> None:
     path = tmp_path / "model.pt"
     checkpoints.save(fresh(), path)
-    contents: dict[str, Any] = torch.load(path, weights_only=True)
+    contents: dict[str, Any] = torch.load(path, weights_only=True) | {"weights": {}}
     for value in values:
         torch.save({**contents, part: {**contents[part], field: value}}, path)
-        for with_encoder in (True, False):
-            with pytest.raises(CheckpointError, match=r"^.*model\.pt is damaged or not from this version .*$"):
-                checkpoints.load(path, with_encoder=with_encoder)
+        with pytest.raises(CheckpointError, match=r"^.*model\.pt is damaged or not from this version .*$") as caught:
+            checkpoints.load(path, with_encoder=False)
+        assert "state_dict" not in str(caught.value), "the weights were looked at first"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_weights_that_do_not_fit_or_are_not_finite_are_named(
     name = next(name for name in contents["weights"] if name.startswith(part))
     contents["weights"][name] = damage(contents["weights"][name])
     torch.save(contents, path)
-    with pytest.raises(CheckpointError, match=r"^.*model\.pt is damaged .*$"):
+    with pytest.raises(CheckpointError, match=r"^.*model\.pt (is damaged|cannot be read) .*$"):
         checkpoints.load(path)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from tests.test_snapshots import files_no_larger_than
 CLIPS = [JobClip(f"{number}.mp4", f"{number}.mp4") for number in range(20)]
 JOB = Job(checkpoint=f"sha256:{'1' * 64}", settings={})
 SEGMENTS = [{"start_s": 0.0, "end_s": 1.0, "caption": "a dog"}]
-SIZES_BYTES = (0, 100, 300, 600, 1000, 1500, 2000, 2500, 20_000)
+SIZES_BYTES = (0, 300, 600, 1000, 1500, 2500, 20_000)
 HOWS = [{}, {"in_order": True}, {"retry_failed": True}, {"overwrite": True}]
 
 
@@ -37,6 +38,16 @@ def backwards(clips: Iterable[JobClip], _on_progress: OnProgress[str]) -> Iterat
 
 def do(clips: list[JobClip], out: Path, format: Format, how: dict[str, bool]) -> None:
     run.run(clips, backwards, out=out, format=format, job=JOB, about="...", **how)  # type: ignore[arg-type]
+
+
+def captioned(journal: Path) -> set[str]:
+    """The clips with captions. The end of the last line may be missing."""
+    lines = journal.read_text().splitlines(keepends=True)
+    return {
+        record["video"]
+        for record in (json.loads(line) for line in lines if line.endswith("\n"))
+        if "segments" in record
+    }
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -52,7 +63,7 @@ def test_a_job_on_a_full_disk_stops_with_one_line_and_goes_on_later(
         out = folder / ("out" if format.file_per_video else f"out{format.suffix}")
         journal = out if name == "jsonl" else folder / f"{out.name}.jsonl"
         do(CLIPS[:3], out, format, {})
-        before = journal.read_bytes()
+        before = captioned(journal)
         try:
             with files_no_larger_than(size_bytes):
                 do(CLIPS, out, format, how)
@@ -60,15 +71,16 @@ def test_a_job_on_a_full_disk_stops_with_one_line_and_goes_on_later(
             stopped += 1
             assert str(error).startswith("cannot write ") and str(folder) in str(error), str(error)  # noqa: PT017, PT018
             assert "\n" not in str(error)  # noqa: PT017
-            assert how.get("overwrite") or how.get("retry_failed") or journal.read_bytes().startswith(before)
+            assert how.get("overwrite") or captioned(journal) >= before
         do(CLIPS, out, format, {})
         records = [json.loads(line)["video"] for line in journal.read_text().splitlines()]
         assert sorted(records) == sorted(clip.video for clip in CLIPS)
     assert 0 < stopped < len(SIZES_BYTES)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-@pytest.mark.parametrize("kind", ["device", "pipe", "loop", "folder"])
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [*product(("device", "pipe", "folder"), (".jsonl", ".csv")), ("loop of links", ".jsonl")]
+)
 @pytest.mark.usefixtures("capsys")
 def test_what_is_no_file_is_neither_read_nor_replaced(kind: str, suffix: str, tmp_path: Path) -> None:
     out = tmp_path / f"out{suffix}"
@@ -76,7 +88,7 @@ def test_what_is_no_file_is_neither_read_nor_replaced(kind: str, suffix: str, tm
         out.symlink_to("/dev/zero")
     elif kind == "pipe":
         os.mkfifo(out)
-    elif kind == "loop":
+    elif kind == "loop of links":
         out.symlink_to(out)
     else:
         out.mkdir()

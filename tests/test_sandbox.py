@@ -126,6 +126,12 @@ def test_a_clip_that_hangs_its_decoder_is_stopped_and_quarantined() -> None:
         assert ["refused for an hour" in message for message in with_another_cut] == [False, True]
 
 
+def test_two_tries_of_a_clip_share_its_processor_time() -> None:
+    with decoding() as sandbox:
+        assert isinstance(error_of(sandbox, b"crash after 0.7 s"), DecodeTimeout)
+        assert "refused for an hour" in str(error_of(sandbox, b"crash after 0.7 s"))
+
+
 def test_a_clip_whose_decoder_reports_a_timeout_is_quarantined() -> None:
     with decoding() as sandbox:
         assert isinstance(error_of(sandbox, b"report a timeout"), DecodeTimeout)

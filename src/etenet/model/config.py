@@ -24,8 +24,10 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 def check_number(name: str, value: object, least: float = -1e6, most: float = 1e6) -> None:
     """It is a number in these bounds."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    _require(is_number and least <= value <= most, f"{name} must be from {least:g} to {most:g}, got {value!r}")
+    _require(
+        type(value) in (int, float) and isinstance(value, int | float) and least <= value <= most,
+        f"{name} must be a number from {least:g} to {most:g}, got {value!r}",
+    )
 
 
 def _require(condition: bool, message: str) -> None:

@@ -24,8 +24,9 @@ def seal(zip_file: IO[bytes]) -> None:
     zip_file.seek(-2, os.SEEK_END)
     zip_file.write(_SEAL_BYTES.to_bytes(2, "little"))
     zip_file.seek(0)
-    digest = hashlib.file_digest(zip_file, "sha256")
-    zip_file.seek(0, os.SEEK_END)
+    digest = hashlib.sha256()
+    while piece := zip_file.read(_PIECE_BYTES):
+        digest.update(piece)
     zip_file.write(_seal(digest))
 
 

@@ -119,8 +119,7 @@ def _reply(
     except CaptionError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
-        needed = f"decoding it takes more than {limits.max_memory_bytes // 2**20} MiB of memory; scale the video down"
-        return {"error": TooMuchMemory.__name__, "message": needed}
+        return {"error": TooMuchMemory.__name__, "message": str(limits.too_much_memory())}
     except Exception:
         return {"bug": traceback.format_exc()[-MESSAGE_BYTES // 2 :]}
     return {"clips": [asdict(clip.info) for clip in clips]}
