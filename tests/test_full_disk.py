@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 
 import pytest
 
+from benchmarks.rig.servers import config_on_free_ports
 from etenet.captioning.stream import OnProgress
 from etenet.cli import main
 from etenet.errors import CannotWrite, EtenetError
@@ -130,3 +132,26 @@ def test_a_command_on_a_full_disk_names_the_file(
     assert f": cannot write {out}: File too large; fix that, or name another file\n" in printed
     assert "Traceback" not in printed
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["package CHECKPOINT --out OUT", "serve --config CONFIG --checkpoint CHECKPOINT"])
+def test_a_full_folder_for_temporary_files_is_one_line(
+    command: str,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    names = {
+        "CHECKPOINT": str(small_checkpoint),
+        "OUT": str(tmp_path / "out"),
+        "CONFIG": str(config_on_free_ports(tmp_path)),
+    }
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        assert main([names.get(word, word) for word in command.split()]) in (1, 2)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+    assert str(tmp_path / "missing") in capsys.readouterr().err.splitlines()[-1]
