@@ -64,6 +64,12 @@ def video(
     return file.getvalue()
 
 
+def after_the_first_key_frame() -> bytes:
+    """A broadcast, joined late. FFmpeg gives up before the next key frame and says 0 x 0 pixels."""
+    packet = 188  # bytes; ISO/IEC 13818-1
+    return video(250, container="mpegts", g="200", preset="ultrafast", sc_threshold="0")[20 * packet :]
+
+
 def film(parts: Sequence[bytes], *, part_s: float, size: tuple[int, int] = (320, 240)) -> bytes:
     """Videos joined without loss. Each begins `part_s` after the one before it."""
     file = io.BytesIO()

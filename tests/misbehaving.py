@@ -52,6 +52,13 @@ def _report_to_be_held_up(after_s: float) -> None:
     raise Overloaded("too slow")
 
 
+def _crash_after_a_while() -> None:
+    end_s = time.process_time() + 0.7
+    while time.process_time() < end_s:
+        pass
+    ctypes.string_at(0)
+
+
 def _use_up_memory() -> None:
     blocks = []
     while True:
@@ -71,6 +78,7 @@ ACTIONS: dict[bytes, Callable[[], object]] = {
     b"set the owner of a socket": lambda: fcntl.ioctl(0, 0x8901),  # FIOSETOWN
     b"type into a terminal": lambda: fcntl.ioctl(0, 0x5412),  # TIOCSTI
     b"crash": lambda: ctypes.string_at(0),
+    b"crash after 0.7 s": _crash_after_a_while,
     b"spin": _spin,
     b"report a timeout": _report_a_timeout,
     b"get half a second of a core": _get_half_a_second_of_a_core,

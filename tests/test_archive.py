@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.rig.servers import config_on_free_ports
 from etenet.errors import CheckpointError, UsageError
 from etenet.serving import archive
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
+from tests.hostile.damage import with_one_bit_flipped
 
 RUN = """
 import json, sys
@@ -130,6 +135,85 @@ def test_an_archive_says_what_its_checkpoint_says(unpacked: Path, small_checkpoi
     (tmp_path / "nameless" / archive.ABOUT_FILE).unlink()
     unknown = "a model without a name (an unknown encoder); terms: not stated"
     assert str(archive.about(tmp_path / "nameless")) == unknown
+
+
+def test_no_flipped_bit_of_an_archive_is_accepted(demo_archive: Path, tmp_path: Path, thorough: bool) -> None:
+    whole, rng, mar = demo_archive.read_bytes(), np.random.default_rng(0), tmp_path / "etenet.mar"
+    directory = len(whole) - 2000, None
+    for start, end in [(0, None), directory] * (100 if thorough else 10):
+        mar.write_bytes(with_one_bit_flipped(whole, rng, start, end))
+        with pytest.raises(UsageError, match=r"^.*etenet\.mar is damaged or not an archive .*$"):
+            archive.unpack(mar, tmp_path / "unpacked")
+    assert not (tmp_path / "unpacked").exists()
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def repacked(unpacked: Path, mar: Path, changes: dict[str, bytes]) -> Path:
+    """A .mar without a seal, as older versions and other programs write them."""
+    with zipfile.ZipFile(mar, "w") as written:
+        for name, content in (contents_of(unpacked) | changes).items():
+            written.writestr(name, content)
+    return mar
+
+
+def test_a_flipped_bit_in_the_directory_of_an_older_archive_is_one_line_or_changes_nothing(
+    unpacked: Path, tmp_path: Path, thorough: bool
+) -> None:
+    small = {archive.CHECKPOINT_FILE: b"small", archive.ENCODER_FILE: b"", "encoder.bin": b""}
+    sums = (unpacked / archive.SUMS_FILE).read_text()
+    for name, content in small.items():
+        sums = sums.replace(
+            hashlib.sha256((unpacked / name).read_bytes()).hexdigest(), hashlib.sha256(content).hexdigest()
+        )
+    whole = repacked(unpacked, tmp_path / "etenet.mar", small | {archive.SUMS_FILE: sums.encode()})
+    archive.unpack(whole, tmp_path / "expected")
+    body, rng, mar = whole.read_bytes(), np.random.default_rng(0), tmp_path / "flipped.mar"
+    directory, refusals = body.index(b"PK\1\2"), list[str]()
+    for number in range(1000 if thorough else 50):
+        mar.write_bytes(with_one_bit_flipped(body, rng, directory))
+        folder = tmp_path / str(number)
+        try:
+            archive.unpack(mar, folder)
+        except UsageError as error:
+            refusals.append(str(error))
+        else:
+            assert contents_of(folder) == contents_of(tmp_path / "expected")
+    assert refusals
+    assert not [refusal for refusal in refusals if "\n" in refusal]
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        (archive.HANDLER_FILE, "etenet_handler.py of the archive is damaged"),
+        ("etenet/__init__.py", "etenet/__init__.py of the archive is damaged"),
+        ("torch.py", "'torch.py' came later"),
+        ("__pycache__/etenet_handler.cpython-311.pyc", "__pycache__/etenet_handler"),
+        ("x/../etenet_handler.py", "'x/../etenet_handler.py' came later"),
+        ("MAR-INF/MANIFEST.json", "MAR-INF/MANIFEST.json of the archive is damaged"),
+    ],
+)
+def test_a_changed_archive_is_not_unpacked(unpacked: Path, tmp_path: Path, name: str, named: str) -> None:
+    before = (unpacked / name).read_bytes() if (unpacked / name).is_file() else b""
+    changed = repacked(unpacked, tmp_path / "changed.mar", {name: before + b" "})
+    with pytest.raises(UsageError, match=named):
+        archive.unpack(changed, tmp_path / "changed")
+
+
+def test_code_of_a_changed_archive_never_runs(unpacked: Path, tmp_path: Path) -> None:
+    handler = (unpacked / archive.HANDLER_FILE).read_text()
+    changed = handler.replace("import json", f"open({str(tmp_path / 'executed')!r}, 'w')\nimport json", 1)
+    (tmp_path / "model_store").mkdir()
+    repacked(unpacked, tmp_path / "model_store" / "etenet.mar", {archive.HANDLER_FILE: changed.encode()})
+    command = [sys.executable, "-m", "etenet", "serve", "--config", str(config_on_free_ports(tmp_path))]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert not (tmp_path / "executed").exists()
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines()[-1].startswith("etenet serve: etenet_handler.py of the archive is damaged")
+    assert "Traceback" not in finished.stderr
 
 
 @pytest.mark.parametrize("lines", [0, 1])

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from etenet.errors import CheckpointError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.vocabulary import Vocabulary
+from tests.conftest import DEMO, REAL
+from tests.hostile.damage import with_one_bit_flipped
 
 WORDS = Vocabulary(["a", "dog", "runs"])
 
@@ -96,6 +102,46 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("with_encoder", [True, False])
+def test_no_flipped_bit_of_a_checkpoint_is_accepted(tmp_path: Path, with_encoder: bool, thorough: bool) -> None:
+    path, whole, rng = tmp_path / "flipped.pt", DEMO.read_bytes(), np.random.default_rng(int(with_encoder))
+    ends = [(len(whole) - 200, None)] * 10  # the directory's end and the seal
+    for start, end in [(0, None)] * (200 if thorough else 10) + ends:
+        path.write_bytes(with_one_bit_flipped(whole, rng, start, end))
+        with pytest.raises(CheckpointError, match=r"^.*flipped\.pt cannot be read as a checkpoint .*; .*$"):
+            checkpoints.load(path, with_encoder=with_encoder)
+
+
+def unsealed(body: bytes) -> bytes:
+    """A zip file as older versions wrote it."""
+    end = body.rindex(b"PK\5\6")
+    return body[: end + 20] + bytes(2)
+
+
+def test_a_flipped_bit_of_an_older_checkpoint_is_refused_or_changes_nothing(tmp_path: Path, thorough: bool) -> None:
+    path, rng = tmp_path / "flipped.pt", np.random.default_rng(0)
+    checkpoints.save(fresh(), path)
+    expected, whole = checkpoints.load(path).model.state_dict(), unsealed(path.read_bytes())
+    path.write_bytes(whole)
+    checkpoints.load(path)
+    directory, refusals = (len(whole) - 6000, None), list[str]()
+    for start, end in [(0, None), directory, directory] * (100 if thorough else 4):
+        path.write_bytes(with_one_bit_flipped(whole, rng, start, end))
+        try:
+            read = checkpoints.load(path).model.state_dict()
+        except CheckpointError as error:
+            refusals.append(str(error))
+        else:
+            assert all(torch.equal(read[name], value) for name, value in expected.items())
+    assert refusals
+    assert not [refusal for refusal in refusals if str(path) not in refusal or "\n" in refusal]
+
+
+@pytest.mark.parametrize("path", [DEMO, REAL])
+def test_the_shipped_checkpoints_load(path: Path) -> None:
+    assert checkpoints.inspect(path).name == path.stem
+
+
 def changed(contents: dict[str, object], **changes: object) -> dict[str, object]:
     return {**contents, **changes}
 
@@ -110,6 +156,20 @@ def changed(contents: dict[str, object], **changes: object) -> dict[str, object]
         ({"encoder": "resnet17"}, "resnet17"),
         ({"weights": {}}, "damaged"),
         ({"decoder": {"hidden": 3}}, "damaged"),
+        *(({"max_words": value}, "max_words") for value in (0, -1, 10**9, 2.5, "7", True, math.nan)),
+        ({"vocabulary": ["a", "dog", "run s"]}, "run s"),
+        ({"vocabulary": ["a", "dog", ""]}, "a word is not empty"),
+        ({"vocabulary": ["a", "dog", "\ud800"]}, "surrogates"),
+        ({"vocabulary": ["a", "dog", 3]}, "damaged"),
+        ({"vocabulary": 3}, "damaged"),
+        ({"encoder": 3}, "damaged"),
+        ({"weights": 3}, "damaged"),
+        ({"provenance": 3}, "damaged"),
+        ({"confidence": {"weights": {}, "bias": 0.0, "beam_size": 5}}, "damaged"),
+        ({"minimum_risk": {"typical": torch.zeros(512), "power": math.nan}}, "power"),
+        ({"minimum_risk": {"typical": torch.full((512,), math.nan)}}, "typical"),
+        ({"minimum_risk": {"typical": torch.zeros(3)}}, "typical"),
+        ({"minimum_risk": {"typical": 3}}, "damaged"),
     ],
 )
 def test_the_error_for_a_wrong_checkpoint_names_it_in_one_line(
@@ -122,6 +182,63 @@ def test_the_error_for_a_wrong_checkpoint_names_it_in_one_line(
         checkpoints.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+BAD = [-1, 0, 2 * 10**6, 10**9, 2.5, math.nan, math.inf, "3", None, True, torch.zeros(1)]
+SIZES = ("feature_size", "vocabulary_size", "hidden_size", "embedding_size", "attention_size")
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "values"),
+    [
+        *(("preprocessing", field, BAD) for field in ("resize_px", "crop_px")),
+        *(("decoder", field, BAD) for field in SIZES),
+        ("decoder", "projection_size", [value for value in BAD if value != 0]),
+        ("decoder", "dropout", [-0.1, 1.0, math.nan, math.inf, "0.5", None, True]),
+        *(
+            ("preprocessing", field, [(0.0,) * 3, (math.nan,) * 3, (math.inf,) * 3, (1.0,) * 2, 1.0])
+            for field in ("std",)
+        ),
+        *(("preprocessing", "mean", [(math.nan,) * 3, (math.inf,) * 3, ("0",) * 3, 0.0, (0.0,) * 4]),),
+        ("preprocessing", "input_max", [0.0, -1.0, math.nan, math.inf, "1"]),
+        ("preprocessing", "channels", ["GBR", 3, None]),
+    ],
+)
+def test_every_setting_has_bounds(tmp_path: Path, part: str, field: str, values: list[object]) -> None:
+    path = tmp_path / "model.pt"
+    checkpoints.save(fresh(), path)
+    contents: dict[str, Any] = torch.load(path, weights_only=True) | {"weights": {}}
+    for value in values:
+        torch.save({**contents, part: {**contents[part], field: value}}, path)
+        with pytest.raises(CheckpointError, match=r"^.*model\.pt is damaged or not from this version .*$") as caught:
+            checkpoints.load(path, with_encoder=False)
+        assert "state_dict" not in str(caught.value), "the weights were looked at first"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda value: value.fill_(math.nan),
+        lambda value: value.fill_(math.inf),
+        lambda value: value[:-1],
+        lambda value: value.to(torch.complex64),
+        lambda value: value.to(torch.int64),
+        lambda value: value.to_sparse(),
+        lambda _: 3,
+    ],
+)
+@pytest.mark.parametrize("part", ["encoder.", "decoder."])
+def test_weights_that_do_not_fit_or_are_not_finite_are_named(
+    tmp_path: Path, part: str, damage: Callable[[torch.Tensor], object]
+) -> None:
+    path = tmp_path / "model.pt"
+    checkpoints.save(fresh(), path)
+    contents = torch.load(path, weights_only=True)
+    name = next(name for name in contents["weights"] if name.startswith(part))
+    contents["weights"][name] = damage(contents["weights"][name])
+    torch.save(contents, path)
+    with pytest.raises(CheckpointError, match=r"^.*model\.pt (is damaged|cannot be read) .*$"):
+        checkpoints.load(path)
 
 
 @pytest.mark.parametrize("contents", [b"", b"hello", b"PK\x03\x04" + bytes(100)])

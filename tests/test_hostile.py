@@ -93,7 +93,7 @@ def test_allow_lists_hold_without_a_sandbox(alarm: Alarm) -> None:
 
 def test_mutated_clips_kill_no_decoder(thorough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "CLIPS_PER_PROCESS", 1_000_000)
-    count, rng = 20_000 if thorough else 1_000, np.random.default_rng(1)
+    count, rng = 100_000 if thorough else 1_000, np.random.default_rng(1)
     seeds = list(containers().values())
     with decoding("etenet.sandbox.worker:main", LIMITS, processes=2) as sandbox:
         decoders = sandbox.pids

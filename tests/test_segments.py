@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, Future
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -339,3 +341,17 @@ def test_a_batch_takes_a_limited_number_of_segments(captioner: Captioner) -> Non
     assert texts(caption) != []
     assert isinstance(caption, Caption)
     assert caption.text == EXAMPLES[name]
+
+
+def test_looking_for_scenes_counts_as_processor_time_of_the_clip() -> None:
+    def cost_s(cut: Cut, limits: DecodeLimits) -> float:
+        began_s = time.thread_time()
+        with suppress(errors.DecodeTimeout):
+            sampling.sample_segments(FILM, cut, resize_px=SIZE_PX, limits=limits)
+            return time.thread_time() - began_s
+        return -(time.thread_time() - began_s)
+
+    patient = DecodeLimits(decode_cpu_s=60, decode_deadline_s=120)
+    whole_s = cost_s(SCENES, patient)
+    stopped_s = -cost_s(SCENES, replace(patient, decode_cpu_s=whole_s / 3))
+    assert whole_s / 3 < stopped_s < whole_s / 3 + 0.1

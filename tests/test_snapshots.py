@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from etenet.errors import UsageError
 from tests.conftest import REPOSITORY
+from tests.hostile.damage import with_one_bit_flipped
 from training.loop import snapshots
 
 
@@ -56,6 +58,18 @@ def test_a_damaged_snapshot_is_reported_and_the_one_before_it_used(
     assert loaded is not None
     assert loaded["progress"] == {"step": 1}
     assert f"{newest} is damaged" in capsys.readouterr().err
+
+
+def test_no_flipped_bit_of_a_snapshot_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snapshots.save(contents(1), tmp_path, 1)
+    newest = snapshots.save(contents(2), tmp_path, 2)
+    whole, rng = newest.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        newest.write_bytes(with_one_bit_flipped(whole, rng))
+        loaded = snapshots.load_newest(tmp_path)
+        assert loaded is not None
+        assert loaded["progress"] == {"step": 1}
+        assert f"{newest} is damaged" in capsys.readouterr().err
 
 
 def test_when_all_are_damaged_nothing_is_trained(tmp_path: Path) -> None:

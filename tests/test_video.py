@@ -67,6 +67,7 @@ RENDERED = {
     "h264 in ts": clips.video(50, container="mpegts", bf="2", g="10"),
     "flv": clips.video(30, container="flv"),
     "fragmented": clips.video(50, movflags="frag_keyframe+empty_moov", g="10"),
+    "size unknown at first": clips.after_the_first_key_frame(),
 }
 
 

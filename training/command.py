@@ -18,6 +18,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("training: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(CTRL_C)
-    except EtenetError as error:
+    except (EtenetError, OSError) as error:
         print(f"training: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)

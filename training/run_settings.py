@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from etenet.errors import UsageError
-from etenet.model.config import Preprocessing
+from etenet.model.config import MAX_LAYER_SIZE, MAX_WORDS, Preprocessing
 from etenet.model.encoder import default_preprocessing
 from etenet.scoring.scores import TOKENIZERS, Tokenizer
 from etenet.video.clip import FRAMES_PER_CLIP
 from training.loop.loss import ATTENTION_PENALTY
-from training.settings import check_at_least, check_one_of, check_share
+from training.settings import check_at_least, check_at_most, check_one_of, check_share
 
 EpochOf = Literal["captions", "clips"]
 Baseline = Literal["greedy", "mean of the other samples"]
@@ -148,6 +148,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_at_least(1, self, "crop_px", "max_words", "hidden_size", "embedding_size", "attention_size")
         check_at_least(0, self, "projection", "seed")
+        check_at_most(MAX_WORDS, self, "max_words")
+        check_at_most(MAX_LAYER_SIZE, self, "hidden_size", "embedding_size", "attention_size", "projection")
         check_share(self, "dropout", below_1=True)
         check_one_of(get_args(OutputBias), self, "output_bias")
 

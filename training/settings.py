@@ -22,6 +22,13 @@ def check_at_least(least: float, owner: object, *names: str) -> None:
             raise UsageError(f"{name} must be at least {least}, got {value}")
 
 
+def check_at_most(most: float, owner: object, *names: str) -> None:
+    """These fields are not above `most`."""
+    for name in names:
+        if getattr(owner, name) > most:
+            raise UsageError(f"{name} must be at most {most}, got {getattr(owner, name)}")
+
+
 def check_share(owner: object, *names: str, below_1: bool = False) -> None:
     """These fields are between 0 and 1; with `below_1` not 1 itself."""
     for name in names:

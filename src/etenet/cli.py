@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import etenet
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import EtenetError, JavaError, JobStopped, OutputLost, UsageError
-from etenet.files import occupy_closed_streams, print_bytes
+from etenet.files import occupy_closed_streams, print_bytes, read_text
 from etenet.jobs.formats import FORMATS, format_for
 from etenet.linux import thread_settings
 
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGPIPE
         print(f"etenet {options.command}: {error}", file=sys.stderr)
         return 1 if isinstance(error, JavaError | JobStopped | OutputLost) else 2
+    except OSError as error:  # that nothing below expects, such as a full TMPDIR
+        print(f"etenet {options.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"etenet {options.command}: stopped", file=sys.stderr)
         if "ray" in sys.modules:
@@ -165,7 +168,7 @@ def init(options: argparse.Namespace) -> int:
 
     if not options.words.is_file():
         raise UsageError(f"no word list at {options.words}; give a text file with one word per line")
-    words = options.words.read_text(encoding="utf-8-sig").split()
+    words = read_text(options.words, fix="give a text file with one word per line").split()
     try:
         vocabulary = Vocabulary(dict.fromkeys(word.lower() for word in words))
     except ValueError as error:

@@ -3,6 +3,7 @@
     EtenetError
       UsageError               wrong use of a command or function: exit status 2, one line, no traceback
         CheckpointError        missing, damaged or of another version
+        CannotWrite            a file that is asked for cannot be written; also an `OSError`
       OutputLost               standard output takes no more: exit status 1
       JobStopped               a batch job cannot go on now: exit status 1
       JavaError                a Java program died, hung or gave an unusable reply: exit status 1
@@ -56,6 +57,13 @@ class UsageError(EtenetError):
 
 class CheckpointError(UsageError):
     """A checkpoint is missing, damaged or of another version."""
+
+
+class CannotWrite(UsageError, OSError):
+    """A file cannot be written: its disk is full, or its folder cannot be used."""
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}; fix that, or name another file"
 
 
 class OutputLost(EtenetError):

@@ -18,13 +18,13 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import ENOSPC
+from errno import EINVAL, ENOSPC
 from itertools import dropwhile
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from etenet.errors import OutputLost, UsageError
+from etenet.errors import CannotWrite, OutputLost, UsageError
 
 # Not str.splitlines(): it also splits at U+2028, U+0085, VT and FF, which may be in file names and sentences.
 _LINE_END = re.compile(r"\r\n?|\n")
@@ -42,19 +42,25 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that replaces `path` when the block ends, and is then on the disk. Makes missing folders.
 
     After an error `path` is unchanged. A crash may leave the new file beside it, as `.NAME.xxxxxxxx`.
+    Raises `CannotWrite`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    unfinished = None
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        _require_regular(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(unfinished, 0o644)
         os.replace(unfinished, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(unfinished)
+    except BaseException as error:
+        if unfinished:
+            with suppress(FileNotFoundError):
+                os.unlink(unfinished)
+        if isinstance(error, OSError):
+            raise CannotWrite(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -147,8 +153,15 @@ class AppendOnlyLog:
         self._file = _opened(self.path)
 
 
+def _require_regular(path: Path) -> None:
+    """Raises `OSError` for a device, a pipe or a folder: reading it may not end, and it must not be replaced."""
+    if path.exists() and not path.is_file():
+        raise OSError(EINVAL, "it is no regular file", str(path))
+
+
 def _opened(path: Path) -> io.FileIO:
     """Locked with flock(2), which the kernel undoes when the process ends."""
+    _require_regular(path)
     file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -45,6 +45,13 @@ def files(seed: int) -> Iterator[HostileFile]:
             yield HostileFile(f"{kind} with flipped bits {number}", "either", flipped(whole, rng, 4 ** (number % 5)))
 
 
+def with_one_bit_flipped(whole: bytes, rng: np.random.Generator, start: int = 0, end: int | None = None) -> bytes:
+    """The file with one bit changed, somewhere between these places."""
+    changed = bytearray(whole)
+    changed[int(rng.integers(start, len(whole) if end is None else end))] ^= 1 << int(rng.integers(8))
+    return bytes(changed)
+
+
 def flipped(whole: bytes, rng: np.random.Generator, count: int) -> bytes:
     """The file with `count` bits changed, half of them in its first kilobyte, where the headers are."""
     changed = bytearray(whole)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from etenet.errors import BadOption
+from etenet.model.config import WIDEST_BEAM
 from etenet.video.segments import SHORTEST_SEGMENT_S, WHOLE, Cut
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ class Option:
 
 
 OPTIONS = (
-    Option(name="beam_size", kind=int, least=1, most=10, help="sentences kept while searching"),
-    Option(name="captions", kind=int, least=1, most=10, help="how many of them to return, at most the beam size"),
+    Option(name="beam_size", kind=int, least=1, most=WIDEST_BEAM, help="sentences kept while searching"),
+    Option(
+        name="captions", kind=int, least=1, most=WIDEST_BEAM, help="how many of them to return, at most the beam size"
+    ),
     Option(name="max_words", kind=int, least=1, most=50, otherwise="the checkpoint's", help="longest sentence"),
     Option(name="length_penalty", kind=float, least=0, most=2, help="divide log_prob by the length to this power"),
     Option(name="min_confidence", kind=float, least=0, most=1, help="give no caption whose confidence is lower"),

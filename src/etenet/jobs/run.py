@@ -61,7 +61,7 @@ def run(
     Raises `UsageError` if `out` is another kind of file, is that of another `job` or cannot be written, and
     `JobStopped` if the engine fails.
     """
-    summary, out = Summary(len(clips)), out and out.resolve()
+    summary, out = Summary(len(clips)), out and Path(os.path.realpath(out))
     if out:
         formats.check(clips, out, format)
     elif format.file_per_video:

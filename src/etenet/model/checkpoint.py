@@ -1,26 +1,29 @@
 """One file with weights, sizes, vocabulary, encoder name and preprocessing: everything that captioning needs.
 
-It is read with `weights_only`, so a checkpoint cannot run code. It is replaced atomically, so a crash leaves the old
-file.
+It is read with `weights_only`, so a checkpoint cannot run code. It is sealed, and every field has bounds, so a damaged
+one does not load. It is replaced atomically, so a crash leaves the old file.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from etenet.errors import CheckpointError, UsageError
-from etenet.files import replacing, sha256
+from etenet.files import replacing
 from etenet.model.confidence import Calibration
-from etenet.model.config import DecoderConfig, Preprocessing
+from etenet.model.config import MAX_WORDS, DecoderConfig, Preprocessing, check_whole
 from etenet.model.decoder import Decoder
 from etenet.model.encoder import GIVEN_FEATURES, AbsentEncoder, Encoder, default_preprocessing, feature_size
 from etenet.model.etenet import EtENet
 from etenet.model.minimum_risk import MinimumRisk
+from etenet.model.seal import seal, sha256_of_whole
 from etenet.model.vocabulary import Vocabulary
 
 FORMAT = "etenet-checkpoint"
@@ -45,6 +48,9 @@ class Checkpoint:
     minimum_risk: MinimumRisk | None = None  # without it, the most probable sentence is given
     name: str = ""
     terms: str = ""
+
+    def __post_init__(self) -> None:
+        check_whole("max_words", self.max_words, 1, MAX_WORDS)
 
     @property
     def encoder(self) -> Encoder:
@@ -90,8 +96,7 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         "terms": checkpoint.terms,
         "weights": weights,
     }
-    with replacing(path) as file:
-        torch.save(contents, file)
+    _write(contents, path)
 
 
 def calibrate(
@@ -101,11 +106,18 @@ def calibrate(
 
     Everything else stays as it is in the file, the precision of the weights included. Raises `CheckpointError`.
     """
-    contents = _read(path, mmap=False)
+    contents, _ = _read(path, mmap=False)
     provenance = {**(contents.get("provenance") or {}), "confidence": dict(measured)}
     fitted = {"confidence": asdict(calibration), "minimum_risk": minimum_risk and asdict(minimum_risk)}
-    with replacing(out) as file:
-        torch.save({**contents, **fitted, "provenance": provenance}, file)
+    _write({**contents, **fitted, "provenance": provenance}, out)
+
+
+def _write(contents: dict[str, Any], path: Path) -> None:
+    body = io.BytesIO()
+    torch.save(contents, body)
+    seal(body)
+    with replacing(path) as file:
+        file.write(body.getbuffer())
 
 
 def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool = True) -> Checkpoint:
@@ -114,7 +126,7 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
     `with_encoder=False` gives an `AbsentEncoder` and reads only the rest of the file. A decoder that was trained on
     features alone can only be loaded this way.
     """
-    contents = _read(path, mmap=not with_encoder)
+    contents, digest = _read(path, mmap=not with_encoder)
     if with_encoder:
         _require_encoder(path, contents.get("encoder"))
     try:
@@ -126,19 +138,17 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
         encoder = Encoder.unloaded(contents["encoder"]) if with_encoder else AbsentEncoder(contents["encoder"])
         with torch.device("meta"):
             model = EtENet(encoder, Decoder(decoder))
-        weights = {
-            name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=not with_encoder)
-            for name, value in contents["weights"].items()
-            if with_encoder or not name.startswith("encoder.")
-        }
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(_weights(contents["weights"], model, with_encoder=with_encoder), assign=True)
         confidence = Calibration(**contents["confidence"]) if contents.get("confidence") else None
         minimum_risk = MinimumRisk(**contents["minimum_risk"]) if contents.get("minimum_risk") else None
+        if minimum_risk and minimum_risk.typical.shape != (decoder.feature_size,):
+            raise ValueError(f"typical features {tuple(minimum_risk.typical.shape)} for {decoder.feature_size}")
         checkpoint = Checkpoint(
             model,
             vocabulary,
             preprocessing,
-            int(contents["max_words"]),
+            contents["max_words"],
+            id=f"sha256:{digest}",
             provenance=dict(contents.get("provenance") or {}),
             confidence=confidence,
             minimum_risk=minimum_risk,
@@ -154,10 +164,24 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
 
 
 def inspect(path: Path) -> Checkpoint:
-    """A checkpoint without its encoder, and with its id. `CheckpointError` if it cannot caption video."""
+    """A checkpoint without its encoder. `CheckpointError` if it cannot caption video."""
     checkpoint = load(path, with_encoder=False)
     _require_encoder(path, checkpoint.model.encoder.name)
-    return replace(checkpoint, id=f"sha256:{sha256(path)}")
+    return checkpoint
+
+
+def _weights(weights: Mapping[str, Tensor], model: EtENet, *, with_encoder: bool) -> dict[str, Tensor]:
+    """The weights that the model has, in its own precision. `ValueError` if one does not fit or is not finite."""
+    own, kept = model.state_dict(), {}
+    for name, value in weights.items():
+        if not with_encoder and name.startswith("encoder."):
+            continue
+        if value.shape != own[name].shape or value.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, and not {tuple(own[name].shape)}")
+        if value.layout != torch.strided or not value.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+        kept[name] = value.to(own[name].dtype, copy=not with_encoder)
+    return kept
 
 
 def _require_encoder(path: Path, encoder: object) -> None:
@@ -167,14 +191,17 @@ def _require_encoder(path: Path, encoder: object) -> None:
         )
 
 
-def _read(path: Path, *, mmap: bool) -> dict[str, Any]:
+def _read(path: Path, *, mmap: bool) -> tuple[dict[str, Any], str]:
+    """What is in the file, and its SHA-256."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give the path of a .pt file made by training.train")
     try:
+        digest = sha256_of_whole(path)
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({_first_line(error)}); give a .pt file made by training.train"
+            f"{path} cannot be read as a checkpoint ({_first_line(error)}); give a .pt file made by training.train, or "
+            "copy it again if it was whole elsewhere"
         ) from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not an EtENet checkpoint; give a .pt file made by training.train")
@@ -183,7 +210,7 @@ def _read(path: Path, *, mmap: bool) -> dict[str, Any]:
             f"{path} has checkpoint version {contents.get('version')}, this etenet reads version {FORMAT_VERSION}; "
             "use the etenet that wrote it, or train again"
         )
-    return contents
+    return contents, digest
 
 
 def _first_line(error: BaseException) -> str:

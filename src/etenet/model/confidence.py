@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from etenet.model.config import WIDEST_BEAM, check_number, check_whole
 from etenet.model.search import Hypothesis
 
 VERSION = 2
@@ -52,8 +53,9 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.version != VERSION or set(self.weights) != set(FEATURES):
             raise ValueError(f"its confidence has version {self.version}, this etenet reads version {VERSION}")
-        if self.beam_size < 1 or not all(map(math.isfinite, (*self.weights.values(), self.bias))):
-            raise ValueError("its confidence has numbers that are not finite, or no beam size")
+        for value in (*self.weights.values(), self.bias):
+            check_number("a weight of its confidence", value)
+        check_whole("the beam size of its confidence", self.beam_size, 1, WIDEST_BEAM)
 
     def confidence(self, sentence: Hypothesis, beam: Sequence[Hypothesis]) -> float:
         """The probability that a sentence of a beam (best first) is good: between 0 and 1, with 4 digits."""

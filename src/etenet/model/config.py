@@ -1,9 +1,33 @@
-"""Settings of a network: frozen values that are checked when they are made."""
+"""Settings of a network: frozen values that are checked when they are made. All errors are `ValueError`.
+
+The upper bounds are far above what anyone uses: a checkpoint that is beyond them is damaged.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Literal
+
+MAX_FRAME_PX = 4096
+MAX_LAYER_SIZE = 2**20
+MAX_WORDS = 1000  # of a sentence
+WIDEST_BEAM = 10
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """It is a whole number in these bounds."""
+    _require(
+        type(value) is int and least <= value <= most,
+        f"{name} must be a whole number from {least} to {most}, got {value!r}",
+    )
+
+
+def check_number(name: str, value: object, least: float = -1e6, most: float = 1e6) -> None:
+    """It is a number in these bounds."""
+    _require(
+        type(value) in (int, float) and isinstance(value, int | float) and least <= value <= most,
+        f"{name} must be a number from {least:g} to {most:g}, got {value!r}",
+    )
 
 
 def _require(condition: bool, message: str) -> None:
@@ -26,13 +50,16 @@ class Preprocessing:
     channels: Literal["RGB", "BGR"] = "RGB"
 
     def __post_init__(self) -> None:
-        _require(
-            0 < self.crop_px <= self.resize_px, f"need 0 < crop_px <= resize_px, got {self.crop_px}, {self.resize_px}"
-        )
+        check_whole("resize_px", self.resize_px, 1, MAX_FRAME_PX)
+        check_whole("crop_px", self.crop_px, 1, self.resize_px)
         _require(
             len(self.mean) == len(self.std) == 3, f"mean and std are per channel, got mean={self.mean}, std={self.std}"
         )
-        _require(all(value > 0 for value in self.std), f"std must be positive, got {self.std}")
+        for value in self.mean:
+            check_number("mean", value)
+        for value in self.std:
+            check_number("std", value, 1e-6)
+        check_number("input_max", self.input_max, 1e-6)
         _require(self.channels in ("RGB", "BGR"), f"channels is RGB or BGR, got {self.channels!r}")
 
 
@@ -53,9 +80,11 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         for size in fields(self):
-            value, least = getattr(self, size.name), 0 if size.name in ("dropout", "projection_size") else 1
-            _require(value >= least, f"{size.name} must be at least {least}, got {value}")
-        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+            if size.name != "dropout":
+                least = 0 if size.name == "projection_size" else 1
+                check_whole(size.name, getattr(self, size.name), least, MAX_LAYER_SIZE)
+        check_number("dropout", self.dropout, 0, 1)
+        _require(self.dropout < 1, f"dropout must be below 1, got {self.dropout}")
 
     @property
     def attended_size(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from etenet.errors import UsageError
 from etenet.model.config import Preprocessing
 from etenet.model.libraries import CLASSIFIERS, PRETRAINEDMODELS, RESIZE_OVER_CROP, Library, library_of
 
@@ -35,10 +36,13 @@ def encoder_names() -> list[str]:
 def default_preprocessing(name: str, *, crop_px: int | None = None) -> Preprocessing:
     """The preprocessing of a network's ImageNet weights by its library, at `crop_px` if given.
 
-    `UsageError` for an unknown network, or one that takes frames of another size only.
+    `UsageError` for an unknown network, or one that does not take frames of that size.
     """
     library, network = library_of(name)
-    return library.preprocessing(network, crop_px)
+    try:
+        return library.preprocessing(network, crop_px)
+    except ValueError as error:
+        raise UsageError(f"{name} cannot take such frames: {error}") from error
 
 
 class Encoder(nn.Module):

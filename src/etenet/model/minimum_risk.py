@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from etenet.model.config import check_number
 from etenet.model.decoder import Decoder
 from etenet.model.search import Hypothesis
 from etenet.model.vocabulary import EOS_ID, SOS_ID
@@ -32,6 +33,12 @@ class MinimumRisk:
     typical: Tensor  # (D,) float32
     power: float = POWER
     prior_weight: float = PRIOR_WEIGHT
+
+    def __post_init__(self) -> None:
+        if not self.typical.is_floating_point() or not self.typical.isfinite().all():
+            raise ValueError("its typical features are no numbers, or not finite")
+        check_number("power", self.power, 0)
+        check_number("prior_weight", self.prior_weight)
 
     def compared(self, decoder: Decoder, beams: Sequence[Sequence[Hypothesis]]) -> list[list[Hypothesis]]:
         """The same beams, each sentence with its log probability for a typical clip."""

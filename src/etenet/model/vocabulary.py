@@ -61,6 +61,9 @@ class Vocabulary:
             raise ValueError(f"a vocabulary names each word once; repeated: {repeated[:5]}")
         if special := {SOS, EOS, UNKNOWN} & set(self.known_words):
             raise ValueError(f"{sorted(special)} are added by the vocabulary itself; leave them out")
+        if blank := [word for word in self.known_words if word.split() != [word]]:
+            raise ValueError(f"a word is not empty and has no blanks; these are none: {blank[:5]}")
+        "".join(self.known_words).encode()  # a lone surrogate could not be sent
 
     @classmethod
     def from_captions(cls, captions: Iterable[str], *, minimum_count: int = 1) -> Vocabulary:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from etenet.files import sha256
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
 from etenet.runtime.network import Encode, Network, TorchNetwork
@@ -38,7 +36,7 @@ def load_network(
     """
     on_gpu = torch.device(device).type == "cuda"
     encode = _openvino_encoder(encoder_graph) if encoder_graph and not on_gpu else None
-    checkpoint = replace(checkpoints.load(path, with_encoder=encode is None), id=f"sha256:{sha256(path)}")
+    checkpoint = checkpoints.load(path, with_encoder=encode is None)
     if encode:
         from etenet.runtime.openvino import OpenVinoNetwork
 

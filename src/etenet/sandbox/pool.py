@@ -173,18 +173,19 @@ class _Supervisor:
         except Died as death:
             _log.warning("a decoder process died (%s); its video is tried again", death)
             left_s -= time.monotonic() - started
+        spent_cpu_s = self.process.clip_cpu_s
         self._renew()
         try:
-            return self._try(body, cut, left_s, may_use_gpu=False)
+            return self._try(body, cut, left_s, spent_cpu_s=spent_cpu_s, may_use_gpu=False)
         except Died as death:
             crash = DecoderCrashed("the decoder crashed on this video; encode it again, for example with ffmpeg")
             if not death.killed_from_outside:
                 self._quarantine.add(body, crash, cut)
             raise crash from death
 
-    def _try(self, body: bytes, cut: Cut, left_s: float, *, may_use_gpu: bool) -> list[Clip]:
+    def _try(self, body: bytes, cut: Cut, left_s: float, *, spent_cpu_s: float = 0.0, may_use_gpu: bool) -> list[Clip]:
         try:
-            clips = self.process.sample(body, cut, left_s, may_use_gpu=may_use_gpu)
+            clips = self.process.sample(body, cut, left_s, spent_cpu_s=spent_cpu_s, may_use_gpu=may_use_gpu)
         except (DecodeTimeout, Hung) as late:
             metrics.DECODERS_TIMED_OUT.inc()
             cpu_s = self.process.clip_cpu_s

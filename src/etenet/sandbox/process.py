@@ -74,7 +74,7 @@ class Hung(Exception):
 
 
 class DecoderProcess:
-    """A decoder process and the channel to it. `clip_cpu_s` is the CPU time of its last video."""
+    """A decoder process and the channel to it. `clip_cpu_s` is what its last video cost in all."""
 
     def __init__(self, resize_px: int, limits: DecodeLimits, entry: str, gpu: GpuDecoding | None) -> None:
         """Raises `Died` if the process does not get ready, or cannot use the GPU that it should."""
@@ -140,10 +140,13 @@ class DecoderProcess:
         self._program.wait()
         self._channel.close()
 
-    def sample(self, body: bytes, cut: Cut, deadline_s: float, *, may_use_gpu: bool) -> list[Clip]:
+    def sample(
+        self, body: bytes, cut: Cut, deadline_s: float, *, spent_cpu_s: float = 0.0, may_use_gpu: bool
+    ) -> list[Clip]:
         """The clips of a video, or the `CaptionError` that the process reports. After `Died` it is gone.
 
-        `deadline_s` is wall-clock time; the processor time is that of the limits. Beyond either, `Hung`.
+        `deadline_s` is wall-clock time; the processor time is that of the limits, less what another process has spent
+        on the video. Beyond either, `Hung`.
         """
         max_segments = self._limits.max_segments if cut.into_segments else 1
         began_s = time.monotonic()
@@ -153,7 +156,7 @@ class DecoderProcess:
             os.pwrite(memory, body, 0)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             request = {"body_bytes": len(body), "cut": asdict(cut), "may_use_gpu": may_use_gpu}
-            reply = self._ask(request, memory, deadline_s)
+            reply = self._ask(request, memory, deadline_s, spent_cpu_s)
             self.clips += 1
             if (
                 reply.get("error") == Overloaded.__name__
@@ -170,8 +173,9 @@ class DecoderProcess:
         finally:
             os.close(memory)
 
-    def _ask(self, request: Mapping[str, Any], memory: int, deadline_s: float) -> Mapping[str, Any]:
-        cpu_before_s = self._cpu_s()
+    def _ask(self, request: Mapping[str, Any], memory: int, deadline_s: float, spent_cpu_s: float) -> Mapping[str, Any]:
+        self.clip_cpu_s = spent_cpu_s
+        cpu_before_s = self._cpu_s() - spent_cpu_s
         try:
             if deadline_s <= 0:
                 raise TimeoutError
@@ -191,6 +195,7 @@ class DecoderProcess:
             self.end()
             raise Hung(f"no reply after {self.clip_cpu_s:.1f} s of CPU time") from error
         except OSError as error:
+            self.clip_cpu_s = max(spent_cpu_s, self._cpu_s() - cpu_before_s)  # unknown once somebody has waited for it
             with suppress(subprocess.TimeoutExpired):
                 self._program.wait(1.0)
             killed = self._program.returncode == -signal.SIGKILL
@@ -207,15 +212,15 @@ class DecoderProcess:
 
     def _receive_reply(self, cpu_before_s: float, deadline_s: float) -> bytes:
         """Raises `TimeoutError` when the time of the wall clock or of the processor is used up."""
-        ends_s, cpu_left_s = time.monotonic() + deadline_s, self._limits.decode_cpu_s + GRACE_S
+        ends_s = time.monotonic() + deadline_s
         while True:
+            cpu_left_s = cpu_before_s + self._limits.decode_cpu_s + GRACE_S - self._cpu_s()
             left_s = min(ends_s - time.monotonic(), cpu_left_s)
             if left_s <= 0:
                 raise TimeoutError
             self._channel.settimeout(max(left_s, _CLOCK_TICK_S))
             with suppress(TimeoutError):
                 return self._channel.recv(MESSAGE_BYTES)
-            cpu_left_s = cpu_before_s + self._limits.decode_cpu_s + GRACE_S - self._cpu_s()
 
     def _cpu_s(self) -> float:
         """User and system time. Source: proc_pid_stat(5), fields 14 and 15."""

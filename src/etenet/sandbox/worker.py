@@ -11,6 +11,7 @@ filter the other side opens the GPU's device files for it, and no other files.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -72,6 +73,8 @@ def main(settings: Mapping[str, Any]) -> None:
         if not gpu_fault and (fault := proof.fault(limits)):
             gpu_fault = f"behind the system-call filter, {fault}"
     channel.send(json.dumps({"filter_fault": filter_fault, "gpu_fault": gpu_fault}).encode())
+    gc.collect()
+    gc.freeze()  # so that collecting after each video costs little
     while not gpu_fault:
         message, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
         if not message:
@@ -80,6 +83,7 @@ def main(settings: Mapping[str, Any]) -> None:
         reply = _reply(files[0], request, resize_px, limits, gpu if request["may_use_gpu"] else None)
         os.close(files[0])
         channel.send(json.dumps(reply).encode())
+        gc.collect()  # a frame whose side data was read refers to itself
 
 
 class _GpuProof:
@@ -119,8 +123,7 @@ def _reply(
     except CaptionError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
-        needed = f"decoding it takes more than {limits.max_memory_bytes // 2**20} MiB of memory; scale the video down"
-        return {"error": TooMuchMemory.__name__, "message": needed}
+        return {"error": TooMuchMemory.__name__, "message": str(limits.too_much_memory())}
     except Exception:
         return {"bug": traceback.format_exc()[-MESSAGE_BYTES // 2 :]}
     return {"clips": [asdict(clip.info) for clip in clips]}

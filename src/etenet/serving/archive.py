@@ -2,8 +2,9 @@
 
 A .mar is a zip with a manifest. torch-model-archiver is not used, because it puts the time of day into the archive.
 Only the part that is compiled for a GPU, with `gpu`, may differ. The files of `handler/` are data to this module, which
-never imports them. `SHA256SUMS`, in the format of sha256sum(1), shows that an unpacked archive is whole: the handler
-checks it before it loads anything. Only packaging imports torch, which takes seconds; a server starts without it.
+never imports them. The archive is sealed. `SHA256SUMS`, in the format of sha256sum(1), shows that an unpacked one is
+whole, too: the launcher checks it before anything of the archive runs, the handler before it loads the checkpoint. Only
+packaging imports torch, which takes seconds; a server starts without it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from etenet.errors import UsageError
+from etenet.errors import UsageError, named
 from etenet.files import replacing, sha256
+from etenet.model.seal import seal, sha256_of_whole
 
 if TYPE_CHECKING:
     from etenet.model.checkpoint import Checkpoint
@@ -75,10 +77,12 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     if gpu:
         contents[GPU_KERNELS_FILE] = _gpu_kernels(loaded)
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
-    with replacing(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in contents.items():
-            _write(archive, name, content)
-        _write(archive, SUMS_FILE, sums.encode())
+    with replacing(out) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in contents.items():
+                _write(archive, name, content)
+            _write(archive, SUMS_FILE, sums.encode())
+        seal(file)
     return out
 
 
@@ -117,31 +121,40 @@ def _gpu_kernels(checkpoint: Checkpoint) -> bytes:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Raises `UsageError` if the file is missing or is not an archive."""
+    """Raises `UsageError` unless the archive is there, whole, and holds what was packaged and nothing else."""
+    if not archive.is_file():
+        raise UsageError(f"no archive at {archive}; make it with: etenet package CHECKPOINT, or give --checkpoint")
     try:
+        sha256_of_whole(archive)
         with zipfile.ZipFile(archive) as contents:
+            names = contents.namelist()
             contents.extractall(folder)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"no archive at {archive}; make it with: etenet package CHECKPOINT, or give --checkpoint"
-        ) from error
-    except zipfile.BadZipFile as error:
+    except OSError as error:
+        raise UsageError(f"{archive} cannot be unpacked to {folder}: {error}; fix that, and start again") from error
+    except Exception as error:  # zipfile raises anything for a damaged directory
         raise UsageError(f"{archive} is damaged or not an archive ({error}); package it again") from error
+    verify(folder)
+    if strangers := set(names) - _sums(folder).keys() - {SUMS_FILE}:
+        raise UsageError(f"{archive} was changed ({named(sorted(strangers))} came later); package it again")
 
 
 def verify(unpacked: Path) -> None:
-    """Raises `UsageError` if an unpacked archive differs from what was packaged."""
-    try:
-        lines = (unpacked / SUMS_FILE).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{SUMS_FILE} of the archive cannot be read; package it again") from error
-    sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    """Raises `UsageError` if a file of an unpacked archive is not as it was packaged."""
+    sums = _sums(unpacked)
     names = dict.fromkeys((MANIFEST_FILE, CHECKPOINT_FILE, HANDLER_FILE, CONFIG_FILE, *sums))
     with ThreadPoolExecutor() as threads:
         hashes = threads.map(_sha256, (unpacked / name for name in names))
         for name, actual in zip(names, hashes, strict=True):
             if actual is None or actual != sums.get(name):
                 raise UsageError(f"{name} of the archive is damaged or missing; package it again")
+
+
+def _sums(unpacked: Path) -> dict[str, str]:
+    try:
+        lines = (unpacked / SUMS_FILE).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{SUMS_FILE} of the archive cannot be read; package it again") from error
+    return {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,7 +197,7 @@ def configure(unpacked: Path, settings: Mapping[str, object]) -> None:
 def _sha256(path: Path) -> str | None:
     try:
         return sha256(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a damaged name is no path
         return None
 
 

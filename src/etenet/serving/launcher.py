@@ -7,17 +7,12 @@ survives a restart. On SIGTERM or Ctrl-C accepted requests are answered first; a
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -27,24 +22,12 @@ from etenet.serving import archive
 from etenet.serving.config import ServerConfig, is_free
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
+from etenet.serving.scratch import scratch_folder
 from etenet.serving.torchserve import TorchServe, gpus_of
 
 START_DEADLINE_S = 620.0  # a little more than TorchServe gives a worker (`startupTimeout`)
 # A shutdown waits until nothing was pending for so long: a batch on its way to its worker is counted nowhere.
 IDLE_S = 1.0
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder that is deleted at the end. The folders of launchers that were killed are deleted first."""
-    for lock in Path(tempfile.gettempdir()).glob("etenet-*/lock"):
-        with suppress(OSError), lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="etenet-") as folder, (Path(folder) / "unlocked").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        os.rename(file.name, Path(folder) / "lock")
-        yield Path(folder)
 
 
 def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) -> int:
@@ -65,7 +48,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    with _scratch() as scratch:
+    with scratch_folder(_log) as scratch:
         if checkpoint:
             mar = archive.package(checkpoint, scratch / "etenet.mar")
         _log("starting TorchServe ...")

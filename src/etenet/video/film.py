@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from itertools import dropwhile
 from typing import TypeAlias, cast
 
@@ -64,8 +64,8 @@ def _container(body: bytes, hwaccel: HWAccel | None) -> InputContainer:
             io.BytesIO(body), "r", options=OPEN_OPTIONS, hwaccel=hwaccel, **LENIENT_METADATA
         )
         return container
-    except (av.FFmpegError, ValueError, MemoryError) as error:
-        if hwaccel:
+    except (av.FFmpegError, ValueError) as error:
+        if hwaccel or isinstance(error, MemoryError):
             raise
         raise not_videos.refusal(body) from error
 
@@ -106,7 +106,8 @@ class Film:
             is_broadcast=container.format.name in _BROADCAST,
             stores_dts=container.format.name == "flv",
         )
-        self.size_px = self._context.width, self._context.height
+        self.size_px = self._context.width, self._context.height  # once a frame has come, that of the first
+        self._has_frame = False
         self._check_pixels(*self.size_px)
         self._context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
         self.interlaced = self._context.field_order in FIELD_ORDERS  # or a frame that says so has come
@@ -148,9 +149,7 @@ class Film:
     def _demux(self, streams: Sequence[VideoStream]) -> dict[int, list[VideoPacket]]:
         """The packets of each stream, by its index."""
         packets: dict[int, list[VideoPacket]] = {stream.index: [] for stream in streams}
-        # If the rest of the file is damaged, the part before it is captioned. PyAV raises IndexError for packets of a
-        # stream that the header did not list.
-        with suppress(av.FFmpegError, MemoryError, IndexError):
+        try:
             for count, packet in enumerate(self._container.demux(list(streams))):
                 self.stopwatch.check(self.limits)
                 if packet.size:
@@ -159,6 +158,10 @@ class Film:
                     raise UndecodableVideo(
                         f"the video has more than {self.limits.max_packets} packets; send a shorter clip"
                     )
+        except MemoryError:
+            raise
+        except (av.FFmpegError, IndexError):
+            pass  # the part before the damage is captioned. IndexError: a stream that the header did not list
         return packets
 
     def decode(self, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
@@ -195,6 +198,8 @@ class Film:
             # A GPU returns what is cropped at the left and at the top as part of the picture.
             if self.on_gpu and (frame.width, frame.height) != self.size_px:
                 raise Untrusted(f"a frame has {frame.width} x {frame.height} pixels")
+            if not self._has_frame:
+                self.size_px, self._has_frame = (frame.width, frame.height), True
             if frame.interlaced_frame:
                 self.interlaced = True
                 if self.on_gpu:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, fields
 
-from etenet.errors import DecodeTimeout, Overloaded
+from etenet.errors import DecodeTimeout, Overloaded, TooMuchMemory
 
 MOST_SEGMENTS = 100  # of one request, whatever its limits
 _MOST_OF_A_CORE = 0.9  # what a thread gets of one that it need not share
@@ -38,6 +38,11 @@ class DecodeLimits:
     def too_slow(self) -> DecodeTimeout:
         return DecodeTimeout(
             f"decoding takes more than {self.decode_cpu_s:g} s of processor time; send a shorter clip or scale it down"
+        )
+
+    def too_much_memory(self) -> TooMuchMemory:
+        return TooMuchMemory(
+            f"decoding takes more than {self.max_memory_bytes // 2**20} MiB of memory; scale the video down"
         )
 
     def held_up(self, cpu_s: float) -> Overloaded:

@@ -68,19 +68,19 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
 def sample_segments(
     body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None, gpu: GpuDecoding | None = None
 ) -> list[Clip]:
-    """The same for each segment of a video, which is decoded once. `BadOption` if it cannot be cut like this.
-
-    `MemoryError` if there is not enough memory; the caller that set a limit reports it.
-    """
+    """The same for each segment of a video, which is decoded once. `BadOption` if it cannot be cut like this."""
     limits, stopwatch = limits or DecodeLimits(), Stopwatch()
-    with open_film(body, limits=limits, stopwatch=stopwatch) as film:
-        # Not for scenes: every frame would have to come back from the GPU.
-        if gpu and film.suits(gpu) and not cut.segment:
-            with suppress(Exception):  # a driver may fail in any way; the software then says what is wrong
-                return sample_on_gpu(
-                    body, cut, device=gpu.device, resize_px=resize_px, limits=limits, stopwatch=stopwatch
-                )
-        return _Sampler(film, resize_px).sample(cut)
+    try:
+        with open_film(body, limits=limits, stopwatch=stopwatch) as film:
+            # Not for scenes: every frame would have to come back from the GPU.
+            if gpu and film.suits(gpu) and not cut.segment:
+                with suppress(Exception):  # a driver may fail in any way; the software then says what is wrong
+                    return sample_on_gpu(
+                        body, cut, device=gpu.device, resize_px=resize_px, limits=limits, stopwatch=stopwatch
+                    )
+            return _Sampler(film, resize_px).sample(cut)
+    except MemoryError as error:
+        raise limits.too_much_memory() from error
 
 
 def sample_on_gpu(
