@@ -50,6 +50,13 @@ CAPTIONS = Counter("etenet_captions", "Requests that got a caption.")
 ERRORS = Counter("etenet_errors", "Requests that got an error from a worker, by error code.", ["code"])
 for _kind in CaptionError.__subclasses__():  # so that a rate exists before the first error
     ERRORS.labels(_kind.code)
+PROBES = Counter(
+    "etenet_probes", "Test clips of the server's own that got a caption. Only busy seconds count them, too."
+)
+STEPS = Counter(
+    "etenet_steps",
+    "Steps of work: a frame encoded, a word of a search, a second of decoding. A hung worker makes none.",
+)
 IN_PROGRESS = Gauge("etenet_requests_in_progress", "Requests that workers are working on.", multiprocess_mode="livesum")
 DECODERS = Gauge("etenet_decoder_processes", "Decoder processes that run.", multiprocess_mode="livesum")
 DECODERS_REPLACED = Counter("etenet_decoder_processes_replaced", "Decoder processes that were replaced.")
@@ -97,13 +104,11 @@ def exposition(folder: Path, *, ready: bool) -> bytes:
     return generate_latest(registry)
 
 
-def total(folder: Path, figure: Counter | Gauge) -> float:
-    """The sum of one figure over all workers and labels."""
+def total(folder: Path, *figures: Counter | Gauge) -> float:
+    """The sum of figures over all workers and labels."""
+    names = {figure._name for figure in figures}
     return sum(
-        sample.value
-        for family in _Workers(folder).collect()
-        if family.name == figure._name
-        for sample in family.samples
+        sample.value for family in _Workers(folder).collect() if family.name in names for sample in family.samples
     )
 
 

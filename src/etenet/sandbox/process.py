@@ -40,6 +40,7 @@ from etenet.video.segments import Cut
 _log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 60.0
+STEP_S = 1.0  # of decoding, that metrics.STEPS counts
 GRACE_S = 0.25  # after a limit: a process that looks at the clock itself can still report
 _CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
@@ -212,9 +213,10 @@ class DecoderProcess:
             left_s = min(ends_s - time.monotonic(), cpu_left_s)
             if left_s <= 0:
                 raise TimeoutError
-            self._channel.settimeout(max(left_s, _CLOCK_TICK_S))
+            self._channel.settimeout(max(min(left_s, STEP_S), _CLOCK_TICK_S))
             with suppress(TimeoutError):
                 return self._channel.recv(MESSAGE_BYTES)
+            metrics.STEPS.inc()
             cpu_left_s = cpu_before_s + self._limits.decode_cpu_s + GRACE_S - self._cpu_s()
 
     def _cpu_s(self) -> float:
