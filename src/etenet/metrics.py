@@ -104,12 +104,13 @@ def exposition(folder: Path, *, ready: bool) -> bytes:
     return generate_latest(registry)
 
 
-def total(folder: Path, *figures: Counter | Gauge) -> float:
-    """The sum of figures over all workers and labels."""
-    names = {figure._name for figure in figures}
-    return sum(
-        sample.value for family in _Workers(folder).collect() if family.name in names for sample in family.samples
-    )
+def totals(folder: Path, *figures: Counter | Gauge) -> list[float]:
+    """The sum of each figure over all workers and labels."""
+    sums = dict.fromkeys((figure._name for figure in figures), 0.0)
+    for family in _Workers(folder).collect():
+        if family.name in sums:
+            sums[family.name] = sum(sample.value for sample in family.samples)
+    return list(sums.values())
 
 
 class _Workers(Collector):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import socket
 import threading
@@ -20,6 +21,8 @@ from pathlib import Path
 from etenet import metrics
 from etenet.serving.config import Address
 from etenet.serving.health import Health
+
+_log = logging.getLogger(__name__)
 
 DEADLINE_S = 2.0  # of a connection, from its first byte to its last
 MAX_CONNECTIONS = 64
@@ -91,16 +94,22 @@ class _Exporter:
                     if not piece:
                         return
                     head += piece
-                await loop.sock_sendall(connection, await self._response(head))
+                try:
+                    response = await self._response(head)
+                except Exception:  # one request must not end the others
+                    _log.exception("a request to the port of probes failed because of a bug")
+                    response = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
+                await loop.sock_sendall(connection, response)
                 connection.shutdown(socket.SHUT_WR)
                 while await loop.sock_recv(connection, _PIECE_BYTES):
                     pass  # closing a connection with unread bytes would take the response back
 
     async def _response(self, head: bytes) -> bytes:
+        if len(head) > MAX_HEAD_BYTES:
+            return _error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         line = _REQUEST_LINE.match(head)
         if not line:
-            too_long = len(head) > MAX_HEAD_BYTES
-            return _error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if too_long else HTTPStatus.BAD_REQUEST)
+            return _error(HTTPStatus.BAD_REQUEST)
         method, target = line.groups()
         if method != b"GET":
             return _error(HTTPStatus.METHOD_NOT_ALLOWED, "use GET", has_body=method != b"HEAD")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import threading
 import time
 import urllib.error
@@ -26,6 +27,8 @@ from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.serving import archive, draining
 from etenet.serving.config import PROBE_HEADER, Address
+
+_log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 FIRST_LOOKS_S = 0.2  # until the server is ready for the first time
@@ -97,12 +100,16 @@ class Health:
     def refuse_newcomers(self) -> None:
         """Let the version that refuses get all further requests. Raises `OSError` if TorchServe does not answer."""
         request = urllib.request.Request(f"{self._model}/{draining.VERSION}/set-default", method="PUT")
-        WITHOUT_PROXY.open(request, timeout=MANAGEMENT_DEADLINE_S).close()
+        try:
+            WITHOUT_PROXY.open(request, timeout=MANAGEMENT_DEADLINE_S).close()
+        except urllib.error.HTTPError as error:
+            _log.warning("newcomers are captioned, not refused: TorchServe answers %d", error.code)
 
     def pending(self) -> int:
         """Requests to caption that TorchServe has accepted and not yet answered."""
         queued = sum(int(version["jobQueueStatus"]["pendingRequests"]) for version in self._versions())
-        return queued + int(metrics.total(self._figures, metrics.IN_PROGRESS))
+        (in_progress,) = metrics.totals(self._figures, metrics.IN_PROGRESS)
+        return queued + int(in_progress)
 
     def _watch(self, end: threading.Event) -> None:
         while not end.wait(LOOK_S if self._was_ready else FIRST_LOOKS_S):
@@ -114,12 +121,14 @@ class Health:
     def _look(self) -> None:
         self._look_for_workers()
         now = time.monotonic()
-        if (steps := metrics.total(self._figures, metrics.STEPS)) != self._steps:
+        steps, captions, errors, probes = metrics.totals(
+            self._figures, metrics.STEPS, metrics.CAPTIONS, metrics.ERRORS, metrics.PROBES
+        )
+        if steps != self._steps:
             self._steps, self._stepped_at = steps, now
-        if (captions := metrics.total(self._figures, metrics.CAPTIONS)) != self._captions:
+        if captions != self._captions:
             self._captions, self._captioned_at, self._no_caption = captions, now, ""
-        finished = metrics.total(self._figures, metrics.CAPTIONS, metrics.ERRORS, metrics.PROBES)
-        if finished != self._finished:
+        if (finished := captions + errors + probes) != self._finished:
             self._finished, self._finished_at = finished, now
         if self._canary and self._canary.done():
             outcome, self._canary = self._canary.result(), None
@@ -127,7 +136,8 @@ class Health:
                 self._captioned_at = now
             if outcome is not None:
                 self._no_caption = outcome
-        if not self._canary and not self._no_worker and now - self._captioned_at > IDLE_S:
+        idle = now - self._captioned_at > IDLE_S and not self.stopping
+        if idle and not self._canary and not self._no_worker:
             self._canary = self._thread.submit(self._caption_canary)
         silent_s = now - self._stepped_at
         hangs = f"it hangs: no step of work for {silent_s:.0f} s" if silent_s > HUNG_S else ""

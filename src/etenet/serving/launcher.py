@@ -2,8 +2,8 @@
 
 TorchServe runs in its own scratch folder, which is deleted at the end: nothing is written elsewhere, and no state
 survives a restart. On SIGTERM or Ctrl-C accepted requests are answered first and later ones refused; a second signal
-drops them. This file, `torchserve.py`, `draining.py`, `response.py`, `health.py` and the handlers are the only ones that
-know TorchServe.
+drops them. This file, `torchserve.py`, `draining.py`, `response.py`, `health.py` and the handlers are the only ones
+that know TorchServe.
 """
 
 from __future__ import annotations
