@@ -25,7 +25,7 @@ from etenet.serving.health import Health
 _log = logging.getLogger(__name__)
 
 DEADLINE_S = 2.0  # of a connection, from its first byte to its last
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 64  # that have not sent their request yet, and as many that are answered
 MAX_HEAD_BYTES = 8192
 _BACKLOG = 4096  # connections that the kernel keeps; the kernel drops what does not fit, and its client waits a second
 _RETRY_S = 0.05
@@ -34,6 +34,8 @@ _PIECE_BYTES = 2**16
 # Source: RFC 9112, 3. A method is a token (RFC 9110, 5.6.2).
 _REQUEST_LINE = re.compile(rb"([\w!#$%&'*+.^`|~-]+) (\S+) HTTP/1\.[01]\r?\n")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+
+_Places = dict["asyncio.Task[None]", None]  # oldest first
 
 
 @contextmanager
@@ -64,10 +66,11 @@ def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
 class _Exporter:
     def __init__(self, health: Health, figures: Path, reader: ThreadPoolExecutor) -> None:
         self._health, self._figures, self._reader = health, figures, reader
+        self._silent: _Places = {}
+        self._answered: _Places = {}
 
     async def accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        open_now: dict[asyncio.Task[None], None] = {}  # oldest first
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
@@ -75,13 +78,7 @@ class _Exporter:
                 except OSError:  # no descriptor is left, or the client has gone
                     await asyncio.sleep(_RETRY_S)
                     continue
-                task = group.create_task(self._serve(connection))
-                open_now[task] = None
-                task.add_done_callback(lambda ended: open_now.pop(ended, None))
-                if len(open_now) > MAX_CONNECTIONS:
-                    oldest = next(iter(open_now))
-                    del open_now[oldest]
-                    oldest.cancel()
+                group.create_task(self._serve(connection))
                 await asyncio.sleep(0)  # the new connection is read before the next is accepted
 
     async def _serve(self, connection: socket.socket) -> None:
@@ -89,22 +86,26 @@ class _Exporter:
         with connection, suppress(OSError):
             async with asyncio.timeout(DEADLINE_S):
                 head = b""
-                while not _END_OF_HEAD.search(head) and len(head) <= MAX_HEAD_BYTES:
-                    piece = await loop.sock_recv(connection, MAX_HEAD_BYTES)
-                    if not piece:
-                        return
-                    head += piece
-                try:
-                    response = await self._response(head)
-                except Exception:  # one request must not end the others
-                    _log.exception("a request to the port of probes failed because of a bug")
-                    response = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
-                await loop.sock_sendall(connection, response)
-                connection.shutdown(socket.SHUT_WR)
-                while await loop.sock_recv(connection, _PIECE_BYTES):
-                    pass  # closing a connection with unread bytes would take the response back
+                with _place(self._silent):
+                    while not _END_OF_HEAD.search(head) and len(head) <= MAX_HEAD_BYTES:
+                        piece = await loop.sock_recv(connection, MAX_HEAD_BYTES)
+                        if not piece:
+                            return
+                        head += piece
+                with _place(self._answered):
+                    await loop.sock_sendall(connection, await self._response(head))
+                    connection.shutdown(socket.SHUT_WR)
+                    while await loop.sock_recv(connection, _PIECE_BYTES):
+                        pass  # closing a connection with unread bytes would take the response back
 
     async def _response(self, head: bytes) -> bytes:
+        try:
+            return await self._answer(head)
+        except Exception:  # one request must not end the others
+            _log.exception("a request to the port of probes failed because of a bug")
+            return _error(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    async def _answer(self, head: bytes) -> bytes:
         if len(head) > MAX_HEAD_BYTES:
             return _error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         line = _REQUEST_LINE.match(head)
@@ -128,6 +129,22 @@ class _Exporter:
 
     def _exposition(self) -> bytes:
         return metrics.exposition(self._figures, ready=not self._health.fault)
+
+
+@contextmanager
+def _place(taken: _Places) -> Iterator[None]:
+    """One of `MAX_CONNECTIONS` places for the current task, from which the oldest is cancelled if none is free."""
+    task = asyncio.current_task()
+    assert task
+    if len(taken) >= MAX_CONNECTIONS:
+        oldest = next(iter(taken))
+        del taken[oldest]
+        oldest.cancel()
+    taken[task] = None
+    try:
+        yield
+    finally:
+        taken.pop(task, None)
 
 
 def _error(status: HTTPStatus, message: str = "", *, has_body: bool = True) -> bytes:
