@@ -129,11 +129,12 @@ class Health:
         if captions != self._captions:
             self._captions, self._captioned_at, self._no_caption = captions, now, ""
         if (finished := captions + errors + probes) != self._finished:
-            self._finished, self._finished_at = finished, now
+            self._finished = finished
+            self._finished_at = self._stepped_at = now
         if self._canary and self._canary.done():
             outcome, self._canary = self._canary.result(), None
-            if outcome == "":
-                self._captioned_at = now
+            if outcome == "":  # an archive of an older version counts neither steps nor probes
+                self._captioned_at = self._stepped_at = self._finished_at = now
             if outcome is not None:
                 self._no_caption = outcome
         idle = now - self._captioned_at > IDLE_S and not self.stopping
