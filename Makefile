@@ -62,7 +62,7 @@ test: check $(PROGRAMS_READY)
 
 test-hostile: $(READY) $(PROGRAMS_READY)
 	$(BIN)/pytest --hostile -m long
-	$(BIN)/pytest --hostile -m 'not long' -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py tests/test_jobs.py tests/test_resume.py tests/test_video.py tests/test_timelines.py
+	$(BIN)/pytest --hostile -m 'not long' -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_operations.py tests/test_probes.py tests/test_sandbox.py tests/test_jobs.py tests/test_resume.py tests/test_video.py tests/test_timelines.py
 
 bench: $(READY)
 	for name in decode encoder search server saturation scale jobs; do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -1,4 +1,4 @@
-"""The only file that speaks TorchServe's handler protocol: rows and headers in, JSON bytes out.
+"""The handler of the version that captions, in TorchServe's protocol: rows and headers in, JSON bytes out.
 
 TorchServe wants exactly one class here. An exception would fail a whole batch, so none leaves `handle`: every row gets
 its own status and its own body. Status phrases are fixed ASCII and bodies are bytes, because a newline or a lone
@@ -7,7 +7,6 @@ surrogate in either would kill the worker.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -22,16 +21,16 @@ from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
 from etenet.captioning.captions import Outcome, SegmentCaptions
-from etenet.errors import ERROR_HEADER, DeviceFailed, InternalError, Overloaded
+from etenet.errors import DeviceFailed, InternalError
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
-from etenet.serving.config import FAILURE_FILE_VARIABLE
+from etenet.serving.config import FAILURE_FILE_VARIABLE, PROBE_SECRET_VARIABLE
 from etenet.serving.request import Request
 from etenet.serving.request_log import RequestRecord, record_batch
+from etenet.serving.response import error_body, json_body
 from etenet.video.nvdec import GpuDecoding
 
 _log = logging.getLogger("etenet.handler")
 
-CANARY = CANARY_CLIP.read_bytes()
 TEXTS: Mapping[str, Callable[[subtitles.Segments], str]] = {
     "text/plain": subtitles.plain,
     "text/vtt": subtitles.vtt,
@@ -70,7 +69,8 @@ class EtenetHandler:
             gpu_kernels=kernels if kernels.exists() else None,
             gpu_decoding=gpu_decoding,
         )
-        self.captioner.caption(CANARY)
+        self.captioner.caption(CANARY_CLIP.read_bytes())
+        self.probe_secret = os.environ.get(PROBE_SECRET_VARIABLE, "")
         checkpoint = self.captioner.checkpoint_id
         metrics.WORKER_START.set_to_current_time()
         metrics.MODEL_INFO.labels(model["modelVersion"], self.captioner.encoder, checkpoint, device).set(1)
@@ -83,6 +83,7 @@ class EtenetHandler:
 
     def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:
         started = time.perf_counter()
+        metrics.STEPS.inc()
         with metrics.in_progress(len(data)):
             requests = [
                 Request.read(
@@ -90,6 +91,7 @@ class EtenetHandler:
                     row,
                     context.get_all_request_header(number),
                     max_body_bytes=self.max_body_bytes,
+                    probe_secret=self.probe_secret,
                 )
                 for number, row in enumerate(data)
             ]
@@ -97,13 +99,7 @@ class EtenetHandler:
             pairs = list(zip(requests, outcomes, strict=True))
             bodies = [self._respond(number, *pair, context) for number, pair in enumerate(pairs)]
         seconds = time.perf_counter() - started
-        record_batch(
-            [
-                RequestRecord(request=request, outcome=outcome, seconds=seconds)
-                for request, outcome in pairs
-                if request.body != CANARY
-            ]
-        )
+        record_batch([RequestRecord(request=request, outcome=outcome, seconds=seconds) for request, outcome in pairs])
         return bodies
 
     def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
@@ -124,14 +120,10 @@ class EtenetHandler:
 
     def _respond(self, number: int, request: Request, outcome: Outcome, context: Any) -> bytes:
         """Set status and headers of a response, and return its body."""
-        content_type = "application/json"
         if isinstance(outcome, etenet.CaptionError):
-            context.set_response_status(outcome.status.value, outcome.status.phrase, number)
-            context.set_response_header(number, ERROR_HEADER, outcome.code)
-            if isinstance(outcome, Overloaded):
-                context.set_response_header(number, "Retry-After", "1")
-            body = _json(outcome.as_dict())
-        elif text_type := _text_type(request.accept):
+            return error_body(context, number, outcome)
+        content_type = "application/json"
+        if text_type := _text_type(request.accept):
             captions = outcome.segments if isinstance(outcome, SegmentCaptions) else (outcome,)
             content_type = f"{text_type}; charset=utf-8"
             segments = [caption.as_segment() for caption in captions]
@@ -140,7 +132,7 @@ class EtenetHandler:
         else:
             fields = outcome.as_dict(attention=request.explain)
             timing = fields.pop("timing_ms")
-            body = _json({**fields, "model": self.model, "timing_ms": timing})
+            body = json_body({**fields, "model": self.model, "timing_ms": timing})
         context.set_response_content_type(number, content_type)
         return body
 
@@ -160,7 +152,3 @@ def _text_type(accept: str) -> str | None:
         if media_type in ("application/json", "*/*"):
             break
     return None
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False).encode()

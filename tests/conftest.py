@@ -91,6 +91,7 @@ class Response:
     content_type: str
     body: bytes
     request_id: str = field(compare=False)  # different for every request
+    retry_after: str = field(compare=False)
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -110,7 +111,13 @@ def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = No
 
 def _response(status: int, response: Any) -> Response:
     headers = response.headers
-    return Response(status, headers.get("Content-Type", ""), response.read(), headers.get("X-Request-Id", ""))
+    return Response(
+        status,
+        headers.get("Content-Type", ""),
+        response.read(),
+        headers.get("X-Request-Id", ""),
+        headers.get("Retry-After", ""),
+    )
 
 
 @dataclass(slots=True)

@@ -97,7 +97,9 @@ IN_DECODER_PROCESSES = [
 ]
 
 
-@pytest.mark.parametrize("modules", [["etenet.serving.launcher"], ["etenet.cli"], IN_DECODER_PROCESSES])
+@pytest.mark.parametrize(
+    "modules", [["etenet.serving.launcher"], ["etenet.cli"], ["handler.draining_handler"], IN_DECODER_PROCESSES]
+)
 def test_the_launcher_the_command_and_the_decoder_processes_do_not_import_torch(modules: list[str]) -> None:
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
@@ -115,9 +117,12 @@ def test_every_file_has_a_docstring() -> None:
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-def test_the_handler_file_defines_exactly_one_class() -> None:
-    tree = ast.parse((REPOSITORY / "handler" / "etenet_handler.py").read_text())
-    assert [node.name for node in tree.body if isinstance(node, ast.ClassDef)] == ["EtenetHandler"]
+@pytest.mark.parametrize(
+    ("file", "name"), [("etenet_handler.py", "EtenetHandler"), ("draining_handler.py", "DrainingHandler")]
+)
+def test_a_handler_file_defines_exactly_one_class(file: str, name: str) -> None:
+    tree = ast.parse((REPOSITORY / "handler" / file).read_text())
+    assert [node.name for node in tree.body if isinstance(node, ast.ClassDef)] == [name]
 
 
 def test_public_names_are_those_in_all() -> None:

@@ -212,9 +212,14 @@ def test_values_that_stand_in_several_files_are_equal() -> None:
     def settings(path: Path) -> dict[str, str]:
         lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
         values = dict(line.split("=", 1) for line in lines)
-        return {key: value for key, value in values.items() if key != "metrics_address"}
+        return {key: value for key, value in values.items() if key not in ("metrics_address", "exporter_address")}
 
     assert settings(DEPLOY / "container.properties") == settings(REPOSITORY / "config.properties")
+    outside, here = (
+        ServerConfig.read(path) for path in (DEPLOY / "container.properties", REPOSITORY / "config.properties")
+    )
+    assert {outside.metrics.host, outside.exporter.host} == {"0.0.0.0"}
+    assert {here.management.host, here.metrics.host, here.exporter.host} == {"127.0.0.1"}
     container, local = (
         path.read_text() for path in (DEPLOY / "container-upstream.conf", DEPLOY / "nginx/upstream.conf")
     )

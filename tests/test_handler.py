@@ -14,16 +14,19 @@ import pytest
 import webvtt
 
 from etenet import metrics
+from etenet.assets import CANARY_CLIP
 from etenet.errors import DeviceFailed
 from etenet.model.confidence import FEATURES, Calibration
 from etenet.serving import archive
-from etenet.serving.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE
-from handler.etenet_handler import CANARY, EtenetHandler
+from etenet.serving.config import FAILURE_FILE_VARIABLE, PROBE_HEADER, PROBE_SECRET_VARIABLE, REQUEST_LOG_VARIABLE
+from handler.draining_handler import DrainingHandler
+from handler.etenet_handler import EtenetHandler
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 CAPTION = next(iter(EXAMPLES.values()))
+SECRET = "of this start"
 FILM = clips.film([CLIP] * 6, part_s=3)
 
 
@@ -68,12 +71,14 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def handler(unpacked: Path) -> EtenetHandler:
     handler = EtenetHandler()
-    handler.initialize(Context(unpacked))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(PROBE_SECRET_VARIABLE, SECRET)
+        handler.initialize(Context(unpacked))
     return handler
 
 
 def responses(
-    handler: EtenetHandler, unpacked: Path, *requests: tuple[Mapping[str, Any], Mapping[str, Any]]
+    handler: EtenetHandler | DrainingHandler, unpacked: Path, *requests: tuple[Mapping[str, Any], Mapping[str, Any]]
 ) -> tuple[list[bytes], Context]:
     """The responses to a batch of rows with their headers."""
     context = Context(unpacked)
@@ -173,13 +178,61 @@ def test_too_many_segments_for_one_batch_get_503_and_retry_after(handler: Etenet
     assert len(json.loads(bodies[1 - number])["segments"]) == 13
 
 
-def test_the_clip_of_the_readiness_check_is_neither_counted_nor_logged(
-    handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("body", "mark", "is_probe"),
+    [
+        (CANARY_CLIP.read_bytes(), SECRET, True),
+        (CLIP, SECRET, True),
+        (CANARY_CLIP.read_bytes(), None, False),
+        (CANARY_CLIP.read_bytes(), "", False),
+        (CANARY_CLIP.read_bytes(), SECRET[:-1], False),
+        (CANARY_CLIP.read_bytes(), "\udcff\x00é", False),
+    ],
+)
+def test_only_who_knows_the_secret_of_this_start_is_neither_counted_nor_logged(
+    handler: EtenetHandler,
+    unpacked: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    body: bytes,
+    mark: str | None,
+    is_probe: bool,
 ) -> None:
     monkeypatch.setenv(REQUEST_LOG_VARIABLE, "plain")
+
+    def counted() -> tuple[float, float]:
+        return metrics.CAPTIONS._value.get(), metrics.PROBES._value.get()
+
+    captions, probes = counted()
+    busy_s = metrics.BUSY_SECONDS._value.get()
+    responses(handler, unpacked, ({"body": body}, {} if mark is None else {PROBE_HEADER.upper(): mark}))
+    assert counted() == (captions + (not is_probe), probes + is_probe)
+    assert len(capsys.readouterr().out.splitlines()) == (not is_probe)
+    assert metrics.BUSY_SECONDS._value.get() > busy_s
+
+
+def test_a_server_without_a_secret_counts_every_request(
+    handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handler, "probe_secret", "")
     before = metrics.CAPTIONS._value.get()
-    responses(handler, unpacked, ({"body": CANARY}, {}))
-    assert (metrics.CAPTIONS._value.get(), capsys.readouterr().out) == (before, "")
+    responses(handler, unpacked, ({"body": CLIP}, {PROBE_HEADER: ""}))
+    assert metrics.CAPTIONS._value.get() == before + 1
+
+
+def test_during_a_shutdown_every_row_gets_503_and_is_counted_and_logged(
+    unpacked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(REQUEST_LOG_VARIABLE, "json")
+    refused = metrics.ERRORS.labels("overloaded")._value
+    before, rows = refused.get(), ({"body": CLIP}, {"data": b"12345"}, {})
+    bodies, context = responses(DrainingHandler(), unpacked, *((row, {}) for row in rows))
+    assert context.statuses == dict.fromkeys(range(3), 503)
+    assert {context.response_headers[number, "Retry-After"] for number in range(3)} == {"1"}
+    assert {json.loads(body)["error"]["code"] for body in bodies} == {"overloaded"}
+    lines = [json.loads(line.removeprefix("request ")) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["status"], line["bytes"]) for line in lines] == [(503, len(CLIP)), (503, 5), (503, 0)]
+    assert refused.get() == before + 3
 
 
 def test_a_bug_is_an_error_for_each_row_and_a_lost_device_ends_the_worker(

@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def figures_of(folder: Path) -> tuple[float, float, bool]:
     shown = metrics.exposition(folder, ready=True)
-    captions, in_progress = (metrics.total(folder, figure) for figure in (metrics.CAPTIONS, metrics.IN_PROGRESS))
+    captions, in_progress = metrics.totals(folder, metrics.CAPTIONS, metrics.IN_PROGRESS)
     return captions, in_progress, b"\netenet_captions_total 7.0\n" in shown and b"\netenet_ready 1.0\n" in shown
 
 
@@ -60,4 +60,4 @@ def test_odd_names_and_a_missing_folder_are_no_error(folder: Path) -> None:
     (folder / "gauge_livesum_first.db").write_bytes(b"")
     (folder / "folder.db").mkdir()
     assert figures_of(folder) == (7, 2, True)
-    assert metrics.total(folder / "none", metrics.CAPTIONS) == 0
+    assert metrics.totals(folder / "none", metrics.CAPTIONS) == [0]

@@ -13,6 +13,8 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import dropwhile
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,7 @@ import torch
 
 from benchmarks.rig.servers import config_on_free_ports
 from etenet import metrics
+from etenet.assets import CANARY_CLIP
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.serving import archive, without_grpc
@@ -30,12 +33,18 @@ CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 IN_FLIGHT = 64
 
 
-@pytest.fixture
-def roomy(tmp_path: Path) -> Iterator[Server]:
+@contextmanager
+def roomy_server(folder: Path) -> Iterator[Server]:
     """A server whose queue holds all requests that the tests send at once."""
-    config = config_on_free_ports(tmp_path)
+    config = config_on_free_ports(folder)
     config.write_text(config.read_text().replace("job_queue_size=32", f"job_queue_size={2 * IN_FLIGHT}"))
     with running_server("--checkpoint", str(DEMO), config=config) as running:
+        yield running
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Server]:
+    with roomy_server(tmp_path) as running:
         yield running
 
 
@@ -146,6 +155,17 @@ def test_a_torchserve_whose_grpc_would_listen_is_refused(tmp_path: Path) -> None
     assert not (tmp_path / "classes").exists()
 
 
+def test_whoever_sends_the_test_clip_of_the_server_is_counted_and_logged(server: Server) -> None:
+    before = server.figures()
+    responses = [server.caption(CANARY_CLIP.read_bytes(), **headers) for headers in ({}, {"Etenet_Probe": "0" * 32})]
+    assert [response.status for response in responses] == [200, 200]
+    after = server.figures()
+    assert after["etenet_captions_total"] == before["etenet_captions_total"] + 2
+    assert after["etenet_batch_size_clips_sum"] == before["etenet_batch_size_clips_sum"] + 2
+    for response in responses:
+        wait_until(lambda: f"request_id={response.request_id} status=200" in server.log.read_text(), 5)  # noqa: B023
+
+
 def test_every_request_has_a_log_line_with_the_id_of_the_response(server: Server) -> None:
     response = server.caption(b"text")
     assert response.status == 415
@@ -157,27 +177,45 @@ def test_every_request_has_a_log_line_with_the_id_of_the_response(server: Server
     assert "error=not_a_video" in line
 
 
-def test_sixty_four_requests_in_flight_are_answered_before_the_server_ends(
-    roomy: Server, many_clients: ThreadPoolExecutor
+def test_a_shutdown_answers_what_it_accepted_and_refuses_newcomers_at_once(
+    many_clients: ThreadPoolExecutor, thorough: bool, tmp_path: Path
 ) -> None:
-    responses = all_in_flight(roomy, many_clients)
-    roomy.process.terminate()
-    wait_until(lambda: ask(f"{roomy.exporter}/ready").status == 503, 1)
-    assert [future.result().status for future in responses] == [200] * IN_FLIGHT
-    assert roomy.process.wait(30) == 0
+    for _ in range(20 if thorough else 1):
+        with roomy_server(tmp_path) as server:
+            responses = all_in_flight(server, many_clients)
+            server.process.terminate()
+            wait_until(lambda: ask(f"{server.exporter}/ready").status == 503, 1)
+            with ThreadPoolExecutor(8) as others:
+                newcomers = others.map(refusals_until_the_end, [server] * 8)
+                assert [future.result().status for future in responses] == [200] * IN_FLIGHT
+                assert server.process.wait(30) == 0  # however many newcomers come
+            refusals = [refusal for of_one in newcomers for refusal in of_one]
+            assert {(response.status, response.retry_after) for response in refusals} == {(503, "1")}
+            assert {response.json()["error"]["code"] for response in refusals} == {"overloaded"}
+
+
+def refusals_until_the_end(server: Server) -> list[Response]:
+    """What a client gets that sends one clip after the other, from the first refusal until the port is closed."""
+    responses = []
+    with suppress(OSError):
+        while True:
+            responses.append(server.caption(CLIP))
+    return list(dropwhile(lambda response: response.status == 200, responses))
 
 
 def test_a_torchserve_that_does_not_answer_during_a_shutdown_costs_no_request(
-    roomy: Server, many_clients: ThreadPoolExecutor
+    many_clients: ThreadPoolExecutor, thorough: bool, tmp_path: Path
 ) -> None:
-    java = java_of(roomy)
-    responses = all_in_flight(roomy, many_clients)
-    java.suspend()
-    roomy.process.terminate()
-    wait_until(lambda: b"it is asked again" in roomy.log.read_bytes(), 10)
-    java.resume()
-    assert [future.result().status for future in responses] == [200] * IN_FLIGHT
-    assert roomy.process.wait(30) == 0
+    for _ in range(20 if thorough else 1):
+        with roomy_server(tmp_path) as server:
+            java = java_of(server)
+            responses = all_in_flight(server, many_clients)
+            java.suspend()
+            server.process.terminate()
+            wait_until(lambda: b"it is asked again" in server.log.read_bytes(), 10)
+            java.resume()
+            assert [future.result().status for future in responses] == [200] * IN_FLIGHT
+            assert server.process.wait(30) == 0
 
 
 def test_requests_to_this_machine_use_no_proxy(

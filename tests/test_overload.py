@@ -25,6 +25,7 @@ from etenet.serving.config import ServerConfig
 from etenet.video.limits import DecodeLimits
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, running_server
 from tests.front import behind_nginx
+from tests.test_probes import watched
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 CONFIG = ServerConfig.read(REPOSITORY / "config.properties")
@@ -63,9 +64,11 @@ def test_ten_times_overload_gets_only_captions_and_refusals(door: Server, thorou
     peaks, goodputs, answered = [peak_rate_per_s(door, seconds / 4)], [], []
     for _ in range(rounds):  # in turns, because the speed of a machine varies over minutes
         peaks.append(peak_rate_per_s(door, seconds))
-        arrivals = asyncio.run(
-            open_loop(door.inference, [CLIP], rate_per_s=10 * peaks[-1], seconds=seconds, steady=True)
-        )
+        with watched(door, every_s=0.5) as watch:
+            arrivals = asyncio.run(
+                open_loop(door.inference, [CLIP], rate_per_s=10 * peaks[-1], seconds=seconds, steady=True)
+            )
+        assert set(watch.statuses) == {("ready", 200), ("live", 200)}
         first, last = arrivals[len(arrivals) // 4].intended_s, arrivals[-1].intended_s
         goodputs.append(throughput_per_s([arrival for arrival in arrivals if first <= arrival.responded_s < last]))
         answered += arrivals

@@ -50,6 +50,13 @@ CAPTIONS = Counter("etenet_captions", "Requests that got a caption.")
 ERRORS = Counter("etenet_errors", "Requests that got an error from a worker, by error code.", ["code"])
 for _kind in CaptionError.__subclasses__():  # so that a rate exists before the first error
     ERRORS.labels(_kind.code)
+PROBES = Counter(
+    "etenet_probes", "Test clips of the server's own that got a caption. Only busy seconds count them, too."
+)
+STEPS = Counter(
+    "etenet_steps",
+    "Steps of work: a frame encoded, a word of a search, a second of decoding. A hung worker makes none.",
+)
 IN_PROGRESS = Gauge("etenet_requests_in_progress", "Requests that workers are working on.", multiprocess_mode="livesum")
 DECODERS = Gauge("etenet_decoder_processes", "Decoder processes that run.", multiprocess_mode="livesum")
 DECODERS_REPLACED = Counter("etenet_decoder_processes_replaced", "Decoder processes that were replaced.")
@@ -97,14 +104,13 @@ def exposition(folder: Path, *, ready: bool) -> bytes:
     return generate_latest(registry)
 
 
-def total(folder: Path, figure: Counter | Gauge) -> float:
-    """The sum of one figure over all workers and labels."""
-    return sum(
-        sample.value
-        for family in _Workers(folder).collect()
-        if family.name == figure._name
-        for sample in family.samples
-    )
+def totals(folder: Path, *figures: Counter | Gauge) -> list[float]:
+    """The sum of each figure over all workers and labels."""
+    sums = dict.fromkeys((figure._name for figure in figures), 0.0)
+    for family in _Workers(folder).collect():
+        if family.name in sums:
+            sums[family.name] = sum(sample.value for sample in family.samples)
+    return list(sums.values())
 
 
 class _Workers(Collector):

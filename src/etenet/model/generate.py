@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from etenet import metrics
 from etenet.model.decoder import Decoder, State, Step
 from etenet.model.search import Hypothesis, Sentences, Words, beam_search, greedy_search
 from etenet.model.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID
@@ -54,6 +55,7 @@ def _steps(decoder: Decoder, features: Tensor, *, sentences: int) -> tuple[Calla
     memory = decoder.prepare(features)
 
     def step(previous_words: Tensor, state: State) -> Step:
+        metrics.STEPS.inc()
         return decoder.step(previous_words, state, memory)
 
     return step, decoder.first_state(memory, sentences)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from etenet import metrics
 from etenet.errors import DeviceFailed
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.generate import generate
@@ -23,7 +24,10 @@ from etenet.model.preprocess import preprocess
 from etenet.model.search import Hypothesis
 from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
 
-MAX_FRAMES = 256  # encoded in one call: more need more memory and are no faster
+# Frames encoded in one call. On a GPU more need more memory and are no faster. On a CPU, a call of the largest network
+# must not take so long that the worker seems to hang.
+MAX_FRAMES = 256
+MAX_FRAMES_ON_CPU = 16
 
 Encode = Callable[[NDArray[np.uint8]], Tensor]  # frames (N, resize_px, resize_px, 3) -> features (N, D)
 
@@ -61,7 +65,8 @@ class TorchNetwork:
         return self
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
-        return encode_clips(frames, self._encode)
+        on_gpu = self.device.type == "cuda"
+        return encode_clips(frames, self._encode, max_frames=MAX_FRAMES if on_gpu else MAX_FRAMES_ON_CPU)
 
     @torch.inference_mode()
     def _encode(self, frames: NDArray[np.uint8]) -> Tensor:
@@ -86,13 +91,17 @@ class TorchNetwork:
             raise DeviceFailed(f"{self.device} no longer computes: {error}") from error
 
 
-def encode_clips(frames: NDArray[np.uint8], encode: Encode) -> Tensor:
+def encode_clips(frames: NDArray[np.uint8], encode: Encode, *, max_frames: int = MAX_FRAMES) -> Tensor:
     """frames (B, L, resize_px, resize_px, 3) -> features (B, L, D). Of equal consecutive frames one is encoded."""
     clips, length = frames.shape[:2]
     flat = frames.reshape(-1, *frames.shape[2:])
     is_new = [True, *(not _equal(before, frame) for before, frame in pairwise(flat))]
     distinct = flat if all(is_new) else flat[is_new]
-    features = torch.cat([encode(distinct[at : at + MAX_FRAMES]) for at in range(0, len(distinct), MAX_FRAMES)])
+    parts = []
+    for at in range(0, len(distinct), max_frames):
+        parts.append(encode(distinct[at : at + max_frames]))
+        metrics.STEPS.inc()
+    features = torch.cat(parts)
     if not all(is_new):
         features = features[np.cumsum(is_new) - 1]
     return features.view(clips, length, -1)

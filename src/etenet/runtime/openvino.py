@@ -18,6 +18,7 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from openvino.preprocess import PrePostProcessor
 
+from etenet import metrics
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.config import Preprocessing
 from etenet.model.generate import generate
@@ -41,7 +42,7 @@ class CompiledEncoder:
             {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "INFERENCE_PRECISION_HINT": "f32"},
         )
         self._requests = ov.AsyncInferQueue(self._compiled, threads)
-        self._requests.set_callback(lambda request, row: np.copyto(row, request.get_output_tensor().data[0]))
+        self._requests.set_callback(self._keep)
 
     def __call__(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """frames (N, resize_px, resize_px, 3) RGB -> features (N, D)."""
@@ -50,6 +51,11 @@ class CompiledEncoder:
             self._requests.start_async({0: frames[number : number + 1]}, features[number])
         self._requests.wait_all()
         return torch.from_numpy(features)
+
+    @staticmethod
+    def _keep(request: ov.InferRequest, row: NDArray[np.float32]) -> None:
+        np.copyto(row, request.get_output_tensor().data[0])
+        metrics.STEPS.inc()
 
 
 class OpenVinoNetwork:

@@ -40,6 +40,7 @@ from etenet.video.segments import Cut
 _log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 60.0
+STEP_S = 1.0  # of decoding, that metrics.STEPS counts
 GRACE_S = 0.25  # after a limit: a process that looks at the clock itself can still report
 _CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
@@ -218,9 +219,10 @@ class DecoderProcess:
             left_s = min(ends_s - time.monotonic(), cpu_left_s)
             if left_s <= 0:
                 raise TimeoutError
-            self._channel.settimeout(max(left_s, _CLOCK_TICK_S))
+            self._channel.settimeout(max(min(left_s, STEP_S), _CLOCK_TICK_S))
             with suppress(TimeoutError):
                 return self._channel.recv(MESSAGE_BYTES)
+            metrics.STEPS.inc()
 
     def _cpu_s(self) -> float:
         """User and system time. Source: proc_pid_stat(5), fields 14 and 15."""

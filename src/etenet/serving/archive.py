@@ -69,7 +69,8 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
         CONFIG_FILE: handler / CONFIG_FILE,
         **dict(_package_files()),
     }
-    contents = {MANIFEST_FILE: json.dumps(_manifest(), indent=2).encode()}
+    listed = manifest(version=MODEL_VERSION, handler=HANDLER_FILE)
+    contents = {MANIFEST_FILE: json.dumps(listed, indent=2).encode()}
     contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
     described = About(name=loaded.name, encoder=loaded.encoder.name, terms=loaded.terms)
     contents[ABOUT_FILE] = json.dumps(asdict(described), indent=2).encode()
@@ -208,14 +209,15 @@ def _package_files() -> Iterator[tuple[str, Path]]:
             yield f"{_PACKAGE.name}/{inside.as_posix()}", path
 
 
-def _manifest() -> dict[str, object]:
+def manifest(*, version: str, handler: str) -> dict[str, object]:
+    """What TorchServe reads first of an archive."""
     return {
         "createdOn": "01/01/1980 00:00:00",  # TorchServe requires a time; the real one would change the bytes
         "runtime": "python",
         "model": {
             "modelName": MODEL_NAME,
-            "modelVersion": MODEL_VERSION,
-            "handler": HANDLER_FILE,
+            "modelVersion": version,
+            "handler": handler,
             "serializedFile": CHECKPOINT_FILE,
             "configFile": CONFIG_FILE,
         },

@@ -11,6 +11,8 @@ from etenet.errors import UsageError
 from etenet.runtime import CPU_BATCH_CLIPS
 
 FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # the file in which a worker writes why it cannot start
+PROBE_SECRET_VARIABLE = "ETENET_PROBE_SECRET"  # what marks the server's own test clip, other at each start
+PROBE_HEADER = "Etenet-Probe"  # of a request: that secret
 REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"  # json, plain or off
 
 

@@ -1,8 +1,9 @@
 """`etenet serve`: starts TorchServe, waits until it captions, and stops it.
 
 TorchServe runs in its own scratch folder, which is deleted at the end: nothing is written elsewhere, and no state
-survives a restart. On SIGTERM or Ctrl-C accepted requests are answered first; a second signal drops them. This file,
-`torchserve.py`, `health.py` and the handler are the only ones that know TorchServe.
+survives a restart. On SIGTERM or Ctrl-C accepted requests are answered first and later ones refused; a second signal
+drops them. This file, `torchserve.py`, `draining.py`, `response.py`, `health.py` and the handlers are the only ones
+that know TorchServe.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from urllib.request import getproxies
 
 from etenet.errors import EtenetError, UsageError, counted
 from etenet.runtime import CPU_BATCH_CLIPS
-from etenet.serving import archive
+from etenet.serving import archive, draining
 from etenet.serving.config import ServerConfig, is_free
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
@@ -56,15 +57,22 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         archive.unpack(mar, model)  # ten times as fast as TorchServe itself
         about = archive.about(model)
         _log(f"the model is {about}")
-        torchserve = TorchServe(model, config, scratch, worker_clips=_set_up(model, gpus_of(os.environ)))
+        torchserve = TorchServe(
+            model,
+            config,
+            scratch,
+            versions=[draining.write_model(model.with_name("draining"))],
+            worker_clips=_set_up(model, gpus_of(os.environ)),
+        )
         health = Health(
             alive=lambda: torchserve.alive,
             inference=config.inference,
             management=config.management,
             figures=torchserve.figures,
+            probe_secret=torchserve.probe_secret,
         )
         try:
-            with exporter(health, config.exporter, torchserve.figures):
+            with health.watching(), exporter(health, config.exporter, torchserve.figures):
                 _await_ready(torchserve, health, stop)
                 if not stop.is_set():
                     _log_ready(config, about.name)
@@ -73,7 +81,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
                 if not stop.is_set():
                     raise EtenetError("TorchServe ended by itself; its last lines are above")
                 health.stopping = True
-                _drain(torchserve, health, stop_now, config.drain_deadline_s)
+                _drain(torchserve, health, stop_now, config)
         except EtenetError as error:
             _log(f"error: {error}")
             _show_tail(torchserve.log)
@@ -97,7 +105,7 @@ def _set_up(model: Path, gpus: int) -> int:
 
 def _await_ready(torchserve: TorchServe, health: Health, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
-    while (fault := health.fault()) and not stop.wait(0.2):
+    while (fault := health.fault) and not stop.wait(0.2):
         if torchserve.failure:
             raise EtenetError(f"the model does not load: {torchserve.failure}")
         if not torchserve.alive:
@@ -106,15 +114,18 @@ def _await_ready(torchserve: TorchServe, health: Health, stop: threading.Event) 
             raise EtenetError(f"not ready after {START_DEADLINE_S:.0f} s: {fault}")
 
 
-def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, deadline_s: float) -> None:
-    """Wait until all accepted requests are answered.
+def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, config: ServerConfig) -> None:
+    """Let newcomers be refused, and wait until all requests that were accepted before are answered.
 
     TorchServe may not answer for seconds, while Java collects garbage or a container is throttled. It is asked again.
     """
     _log("stopping: accepted requests are answered first; another signal drops them ...")
-    end, idle_since, silent = time.monotonic() + deadline_s, math.inf, False
+    end, idle_since, refusing, silent = time.monotonic() + config.drain_deadline_s, math.inf, False, False
     while time.monotonic() - idle_since < IDLE_S and torchserve.alive and not stop_now.wait(0.05):
         try:
+            if not refusing:
+                health.refuse_newcomers()
+                refusing = True
             pending = str(health.pending() or "")
         except (OSError, ValueError, KeyError, IndexError) as error:
             pending = "an unknown number of"
@@ -123,7 +134,7 @@ def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, de
             silent = True
         idle_since = math.inf if pending else min(idle_since, time.monotonic())
         if time.monotonic() > end:
-            _log(f"{pending} requests are dropped: not answered within {deadline_s:g} s")
+            _log(f"{pending} requests are dropped: not answered within {config.drain_deadline_s:g} s")
             return
 
 

@@ -5,6 +5,7 @@ Knows nothing of TorchServe but the mappings that it gives: a row with the field
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from etenet import metrics
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import CaptionError, EmptyBody, NotAVideo
 from etenet.serving import content_encoding
+from etenet.serving.config import PROBE_HEADER
 from etenet.video.limits import DecodeLimits
 
 
@@ -20,7 +22,8 @@ from etenet.video.limits import DecodeLimits
 class Request:
     """`error` says why it cannot be captioned; then `options` are the default ones, and `body` may be empty.
 
-    `waited_s` is the time from the front to the worker, None without a front.
+    `waited_s` is the time from the front to the worker, None without a front. `is_probe`: the server itself sent it, to
+    see that it captions.
     """
 
     id: str
@@ -30,6 +33,7 @@ class Request:
     explain: bool
     waited_s: float | None
     error: CaptionError | None = None
+    is_probe: bool = False
 
     @classmethod
     def read(
@@ -39,6 +43,7 @@ class Request:
         headers: Mapping[str, Any],
         *,
         max_body_bytes: int = DecodeLimits().max_body_bytes,
+        probe_secret: str = "",
     ) -> Request:
         """Raises nothing for what a client may send: it becomes `error`. A compressed body is decompressed."""
         # TorchServe puts a dictionary for each field of a form among the headers.
@@ -60,7 +65,12 @@ class Request:
             explain=texts.get("explain") == "True",
             waited_s=metrics.seconds_since(texts.get("x-request-start", "")),
             error=error,
+            is_probe=_is_secret(probe_secret, texts.get(PROBE_HEADER.lower(), "")),
         )
+
+
+def _is_secret(secret: str, text: str) -> bool:
+    return bool(secret) and hmac.compare_digest(secret.encode(), text.encode(errors="replace"))
 
 
 def _option_texts(row: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:

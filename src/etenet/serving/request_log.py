@@ -38,11 +38,15 @@ class RequestRecord:
 
 
 def record_batch(records: Sequence[RequestRecord]) -> None:
-    """Count the requests of a batch, which may be empty, and print a line for each."""
+    """Count the requests of a batch, which may be empty, and print a line for each. Probes are counted apart."""
+    if not records:
+        return
+    metrics.BUSY_SECONDS.inc(records[0].seconds)
+    metrics.PROBES.inc(sum(bool(record.captions) for record in records if record.request.is_probe))
+    records = [record for record in records if not record.request.is_probe]
     if not records:
         return
     metrics.BATCH_CLIPS.observe(len(records))
-    metrics.BUSY_SECONDS.inc(records[0].seconds)
     for record in records:
         _count(record)
     captions = [caption for record in records for caption in record.captions]

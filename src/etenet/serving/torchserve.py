@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,12 @@ from etenet.java import find_java
 from etenet.linux import end_with_parent, thread_settings
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive, without_grpc
-from etenet.serving.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE, ServerConfig
+from etenet.serving.config import (
+    FAILURE_FILE_VARIABLE,
+    PROBE_SECRET_VARIABLE,
+    REQUEST_LOG_VARIABLE,
+    ServerConfig,
+)
 
 STOP_DEADLINE_S = 20.0
 NVIDIA_SMI_DEADLINE_S = 30.0
@@ -27,13 +33,19 @@ _COMPILED_CODE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class TorchServe:
-    """A TorchServe process with one archive, unpacked to the folder `model`.
+    """A TorchServe process with one archive, unpacked to the folder `model`, and further versions of it beside that.
 
     `scratch` is a short path, because the paths of TorchServe's sockets must stay under 108 bytes.
     """
 
     def __init__(
-        self, model: Path, config: ServerConfig, scratch: Path, *, worker_clips: int = CPU_BATCH_CLIPS
+        self,
+        model: Path,
+        config: ServerConfig,
+        scratch: Path,
+        *,
+        versions: Sequence[Path] = (),
+        worker_clips: int = CPU_BATCH_CLIPS,
     ) -> None:
         spec = importlib.util.find_spec("ts")
         if spec is None or spec.origin is None:
@@ -44,6 +56,7 @@ class TorchServe:
             scratch / "metrics",
             scratch / "failure",
         )
+        self.probe_secret = secrets.token_hex(16)
         self.figures.mkdir()
         frontend, changed = packages / "ts" / "frontend", scratch / "classes"
         without_grpc.write_main_class(frontend / "model-server.jar", changed)
@@ -66,7 +79,10 @@ class TorchServe:
             *("-f", str(config.path)),
             *("-s", str(model.parent)),
             "-ncs",
-            *("-m", f"{archive.MODEL_NAME}={model.name}"),
+            *(
+                "-m",
+                *(f"{archive.MODEL_NAME}={version.name}" for version in (model, *versions)),
+            ),  # the first is the default
         ]
         end = partial(end_with_parent, signal.SIGTERM, parent=os.getpid())
         # Its own session: Ctrl-C in a terminal must reach only the launcher, which then stops TorchServe.
@@ -77,6 +93,7 @@ class TorchServe:
                 **_environment(scratch),
                 metrics.FOLDER_VARIABLE: str(self.figures),
                 FAILURE_FILE_VARIABLE: str(self._failure),
+                PROBE_SECRET_VARIABLE: self.probe_secret,
                 REQUEST_LOG_VARIABLE: config.request_log,
             },
             stdin=subprocess.DEVNULL,

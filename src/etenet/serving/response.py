@@ -1,0 +1,22 @@
+"""Responses as TorchServe's context takes them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etenet.errors import ERROR_HEADER, CaptionError, Overloaded
+
+
+def error_body(context: Any, number: int, error: CaptionError) -> bytes:
+    """Set status and headers of a response that is an error, and return its body."""
+    context.set_response_status(error.status.value, error.status.phrase, number)
+    context.set_response_header(number, ERROR_HEADER, error.code)
+    if isinstance(error, Overloaded):
+        context.set_response_header(number, "Retry-After", "1")
+    context.set_response_content_type(number, "application/json")
+    return json_body(error.as_dict())
+
+
+def json_body(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False).encode()
