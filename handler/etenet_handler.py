@@ -27,7 +27,6 @@ from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.serving.config import FAILURE_FILE_VARIABLE
 from etenet.serving.request import Request
 from etenet.serving.request_log import RequestRecord, record_batch
-from etenet.video.nvdec import GpuDecoding
 
 _log = logging.getLogger("etenet.handler")
 
@@ -55,9 +54,8 @@ class EtenetHandler:
         folder = Path(properties["model_dir"])
         verify(folder)
         config = context.model_yaml_config or {}
-        device, gpu_decoding = "cpu", None
-        if torch.cuda.is_available() and properties.get("gpu_id") is not None:
-            device, gpu_decoding = _on_gpu(int(properties["gpu_id"]), config.get("gpu", {}))
+        has_gpu = torch.cuda.is_available() and properties.get("gpu_id") is not None
+        device = f"cuda:{properties['gpu_id']}" if has_gpu else "cpu"
         model, limits = context.manifest["model"], etenet.DecodeLimits(**config.get("etenet", {}))
         self.max_body_bytes = limits.max_body_bytes
         graph, kernels = (folder / name for name in (ENCODER_FILE, GPU_KERNELS_FILE))
@@ -68,7 +66,6 @@ class EtenetHandler:
             compiled_encoder=graph if graph.exists() else None,
             record_gpu=True,
             gpu_kernels=kernels if kernels.exists() else None,
-            gpu_decoding=gpu_decoding,
         )
         self.captioner.caption(CANARY)
         checkpoint = self.captioner.checkpoint_id
@@ -143,12 +140,6 @@ class EtenetHandler:
             body = _json({**fields, "model": self.model, "timing_ms": timing})
         context.set_response_content_type(number, content_type)
         return body
-
-
-def _on_gpu(number: int, settings: Mapping[str, Any]) -> tuple[str, GpuDecoding | None]:
-    """The device of a worker with a GPU, and which clips the GPU decodes."""
-    from_pixels = settings.get("decode_from_pixels", 0)
-    return f"cuda:{number}", GpuDecoding(device=number, from_pixels=from_pixels) if from_pixels else None
 
 
 def _text_type(accept: str) -> str | None:

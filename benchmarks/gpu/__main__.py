@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.captions import equality
-from benchmarks.gpu.decoders import decoding
 from benchmarks.gpu.encoders import encoding
 from benchmarks.gpu.searching import searching
 from benchmarks.gpu.starting import starting
@@ -54,7 +53,6 @@ def parts(workload: Workload, device: torch.device, folder: Path) -> dict[str, C
         "captions": lambda: equality(workload, device),
         "streaming": lambda: streaming(path, workload, device),
         "working": lambda: working(path, workload, device),
-        "decoding": lambda: decoding(workload),
     }
 
 

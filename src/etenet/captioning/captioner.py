@@ -34,7 +34,6 @@ from etenet.sandbox.pool import Decoders, InProcess, Sandbox
 from etenet.video.clip import FRAMES_PER_CLIP, Clip
 from etenet.video.ffmpeg import require_supported_ffmpeg
 from etenet.video.limits import DecodeLimits
-from etenet.video.nvdec import GpuDecoding
 from etenet.video.segments import WHOLE, Cut
 
 _log = logging.getLogger(__name__)
@@ -225,17 +224,13 @@ class Captioner:
 
 
 def decoders_for(
-    checkpoint: Checkpoint,
-    *,
-    limits: DecodeLimits | None = None,
-    sandboxed: bool = SANDBOX_EXISTS,
-    gpu: GpuDecoding | None = None,
+    checkpoint: Checkpoint, *, limits: DecodeLimits | None = None, sandboxed: bool = SANDBOX_EXISTS
 ) -> Decoders:
-    """Decoders whose frames have the size that the checkpoint needs. Only sandboxed ones use a GPU."""
+    """Decoders whose frames have the size that the checkpoint needs."""
     require_supported_ffmpeg()
     resize_px = checkpoint.preprocessing.resize_px
     if sandboxed:
-        return Sandbox(resize_px=resize_px, limits=limits, gpu=gpu)
+        return Sandbox(resize_px=resize_px, limits=limits)
     return InProcess(resize_px=resize_px, limits=limits)
 
 
@@ -248,11 +243,10 @@ def load(
     compiled_encoder: Path | None = None,
     record_gpu: bool = False,
     gpu_kernels: Path | None = None,
-    gpu_decoding: GpuDecoding | None = None,
 ) -> Captioner:
     """Load a checkpoint for captioning. `device` is a torch device name. Raises `CheckpointError`.
 
-    `sandboxed` videos are decoded in processes that a hostile clip cannot get out of; only these use `gpu_decoding`.
+    `sandboxed` videos are decoded in processes that a hostile clip cannot get out of.
     `compiled_encoder`, `record_gpu` and `gpu_kernels` are `encoder_graph`, `capture` and `gpu_kernels` of
     `runtime.load.load_network`.
     """
@@ -264,5 +258,5 @@ def load(
         gpu_kernels=gpu_kernels,
         capture=record_gpu,
     )
-    decoders = decoders_for(checkpoint, limits=limits, sandboxed=sandboxed, gpu=gpu_decoding)
+    decoders = decoders_for(checkpoint, limits=limits, sandboxed=sandboxed)
     return Captioner(checkpoint, network, decoders)

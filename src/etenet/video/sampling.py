@@ -10,17 +10,12 @@ pictures that may depend on others before them, its first group is decoded to se
 The segments of a video are cut from its frame list in the same way, each as a clip of its own. Only scenes need every
 frame decoded, to find where they begin.
 
-A GPU may decode a large video. Unless it outputs exactly the frames of the timestamps, the software decodes the video
-as if there were no GPU. Both give the same pixels for an intact stream. A GPU conceals damage in its own way, and does
-not report it.
-
 Knows nothing of networks, batches or servers.
 """
 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -29,7 +24,6 @@ from typing import TypeAlias, cast
 
 import av
 import numpy as np
-from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.video import VideoStream
 from numpy.typing import NDArray
@@ -41,10 +35,9 @@ from etenet.video.clock import Clock, as_browsers_play
 from etenet.video.deinterlacing import FIELD_ORDERS, Window, Windows
 from etenet.video.ffmpeg import CODEC_WHITELIST, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.video.limits import DecodeLimits, Stopwatch
-from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
 from etenet.video.packet_runs import TimedPacket, doubtful_head, runs, without_hidden
 from etenet.video.pictures import Resizer, check_memory
-from etenet.video.presentation import Presentation, presentation
+from etenet.video.presentation import presentation
 from etenet.video.scenes import COMPARED_PX, SceneChanges
 from etenet.video.segments import Cut, Segment
 from etenet.video.streams import film, without_covers
@@ -84,9 +77,7 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
     return whole
 
 
-def sample_segments(
-    body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None, gpu: GpuDecoding | None = None
-) -> list[Clip]:
+def sample_segments(body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None) -> list[Clip]:
     """The same for each segment of a video, which is decoded once. `BadOption` if it cannot be cut like this.
 
     `MemoryError` if there is not enough memory; the caller that set a limit reports it.
@@ -100,53 +91,25 @@ def sample_segments(
         raise still
     stopwatch = Stopwatch()
     with closing(_open(body)) as container:
-        sampler = _Sampler(container, resize_px=resize_px, limits=limits, stopwatch=stopwatch)
-        if gpu and sampler.suits(gpu, cut):
-            with suppress(Exception):  # a driver may fail in any way; the software then says what is wrong
-                return sample_on_gpu(
-                    body, cut, device=gpu.device, resize_px=resize_px, limits=limits, stopwatch=stopwatch
-                )
-        return sampler.sample(cut)
+        return _Sampler(container, resize_px=resize_px, limits=limits, stopwatch=stopwatch).sample(cut)
 
 
-def sample_on_gpu(
-    body: bytes, cut: Cut, *, device: int, resize_px: int, limits: DecodeLimits, stopwatch: Stopwatch
-) -> list[Clip]:
-    """The same from a GPU's decoder. Raises anything unless that outputs the frames of the timestamps in time."""
-    with closing(_open(body, accelerator(device))) as container:
-        return _Sampler(container, resize_px=resize_px, limits=limits, stopwatch=stopwatch, on_gpu=True).sample(cut)
-
-
-def _open(body: bytes, hwaccel: HWAccel | None = None) -> InputContainer:
+def _open(body: bytes) -> InputContainer:
     try:
-        container: InputContainer = av.open(
-            io.BytesIO(body), "r", options=OPEN_OPTIONS, hwaccel=hwaccel, **LENIENT_METADATA
-        )
+        container: InputContainer = av.open(io.BytesIO(body), "r", options=OPEN_OPTIONS, **LENIENT_METADATA)
         return container
     except (av.FFmpegError, ValueError, MemoryError) as error:
-        if hwaccel:
-            raise
         raise not_videos.refusal(body) from error
-
-
-class _Untrusted(Exception):
-    """A GPU's decoder gave something else than expected."""
 
 
 class _Sampler:
     """An open video and how it is sampled."""
 
     def __init__(
-        self,
-        container: InputContainer,
-        *,
-        resize_px: int,
-        limits: DecodeLimits,
-        stopwatch: Stopwatch,
-        on_gpu: bool = False,
+        self, container: InputContainer, *, resize_px: int, limits: DecodeLimits, stopwatch: Stopwatch
     ) -> None:
         self.container, self.limits, self.resize_px = container, limits, resize_px
-        self.stopwatch, self.on_gpu = stopwatch, on_gpu
+        self.stopwatch = stopwatch
         streams = without_covers(container.streams.video)
         if not streams:
             raise NotAVideo("the file has no video stream (is it audio only?); send one with pictures")
@@ -160,7 +123,7 @@ class _Sampler:
         self.codec = self.stream.codec_context.codec.canonical_name
         if self.codec not in DECODERS:
             raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
-        shown = Presentation() if on_gpu else presentation(container, self.stream.index)
+        shown = presentation(container, self.stream.index)
         if shown.needs_dolby_vision:
             raise UndecodableVideo(
                 "only Dolby Vision decoders can show the colours of this video (a profile without a base layer, as 5); "
@@ -180,14 +143,6 @@ class _Sampler:
         self.interlaced = self.context.field_order in FIELD_ORDERS  # or a frame that says so has come
         # How a decoder conceals damage depends on its number of threads, and a clip must always look the same.
         self.context.thread_count = 1
-        if on_gpu and not self.context.is_hwaccel:
-            raise _Untrusted("this build of FFmpeg decodes it in software")
-
-    def suits(self, gpu: GpuDecoding, cut: Cut) -> bool:
-        """Whether the GPU shall decode it. Not for scenes: every frame would have to come back from the GPU."""
-        can = self.codec in GPU_CODECS and self.context.pix_fmt in GPU_PICTURES
-        can = can and not (self.interlaced or self.resizer.crop)
-        return can and math.prod(self.size_px) >= gpu.from_pixels and not cut.segment
 
     def sample(self, cut: Cut) -> list[Clip]:
         packets = (self.demuxed or self._demux([self.stream]))[self.stream.index]
@@ -204,8 +159,6 @@ class _Sampler:
         segments = self._by_timestamps(packets, cut)
         if not segments and self.interlaced and not interlaced_from_the_start:
             segments = self._by_timestamps(packets, cut)
-        if not segments and self.on_gpu:
-            raise _Untrusted("the frames differ from the timestamps")
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
         width_px, height_px = self.resizer.crop.of(*self.size_px)
@@ -224,7 +177,6 @@ class _Sampler:
                     start_s=segment.start_s,
                     end_s=segment.end_s,
                     decode_ms=decode_ms,
-                    on_gpu=self.on_gpu,
                 ),
             )
             for segment, stills in segments
@@ -376,13 +328,8 @@ class _Sampler:
     def _checked(self, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in frames:
             self._check_pixels(frame.width, frame.height)
-            # A GPU returns what is cropped at the left and at the top as part of the picture.
-            if self.on_gpu and (frame.width, frame.height) != self.size_px:
-                raise _Untrusted(f"a frame has {frame.width} x {frame.height} pixels")
             if frame.interlaced_frame:
                 self.interlaced = True
-                if self.on_gpu:
-                    raise _Untrusted("a frame is interlaced")
             yield frame
 
     def _still(self, window: Window, pts: int) -> _Still:
