@@ -92,6 +92,14 @@ def test_foreign_libraries_are_imported_only_where_they_are_allowed() -> None:
             assert path.relative_to(REPOSITORY).as_posix() in ALLOWED_IN[library], f"{path} imports {library}"
 
 
+def test_what_only_a_gpu_runs_is_behind_one_door() -> None:
+    room = CORE / "runtime" / "cuda"
+    behind = {f"etenet.runtime.cuda.{path.stem}" for path in room.glob("[!_]*.py")}
+    assert behind
+    for path in python_files("src", "handler", "training", "benchmarks"):
+        assert path.parent == room or not imports(path) & behind, path
+
+
 IN_DECODER_PROCESSES = [
     f"etenet.{room}.{path.stem}" for room in ("video", "sandbox") for path in (CORE / room).glob("[!_]*.py")
 ]
