@@ -15,18 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import etenet
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
 from etenet.captioning.captions import Outcome, SegmentCaptions
 from etenet.errors import ERROR_HEADER, DeviceFailed, InternalError, Overloaded
+from etenet.runtime.load import working_device
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.serving.config import FAILURE_FILE_VARIABLE
 from etenet.serving.request import Request
 from etenet.serving.request_log import RequestRecord, record_batch
+from etenet.serving.warnings_log import show_warnings
 
 _log = logging.getLogger("etenet.handler")
 
@@ -50,12 +50,13 @@ class EtenetHandler:
             raise
 
     def _load(self, context: Any) -> None:
+        show_warnings()
         properties = context.system_properties
         folder = Path(properties["model_dir"])
         verify(folder)
         config = context.model_yaml_config or {}
-        has_gpu = torch.cuda.is_available() and properties.get("gpu_id") is not None
-        device = f"cuda:{properties['gpu_id']}" if has_gpu else "cpu"
+        gpu = properties.get("gpu_id")
+        device = "cpu" if gpu is None else working_device(f"cuda:{gpu}")
         model, limits = context.manifest["model"], etenet.DecodeLimits(**config.get("etenet", {}))
         self.max_body_bytes = limits.max_body_bytes
         graph, kernels = (folder / name for name in (ENCODER_FILE, GPU_KERNELS_FILE))
