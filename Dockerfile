@@ -39,7 +39,7 @@ COPY --from=build /opt/etenet /opt/etenet
 COPY --from=build /app/model_store /app/model_store
 COPY deploy/container.properties /app/config.properties
 ENV PATH=/opt/etenet/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    XDG_CACHE_HOME=/var/cache NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
+    XDG_CACHE_HOME=/var/cache NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /app
 USER 10001
 EXPOSE 8080 8082 8083

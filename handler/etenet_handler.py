@@ -14,20 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import etenet
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
 from etenet.captioning.captions import Outcome, SegmentCaptions
 from etenet.errors import DeviceFailed, InternalError
+from etenet.runtime.load import working_device
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.serving.config import FAILURE_FILE_VARIABLE, PROBE_SECRET_VARIABLE
 from etenet.serving.request import Request
 from etenet.serving.request_log import RequestRecord, record_batch
 from etenet.serving.response import error_body, json_body
-from etenet.video.nvdec import GpuDecoding
+from etenet.serving.warnings_log import show_warnings
 
 _log = logging.getLogger("etenet.handler")
 
@@ -50,13 +49,13 @@ class EtenetHandler:
             raise
 
     def _load(self, context: Any) -> None:
+        show_warnings()
         properties = context.system_properties
         folder = Path(properties["model_dir"])
         verify(folder)
         config = context.model_yaml_config or {}
-        device, gpu_decoding = "cpu", None
-        if torch.cuda.is_available() and properties.get("gpu_id") is not None:
-            device, gpu_decoding = _on_gpu(int(properties["gpu_id"]), config.get("gpu", {}))
+        gpu = properties.get("gpu_id")
+        device = "cpu" if gpu is None else working_device(f"cuda:{gpu}")
         model, limits = context.manifest["model"], etenet.DecodeLimits(**config.get("etenet", {}))
         self.max_body_bytes = limits.max_body_bytes
         graph, kernels = (folder / name for name in (ENCODER_FILE, GPU_KERNELS_FILE))
@@ -67,7 +66,6 @@ class EtenetHandler:
             compiled_encoder=graph if graph.exists() else None,
             record_gpu=True,
             gpu_kernels=kernels if kernels.exists() else None,
-            gpu_decoding=gpu_decoding,
         )
         self.captioner.caption(CANARY_CLIP.read_bytes())
         self.probe_secret = os.environ.get(PROBE_SECRET_VARIABLE, "")
@@ -135,12 +133,6 @@ class EtenetHandler:
             body = json_body({**fields, "model": self.model, "timing_ms": timing})
         context.set_response_content_type(number, content_type)
         return body
-
-
-def _on_gpu(number: int, settings: Mapping[str, Any]) -> tuple[str, GpuDecoding | None]:
-    """The device of a worker with a GPU, and which clips the GPU decodes."""
-    from_pixels = settings.get("decode_from_pixels", 0)
-    return f"cuda:{number}", GpuDecoding(device=number, from_pixels=from_pixels) if from_pixels else None
 
 
 def _text_type(accept: str) -> str | None:

@@ -1,7 +1,7 @@
 """Runs in a decoder process in place of the real worker: takes the action that the body names, with all defences on.
 
 `unfiltered_main` runs without the system-call filter, `no_allow_lists_main` without the allow-lists, `undefended_main`
-without both, and `gpu_main` with a stand-in for a GPU. The other functions with `gpu` in the name break it.
+without both.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import ctypes
 import fcntl
 import json
 import os
-import platform
 import socket
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,11 +21,9 @@ import av
 
 from etenet.errors import DecodeTimeout, NotAVideo, Overloaded
 from etenet.sandbox import worker
-from etenet.video import film
 from etenet.video.clip import Clip
 from etenet.video.sampling import sample_segments
 from etenet.video.segments import Cut
-from tests.gpu_stand_in import Frames, StandIn
 
 
 def _spin() -> None:
@@ -73,10 +71,7 @@ ACTIONS: dict[bytes, Callable[[], object]] = {
     b"fork": lambda: os.fork() or os._exit(0),
     b"kill": lambda: os.kill(os.getppid(), 0),
     b"choose its cores": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
-    b"call a driver": lambda: fcntl.ioctl(0, 0xC020462A),  # NV_ESC_RM_CONTROL
-    b"call nvidia-uvm": lambda: fcntl.ioctl(0, 33),  # UVM_MAP_EXTERNAL_ALLOCATION
-    b"set the owner of a socket": lambda: fcntl.ioctl(0, 0x8901),  # FIOSETOWN
-    b"type into a terminal": lambda: fcntl.ioctl(0, 0x5412),  # TIOCSTI
+    b"control a device": lambda: fcntl.ioctl(0, termios.FIOCLEX),
     b"crash": lambda: ctypes.string_at(0),
     b"crash after 0.7 s": _crash_after_a_while,
     b"spin": _spin,
@@ -106,7 +101,7 @@ def main(settings: Mapping[str, Any]) -> None:
 
 
 def unfiltered_main(settings: Mapping[str, Any]) -> None:
-    worker.allow_only_decoding = lambda **_: None
+    worker.allow_only_decoding = lambda: None
     main(settings)
 
 
@@ -123,50 +118,10 @@ def no_allow_lists_main(settings: Mapping[str, Any]) -> None:
 
 
 def undefended_main(settings: Mapping[str, Any]) -> None:
-    worker.allow_only_decoding = lambda **_: None
+    worker.allow_only_decoding = lambda: None
     no_allow_lists_main(settings)
 
 
 def remove_allow_lists() -> None:
-    film.OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
-    film.DECODERS = tuple(av.codecs_available)
-
-
-FAULTY_WIDTH_PX = 128
-
-
-def gpu_main(settings: Mapping[str, Any]) -> None:
-    """Its driver crashes on frames of one width."""
-    _with_gpu(settings, StandIn(lambda frames: ctypes.string_at(0) if _any_faulty(frames) else frames))
-
-
-def hanging_gpu_main(settings: Mapping[str, Any]) -> None:
-    _with_gpu(settings, StandIn(lambda frames: time.sleep(1000) if _any_faulty(frames) else frames))
-
-
-def gpu_that_gives_other_frames_main(settings: Mapping[str, Any]) -> None:
-    _with_gpu(settings, StandIn(lambda frames: [frame.reformat(format="gray") for frame in frames]))
-
-
-def gpu_that_needs_files_main(settings: Mapping[str, Any]) -> None:
-    """Its driver opens a device for each video, which works only until the filter is installed."""
-    _with_gpu(settings, StandIn(before=lambda: open("/dev/null").close()))
-
-
-def gpu_on_an_old_kernel_main(settings: Mapping[str, Any]) -> None:
-    platform.release = lambda: "5.13.0-7-generic"
-    _with_gpu(settings, StandIn())
-
-
-def gpu_that_crashes_at_once_main(settings: Mapping[str, Any]) -> None:
-    _with_gpu(settings, StandIn(before=lambda: ctypes.string_at(0)))
-
-
-def _with_gpu(settings: Mapping[str, Any], stand_in: StandIn) -> None:
-    worker.open_gpu = lambda device: device
-    av.open = stand_in.open
-    main(settings)
-
-
-def _any_faulty(frames: Frames) -> bool:
-    return any(frame.width == FAULTY_WIDTH_PX for frame in frames)
+    sampling.OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
+    sampling.DECODERS = tuple(av.codecs_available)

@@ -27,7 +27,7 @@ AT_THE_TOP = {"doctor", "cli", "__init__", "__main__"}  # may import everything
 
 ALLOWED_IN = {
     "av": {
-        *(f"src/etenet/video/{name}.py" for name in ("ffmpeg", "film", "nvdec", "pictures", "sampling", "scenes")),
+        *(f"src/etenet/video/{name}.py" for name in ("ffmpeg", "film", "pictures", "sampling", "scenes")),
         *(f"src/etenet/video/{name}.py" for name in ("deinterlacing", "filters", "presentation", "streams")),
         "training/demo/world.py",
     },
@@ -90,6 +90,14 @@ def test_foreign_libraries_are_imported_only_where_they_are_allowed() -> None:
     for path in python_files("src", "handler", "training"):
         for library in {name.partition(".")[0] for name in imports(path)} & set(ALLOWED_IN):
             assert path.relative_to(REPOSITORY).as_posix() in ALLOWED_IN[library], f"{path} imports {library}"
+
+
+def test_what_only_a_gpu_runs_is_behind_one_door() -> None:
+    room = CORE / "runtime" / "cuda"
+    behind = {f"etenet.runtime.cuda.{path.stem}" for path in room.glob("[!_]*.py")}
+    assert behind
+    for path in python_files("src", "handler", "training", "benchmarks"):
+        assert path.parent == room or not imports(path) & behind, path
 
 
 IN_DECODER_PROCESSES = [

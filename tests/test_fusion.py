@@ -8,7 +8,7 @@ from torch import nn
 
 from etenet.model.encoder import Encoder, default_preprocessing
 from etenet.model.preprocess import preprocess
-from etenet.runtime.fusion import FusedEncoder
+from etenet.runtime.cuda.fusion import FusedEncoder
 
 # Between them: a padded first convolution, BGR up to 255, residuals with scales, sibling convolutions of size 1,
 # BatchNorm before a convolution, a convolution that is called twice, BatchNorm with an activation, a first convolution

@@ -7,6 +7,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
@@ -128,14 +129,19 @@ def test_consecutive_batches_do_not_mix(checkpoint: checkpoints.Checkpoint, devi
         torch.testing.assert_close(encoder(batch), features)
 
 
-@pytest.mark.parametrize("kernels", [None, b"damaged"])
-def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(
-    kernels: bytes | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("no compiler")
+def broken(*_: object, **__: object) -> None:
+    raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(torch, "compile", broken)
+
+@pytest.mark.parametrize("kernels", [None, b"damaged"])
+@pytest.mark.parametrize("compiler", [broken, lambda _: broken], ids=["at once", "at the first call"])
+def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(
+    compiler: Callable[[object], object],
+    kernels: bytes | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch, "compile", compiler)
     encoder = GpuEncoder(SmallEncoder(), SMALL, frames_per_clip=16, device=CPU, kernels=kernels)
     assert encoder(np.zeros((1, 8, 8, 3), np.uint8)).isfinite().all()
     assert "runs uncompiled" in caplog.text
@@ -166,7 +172,7 @@ def test_clips_that_overflow_half_precision_are_encoded_by_the_exact_form(checkp
     assert [caption.text for caption in captions] == list(EXAMPLES.values())[:2]
 
 
-GPU_ONLY = 9  # functions and single lines that no test runs without a GPU
+GPU_ONLY = 8  # functions and single lines that no test runs without a GPU
 NEEDS_NO_GPU = {
     "device_count",
     "is_available",

@@ -20,8 +20,6 @@ def test_every_part_runs_dry(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert min(record["searching"].values()) > 0
     assert min(record["starting"].values()) > 0
     assert record["streaming"]["clips_per_s"] > 0
-    assert "libcuda" in record["decoding"]["gpu_fault_in_the_sandbox"]
-    assert record["decoding"]["64x48"]["cores_clips_per_s"] > 0
     assert record["working"]["by_workers"]["1"] == record["working"]["best"]
     assert record["working"]["best"]["best_batch"] == 2
     assert record["working"]["ratio_to_plain"] > 0

@@ -16,10 +16,9 @@ from etenet.captioning import captioner
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.jobs.engines import local
-from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS, cuda
+from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS, cuda, load
 from etenet.serving import archive
 from etenet.serving.torchserve import gpus_of
-from etenet.video.nvdec import GpuDecoding
 from handler.etenet_handler import EtenetHandler
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, ask, running_server
 
@@ -66,7 +65,11 @@ def test_with_gpus_torchserve_gets_the_settings_for_gpus(tmp_path: Path, monkeyp
         assert {worker["gpu"] for worker in model["workers"]} == {True}
         for name, caption in EXAMPLES.items():
             assert server.caption((REPOSITORY / "examples" / name).read_bytes()).json()["caption"] == caption
-        assert "1 GPU: 1 worker with 16 clips at a time" in server.log.read_text()
+        log = server.log.read_text()
+        assert "1 GPU: 1 worker with 16 clips at a time" in log
+        assert (
+            torch.cuda.is_available() or "\nwarning: captions are computed on the CPU, which is slower: cuda:0" in log
+        )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_with_gpus_torchserve_gets_the_settings_for_gpus(tmp_path: Path, monkeyp
     [
         (False, True, "FAIL  nvidia-smi lists 1 GPU, torch finds none"),
         (True, False, "FAIL  no C++ compiler, so torch cannot compile for the GPU"),
-        (True, True, "ok    1 GPU; videos are not decoded on it: "),
+        (True, True, "ok    1 GPU"),
     ],
 )
 def test_doctor_says_what_a_gpu_lacks(
@@ -116,8 +119,9 @@ def test_without_a_gpu_nothing_is_compiled_for_one(tmp_path: Path, capsys: pytes
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make torch report a GPU."""
+    """Make torch report a GPU that computes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(load, "gpu_fault", lambda _: None)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -149,24 +153,21 @@ def test_an_encoder_that_does_not_compile_is_not_packaged(
         archive.package(small_checkpoint, tmp_path / "etenet.mar", gpu=True)
 
 
-@pytest.mark.parametrize("from_pixels", [2_000_000, 0])
 @pytest.mark.usefixtures("gpu")
-def test_a_worker_with_a_gpu_captions_and_decodes_on_it(
-    unpacked: Path, from_pixels: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_with_a_gpu_captions_on_it(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with settings of older releases: `decode_from_pixels` no longer exists."""
     settings: dict[str, Any] = {}
     ready = SimpleNamespace(caption=lambda _: None, checkpoint_id="sha256:0", encoder="squeezenet1_1")
     monkeypatch.setattr(etenet, "load", lambda _, **given: settings.update(given) or ready)
     context = SimpleNamespace(
         system_properties={"model_dir": str(unpacked), "gpu_id": 3},
-        model_yaml_config=archive.configuration(unpacked) | {"gpu": {"decode_from_pixels": from_pixels}},
+        model_yaml_config=archive.configuration(unpacked) | {"gpu": {"decode_from_pixels": 2_000_000}},
         manifest={"model": {"serializedFile": archive.CHECKPOINT_FILE, "modelVersion": "1.0"}},
         model_name="etenet",
     )
     EtenetHandler().initialize(context)
     assert (settings["device"], settings["record_gpu"]) == ("cuda:3", True)
     assert settings["gpu_kernels"] is None
-    assert settings["gpu_decoding"] == (GpuDecoding(device=3, from_pixels=from_pixels) if from_pixels else None)
 
 
 @pytest.mark.parametrize(("clips", "captures"), [(15, False), (16, True)])
@@ -184,6 +185,5 @@ def test_a_server_takes_batches_of_the_size_that_the_network_computes_at_once() 
     assert (CONFIG["batchSize"], CONFIG["gpu"]["batchSize"]) == (CPU_BATCH_CLIPS, GPU_BATCH_CLIPS)
 
 
-def test_settings_that_were_never_measured_are_off() -> None:
-    assert CONFIG["gpu"]["decode_from_pixels"] == 0
-    assert CONFIG["gpu"]["workers"] == 1
+def test_there_is_one_worker_per_gpu_until_more_are_measured() -> None:
+    assert CONFIG["gpu"] == {"workers": 1, "batchSize": GPU_BATCH_CLIPS}

@@ -18,12 +18,9 @@ from numpy.typing import NDArray
 
 from etenet import errors
 from etenet.video import tone_mapping
-from etenet.video.nvdec import GpuDecoding
-from etenet.video.sampling import sample_frames, sample_segments
-from etenet.video.segments import WHOLE
+from etenet.video.sampling import sample_frames
 from etenet.video.tone_mapping import BT709, BT2020, HLG, P3, PQ, to_sdr
 from tests import clips
-from tests.gpu_stand_in import StandIn
 
 Floats = NDArray[np.float64]
 
@@ -233,15 +230,6 @@ def test_the_matrices_follow_from_the_chromaticities() -> None:
 
 def test_hdr_costs_little_memory_beside_the_frame() -> None:
     assert sum(table.nbytes for table in map(tone_mapping._light, (PQ, HLG))) < 2**20
-
-
-def test_a_gpu_gives_the_same_sdr_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = hdr_clip(pq_signal(light(COLOURS)), PQ, **FILES["hevc in ts"])  # type: ignore[arg-type]
-    in_software = sample_frames(body, resize_px=SIZE_PX)
-    monkeypatch.setattr(av, "open", StandIn().open)
-    (on_gpu,) = sample_segments(body, WHOLE, resize_px=SIZE_PX, gpu=GpuDecoding(from_pixels=1))
-    assert on_gpu.info.on_gpu
-    np.testing.assert_array_equal(on_gpu.frames, in_software.frames)
 
 
 @pytest.mark.parametrize(("profile", "compatibility"), [(5, 0), (10, 0)])

@@ -14,12 +14,9 @@ from av import logging
 from etenet import errors
 from etenet.sandbox.pool import Sandbox
 from etenet.video.limits import DecodeLimits
-from etenet.video.nvdec import GpuDecoding
 from etenet.video.presentation import UNCROPPED, Crop, presentation
-from etenet.video.sampling import sample_frames, sample_segments
-from etenet.video.segments import WHOLE
+from etenet.video.sampling import sample_frames
 from tests import clips, test_hdr, test_interlaced
-from tests.gpu_stand_in import StandIn
 from tests.test_interlaced import SIZE_PX, sixteen_of, through_a_filter
 
 SIZE = WIDTH, HEIGHT = 160, 128
@@ -135,20 +132,6 @@ SPECIAL = {
     "HDR": test_hdr.hdr_clip(test_hdr.pq_signal(test_hdr.light(test_hdr.COLOURS)), 16),
     "Dolby Vision": clips.with_dolby_vision(PLAIN, 5, 0),
 }
-
-
-@pytest.mark.parametrize("name", ["cropped", "interlaced", "interlaced and cropped"])
-def test_what_a_gpu_cannot_do_is_done_in_software(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = sample_frames(SPECIAL[name], resize_px=SIZE_PX)
-    stand_in = StandIn()
-    monkeypatch.setattr(av, "open", stand_in.open)
-    everything = GpuDecoding(from_pixels=1)
-    for announced in (True, False):
-        if not announced:
-            monkeypatch.setattr("etenet.video.film.FIELD_ORDERS", frozenset())
-        (clip,) = sample_segments(SPECIAL[name], WHOLE, resize_px=SIZE_PX, gpu=everything)
-        np.testing.assert_array_equal(clip.frames, expected.frames)
-        assert not clip.info.on_gpu
 
 
 def test_a_sealed_decoder_process_gives_the_same_frames() -> None:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.captions import equality
-from benchmarks.gpu.decoders import decoding
 from benchmarks.gpu.encoders import encoding
 from benchmarks.gpu.searching import searching
 from benchmarks.gpu.starting import starting
@@ -54,7 +53,6 @@ def parts(workload: Workload, device: torch.device, folder: Path) -> dict[str, C
         "captions": lambda: equality(workload, device),
         "streaming": lambda: streaming(path, workload, device),
         "working": lambda: working(path, workload, device),
-        "decoding": lambda: decoding(workload),
     }
 
 
@@ -63,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="all of it once, in miniature")
     parser.add_argument("--budget-s", type=float, default=480.0, metavar="S", help="no part begins after it")
     parser.add_argument("--load-s", type=float, metavar="S", help="of arrivals per point of the curve; default: 4")
+    parser.add_argument("--encoder", metavar="NAME", help="default: inceptionresnetv2")
     options, results = command.start(parser, arguments)
     workload = MINIATURE if options.dry_run else Workload()
-    workload = replace(workload, load_s=options.load_s or workload.load_s)
+    workload = replace(workload, encoder=options.encoder or workload.encoder, load_s=options.load_s or workload.load_s)
     if not torch.cuda.is_available() and not options.dry_run:
         raise UsageError("there is no CUDA GPU here; --dry-run tries the code without one")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 figures[name] = {"failed": f"{type(error).__name__}: {error}"}
             print(f"after {time.monotonic() - began:.0f} s: {name}: {figures[name]}", flush=True)
     seconds = time.monotonic() - began
-    results.conclude("gpu", {"dry_run": options.dry_run, "device": str(device), "seconds": seconds, **figures})
+    about = {"dry_run": options.dry_run, "device": str(device), "encoder": workload.encoder, "seconds": seconds}
+    results.conclude("gpu", {**about, **figures})
     if best := figures["working"].get("best"):
         draw_latency(best["curve"], best["capacity_per_s"], results.folder / "gpu.png")
     return int(any("failed" in part for part in figures.values()))

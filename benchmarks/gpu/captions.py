@@ -50,7 +50,7 @@ def rendered(count: int) -> list[bytes]:
 
 
 class _Bfloat16Network(TorchNetwork):
-    """The encoder of `runtime/cuda.py` in bfloat16, and the decoder on torch."""
+    """The encoder of `runtime/cuda` in bfloat16, and the decoder on torch."""
 
     def __init__(self, checkpoint: checkpoints.Checkpoint, device: torch.device) -> None:
         super().__init__(checkpoint, device=device)

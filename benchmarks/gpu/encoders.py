@@ -1,4 +1,4 @@
-"""Frames on the host -> features on the GPU: ours, eager torch, ONNX Runtime and TensorRT, and the chip's ceiling.
+"""Frames on the host -> features on the GPU: ours, eager and compiled torch, ONNX Runtime, TensorRT, and the ceiling.
 
 The peers are set up as a fair user would: torch normalises the frames on the GPU, the network runs in half precision,
 and its inputs and outputs stay on the GPU.
@@ -29,7 +29,7 @@ from etenet.video.clip import FRAMES_PER_CLIP
 
 Encode = Callable[[NDArray[np.uint8]], Tensor]
 OURS, EXACT = "ours", "eager torch, float32"
-PEERS = ("eager torch, float16 autocast", EXACT, "ONNX Runtime", "TensorRT")
+PEERS = ("torch.compile, float16", "eager torch, float16 autocast", EXACT, "ONNX Runtime", "TensorRT")
 
 
 def encoding(
@@ -88,10 +88,27 @@ def contenders(
     ours = partial(GpuEncoder, plain, preprocessing, frames_per_clip=FRAMES_PER_CLIP, device=device)
     yield OURS, lambda: ours(compiled=on_gpu)
     yield "ours, uncompiled", lambda: ours(compiled=False)
-    yield PEERS[0], lambda: lambda frames: eager(frames, half=True)
+    yield PEERS[0], lambda: by_torch_compile(checkpoint, device)
+    yield PEERS[1], lambda: lambda frames: eager(frames, half=True)
     yield EXACT, lambda: lambda frames: eager(frames, half=False)
-    yield PEERS[2], lambda: by_onnxruntime(checkpoint, workload, device, folder, "CUDA" if on_gpu else "CPU")
-    yield PEERS[3], lambda: by_onnxruntime(checkpoint, workload, device, folder, "Tensorrt")
+    yield PEERS[3], lambda: by_onnxruntime(checkpoint, workload, device, folder, "CUDA" if on_gpu else "CPU")
+    yield PEERS[4], lambda: by_onnxruntime(checkpoint, workload, device, folder, "Tensorrt")
+
+
+def by_torch_compile(checkpoint: Checkpoint, device: torch.device) -> Encode:
+    """The network as it is, through torch's compiler with CUDA graphs of its own: what our fusing must beat."""
+    on_gpu, preprocessing = device.type == "cuda", checkpoint.preprocessing
+    dtype = torch.float16 if on_gpu else torch.float32
+    network: Any = copy.deepcopy(checkpoint.encoder).to(device, dtype).to(memory_format=torch.channels_last).eval()
+    compiled: Any = torch.compile(network, mode="reduce-overhead", disable=not on_gpu)
+
+    @torch.inference_mode()
+    def encode(frames: NDArray[np.uint8]) -> Tensor:
+        pixels = preprocess(torch.from_numpy(frames).to(device), preprocessing).to(dtype)
+        features: Tensor = compiled(pixels.contiguous(memory_format=torch.channels_last))
+        return features.clone()  # the next call overwrites it
+
+    return encode
 
 
 def by_onnxruntime(

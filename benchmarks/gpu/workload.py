@@ -21,8 +21,6 @@ class Workload:
     worker_batches: tuple[int, ...] = (4, 8, 16)
     shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of the capacity
     load_s: float = 4.0  # per point
-    sizes: tuple[tuple[int, int], ...] = ((426, 240), (854, 480), (1280, 720), (1920, 1080), (3840, 2160))
-    pooled: int = 48  # clips decoded by all processes together
 
 
 MINIATURE = Workload(
@@ -40,6 +38,4 @@ MINIATURE = Workload(
     worker_batches=(2,),
     shares=(0.5,),
     load_s=0.2,
-    sizes=((64, 48),),
-    pooled=2,
 )

@@ -26,7 +26,6 @@ from etenet.serving import health
 from etenet.serving.archive import MODEL_NAME
 from etenet.serving.config import ServerConfig, is_free
 from etenet.serving.torchserve import gpus_of
-from etenet.video.nvdec import GpuDecoding
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_JAVA = 17
@@ -141,17 +140,7 @@ def _gpus() -> Finding:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         fix = "install one, for example with: apt-get install g++"
         return Finding(False, "no C++ compiler, so torch cannot compile for the GPU and captions take longer", fix)
-    return Finding(True, f"{counted(gpus, 'GPU')}; {_gpu_decoding()}")
-
-
-def _gpu_decoding() -> str:
-    from etenet.sandbox.pool import Sandbox
-
-    sandbox = Sandbox(resize_px=16, processes=1, gpu=GpuDecoding())
-    sandbox.close()
-    if sandbox.gpu_fault:
-        return f"videos are not decoded on it: {sandbox.gpu_fault}"
-    return "it can decode large videos (decode_from_pixels)"
+    return Finding(True, counted(gpus, "GPU"))
 
 
 def _torchserve() -> Finding:

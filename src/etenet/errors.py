@@ -7,7 +7,7 @@
       OutputLost               standard output takes no more: exit status 1
       JobStopped               a batch job cannot go on now: exit status 1
       JavaError                a Java program died, hung or gave an unusable reply: exit status 1
-      DeviceFailed             the GPU no longer computes in this process
+      DeviceFailed             the GPU does not compute in this process
       CaptionError             this clip gets no caption; the other clips of its batch do
         BadOption              400 bad_option
         EmptyBody              400 empty_body
@@ -79,7 +79,7 @@ class JavaError(EtenetError):
 
 
 class DeviceFailed(EtenetError):
-    """The accelerator no longer computes in this process. It may in a new one."""
+    """The GPU does not compute in this process, or has too little memory. It may in a new one."""
 
 
 class CaptionError(EtenetError):

@@ -61,7 +61,6 @@ IN_PROGRESS = Gauge("etenet_requests_in_progress", "Requests that workers are wo
 DECODERS = Gauge("etenet_decoder_processes", "Decoder processes that run.", multiprocess_mode="livesum")
 DECODERS_REPLACED = Counter("etenet_decoder_processes_replaced", "Decoder processes that were replaced.")
 DECODERS_TIMED_OUT = Counter("etenet_decoder_processes_timed_out", "Clips whose decoding exceeded a limit of time.")
-GPU_DECODED = Counter("etenet_gpu_decoded", "Videos that were decoded by a GPU's decoder.")
 WORKER_START = Gauge(
     "etenet_worker_start_time_seconds", "Unix time when the youngest worker started.", multiprocess_mode="livemax"
 )

@@ -23,7 +23,7 @@ import torch
 from etenet.captioning.captions import Caption, Outcome, Sentence
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import JOB_DECODE_TRIES, KeyT, OnProgress, Schedule, Video, caption_videos, captions_of
-from etenet.errors import BadOption, CaptionError, Overloaded
+from etenet.errors import BadOption, CaptionError, Overloaded, counted
 from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.search import Hypothesis
@@ -34,13 +34,14 @@ from etenet.sandbox.pool import Decoders, InProcess, Sandbox
 from etenet.video.clip import FRAMES_PER_CLIP, Clip
 from etenet.video.ffmpeg import require_supported_ffmpeg
 from etenet.video.limits import DecodeLimits
-from etenet.video.nvdec import GpuDecoding
 from etenet.video.segments import WHOLE, Cut
 
 _log = logging.getLogger(__name__)
 
 SANDBOX_EXISTS = sys.platform == "linux"
 MAX_HELD_BYTES = 256 * 2**20  # of the bodies that a stream holds while they are decoded
+
+_NO_CAPTION = "it gets no caption"
 
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
@@ -187,20 +188,21 @@ class Captioner:
         self, step: _Step[_X, _Y], clips: Mapping[int, _X], last_resort: _Step[_X, _Y] | None = None
     ) -> dict[int, _Y]:
         """The results of a step for all clips at once. A clip without a result is tried again alone."""
-        results = self._try(step, clips)
-        if len(clips) > 1 or last_resort:
-            for number in clips.keys() - results.keys():
-                results |= self._try(last_resort or step, {number: clips[number]})
+        if len(clips) == 1 and not last_resort:
+            return self._try(step, clips, _NO_CAPTION)
+        results = self._try(step, clips, "each is tried again, alone")
+        for number in clips.keys() - results.keys():
+            results |= self._try(last_resort or step, {number: clips[number]}, _NO_CAPTION)
         return results
 
-    def _try(self, step: _Step[_X, _Y], clips: Mapping[int, _X]) -> dict[int, _Y]:
+    def _try(self, step: _Step[_X, _Y], clips: Mapping[int, _X], on_failure: str) -> dict[int, _Y]:
         if not clips:
             return {}
         try:
             results = step(list(clips.values()))
             return {number: result for number, result in zip(clips, results, strict=True) if result is not None}
         except Exception:
-            _log.exception("the network failed on %d clips", len(clips))
+            _log.exception("the network failed on %s; %s", counted(len(clips), "clip"), on_failure)
         # Not in the block above: there, the exception still holds memory of the device.
         self.network.recover()
         return {}
@@ -225,17 +227,13 @@ class Captioner:
 
 
 def decoders_for(
-    checkpoint: Checkpoint,
-    *,
-    limits: DecodeLimits | None = None,
-    sandboxed: bool = SANDBOX_EXISTS,
-    gpu: GpuDecoding | None = None,
+    checkpoint: Checkpoint, *, limits: DecodeLimits | None = None, sandboxed: bool = SANDBOX_EXISTS
 ) -> Decoders:
-    """Decoders whose frames have the size that the checkpoint needs. Only sandboxed ones use a GPU."""
+    """Decoders whose frames have the size that the checkpoint needs."""
     require_supported_ffmpeg()
     resize_px = checkpoint.preprocessing.resize_px
     if sandboxed:
-        return Sandbox(resize_px=resize_px, limits=limits, gpu=gpu)
+        return Sandbox(resize_px=resize_px, limits=limits)
     return InProcess(resize_px=resize_px, limits=limits)
 
 
@@ -248,11 +246,10 @@ def load(
     compiled_encoder: Path | None = None,
     record_gpu: bool = False,
     gpu_kernels: Path | None = None,
-    gpu_decoding: GpuDecoding | None = None,
 ) -> Captioner:
     """Load a checkpoint for captioning. `device` is a torch device name. Raises `CheckpointError`.
 
-    `sandboxed` videos are decoded in processes that a hostile clip cannot get out of; only these use `gpu_decoding`.
+    `sandboxed` videos are decoded in processes that a hostile clip cannot get out of.
     `compiled_encoder`, `record_gpu` and `gpu_kernels` are `encoder_graph`, `capture` and `gpu_kernels` of
     `runtime.load.load_network`.
     """
@@ -264,5 +261,5 @@ def load(
         gpu_kernels=gpu_kernels,
         capture=record_gpu,
     )
-    decoders = decoders_for(checkpoint, limits=limits, sandboxed=sandboxed, gpu=gpu_decoding)
+    decoders = decoders_for(checkpoint, limits=limits, sandboxed=sandboxed)
     return Captioner(checkpoint, network, decoders)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from etenet.errors import DeviceFailed
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
-from etenet.runtime.network import Encode, Network, TorchNetwork
+from etenet.runtime.network import Encode, Network, TorchNetwork, gpu_fault
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def load_network(
     gpu_kernels: Path | None = None,
     capture: bool = False,
 ) -> tuple[Checkpoint, Network]:
-    """A checkpoint and the fastest form of its network that works here. Raises `CheckpointError`.
+    """A checkpoint and the fastest form of its network that works here. Raises `CheckpointError` and `DeviceFailed`.
 
     `encoder_graph` is the file that `openvino.compile_encoder` made of this checkpoint, for a CPU. With `capture` a GPU
     gets its own form, which takes minutes without `gpu_kernels`, the file that `cuda.compiled_kernels` made of this
@@ -41,10 +42,22 @@ def load_network(
         from etenet.runtime.openvino import OpenVinoNetwork
 
         return checkpoint, OpenVinoNetwork(checkpoint, encode)
-    network = TorchNetwork(checkpoint, device=device)
+    try:
+        network = TorchNetwork(checkpoint, device=device)
+    except torch.OutOfMemoryError as error:
+        fix = "end what else uses it, or hide it with CUDA_VISIBLE_DEVICES= to caption on the CPU"
+        raise DeviceFailed(f"{device} has too little free memory for the network; {fix}") from error
     if on_gpu and capture:
         return checkpoint, _cuda_network(checkpoint, network, frames_per_clip, gpu_kernels)
     return checkpoint, network
+
+
+def working_device(gpu: str) -> str:
+    """This GPU; the CPU if it does not compute, and the log says why."""
+    if fault := gpu_fault(torch.device(gpu)):
+        _log.warning("captions are computed on the CPU, which is slower: %s does not compute (%s)", gpu, fault)
+        return "cpu"
+    return gpu
 
 
 def compile_network(checkpoint: Checkpoint) -> Network:

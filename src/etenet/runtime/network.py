@@ -1,7 +1,7 @@
 """What computes: resized frames -> features -> sentences. One interface, three forms.
 
 The torch form is here and defines the results. `openvino.py` has the form for CPUs, whose encoder is compiled;
-`cuda.py` has the form for GPUs, in half precision and captured as CUDA graphs. `load.py` chooses. Knows no video and no
+`cuda/` has the form for GPUs, in half precision and captured as CUDA graphs. `load.py` chooses. Knows no video and no
 caption.
 """
 
@@ -80,15 +80,20 @@ class TorchNetwork:
         )
 
     def recover(self) -> None:
-        if self.device.type != "cuda":
-            return
-        try:
-            torch.cuda.empty_cache()
-            torch.ones(1, device=self.device).add_(1).item()
-        except torch.OutOfMemoryError:
-            return
-        except Exception as error:
-            raise DeviceFailed(f"{self.device} no longer computes: {error}") from error
+        if self.device.type == "cuda" and (fault := gpu_fault(self.device)):
+            raise DeviceFailed(f"{self.device} no longer computes: {fault}")
+
+
+def gpu_fault(gpu: torch.device) -> str | None:
+    """Why a GPU does not compute, for example because its driver is too old; None if it does. Frees unused memory."""
+    try:
+        torch.cuda.empty_cache()
+        torch.ones(1, device=gpu).add_(1).item()
+    except torch.OutOfMemoryError:
+        return None
+    except Exception as error:
+        return str(error).partition("\n")[0]  # the rest is advice to programmers
+    return None
 
 
 def encode_clips(frames: NDArray[np.uint8], encode: Encode, *, max_frames: int = MAX_FRAMES) -> Tensor:

@@ -1,10 +1,9 @@
 """A pool of decoder processes: bytes -> clips, so that a hostile video harms nothing but itself.
 
 Each process has limits on memory, CPU time and wall-clock time, sees no files, and can make no system call except those
-that decoding needs (`worker.py`). If a process crashes on a video, the video is tried once more in a fresh process and
-in software: the crash may have had another cause, such as a GPU's driver. A video that crashes two processes, or uses
-up its CPU time, is refused at once for the next hour (`quarantine.py`). If only the wall clock ran out, the machine was
-busy, and the video may come again.
+that decoding needs (`worker.py`). If a process crashes on a video, the video is tried once more in a fresh process: the
+crash may have had another cause. A video that crashes two processes, or uses up its CPU time, is refused at once for
+the next hour (`quarantine.py`). If only the wall clock ran out, the machine was busy, and the video may come again.
 
 Why not a library: in pebble and concurrent.futures all processes share one pipe. A process that is stopped while it
 holds the pipe's lock stops all the others. Both also pickle every body and every frame.
@@ -28,17 +27,14 @@ from etenet.sandbox.process import GRACE_S, DecoderProcess, Died, Hung
 from etenet.sandbox.quarantine import Quarantine
 from etenet.video.clip import Clip
 from etenet.video.limits import DecodeLimits
-from etenet.video.nvdec import GpuDecoding
 from etenet.video.sampling import sample_segments
 from etenet.video.segments import WHOLE, Cut
 
 _log = logging.getLogger(__name__)
 
 CLIPS_PER_PROCESS = 1000
-_IN_SOFTWARE = "a decoder process decodes all videos in software: %s"
 
 _Job = tuple[bytes, Cut, "Future[list[Clip]]"]
-_Faults = tuple[str | None, str]  # of the system-call filter and of the GPU
 
 
 class Decoders(Protocol):
@@ -54,8 +50,8 @@ class Decoders(Protocol):
 class Sandbox:
     """Decoders in processes. They end with `close`, with this object, and with this process, however it ends.
 
-    `filter_fault` says why there is no system-call filter; None if there is one. `gpu_fault` says why some processes
-    decode everything in software although there is a `gpu`. `entry` is what runs in the processes, module:function.
+    `filter_fault` says why there is no system-call filter; None if there is one. `entry` is what runs in the processes,
+    module:function.
     """
 
     def __init__(
@@ -64,14 +60,13 @@ class Sandbox:
         resize_px: int,
         limits: DecodeLimits | None = None,
         processes: int | None = None,
-        gpu: GpuDecoding | None = None,
         entry: str = "etenet.sandbox.worker:main",
     ) -> None:
         self.limits = limits or DecodeLimits()
         self._quarantine = Quarantine()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._supervisors = [
-            _Supervisor(resize_px, self.limits, entry, gpu, self._jobs, self._quarantine)
+            _Supervisor(resize_px, self.limits, entry, self._jobs, self._quarantine)
             for _ in range(processes or cores())
         ]
         started = [supervisor.start() for supervisor in self._supervisors]
@@ -80,9 +75,7 @@ class Sandbox:
             faults = [first.result() for first in started]
         except (OSError, Died) as error:
             raise EtenetError(f"the decoder processes do not start: {error}") from error
-        self.filter_fault, self.gpu_fault = (next(filter(None, of_each), None) for of_each in zip(*faults, strict=True))
-        if self.gpu_fault:
-            _log.warning(_IN_SOFTWARE, self.gpu_fault)
+        self.filter_fault = next(filter(None, faults), None)
         if self.filter_fault:
             _log.warning("decoder processes run without a system-call filter: %s", self.filter_fault)
 
@@ -130,27 +123,25 @@ class _Supervisor:
         resize_px: int,
         limits: DecodeLimits,
         entry: str,
-        gpu: GpuDecoding | None,
         jobs: SimpleQueue[_Job | None],
         quarantine: Quarantine,
     ) -> None:
         self._new_process = partial(DecoderProcess, resize_px, limits, entry)
-        self._limits, self._gpu, self._gpu_fault = limits, gpu, ""
-        self._jobs, self._quarantine = jobs, quarantine
+        self._limits, self._jobs, self._quarantine = limits, jobs, quarantine
 
-    def start(self) -> Future[_Faults]:
-        """Start the thread. The result comes with its first process."""
-        first: Future[_Faults] = Future()
+    def start(self) -> Future[str | None]:
+        """Start the thread. The result comes with its first process: why that has no system-call filter, or None."""
+        first: Future[str | None] = Future()
         threading.Thread(target=self._run, args=(first,), name="decoder", daemon=True).start()
         return first
 
-    def _run(self, first: Future[_Faults]) -> None:
+    def _run(self, first: Future[str | None]) -> None:
         try:
-            self.process = self._started()
+            self.process = self._new_process()
         except BaseException as error:
             first.set_exception(error)
             return
-        first.set_result((self.process.filter_fault, self._gpu_fault))
+        first.set_result(self.process.filter_fault)
         while (job := self._jobs.get()) is not None:
             body, cut, future = job
             if future.set_running_or_notify_cancel():
@@ -169,23 +160,23 @@ class _Supervisor:
         self._renew()
         left_s, started = self._limits.decode_deadline_s + GRACE_S, time.monotonic()
         try:
-            return self._try(body, cut, left_s, may_use_gpu=True)
+            return self._try(body, cut, left_s)
         except Died as death:
             _log.warning("a decoder process died (%s); its video is tried again", death)
             left_s -= time.monotonic() - started
         spent_cpu_s = self.process.clip_cpu_s
         self._renew()
         try:
-            return self._try(body, cut, left_s, spent_cpu_s=spent_cpu_s, may_use_gpu=False)
+            return self._try(body, cut, left_s, spent_cpu_s=spent_cpu_s)
         except Died as death:
             crash = DecoderCrashed("the decoder crashed on this video; encode it again, for example with ffmpeg")
             if not death.killed_from_outside:
                 self._quarantine.add(body, crash, cut)
             raise crash from death
 
-    def _try(self, body: bytes, cut: Cut, left_s: float, *, spent_cpu_s: float = 0.0, may_use_gpu: bool) -> list[Clip]:
+    def _try(self, body: bytes, cut: Cut, left_s: float, *, spent_cpu_s: float = 0.0) -> list[Clip]:
         try:
-            clips = self.process.sample(body, cut, left_s, spent_cpu_s=spent_cpu_s, may_use_gpu=may_use_gpu)
+            return self.process.sample(body, cut, left_s, spent_cpu_s=spent_cpu_s)
         except (DecodeTimeout, Hung) as late:
             metrics.DECODERS_TIMED_OUT.inc()
             cpu_s = self.process.clip_cpu_s
@@ -195,26 +186,10 @@ class _Supervisor:
             if cpu_s > self._limits.decode_cpu_s / 2:  # what a process reports is not trusted
                 self._quarantine.add(body, timeout, cut)
             raise timeout from late
-        if clips[0].info.on_gpu:
-            metrics.GPU_DECODED.inc()
-        return clips
 
     def _renew(self) -> None:
         """Replace the process if it is not fit for another video."""
         if not self.process.alive or self.process.clips >= CLIPS_PER_PROCESS:
             self.process.end()
-            gpu_before = self._gpu
-            self.process = self._started()
+            self.process = self._new_process()
             metrics.DECODERS_REPLACED.inc()
-            if self._gpu is not gpu_before:
-                _log.warning(_IN_SOFTWARE, self._gpu_fault)
-
-    def _started(self) -> DecoderProcess:
-        """A new process. Once one fails to use the GPU, for whatever reason, no later one tries."""
-        try:
-            return self._new_process(self._gpu)
-        except Died as death:
-            if not self._gpu:
-                raise
-            self._gpu, self._gpu_fault = None, str(death)
-        return self._new_process(None)

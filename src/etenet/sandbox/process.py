@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,12 +28,10 @@ import numpy as np
 
 from etenet import metrics
 from etenet.errors import CaptionError, InternalError, Overloaded
-from etenet.sandbox import nvidia_files
 from etenet.sandbox.worker import MESSAGE_BYTES
 from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
 from etenet.video.ffmpeg import DECODERS
 from etenet.video.limits import DecodeLimits
-from etenet.video.nvdec import GpuDecoding
 from etenet.video.segments import Cut
 
 _log = logging.getLogger(__name__)
@@ -46,7 +43,6 @@ _CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
 _MESSAGE_LETTERS = 1000
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
-_GPU_ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _START = """
 import json, sys
@@ -77,8 +73,8 @@ class Hung(Exception):
 class DecoderProcess:
     """A decoder process and the channel to it. `clip_cpu_s` is what its last video cost in all."""
 
-    def __init__(self, resize_px: int, limits: DecodeLimits, entry: str, gpu: GpuDecoding | None) -> None:
-        """Raises `Died` if the process does not get ready, or cannot use the GPU that it should."""
+    def __init__(self, resize_px: int, limits: DecodeLimits, entry: str) -> None:
+        """Raises `Died` if the process does not get ready."""
         self.clips, self.clip_cpu_s, self._ready = 0, 0.0, False
         self._limits, self._frames_shape = limits, (FRAMES_PER_CLIP, resize_px, resize_px, 3)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -89,15 +85,13 @@ class DecoderProcess:
             "parent": os.getpid(),
             "resize_px": resize_px,
             "limits": asdict(limits),
-            "gpu": gpu and asdict(gpu),
         }
-        inherited = _ENVIRONMENT + (_GPU_ENVIRONMENT if gpu else ())
         # The working directory is deleted as soon as the process runs: it is empty, and there is nothing to clean up.
         with theirs, tempfile.TemporaryDirectory(prefix="decoder-") as nowhere:
             self._program = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, json.dumps(settings)],
                 cwd=nowhere,
-                env={name: os.environ[name] for name in inherited if name in os.environ} | _ONE_THREAD,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _ONE_THREAD,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -105,25 +99,13 @@ class DecoderProcess:
             theirs.close()
             self._channel.settimeout(START_DEADLINE_S)
             try:
-                report = json.loads(self._receive_report())
+                report = json.loads(self._channel.recv(MESSAGE_BYTES))
                 self.filter_fault: str | None = report["filter_fault"]
             except (OSError, ValueError) as error:
                 self.end()
                 raise Died("a decoder process ended before it was ready; the log has its last words") from error
-            if report["gpu_fault"]:
-                self.end()
-                raise Died(report["gpu_fault"])
         self._ready = True
         metrics.DECODERS.inc()
-
-    def _receive_report(self) -> bytes:
-        """The message that says the process is ready. A process with a GPU first sends a listener for device files."""
-        message, listeners, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-        for listener in listeners:
-            arguments = (listener, self.pid, nvidia_files.device_files())
-            threading.Thread(target=nvidia_files.serve, args=arguments, name="device files", daemon=True).start()
-            message = self._channel.recv(MESSAGE_BYTES)
-        return message
 
     @property
     def pid(self) -> int:
@@ -141,9 +123,7 @@ class DecoderProcess:
         self._program.wait()
         self._channel.close()
 
-    def sample(
-        self, body: bytes, cut: Cut, deadline_s: float, *, spent_cpu_s: float = 0.0, may_use_gpu: bool
-    ) -> list[Clip]:
+    def sample(self, body: bytes, cut: Cut, deadline_s: float, *, spent_cpu_s: float = 0.0) -> list[Clip]:
         """The clips of a video, or the `CaptionError` that the process reports. After `Died` it is gone.
 
         `deadline_s` is wall-clock time; the processor time is that of the limits, less what another process has spent
@@ -156,7 +136,7 @@ class DecoderProcess:
             os.ftruncate(memory, max(len(body), max_segments * math.prod(self._frames_shape)))
             os.pwrite(memory, body, 0)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            request = {"body_bytes": len(body), "cut": asdict(cut), "may_use_gpu": may_use_gpu}
+            request = {"body_bytes": len(body), "cut": asdict(cut)}
             reply = self._ask(request, memory, deadline_s, spent_cpu_s)
             self.clips += 1
             if (
@@ -255,8 +235,8 @@ def _clip(fields: Mapping[str, Any], memory: int, number: int, shape: tuple[int,
         raise ValueError(f"reply field out of range: {seconds}")
     if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
         raise ValueError(f"reply field out of range: {sizes}")
-    if info.codec not in DECODERS or type(info.on_gpu) is not bool:
-        raise ValueError(f"reply field out of range: {info.codec!r}, {info.on_gpu!r}")
+    if info.codec not in DECODERS:
+        raise ValueError(f"reply field out of range: {info.codec!r}")
     frames = np.empty(shape, np.uint8)
     os.preadv(memory, [frames.data], number * frames.nbytes)
     return Clip(frames, info)

@@ -1,9 +1,7 @@
 """A system-call filter for the process that installs it, all its threads, for the rest of its life.
 
 An allow-list: memory, clocks, and reading and writing files that are open already. Everything else (open, socket,
-connect, execve, clone, kill, ptrace, ...) fails with EPERM. A process that decodes on a GPU may make a few more calls,
-among them ioctl with the requests of NVIDIA's driver and no others. It cannot open files either, but it may ask its
-parent for them (`nvidia_files.py`). Source: seccomp(2), linux/filter.h, linux/seccomp.h.
+connect, execve, clone, kill, ptrace, ioctl, ...) fails with EPERM. Source: seccomp(2), linux/filter.h, linux/seccomp.h.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import ctypes
 import errno
 import os
 import platform
-import re
 import sys
 from dataclasses import dataclass
 
@@ -23,21 +20,12 @@ from etenet.linux import PR_SET_NO_NEW_PRIVS, prctl
 class _Architecture:
     audit: int  # AUDIT_ARCH_*, linux/audit.h
     seccomp: int  # the call that installs a filter
-    ioctl: int
-    openat: int
-    fcntl: int
     allowed: dict[str, int]
-    allowed_with_gpu: dict[
-        str, int
-    ]  # in addition, besides ioctl: how the driver waits and what it asks about the machine
 
 
 _X86_64 = _Architecture(
     0xC000003E,
     317,
-    16,
-    257,
-    72,
     {
         **{"read": 0, "write": 1, "close": 3, "fstat": 5, "lseek": 8, "pread64": 17, "pwrite64": 18},
         **{"sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47},
@@ -46,14 +34,10 @@ _X86_64 = _Architecture(
         **{"sched_yield": 24, "futex": 202, "clock_gettime": 228, "clock_nanosleep": 230, "getrandom": 318},
         **{"getpid": 39, "gettid": 186, "exit": 60, "exit_group": 231},
     },
-    {"poll": 7, "ppoll": 271, "sched_getaffinity": 204, "uname": 63, "sysinfo": 99, "getuid": 102, "geteuid": 107},
 )
 _AARCH64 = _Architecture(
     0xC00000B7,
     277,
-    29,
-    56,
-    25,
     {
         **{"read": 63, "write": 64, "close": 57, "fstat": 80, "lseek": 62, "pread64": 67, "pwrite64": 68},
         **{"sendto": 206, "recvfrom": 207, "sendmsg": 211, "recvmsg": 212},
@@ -62,23 +46,13 @@ _AARCH64 = _Architecture(
         **{"sched_yield": 124, "futex": 98, "clock_gettime": 113, "clock_nanosleep": 115, "getrandom": 278},
         **{"getpid": 172, "gettid": 178, "exit": 93, "exit_group": 94},
     },
-    {"ppoll": 73, "sched_getaffinity": 123, "uname": 160, "sysinfo": 179, "getuid": 174, "geteuid": 175},
 )
 _ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
-_LOAD_WORD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
-_ALLOW, _NOTIFY, _FAIL = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.EPERM
-_SYSCALL_NUMBER_AT, _ARCHITECTURE_AT, _SECOND_ARGUMENT_AT = 0, 4, 24  # in struct seccomp_data
+_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_ALLOW, _FAIL = 0x7FFF0000, 0x00050000 | errno.EPERM
+_SYSCALL_NUMBER_AT, _ARCHITECTURE_AT = 0, 4  # in struct seccomp_data
 _SET_MODE_FILTER, _OF_ALL_THREADS = 1, 1  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC
-_WITH_LISTENER = 0x18  # SECCOMP_FILTER_FLAG_NEW_LISTENER and _TSYNC_ESRCH
-_OLDEST_LINUX_FOR_GPU = (5, 14)  # the first with SECCOMP_ADDFD_FLAG_SEND
-
-# NVIDIA's requests are small numbers (nvidia-uvm), or of the kind "F". Source: its open-gpu-kernel-modules,
-# uvm_ioctl.h and nv-ioctl-numbers.h. Requests to sockets and terminals are neither: FIOSETOWN could send signals.
-_REQUESTS_OF_UVM_END, _KIND_OF_REQUEST, _KIND_F = 0x100, 0xFF00, ord("F") << 8
-
-# strace shows that the driver asks this about each file that it has opened (intel/libva#575).
-_F_GETFD = 1
 
 _Line = tuple[int, int, int, int]
 
@@ -96,52 +70,29 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(_Instruction)))
 
 
-def allow_only_decoding(*, gpu: bool = False) -> int | None:
-    """Install the filter. Raises `OSError` if this kernel or processor has none.
-
-    With `gpu`, the result is a descriptor, the listener: a thread that opens a file waits until `listener` is served.
-    """
+def allow_only_decoding() -> None:
+    """Install the filter. Raises `OSError` if this kernel or processor has none."""
     architecture = _ARCHITECTURES.get(platform.machine())
     if sys.platform != "linux" or architecture is None:
         raise OSError(errno.ENOSYS, f"there is no filter for {sys.platform} on {platform.machine()}")
-    if gpu and tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < _OLDEST_LINUX_FOR_GPU:
-        raise OSError(errno.ENOSYS, f"Linux {platform.release()} cannot hand files to a filtered process")
-    lines = _lines(architecture, gpu=gpu)
+    lines = _lines(architecture)
     program = _Program(len(lines), (_Instruction * len(lines))(*(_Instruction(*line) for line in lines)))
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # prctl would not filter the threads that run already, and a GPU's driver has some.
+    # prctl would not filter the threads that run already.
     system = ctypes.CDLL(None, use_errno=True)
-    flags = _OF_ALL_THREADS | (_WITH_LISTENER if gpu else 0)
-    result = int(system.syscall(architecture.seccomp, _SET_MODE_FILTER, flags, ctypes.byref(program)))
-    if result < 0 or (result and not gpu):  # the number of a thread that has another filter
+    result = int(system.syscall(architecture.seccomp, _SET_MODE_FILTER, _OF_ALL_THREADS, ctypes.byref(program)))
+    if result:  # the number of a thread that has another filter
         code = ctypes.get_errno() if result < 0 else errno.ESRCH
         raise OSError(code, f"seccomp: {os.strerror(code)}")
-    return result if gpu else None
 
 
-def _lines(architecture: _Architecture, *, gpu: bool) -> list[_Line]:
+def _lines(architecture: _Architecture) -> list[_Line]:
     lines = [
         (_LOAD_WORD, 0, 0, _ARCHITECTURE_AT),
         (_JUMP_IF_EQUAL, 1, 0, architecture.audit),
         (_RETURN, 0, 0, _FAIL),
         (_LOAD_WORD, 0, 0, _SYSCALL_NUMBER_AT),
     ]
-    for number in (*architecture.allowed.values(), *(architecture.allowed_with_gpu.values() if gpu else ())):
+    for number in architecture.allowed.values():
         lines += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
-    if gpu:
-        lines += [
-            (_JUMP_IF_EQUAL, 0, 1, architecture.openat),
-            (_RETURN, 0, 0, _NOTIFY),
-            (_JUMP_IF_EQUAL, 0, 4, architecture.fcntl),
-            (_LOAD_WORD, 0, 0, _SECOND_ARGUMENT_AT),
-            (_JUMP_IF_EQUAL, 0, 1, _F_GETFD),
-            (_RETURN, 0, 0, _ALLOW),
-            (_RETURN, 0, 0, _FAIL),
-            (_JUMP_IF_EQUAL, 0, 5, architecture.ioctl),
-            (_LOAD_WORD, 0, 0, _SECOND_ARGUMENT_AT),
-            (_JUMP_IF_AT_LEAST, 0, 2, _REQUESTS_OF_UVM_END),
-            (_AND, 0, 0, _KIND_OF_REQUEST),
-            (_JUMP_IF_EQUAL, 0, 1, _KIND_F),
-            (_RETURN, 0, 0, _ALLOW),
-        ]
     return [*lines, (_RETURN, 0, 0, _FAIL)]

@@ -3,10 +3,6 @@
 A request is one message with the length of the body and how to cut it, and a memory file that holds the body. The
 frames of the segments are written over the body, one segment after the other, and one message says what they are, or
 what is wrong with the video. `process.py` is the other side and trusts nothing that this side sends.
-
-A process that is to decode on a GPU first proves that it can, once before the system-call filter is installed and once
-after. A process that cannot says why and ends, so that no process keeps access that only the GPU needs. Behind the
-filter the other side opens the GPU's device files for it, and no other files.
 """
 
 from __future__ import annotations
@@ -23,101 +19,59 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from etenet.assets import CANARY_CLIP, MOVING_CLIP
+from etenet.assets import CANARY_CLIP
 from etenet.errors import CaptionError, TooMuchMemory
 from etenet.linux import end_with_parent
 from etenet.sandbox.seccomp import allow_only_decoding
 from etenet.video.ffmpeg import import_all_of_pyav
-from etenet.video.limits import DecodeLimits, Stopwatch
-from etenet.video.nvdec import GpuDecoding, open_gpu
-from etenet.video.sampling import sample_frames, sample_on_gpu, sample_segments
-from etenet.video.segments import WHOLE, Cut
+from etenet.video.limits import DecodeLimits
+from etenet.video.sampling import sample_frames, sample_segments
+from etenet.video.segments import Cut
 
 MESSAGE_BYTES = 128 * 1024  # enough for `config.MOST_SEGMENTS`
 
-_MORE_FILES = 12  # beyond the channel and the files of a GPU's driver
+_MORE_FILES = 12  # beyond the channel
 _STDOUT, _STDERR = 1, 2
 
 
 def main(settings: Mapping[str, Any]) -> None:
     """Serve requests until the other side closes the channel.
 
-    Settings: `channel` and `parent`, a file descriptor and a process id; `resize_px`; `limits`, of `DecodeLimits`;
-    `gpu`, of `GpuDecoding`, or None.
+    Settings: `channel` and `parent`, a file descriptor and a process id; `resize_px`; `limits`, of `DecodeLimits`.
     """
     end_with_parent(signal.SIGKILL, parent=settings["parent"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group
     channel, resize_px = socket.socket(fileno=settings["channel"]), settings["resize_px"]
     limits = DecodeLimits(**settings["limits"])
-    gpu = GpuDecoding(**settings["gpu"]) if settings["gpu"] else None
     # Everything that decoding imports, opens or starts happens now. After the filter is installed it could not.
     import_all_of_pyav()
     patient = replace(limits, decode_cpu_s=60.0, decode_deadline_s=180.0)
     sample_frames(CANARY_CLIP.read_bytes(), resize_px=resize_px, limits=patient)
-    proof = _GpuProof(gpu, resize_px, patient) if gpu else None
-    gpu_fault = proof and proof.fault(patient)
     _limit_resources(limits)
     os.dup2(_STDOUT, _STDERR)  # to /dev/null: a clip must not be able to write FFmpeg's messages into the log
-    listener = filter_fault = None
+    filter_fault = None
     try:
-        listener = allow_only_decoding(gpu=gpu is not None)
+        allow_only_decoding()
     except OSError as error:
         filter_fault = str(error)
-    if listener is not None:
-        socket.send_fds(channel, [b"{}"], [listener])
-        os.close(listener)
-    if proof and not gpu_fault:
-        gpu_fault = filter_fault  # without a filter, no GPU
-        if not gpu_fault and (fault := proof.fault(limits)):
-            gpu_fault = f"behind the system-call filter, {fault}"
-    channel.send(json.dumps({"filter_fault": filter_fault, "gpu_fault": gpu_fault}).encode())
+    channel.send(json.dumps({"filter_fault": filter_fault}).encode())
     gc.collect()
     gc.freeze()  # so that collecting after each video costs little
-    while not gpu_fault:
+    while True:
         message, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
         if not message:
             return
         request = json.loads(message)
-        reply = _reply(files[0], request, resize_px, limits, gpu if request["may_use_gpu"] else None)
+        reply = _reply(files[0], request, resize_px, limits)
         os.close(files[0])
         channel.send(json.dumps(reply).encode())
         gc.collect()  # a frame whose side data was read refers to itself
 
 
-class _GpuProof:
-    """Whether a GPU decodes a clip to the same bytes as the software does. Keeps the GPU open while it lives."""
-
-    def __init__(self, gpu: GpuDecoding, resize_px: int, limits: DecodeLimits) -> None:
-        self._device, self._resize_px = gpu.device, resize_px
-        self._open_gpu: object = None
-        self._clip = MOVING_CLIP.read_bytes()
-        self._expected = sample_frames(self._clip, resize_px=resize_px, limits=limits).frames
-
-    def fault(self, limits: DecodeLimits) -> str | None:
-        """Why it does not; None if it does."""
-        try:
-            self._open_gpu = self._open_gpu or open_gpu(self._device)
-            (clip,) = sample_on_gpu(
-                self._clip,
-                WHOLE,
-                device=self._device,
-                resize_px=self._resize_px,
-                limits=limits,
-                stopwatch=Stopwatch(),
-            )
-        except Exception as error:
-            return f"the GPU's decoder fails: {error}"
-        return None if np.array_equal(clip.frames, self._expected) else "the GPU's decoder gives other frames"
-
-
-def _reply(
-    file: int, request: Mapping[str, Any], resize_px: int, limits: DecodeLimits, gpu: GpuDecoding | None
-) -> dict[str, Any]:
+def _reply(file: int, request: Mapping[str, Any], resize_px: int, limits: DecodeLimits) -> dict[str, Any]:
     try:
         body = os.pread(file, request["body_bytes"], 0)
-        clips = sample_segments(body, Cut(**request["cut"]), resize_px=resize_px, limits=limits, gpu=gpu)
+        clips = sample_segments(body, Cut(**request["cut"]), resize_px=resize_px, limits=limits)
         for number, clip in enumerate(clips):
             os.pwrite(file, clip.frames.data, number * clip.frames.nbytes)
     except CaptionError as error:

@@ -24,7 +24,6 @@ class ClipInfo:
     start_s: float  # of the part that the frames are from
     end_s: float
     decode_ms: float  # for all segments of the video together
-    on_gpu: bool = False  # whether a GPU decoded it
 
 
 @dataclass(frozen=True, slots=True)

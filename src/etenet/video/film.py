@@ -6,14 +6,12 @@ Whatever is demuxed or decoded here stays within the limits. Knows nothing of wh
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import dropwhile
 from typing import TypeAlias, cast
 
 import av
-from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.video import VideoStream
 
@@ -23,10 +21,9 @@ from etenet.video.clock import Clock, as_browsers_play
 from etenet.video.deinterlacing import FIELD_ORDERS
 from etenet.video.ffmpeg import CODEC_WHITELIST, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.video.limits import DecodeLimits, Stopwatch
-from etenet.video.nvdec import GPU_CODECS, GPU_PICTURES, GpuDecoding, accelerator
 from etenet.video.packet_runs import TimedPacket
 from etenet.video.pictures import check_memory
-from etenet.video.presentation import Presentation, presentation
+from etenet.video.presentation import presentation
 from etenet.video.streams import film_of, without_covers
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
@@ -38,34 +35,25 @@ _BROADCAST = ("mpegts", "mpeg")
 _USUAL_RATE = 25  # frames per second, where a file says nothing
 
 
-class Untrusted(Exception):
-    """A GPU's decoder gave something else than expected."""
-
-
 @contextmanager
-def open_film(body: bytes, *, limits: DecodeLimits, stopwatch: Stopwatch, device: int | None = None) -> Iterator[Film]:
-    """The film of a video file, decoded in software, or by the GPU with the number `device`.
-
-    Raises the `CaptionError` that says what is wrong with the file; on a GPU anything.
-    """
+def open_film(body: bytes, *, limits: DecodeLimits, stopwatch: Stopwatch) -> Iterator[Film]:
+    """The film of a video file. Raises the `CaptionError` that says what is wrong with the file."""
     if not body:
         raise EmptyBody("the body is empty; send the video itself, for example with curl -T clip.mp4")
     if len(body) > limits.max_body_bytes:
         raise TooLarge(f"the video has {len(body)} bytes, the limit is {limits.max_body_bytes}; send a shorter clip")
     if still := not_videos.still_image(body):
         raise still
-    with closing(_container(body, None if device is None else accelerator(device))) as container:
-        yield Film(container, limits=limits, stopwatch=stopwatch, on_gpu=device is not None)
+    with closing(_container(body)) as container:
+        yield Film(container, limits=limits, stopwatch=stopwatch)
 
 
-def _container(body: bytes, hwaccel: HWAccel | None) -> InputContainer:
+def _container(body: bytes) -> InputContainer:
     try:
-        container: InputContainer = av.open(
-            io.BytesIO(body), "r", options=OPEN_OPTIONS, hwaccel=hwaccel, **LENIENT_METADATA
-        )
+        container: InputContainer = av.open(io.BytesIO(body), "r", options=OPEN_OPTIONS, **LENIENT_METADATA)
         return container
     except (av.FFmpegError, ValueError) as error:
-        if hwaccel or isinstance(error, MemoryError):
+        if isinstance(error, MemoryError):
             raise
         raise not_videos.refusal(body) from error
 
@@ -73,10 +61,8 @@ def _container(body: bytes, hwaccel: HWAccel | None) -> InputContainer:
 class Film:
     """The stream, its clock and its crop are known at once, its packets once they are asked for."""
 
-    def __init__(
-        self, container: InputContainer, *, limits: DecodeLimits, stopwatch: Stopwatch, on_gpu: bool = False
-    ) -> None:
-        self.limits, self.stopwatch, self.on_gpu = limits, stopwatch, on_gpu
+    def __init__(self, container: InputContainer, *, limits: DecodeLimits, stopwatch: Stopwatch) -> None:
+        self.limits, self.stopwatch = limits, stopwatch
         self._container = container
         streams = without_covers(container.streams.video)
         if not streams:
@@ -91,7 +77,7 @@ class Film:
         self.codec = self._stream.codec_context.codec.canonical_name
         if self.codec not in DECODERS:
             raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
-        shown = Presentation() if on_gpu else presentation(container, self._stream.index)
+        shown = presentation(container, self._stream.index)
         if shown.needs_dolby_vision:
             raise UndecodableVideo(
                 "only Dolby Vision decoders can show the colours of this video (a profile without a base layer, as 5); "
@@ -113,19 +99,11 @@ class Film:
         self.interlaced = self._context.field_order in FIELD_ORDERS  # or a frame that says so has come
         # How a decoder conceals damage depends on its number of threads, and a clip must always look the same.
         self._context.thread_count = 1
-        if on_gpu and not self._context.is_hwaccel:
-            raise Untrusted("this build of FFmpeg decodes it in software")
 
     @property
     def skips(self) -> bool:
         """Whether frames that are neither wanted nor needed by another are left out of a run."""
         return self.codec in _CODECS_THAT_SKIP
-
-    def suits(self, gpu: GpuDecoding) -> bool:
-        """Whether the GPU shall decode it."""
-        can = self.codec in GPU_CODECS and self._context.pix_fmt in GPU_PICTURES
-        can = can and not (self.interlaced or self.crop)
-        return can and math.prod(self.size_px) >= gpu.from_pixels
 
     def since_start_of_file(self, pts: int) -> float:
         """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
@@ -195,15 +173,10 @@ class Film:
     def _checked(self, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in frames:
             self._check_pixels(frame.width, frame.height)
-            # A GPU returns what is cropped at the left and at the top as part of the picture.
-            if self.on_gpu and (frame.width, frame.height) != self.size_px:
-                raise Untrusted(f"a frame has {frame.width} x {frame.height} pixels")
             if not self._has_frame:
                 self.size_px, self._has_frame = (frame.width, frame.height), True
             if frame.interlaced_frame:
                 self.interlaced = True
-                if self.on_gpu:
-                    raise Untrusted("a frame is interlaced")
             yield frame
 
     def _check_pixels(self, width: int, height: int) -> None:

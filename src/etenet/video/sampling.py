@@ -10,17 +10,13 @@ pictures that may depend on others before them, its first group is decoded to se
 The segments of a video are cut from its frame list in the same way, each as a clip of its own. Only scenes need every
 frame decoded, to find where they begin.
 
-A GPU may decode a large video. Unless it outputs exactly the frames of the timestamps, the software decodes the video
-as if there were no GPU. Both give the same pixels for an intact stream. A GPU conceals damage in its own way, and does
-not report it.
-
 Knows nothing of networks, batches or servers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 
 import av
@@ -30,9 +26,8 @@ from numpy.typing import NDArray
 from etenet.errors import UndecodableVideo
 from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
 from etenet.video.deinterlacing import Window, Windows
-from etenet.video.film import Film, Untrusted, VideoPacket, open_film
+from etenet.video.film import Film, VideoPacket, open_film
 from etenet.video.limits import DecodeLimits, Stopwatch
-from etenet.video.nvdec import GpuDecoding
 from etenet.video.packet_runs import TimedPacket, doubtful_head, runs, without_hidden
 from etenet.video.pictures import Resizer, check_memory
 from etenet.video.scenes import COMPARED_PX, SceneChanges
@@ -65,30 +60,14 @@ def sample_frames(body: bytes, *, resize_px: int, limits: DecodeLimits | None = 
     return whole
 
 
-def sample_segments(
-    body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None, gpu: GpuDecoding | None = None
-) -> list[Clip]:
+def sample_segments(body: bytes, cut: Cut, *, resize_px: int, limits: DecodeLimits | None = None) -> list[Clip]:
     """The same for each segment of a video, which is decoded once. `BadOption` if it cannot be cut like this."""
     limits, stopwatch = limits or DecodeLimits(), Stopwatch()
     try:
         with open_film(body, limits=limits, stopwatch=stopwatch) as film:
-            # Not for scenes: every frame would have to come back from the GPU.
-            if gpu and film.suits(gpu) and not cut.segment:
-                with suppress(Exception):  # a driver may fail in any way; the software then says what is wrong
-                    return sample_on_gpu(
-                        body, cut, device=gpu.device, resize_px=resize_px, limits=limits, stopwatch=stopwatch
-                    )
             return _Sampler(film, resize_px).sample(cut)
     except MemoryError as error:
         raise limits.too_much_memory() from error
-
-
-def sample_on_gpu(
-    body: bytes, cut: Cut, *, device: int, resize_px: int, limits: DecodeLimits, stopwatch: Stopwatch
-) -> list[Clip]:
-    """The same from a GPU's decoder. Raises anything unless that outputs the frames of the timestamps in time."""
-    with open_film(body, limits=limits, stopwatch=stopwatch, device=device) as film:
-        return _Sampler(film, resize_px).sample(cut)
 
 
 class _Sampler:
@@ -105,8 +84,6 @@ class _Sampler:
         segments = self._by_timestamps(packets, cut)
         if not segments and film.interlaced and not interlaced_from_the_start:
             segments = self._by_timestamps(packets, cut)
-        if not segments and film.on_gpu:
-            raise Untrusted("the frames differ from the timestamps")
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
         width_px, height_px = film.crop.of(*film.size_px)
@@ -125,7 +102,6 @@ class _Sampler:
                     start_s=segment.start_s,
                     end_s=segment.end_s,
                     decode_ms=decode_ms,
-                    on_gpu=film.on_gpu,
                 ),
             )
             for segment, stills in segments

@@ -18,7 +18,7 @@ from etenet.jobs.run import Engine, KeyedRecords, of_bodies, segments_expected
 from etenet.model import checkpoint as checkpoints
 from etenet.model.encoder import AbsentEncoder
 from etenet.model.etenet import EtENet
-from etenet.runtime.load import compile_network
+from etenet.runtime.load import compile_network, working_device
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import Cut
 
@@ -53,7 +53,7 @@ def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: i
 def load(checkpoint: Path, *, limits: DecodeLimits, clips: int, sandboxed: bool = SANDBOX_EXISTS) -> Captioner:
     """The captioner that finishes so many clips first: on a GPU if there is one, else compiled if that is worth it."""
     worth_compiling = clips >= WORTH_COMPILING_CLIPS
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and working_device("cuda") == "cuda":
         return captioners.load(
             checkpoint, device="cuda", limits=limits, sandboxed=sandboxed, record_gpu=worth_compiling
         )

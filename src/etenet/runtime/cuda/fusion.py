@@ -5,7 +5,7 @@
 - 1x1 convolutions that read the same feature map are merged, so that it is read once.
 - Normalisation is folded into the first convolution, so that the input is bytes.
 
-Knows nothing of devices, dtypes or how operations are launched; `cuda.py` does.
+Knows nothing of devices, dtypes or how operations are launched; `network.py` does.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from etenet.model.generate import beam
 from etenet.model.search import Hypothesis, Sentences
 from etenet.model.vocabulary import EOS_ID
 from etenet.runtime import GPU_BATCH_CLIPS
-from etenet.runtime.cuda_graph import Replay, capturer
-from etenet.runtime.fusion import FusedEncoder
+from etenet.runtime.cuda.fusion import FusedEncoder
+from etenet.runtime.cuda.graph import Replay, capturer
 from etenet.runtime.network import Network, TorchNetwork, encode_clips
 
 BATCH_CLIPS = (GPU_BATCH_CLIPS, 8, 4, 2, 1)

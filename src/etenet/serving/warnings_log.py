@@ -1,0 +1,29 @@
+"""The warnings of a worker, each as one line on the server's console. What else a worker writes goes to a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from etenet.serving.config import REQUEST_LOG_VARIABLE
+
+LINE_START = "warning: "  # handler/log4j2.xml finds the lines by it
+_LETTERS = 1000
+
+
+def show_warnings() -> None:
+    """From now on, if `etenet serve` started this process. Tracebacks stay in the file; the line names the error."""
+    logger = logging.getLogger("etenet")
+    if not any(isinstance(handler, _Console) for handler in logger.handlers):
+        logger.addHandler(_Console(logging.WARNING))
+
+
+class _Console(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if REQUEST_LOG_VARIABLE not in os.environ:
+            return
+        error = record.exc_info[1] if record.exc_info else None
+        because = f" ({type(error).__name__}: {error})" if error else ""
+        text = " ".join(f"{record.getMessage()}{because}".split())
+        # Escaped, as a clip may have written some of it.
+        print(LINE_START + text.encode("unicode_escape").decode()[:_LETTERS], flush=True)
