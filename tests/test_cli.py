@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,16 @@ def test_a_setting_that_is_there_twice_is_named_with_its_line(tmp_path: Path, ca
     assert f"config.properties, line {lines + 2}: job_queue_size is there twice; keep one" in capsys.readouterr().err
 
 
-def test_doctor_reports_a_server_that_does_not_answer(capsys: Capture) -> None:
-    assert main(["doctor", "--server", "http://127.0.0.1:9"]) == 1
-    assert "start it with: etenet serve" in capsys.readouterr().out
+def test_doctor_reports_a_server_that_does_not_answer_without_importing_torch() -> None:
+    code = "import sys; from etenet.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "doctor", "--server", "http://127.0.0.1:9"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "FAIL" in printed
+    assert printed.endswith("fix: start it with: etenet serve\nFalse\n")
+
+
+def test_train_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "argv", ["etenet"])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    assert main(["train", "curves", "missing"]) == 2
+    assert "pip install 'etenet[train]'" in capsys.readouterr().err

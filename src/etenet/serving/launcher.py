@@ -23,9 +23,10 @@ from pathlib import Path
 from etenet.errors import EtenetError, UsageError, counted
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive
-from etenet.serving.config import ServerConfig, is_free
+from etenet.serving.config import ServerConfig, from_environment, is_free
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
+from etenet.serving.json_lines import write_json_lines
 from etenet.serving.torchserve import TorchServe, gpus_of
 
 START_DEADLINE_S = 620.0  # a little more than TorchServe gives a worker (`startupTimeout`)
@@ -51,11 +52,12 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
 
     Raises `UsageError` if it cannot start.
     """
+    if config.request_log == "json":
+        write_json_lines()
     taken = [str(address.port) for address in config.addresses if not is_free(address)]
     if taken:
         raise UsageError(
-            f"port {', '.join(taken)} is taken; stop the program that uses it, or copy {config.path.name}, change the "
-            "ports and give the copy with --config"
+            f"port {', '.join(taken)} is taken; stop the program that uses it, or give another with --port"
         )
     stop, stop_now = threading.Event(), threading.Event()
 
@@ -66,6 +68,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         signal.signal(number, on_signal)
     with _scratch() as scratch:
         if checkpoint:
+            _log(f"packaging {checkpoint.name} ...")
             mar = archive.package(checkpoint, scratch / "etenet.mar")
         _log("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
@@ -103,6 +106,9 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
 def _set_up(model: Path, gpus: int) -> int:
     """Configure the archive for the GPUs, if there are any; returns how many clips all workers have at a time."""
     settings = archive.configuration(model)
+    if changes := from_environment(settings, os.environ):
+        archive.configure(model, changes)
+        settings |= changes
     if gpus and (on_gpus := settings.get("gpu")):
         workers, batch = gpus * on_gpus["workers"], on_gpus["batchSize"]
         _log(f"{counted(gpus, 'GPU')}: {counted(workers, 'worker')} with {batch} clips at a time")
