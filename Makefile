@@ -46,15 +46,15 @@ $(SERVING): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),cpu)
-	@echo 'Installing torch for a CPU: 0.2 GB to fetch.'
+	@echo 'Installing torch for a CPU: 2 packages, 0.6 GB.'
 	PIP_INDEX_URL=$(TORCH_INDEX) UV_DEFAULT_INDEX=$(TORCH_INDEX) $(INSTALL) --no-deps --constraint constraints.txt torch torchvision
 endif
-	@echo 'Installing what serving needs: 64 packages, 6 GB, of which TORCH=cpu saves 5. One minute with uv, four with pip.'
+	@echo 'Installing what serving needs: 64 packages, 6 GB, of which TORCH=cpu saves 5. This takes one to five minutes.'
 	$(INSTALL) --constraint constraints.txt --editable .
 	touch $@
 
 $(READY): $(SERVING)
-	@echo 'Installing what tests need: 97 more packages, 1.4 GB. Half a minute with uv, one and a half with pip.'
+	@echo 'Installing what tests need: 97 more packages, 1 GB. This takes up to two minutes.'
 	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
