@@ -70,6 +70,8 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
         ["serve", "--checkpoint", "missing.pt"],
         ["serve", "--checkpoint", "README.md"],
         ["serve", "--config", "missing.properties"],
+        ["serve", "--host", "192.0.2.1"],
+        ["serve", "--port", "65535"],
         ["init", "--encoder", "resnet17", "--words", "README.md"],
         ["init", "--encoder", "squeezenet1_1", "--words", "missing.txt"],
     ],

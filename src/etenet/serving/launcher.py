@@ -23,7 +23,7 @@ from pathlib import Path
 from etenet.errors import EtenetError, UsageError, counted
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive
-from etenet.serving.config import ServerConfig, from_environment, is_free
+from etenet.serving.config import Address, ServerConfig, from_environment, is_free
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
 from etenet.serving.json_lines import write_json_lines
@@ -54,6 +54,8 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
     """
     if config.request_log == "json":
         write_json_lines()
+    if unknown := [address.host for address in config.addresses if not is_free(Address(address.host, 0))]:
+        raise UsageError(f"{unknown[0]} is no IPv4 address of this machine; give one, or 0.0.0.0 for all")
     taken = [str(address.port) for address in config.addresses if not is_free(address)]
     if taken:
         raise UsageError(
@@ -68,7 +70,6 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         signal.signal(number, on_signal)
     with _scratch() as scratch:
         if checkpoint:
-            _log(f"packaging {checkpoint.name} ...")
             mar = archive.package(checkpoint, scratch / "etenet.mar")
         _log("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
