@@ -13,7 +13,6 @@ from etenet.serving.config import ServerConfig, from_environment
 from tests.conftest import REPOSITORY
 
 SHIPPED = REPOSITORY / "config.properties"
-PORTS = [8080, 8081, 8082, 8083]
 # Kubernetes names these after a service; none is a setting.
 OF_KUBERNETES = {"ETENET_PORT": "tcp://10.0.0.1:8080", "ETENET_SERVICE_PORT": "8080", "ETENET_SERVICE_HOST": "10.0.0.1"}
 
@@ -53,17 +52,25 @@ def test_variables_that_are_no_settings_change_nothing() -> None:
 @pytest.mark.parametrize("port", [1, 9000, 65532])
 def test_the_other_ports_move_along_with_the_port_of_captions(port: int) -> None:
     config = ServerConfig.read(SHIPPED, port=port)
-    assert [address.port for address in config.addresses] == [port + number for number in range(4)]
-    assert [address.host for address in config.addresses] == [a.host for a in ServerConfig.read(SHIPPED).addresses]
+    before = ServerConfig.read(SHIPPED)
+    for address, old in zip(config.addresses, before.addresses, strict=True):
+        assert (address.host, address.port - port) == (old.host, old.port - before.inference.port)
     seen = written(config.text)
     assert seen["inference_address"] == f"http://0.0.0.0:{port}"
-    assert seen["management_address"] == f"http://127.0.0.1:{port + 1}"
+    assert seen["metrics_address"] == f"http://127.0.0.1:{port + 2}"
 
 
-def test_the_host_moves_only_what_clients_and_probes_reach() -> None:
-    config = ServerConfig.read(SHIPPED, host="10.1.2.3")
-    assert [address.host for address in config.addresses] == ["10.1.2.3", "127.0.0.1", "127.0.0.1", "10.1.2.3"]
-    assert [address.port for address in config.addresses] == PORTS
+@pytest.mark.parametrize("exporter", ["0.0.0.0", "127.0.0.1"])
+def test_the_host_moves_captions_and_what_shared_their_host(exporter: str) -> None:
+    variables = {"ETENET_EXPORTER_ADDRESS": f"http://{exporter}:8083"}
+    config, before = ServerConfig.read(SHIPPED, variables, host="10.1.2.3"), ServerConfig.read(SHIPPED)
+    assert config.inference.host == "10.1.2.3"
+    assert config.exporter.host == ("10.1.2.3" if exporter == "0.0.0.0" else exporter)
+    assert (config.management, config.metrics) == (before.management, before.metrics)
+    assert [address.port for address in config.addresses] == [address.port for address in before.addresses]
+
+
+def test_the_command_line_counts_more_than_the_environment() -> None:
     assert ServerConfig.read(SHIPPED, {"ETENET_INFERENCE_ADDRESS": "http://127.0.0.1:7000"}, port=9000).inference == (
         ServerConfig.read(SHIPPED, host="127.0.0.1", port=9000).inference
     )

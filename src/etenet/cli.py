@@ -280,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"default: the archive {DEFAULT_ARCHIVE}, or the model that etenet brings",
     )
     command.add_argument("--config", type=Path, default=config, metavar="F")
-    command.add_argument("--host", metavar="H", help="where clients and probes come in; 0.0.0.0: from everywhere")
+    command.add_argument("--host", metavar="H", help="where clients come in; 0.0.0.0: from everywhere")
     command.add_argument("--port", type=_count, metavar="N", help="of captions; the other ports move along")
 
     command = commands.add_parser(

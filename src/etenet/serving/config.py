@@ -61,8 +61,8 @@ class ServerConfig:
         host: str | None = None,
         port: int | None = None,
     ) -> ServerConfig:
-        """A file, changed by variables (`from_environment`), then by `host`, where clients and probes come in, and by
-        `port`, from which the other ports keep their distance. Raises `UsageError`.
+        """A file, changed by variables (`from_environment`), then by `host` and `port`, where captions are to be had; the
+        other ports keep their distance from it. Raises `UsageError`.
         """
         if not path.is_file():
             raise UsageError(f"no configuration at {path}; give one with --config, or none: etenet brings its own")
@@ -149,12 +149,14 @@ def _properties(path: Path) -> dict[str, str]:
 
 
 def _moved(addresses: Mapping[str, Address], host: str | None, port: int | None) -> dict[str, Address]:
-    """With clients and probes on another host; captions on another port, and the others as far from it as before."""
-    distance = port - addresses["inference"].port if port else 0
-    moved = {
-        name: Address(host if host and name in ("inference", "exporter") else address.host, address.port + distance)
-        for name, address in addresses.items()
-    }
+    """Captions on another host, with the exporter where it shares theirs; the ports as far from theirs as before."""
+    captions, exporter = addresses["inference"], addresses["exporter"]
+    distance = port - captions.port if port else 0
+    moved = {name: Address(address.host, address.port + distance) for name, address in addresses.items()}
+    if host:
+        moved["inference"] = Address(host, moved["inference"].port)
+        if exporter.host == captions.host:
+            moved["exporter"] = Address(host, moved["exporter"].port)
     if bad := [address.port for address in moved.values() if not 0 < address.port < 2**16]:
         raise UsageError(f"--port {port} would make another port {bad[0]}; give one between 1 and 65,532")
     return moved
