@@ -61,8 +61,9 @@ class ServerConfig:
         host: str | None = None,
         port: int | None = None,
     ) -> ServerConfig:
-        """A file, changed by variables (`from_environment`), then by `host` and `port`, where captions are to be had; the
-        other ports keep their distance from it. Raises `UsageError`.
+        """A file, changed by variables (`from_environment`), then by `host` and `port`, where captions are to be had.
+
+        The other ports keep their distance from that one. Raises `UsageError`.
         """
         if not path.is_file():
             raise UsageError(f"no configuration at {path}; give one with --config, or none: etenet brings its own")
