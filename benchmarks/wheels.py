@@ -108,7 +108,7 @@ def _await_ready(url: str, process: subprocess.Popen[bytes]) -> None:
         with suppress(OSError), WITHOUT_PROXY.open(url, timeout=START_DEADLINE_S):
             return
         time.sleep(0.1)
-    raise RuntimeError(f"{url} is not ready within {START_DEADLINE_S:.0f} s")
+    raise RuntimeError(f"{url} did not become ready; the log is above")
 
 
 def _free_row_of_ports() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -82,6 +83,15 @@ def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Captur
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert printed.err.startswith(f"etenet {arguments[0]}: ")
+
+
+def test_where_the_log_is_json_an_error_is_too() -> None:
+    command = [sys.executable, "-m", "etenet", "serve", "--host", "192.0.2.1"]
+    variables = os.environ | {"ETENET_REQUEST_LOG": "json"}
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    (line,) = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert line["message"].startswith("etenet serve: 192.0.2.1 is no IPv4 address of this machine")
 
 
 def test_init_makes_a_checkpoint_of_any_encoder_that_captions(tmp_path: Path, capsys: Capture) -> None:
