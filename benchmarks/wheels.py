@@ -142,7 +142,9 @@ def _check(uv: str, wheel: Path, python: str, bound: str, folder: Path) -> dict[
     started = time.monotonic()
     subprocess.run([uv, "venv", "--quiet", "--python", python, environment], check=True)
     into = ["--quiet", "--python", str(programs / "python")]
-    subprocess.run([uv, "pip", "install", *into, "--resolution", BOUNDS[bound], str(wheel)], check=True)
+    # `lowest-direct` is for what the command line names, so the requirements of the wheel stand there.
+    named = ["--requirement", str(REPOSITORY / "pyproject.toml"), str(wheel)]
+    subprocess.run([uv, "pip", "install", *into, "--resolution", BOUNDS[bound], *named], check=True)
     installed_s = time.monotonic() - started
     clip, known = known_answer()
     captions = caption(programs / "etenet", empty, str(clip))
