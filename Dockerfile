@@ -13,19 +13,18 @@ ARG TORCH_INDEX=""
 ARG CHECKPOINT=model_store/real.pt
 WORKDIR /app
 RUN python -m venv /opt/etenet
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE config.properties ./
 COPY src src
 COPY handler handler
+COPY training training
+COPY model_store/real.pt model_store/MODEL_CARD.md model_store/
 RUN if [ -n "$TORCH_INDEX" ]; then \
-        grep -E '^(torch|torchvision)==' constraints.txt > torch.txt && \
-        PIP_INDEX_URL="$TORCH_INDEX" /opt/etenet/bin/pip install --no-cache-dir --requirement torch.txt && \
-        grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)==' constraints.txt > rest.txt; \
-    else \
-        cp constraints.txt rest.txt; \
+        PIP_INDEX_URL="$TORCH_INDEX" /opt/etenet/bin/pip install --no-cache-dir --no-deps --constraint constraints.txt \
+            torch torchvision; \
     fi && \
-    /opt/etenet/bin/pip install --no-cache-dir --constraint rest.txt .
+    /opt/etenet/bin/pip install --no-cache-dir --constraint constraints.txt .
 COPY ${CHECKPOINT} checkpoint.pt
-RUN /opt/etenet/bin/etenet package checkpoint.pt --out model_store/etenet.mar
+RUN /opt/etenet/bin/etenet package checkpoint.pt --out archive/etenet.mar
 
 FROM python:${PYTHON}-slim-bookworm
 # Debian removes old versions, so none can be pinned.
@@ -36,7 +35,7 @@ RUN apt-get update && \
     useradd --uid 10001 --no-create-home --home-dir /tmp etenet && \
     install --directory --owner etenet /var/cache/etenet
 COPY --from=build /opt/etenet /opt/etenet
-COPY --from=build /app/model_store /app/model_store
+COPY --from=build /app/archive /app/model_store
 COPY deploy/container.properties /app/config.properties
 ENV PATH=/opt/etenet/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     XDG_CACHE_HOME=/var/cache NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -2,10 +2,12 @@
 #
 #   make serve                      serve model_store/real.pt: set up, package, start, wait until a caption works
 #   make serve CHECKPOINT=best.pt   serve your own
+#   make serve TORCH=cpu            the same without what a GPU needs: 1 GB to install instead of 6; where .venv is new
 #   make test                       set up, check, run all tests, say which lines they ran
 #   make test-hostile               the attacks at full length, and long tests: about an hour
 #   make bench                      every stage beside its peers, the load, the scale and batch jobs: an hour
 #   make bench-gpu                  each stage on a GPU, and training at full size: a quarter of an hour
+#   make test-wheels                the wheel, on each Python, with the oldest and newest libraries it allows: 20 minutes
 #   make check                      format, lint, types, known vulnerabilities of what is installed
 #   make demo-model                 render the demo world, train on it, evaluate: model_store/demo.pt and examples/; goes on after a kill
 #   make real-model REFERENCE=DIR   train on real frames: model_store/real.pt; goes on after a kill
@@ -22,29 +24,47 @@ REAL_RUN ?= runs/real
 
 VENV := .venv
 BIN := $(VENV)/bin
+SERVING := $(VENV)/.serving
 READY := $(VENV)/.ready
+# uv, where it is there, needs a tenth of the time (make UV= takes pip). Neither compiles all bytecode, which takes a minute.
+UV := $(shell command -v uv)
+INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install --disable-pip-version-check --no-compile) --constraint constraints.txt
+# PyTorch's index of builds for a CPU. What the registry has is built for CUDA.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # What the tests start beside TorchServe.
-PROGRAMS := nginx prometheus
+PROGRAMS := nginx prometheus zsh zsh-common
 PROGRAMS_READY := $(VENV)/debian/.ready
 # Absolute, because the servers that the tests start run in folders of their own.
 COVERAGE := COVERAGE_FILE=$(CURDIR)/.coverage/data $(BIN)/coverage
 # The tests run 95 %. Processes that tests kill may not say what they ran.
 COVERED_PERCENT := 94
 
-.PHONY: serve test test-hostile check bench bench-gpu demo-model real-model clean
+.PHONY: serve test test-hostile test-wheels check bench bench-gpu demo-model real-model clean
 .DELETE_ON_ERROR:
 
-$(READY): pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+ifeq ($(TORCH),cpu)
+	@echo 'Installing torch for a CPU: 2 packages, 0.6 GB.'
+	PIP_INDEX_URL=$(TORCH_INDEX) UV_DEFAULT_INDEX=$(TORCH_INDEX) $(INSTALL) --no-deps torch torchvision
+endif
+
+$(SERVING): pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing what serving needs: 64 packages, 6 GB, of which TORCH=cpu saves 5. This takes one to five minutes.'
+	$(INSTALL) --editable .
 	touch $@
+
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing what tests need: 161 packages, 7 GB, or 1 GB more than serving. This takes one to six minutes.'
+	$(INSTALL) --editable '.[dev]'
+	touch $(SERVING) $@
 
 $(PROGRAMS_READY): Makefile tests/bring_programs.sh $(READY)
 	tests/bring_programs.sh $(@D) $(PROGRAMS)
 	touch $@
 
-serve: $(READY)
+serve: $(SERVING)
 	$(BIN)/etenet package $(CHECKPOINT)
 	exec $(BIN)/etenet serve --config $(CONFIG)
 
@@ -63,6 +83,9 @@ test: check $(PROGRAMS_READY)
 test-hostile: $(READY) $(PROGRAMS_READY)
 	$(BIN)/pytest --hostile -m long
 	$(BIN)/pytest --hostile -m 'not long' -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_operations.py tests/test_probes.py tests/test_sandbox.py tests/test_jobs.py tests/test_resume.py tests/test_video.py tests/test_timelines.py
+
+test-wheels: $(READY)
+	$(BIN)/python -m benchmarks.wheels check
 
 bench: $(READY)
 	for name in decode encoder search server saturation scale jobs; do $(BIN)/python -m benchmarks.$$name || exit 1; done

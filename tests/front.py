@@ -22,7 +22,7 @@ _DEBIAN = REPOSITORY / ".venv" / "debian"
 
 def program(name: str) -> str:
     """A program from PATH, or from the folder in which `make test` installs missing ones."""
-    folders = [os.environ["PATH"], *(str(_DEBIAN / folder) for folder in ("usr/sbin", "usr/bin"))]
+    folders = [os.environ["PATH"], *(str(_DEBIAN / folder) for folder in ("usr/sbin", "usr/bin", "bin"))]
     path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
         pytest.fail(f"{name} is missing; `make test` installs it")

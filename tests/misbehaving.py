@@ -21,6 +21,7 @@ import av
 
 from etenet.errors import DecodeTimeout, NotAVideo, Overloaded
 from etenet.sandbox import worker
+from etenet.video import film
 from etenet.video.clip import Clip
 from etenet.video.sampling import sample_segments
 from etenet.video.segments import Cut
@@ -123,5 +124,5 @@ def undefended_main(settings: Mapping[str, Any]) -> None:
 
 
 def remove_allow_lists() -> None:
-    sampling.OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
-    sampling.DECODERS = tuple(av.codecs_available)
+    film.OPEN_OPTIONS = {"protocol_whitelist": "file,http,tcp,udp,rtp,crypto,concat,subfile,data,pipe", "safe": "0"}
+    film.DECODERS = tuple(av.codecs_available)

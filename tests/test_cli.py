@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,8 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
         ["serve", "--checkpoint", "missing.pt"],
         ["serve", "--checkpoint", "README.md"],
         ["serve", "--config", "missing.properties"],
+        ["serve", "--host", "192.0.2.1"],
+        ["serve", "--port", "65535"],
         ["init", "--encoder", "resnet17", "--words", "README.md"],
         ["init", "--encoder", "squeezenet1_1", "--words", "missing.txt"],
     ],
@@ -78,6 +83,15 @@ def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Captur
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert printed.err.startswith(f"etenet {arguments[0]}: ")
+
+
+def test_where_the_log_is_json_an_error_is_too() -> None:
+    command = [sys.executable, "-m", "etenet", "serve", "--host", "192.0.2.1"]
+    variables = os.environ | {"ETENET_REQUEST_LOG": "json"}
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    (line,) = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert line["message"].startswith("etenet serve: 192.0.2.1 is no IPv4 address of this machine")
 
 
 def test_init_makes_a_checkpoint_of_any_encoder_that_captions(tmp_path: Path, capsys: Capture) -> None:
@@ -132,6 +146,16 @@ def test_a_setting_that_is_there_twice_is_named_with_its_line(tmp_path: Path, ca
     assert f"config.properties, line {lines + 2}: job_queue_size is there twice; keep one" in capsys.readouterr().err
 
 
-def test_doctor_reports_a_server_that_does_not_answer(capsys: Capture) -> None:
-    assert main(["doctor", "--server", "http://127.0.0.1:9"]) == 1
-    assert "start it with: etenet serve" in capsys.readouterr().out
+def test_doctor_reports_a_server_that_does_not_answer_without_importing_torch() -> None:
+    code = "import sys; from etenet.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "doctor", "--server", "http://127.0.0.1:9"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "FAIL" in printed
+    assert printed.endswith("fix: start it with: etenet serve\nFalse\n")
+
+
+def test_train_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "argv", ["etenet"])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    assert main(["train", "curves", "missing"]) == 2
+    assert "pip install 'etenet[train]'" in capsys.readouterr().err

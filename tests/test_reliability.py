@@ -195,7 +195,7 @@ def test_a_handler_that_leaks_is_caught(alarm: Alarm, tmp_path: Path, monkeypatc
     shutil.copytree(REPOSITORY / "handler", leaking)
     with (leaking / archive.HANDLER_FILE).open("a") as code:
         code.write(LEAK)
-    monkeypatch.setattr(archive, "handler_folder", lambda: leaking)
+    monkeypatch.setattr(archive, "bundled", lambda _: leaking)
     archive.package(DEMO, tmp_path / "model_store" / "etenet.mar")
     with running_server(folder=tmp_path) as leaky:
         assert growth(leaky, alarm.trap, 130) == {"descriptors", "memory"}

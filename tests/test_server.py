@@ -279,3 +279,9 @@ def test_a_taken_port_is_named_before_anything_starts(
     config.write_text("\n".join(lines))
     assert main(["serve", "--checkpoint", str(DEMO), "--config", str(config)]) == 2
     assert f"port {port} is taken" in capsys.readouterr().err
+
+
+def test_a_start_prints_nothing_but_our_own_lines(server: Server) -> None:
+    start, ready, _ = server.log.read_text().partition("etenet serve: ready. Try it")
+    assert ready
+    assert not [line for line in start.splitlines() if not line.startswith("etenet serve: ")]

@@ -26,8 +26,6 @@ from training.evaluate import demo_accuracy
 from training.evaluation.captioning import caption_split
 from training.loop.start import stage_before
 
-REPOSITORY = Path(__file__).parent.parent
-MODEL_STORE = REPOSITORY / "model_store"
 LAST_STAGE = 3
 MAX_CHECKPOINT_BYTES = 12_000_000
 MAX_EXAMPLE_BYTES = 300_000
@@ -92,14 +90,14 @@ def choose_examples(dataset: Dataset, captions: dict[str, str]) -> list[DatasetC
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.ship", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, metavar="RUN")
-    parser.add_argument("--checkpoint", type=Path, default=MODEL_STORE / "demo.pt", metavar="F.pt")
+    parser.add_argument("--checkpoint", type=Path, default=Path("model_store/demo.pt"), metavar="F.pt")
     parser.add_argument("--max-bytes", type=int, default=MAX_CHECKPOINT_BYTES, metavar="N", help="of the checkpoint")
     parser.add_argument("--terms", default="", metavar="TEXT", help="under which the weights may be used")
     parser.add_argument(
         "--start-share", type=float, default=0.0, metavar="S", help="mix in the weights that stage 3 began with"
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="of the demo world: choose examples there, too")
-    parser.add_argument("--examples", type=Path, default=REPOSITORY / "examples", metavar="DIR")
+    parser.add_argument("--examples", type=Path, default=Path("examples"), metavar="DIR")
     options = parser.parse_args(arguments)
     if not 0 <= options.start_share < 1:
         raise UsageError(f"--start-share must be from 0 to 1, 1 excluded, got {options.start_share}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import etenet
+from etenet.assets import bundled
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import EtenetError, JavaError, JobStopped, OutputLost, UsageError
 from etenet.files import occupy_closed_streams, print_bytes, read_text
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
     from etenet.jobs.journal import Job, Record
     from etenet.jobs.run import Engine
 
-DEFAULT_CHECKPOINT = Path("model_store/real.pt")
+CHECKPOINT = "model_store/real.pt"
+CONFIG = "config.properties"
 DEFAULT_ARCHIVE = Path("model_store/etenet.mar")
-DEFAULT_CONFIG = Path("config.properties")
+TRAINING = ("calibrate", "curves", "evaluate", "prepare", "ship", "stills", "train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +62,9 @@ def serve(options: argparse.Namespace) -> int:
     from etenet.serving import launcher
     from etenet.serving.config import ServerConfig
 
-    config = ServerConfig.read(options.config)
-    return launcher.serve(config, mar=DEFAULT_ARCHIVE, checkpoint=options.checkpoint)
+    config = ServerConfig.read(options.config, os.environ, host=options.host, port=options.port)
+    checkpoint = options.checkpoint or (None if DEFAULT_ARCHIVE.exists() else _own_or_bundled(CHECKPOINT))
+    return launcher.serve(config, mar=DEFAULT_ARCHIVE, checkpoint=checkpoint)
 
 
 def caption(options: argparse.Namespace) -> int:
@@ -219,6 +223,31 @@ def doctor(options: argparse.Namespace) -> int:
     return 0 if all_good else 1
 
 
+def train(options: argparse.Namespace) -> int:
+    """Run a command of `training/`, as `python -m training.NAME` does. It ends this process."""
+    name, arguments = options.name, options.arguments
+    if name not in TRAINING:
+        name, arguments = "train", [name, *arguments]
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module(f"training.{name}", run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"training needs the extra: pip install 'etenet[train]' ({error})") from error
+    return 0
+
+
+def completion(_: argparse.Namespace) -> int:
+    from etenet.completion import script
+
+    _print(script(_parser()))
+    return 0
+
+
+def _own_or_bundled(name: str) -> Path:
+    """The file of this name in the working folder, or else the one that comes with etenet."""
+    return Path(name) if Path(name).exists() else bundled(name)
+
+
 def _print(result: object) -> None:
     """A line on standard output. Raises `OutputLost`."""
     print_bytes(f"{result}\n".encode(errors="surrogateescape"))
@@ -243,11 +272,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"etenet {etenet.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    checkpoint, config = _own_or_bundled(CHECKPOINT), _own_or_bundled(CONFIG)
 
     command = commands.add_parser("serve", help="start the server; ends on Ctrl-C or SIGTERM")
     command.set_defaults(run=serve)
-    command.add_argument("--checkpoint", type=Path, metavar="F.pt", help=f"default: the archive {DEFAULT_ARCHIVE}")
-    command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="F")
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="F.pt",
+        help=f"default: the archive {DEFAULT_ARCHIVE}, or the model that etenet brings",
+    )
+    command.add_argument("--config", type=Path, default=config, metavar="F")
+    command.add_argument("--host", metavar="H", help="where clients come in; 0.0.0.0: from everywhere")
+    command.add_argument("--port", type=_count, metavar="N", help="of captions; the other ports move along")
 
     command = commands.add_parser(
         "caption", help="caption files, folders and lists of clips; started again, it continues where it stopped"
@@ -272,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th clip, from the I-th"
     )
-    command.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="F.pt")
+    command.add_argument("--checkpoint", type=Path, default=checkpoint, metavar="F.pt")
     command.add_argument("--server", metavar="URL", help="caption by this server, not in this process")
     command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")
     command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster; default: one on this machine")
@@ -310,8 +347,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="say what is missing or wrong, and how to fix it")
     command.set_defaults(run=doctor)
     command.add_argument("--server", metavar="URL", help="check a running server instead of this machine")
-    command.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="F.pt")
-    command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="F")
+    command.add_argument("--checkpoint", type=Path, default=checkpoint, metavar="F.pt")
+    command.add_argument("--config", type=Path, default=config, metavar="F")
 
     command = commands.add_parser("score", help="BLEU, METEOR, ROUGE-L and CIDEr of captions, as one JSON object")
     command.set_defaults(run=score)
@@ -326,6 +363,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--per-clip", type=Path, metavar="F.jsonl", help="also write the scores of each clip to this file"
     )
+
+    command = commands.add_parser(
+        "train",
+        help="prepare data, train, evaluate: the commands of training/",
+        description=f"`etenet train RECIPE ...` trains. {', '.join(TRAINING)}: each has its own --help.",
+    )
+    command.set_defaults(run=train)
+    command.add_argument("name", metavar="NAME", help="a recipe, or one of these commands")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
+
+    command = commands.add_parser("completion", help='for bash and zsh: eval "$(etenet completion)"')
+    command.set_defaults(run=completion)
     return parser
 
 

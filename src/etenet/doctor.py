@@ -21,7 +21,6 @@ from etenet.assets import CANARY_CLIP, MOVING_CLIP
 from etenet.errors import EtenetError, counted
 from etenet.java import find_java
 from etenet.jobs.proxy import proxy_to
-from etenet.model import checkpoint as checkpoints
 from etenet.serving import health
 from etenet.serving.archive import MODEL_NAME
 from etenet.serving.config import ServerConfig, is_free
@@ -189,21 +188,23 @@ def _sandbox() -> Finding:
 
 
 def _checkpoint(path: Path) -> Finding:
+    from etenet.model import checkpoint as checkpoints
+
     try:
         loaded = checkpoints.load(path)
     except EtenetError as error:
-        return Finding(False, str(error), "make demo-model, or give your own with --checkpoint")
+        return Finding(False, str(error), "give another with --checkpoint, or none: etenet brings its own")
     return Finding(True, f"{path}: {loaded.model.encoder.name}, {len(loaded.vocabulary)} words")
 
 
 def _ports(config: Path) -> Finding:
     try:
-        addresses = ServerConfig.read(config).addresses
+        addresses = ServerConfig.read(config, os.environ).addresses
     except EtenetError as error:
-        return Finding(False, str(error), "run in the repository's folder, or give --config")
+        return Finding(False, str(error), "give another file with --config, or unset the variable")
     taken = [str(address.port) for address in addresses if not is_free(address)]
     if taken:
-        fix = f"stop the program that uses it, or copy {config.name}, change the ports and give the copy with --config"
+        fix = "stop the program that uses it, or start the server with another --port"
         return Finding(False, f"port {', '.join(taken)} is taken", fix)
     return Finding(True, f"ports {', '.join(str(address.port) for address in addresses)} are free")
 

@@ -256,7 +256,9 @@ _LIBRARIES: dict[str, Library] = {"timm": _Timm(), "torchvision": _Torchvision()
 
 @cache
 def _pretrainedmodels() -> Any:
-    import pretrainedmodels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of its code, by Python 3.12 and later, on the first start
+        import pretrainedmodels
 
     return pretrainedmodels
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from etenet.assets import SHARE, bundled
 from etenet.errors import UsageError, named
 from etenet.files import replacing, sha256
 from etenet.model.seal import seal, sha256_of_whole
@@ -46,14 +47,6 @@ _PACKAGE = Path(__file__).parent.parent
 _EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def handler_folder() -> Path:
-    """`handler/` of the source tree, or its copy inside an installed package."""
-    for folder in (_PACKAGE.parent.parent / "handler", _PACKAGE / "handler"):
-        if (folder / HANDLER_FILE).is_file():
-            return folder
-    raise UsageError("the handler/ folder is missing; install etenet from a complete source tree")
-
-
 def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     """Write the archive atomically and return its path. Raises `CheckpointError` for a checkpoint that does not load.
 
@@ -62,7 +55,7 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     from etenet.model import checkpoint as checkpoints
 
     loaded = checkpoints.load(checkpoint)
-    handler = handler_folder()
+    handler = bundled("handler")
     entries: dict[str, Path] = {
         CHECKPOINT_FILE: checkpoint,
         HANDLER_FILE: handler / HANDLER_FILE,
@@ -205,7 +198,7 @@ def _sha256(path: Path) -> str | None:
 def _package_files() -> Iterator[tuple[str, Path]]:
     for path in _PACKAGE.rglob("*"):
         inside = path.relative_to(_PACKAGE)
-        if path.is_file() and "__pycache__" not in inside.parts and inside.parts[0] != "handler":
+        if path.is_file() and "__pycache__" not in inside.parts and inside.parts[0] != SHARE:
             yield f"{_PACKAGE.name}/{inside.as_posix()}", path
 
 

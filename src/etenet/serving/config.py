@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
+from etenet.assets import bundled
 from etenet.errors import UsageError
 from etenet.runtime import CPU_BATCH_CLIPS
 
 FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # the file in which a worker writes why it cannot start
 PROBE_SECRET_VARIABLE = "ETENET_PROBE_SECRET"  # what marks the server's own test clip, other at each start
 PROBE_HEADER = "Etenet-Probe"  # of a request: that secret
-REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"  # json, plain or off
+REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"
+REQUEST_LOGS = ("plain", "json", "off")
+
+CONFIG_FILE = "config.properties"
+PORTS = {"inference": 8080, "management": 8081, "metrics": 8082, "exporter": 8083}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +38,13 @@ class Address:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
-    """The settings that `etenet serve` uses. TorchServe reads the same file for its own.
+    """The settings that `etenet serve` uses. TorchServe reads `text` for its own.
 
     Those of its gRPC (`grpc_*`) have no effect: see `without_grpc`.
     """
 
     path: Path
+    text: str  # the file, then what else changes it: of a setting that is there twice, TorchServe takes the last
     inference: Address
     management: Address
     metrics: Address  # TorchServe's own
@@ -45,34 +55,54 @@ class ServerConfig:
     drain_deadline_s: float  # how long a shutdown waits for accepted requests
 
     @classmethod
-    def read(cls, path: Path) -> ServerConfig:
+    def read(
+        cls,
+        path: Path,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        *,
+        host: str | None = None,
+        port: int | None = None,
+    ) -> ServerConfig:
+        """A file, changed by variables (`from_environment`), then by `host` and `port`, where captions are to be had.
+
+        The other ports keep their distance from that one. Raises `UsageError`.
+        """
         if not path.is_file():
-            raise UsageError(f"no configuration at {path}; give one with --config or run in the repository's folder")
-        properties: dict[str, str] = {}
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            key, separator, value = (part.strip() for part in line.partition("="))
-            if separator and not key.startswith("#"):
-                if key in properties:
-                    raise UsageError(f"{path}, line {number}: {key} is there twice; keep one of the two")
-                properties[key] = value
+            raise UsageError(f"no configuration at {path}; give one with --config, or none: etenet brings its own")
+        properties = _properties(path)
+        changes = from_environment({**_properties(bundled(CONFIG_FILE)), **properties}, environment)
+        properties |= changes
 
-        def address(name: str, default: str) -> Address:
-            parts = urlsplit(properties.get(name, default))
+        def address(name: str) -> Address:
+            text = properties.get(f"{name}_address", f"http://127.0.0.1:{PORTS[name]}")
             try:
-                return Address(parts.hostname or "127.0.0.1", parts.port or 80)
+                return Address(urlsplit(text).hostname or "127.0.0.1", urlsplit(text).port or 80)
             except ValueError as error:
-                raise UsageError(f"{path}: {name} must look like {default}, got {properties[name]!r}") from error
+                example = f"http://127.0.0.1:{PORTS[name]}"
+                raise UsageError(f"{path}: {name}_address must look like {example}, got {text!r}") from error
 
+        def number(key: str, default: float) -> float:
+            text = properties.get(key, str(default))
+            try:
+                return float(text)
+            except ValueError as error:
+                raise UsageError(f"{path}: {key} must be a number, got {text!r}") from error
+
+        addresses = {name: address(name) for name in PORTS}
+        if host or port:
+            addresses = _moved(addresses, host, port)
+            changes |= {f"{name}_address": f"http://{moved.host}:{moved.port}" for name, moved in addresses.items()}
+        request_log = properties.get("request_log", "plain")
+        if request_log not in REQUEST_LOGS:
+            raise UsageError(f"{path}: request_log must be {', '.join(REQUEST_LOGS)}, got {request_log!r}")
         return cls(
             path=path.resolve(),
-            inference=address("inference_address", "http://127.0.0.1:8080"),
-            management=address("management_address", "http://127.0.0.1:8081"),
-            metrics=address("metrics_address", "http://127.0.0.1:8082"),
-            exporter=address("exporter_address", "http://127.0.0.1:8083"),
-            queue=int(properties.get("job_queue_size", "100")),
-            max_body_bytes=int(properties.get("max_request_size", "6553500")),
-            request_log=properties.get("request_log", "plain"),
-            drain_deadline_s=float(properties.get("drain_deadline_s", "60")),
+            text="\n".join([path.read_text(), *(f"{key}={value}" for key, value in changes.items()), ""]),
+            **addresses,
+            queue=int(number("job_queue_size", 100)),
+            max_body_bytes=int(number("max_request_size", 6553500)),
+            request_log=request_log,
+            drain_deadline_s=number("drain_deadline_s", 60),
         )
 
     def java_memory_bytes(self, worker_clips: int = CPU_BATCH_CLIPS) -> int:
@@ -86,6 +116,53 @@ class ServerConfig:
     @property
     def addresses(self) -> tuple[Address, ...]:
         return (self.inference, self.management, self.metrics, self.exporter)
+
+
+def from_environment(
+    settings: Mapping[str, Any], environment: Mapping[str, str], prefix: str = "ETENET_"
+) -> dict[str, Any]:
+    """The settings that variables change.
+
+    ETENET_JOB_QUEUE_SIZE is `job_queue_size`, ETENET_BATCH_SIZE `batchSize`, ETENET_GPU_WORKERS `workers` under `gpu`;
+    those under `etenet` have no further word. An empty variable changes nothing. Raises `UsageError`.
+    """
+    changes: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = prefix + re.sub("(?=[A-Z])", "_", key).upper()
+        if isinstance(value, Mapping):
+            if inside := from_environment(value, environment, prefix if key == "etenet" else f"{name}_"):
+                changes[key] = {**value, **inside}
+        elif text := environment.get(name):
+            try:
+                changes[key] = type(value)(text)
+            except ValueError as error:
+                raise UsageError(f"{name} must be a number like {value}, got {text!r}") from error
+    return changes
+
+
+def _properties(path: Path) -> dict[str, str]:
+    properties: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        key, separator, value = (part.strip() for part in line.partition("="))
+        if separator and not key.startswith("#"):
+            if key in properties:
+                raise UsageError(f"{path}, line {number}: {key} is there twice; keep one of the two")
+            properties[key] = value
+    return properties
+
+
+def _moved(addresses: Mapping[str, Address], host: str | None, port: int | None) -> dict[str, Address]:
+    """Captions on another host, with the exporter where it shares theirs; the ports as far from theirs as before."""
+    captions, exporter = addresses["inference"], addresses["exporter"]
+    distance = port - captions.port if port else 0
+    moved = {name: Address(address.host, address.port + distance) for name, address in addresses.items()}
+    if host:
+        moved["inference"] = Address(host, moved["inference"].port)
+        if exporter.host == captions.host:
+            moved["exporter"] = Address(host, moved["exporter"].port)
+    if bad := [address.port for address in moved.values() if not 0 < address.port < 2**16]:
+        raise UsageError(f"--port {port} would make another port {bad[0]}; give one between 1 and 65,532")
+    return moved
 
 
 def is_free(address: Address) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from etenet.assets import bundled
 from etenet.serving import archive
 
 VERSION = "draining"
@@ -26,7 +27,7 @@ _TORCH = "class Tensor:\n    pass\n"
 def write_model(folder: Path) -> Path:
     """Write the version that refuses, as TorchServe reads an unpacked archive; returns the folder."""
     folder.mkdir()
-    shutil.copy(archive.handler_folder() / HANDLER_FILE, folder)
+    shutil.copy(bundled("handler") / HANDLER_FILE, folder)
     (folder / "torch.py").write_text(_TORCH)
     (folder / archive.CONFIG_FILE).write_text(yaml.safe_dump(_SETTINGS))
     manifest = folder / archive.MANIFEST_FILE

@@ -20,9 +20,10 @@ from urllib.request import getproxies
 from etenet.errors import EtenetError, UsageError, counted
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive, draining
-from etenet.serving.config import ServerConfig, is_free
+from etenet.serving.config import Address, ServerConfig, from_environment, is_free
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
+from etenet.serving.json_lines import write_json_lines
 from etenet.serving.scratch import scratch_folder
 from etenet.serving.torchserve import TorchServe, gpus_of
 
@@ -36,11 +37,14 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
 
     Raises `UsageError` if it cannot start.
     """
+    if config.request_log == "json":
+        write_json_lines()
+    if unknown := [address.host for address in config.addresses if not is_free(Address(address.host, 0))]:
+        raise UsageError(f"{unknown[0]} is no IPv4 address of this machine; give one, or 0.0.0.0 for all")
     taken = [str(address.port) for address in config.addresses if not is_free(address)]
     if taken:
         raise UsageError(
-            f"port {', '.join(taken)} is taken; stop the program that uses it, or copy {config.path.name}, change the "
-            "ports and give the copy with --config"
+            f"port {', '.join(taken)} is taken; stop the program that uses it, or give another with --port"
         )
     stop, stop_now = threading.Event(), threading.Event()
 
@@ -95,6 +99,9 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
 def _set_up(model: Path, gpus: int) -> int:
     """Configure the archive for the GPUs, if there are any; returns how many clips all workers have at a time."""
     settings = archive.configuration(model)
+    if changes := from_environment(settings, os.environ):
+        archive.configure(model, changes)
+        settings |= changes
     if gpus and (on_gpus := settings.get("gpu")):
         workers, batch = gpus * on_gpus["workers"], on_gpus["batchSize"]
         _log(f"{counted(gpus, 'GPU')}: {counted(workers, 'worker')} with {batch} clips at a time")

@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from etenet import metrics
+from etenet.assets import bundled
 from etenet.errors import UsageError
 from etenet.java import find_java
 from etenet.linux import end_with_parent, thread_settings
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive, without_grpc
 from etenet.serving.config import (
+    CONFIG_FILE,
     FAILURE_FILE_VARIABLE,
     PROBE_SECRET_VARIABLE,
     REQUEST_LOG_VARIABLE,
@@ -60,13 +62,16 @@ class TorchServe:
         self.figures.mkdir()
         frontend, changed = packages / "ts" / "frontend", scratch / "classes"
         without_grpc.write_main_class(frontend / "model-server.jar", changed)
+        settings = scratch / CONFIG_FILE
+        settings.write_text(config.text)
         java_memory_bytes = config.java_memory_bytes(worker_clips)
         command = [
             str(find_java()),
             f"-Dmodel_server_home={packages}",
             f"-Djava.io.tmpdir={scratch}",
-            f"-Dlog4j.configurationFile={(archive.handler_folder() / 'log4j2.xml').as_uri()}",
+            f"-Dlog4j.configurationFile={bundled('handler/log4j2.xml').as_uri()}",
             "-XX:-UsePerfData",
+            "-XX:+DisplayVMOutputToStderr",
             # Java only passes bytes on: its optimising compiler would take cores from the network and gain nothing.
             "-XX:TieredStopAtLevel=1",
             # Bodies are large arrays: G1, the default, fragments the heap until no array fits.
@@ -76,7 +81,7 @@ class TorchServe:
             *("-cp", os.pathsep.join((str(changed), str(frontend / "*")))),
             without_grpc.MAIN_CLASS,
             *("--python", sys.executable),
-            *("-f", str(config.path)),
+            *("-f", str(settings)),
             *("-s", str(model.parent)),
             "-ncs",
             *(
@@ -97,7 +102,7 @@ class TorchServe:
                 REQUEST_LOG_VARIABLE: config.request_log,
             },
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
+            stdout=subprocess.DEVNULL,  # it tells there that no GPU was found; what matters it logs to stderr
             stderr=sys.stderr.fileno(),
             start_new_session=True,
             preexec_fn=end if sys.platform == "linux" else None,

@@ -1,0 +1,121 @@
+"""Settings: a file, changed by the environment, then by the command line. What TorchServe reads agrees with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from etenet.errors import UsageError
+from etenet.serving.config import ServerConfig, from_environment
+from tests.conftest import REPOSITORY
+
+SHIPPED = REPOSITORY / "config.properties"
+# Kubernetes names these after a service; none is a setting.
+OF_KUBERNETES = {"ETENET_PORT": "tcp://10.0.0.1:8080", "ETENET_SERVICE_PORT": "8080", "ETENET_SERVICE_HOST": "10.0.0.1"}
+
+
+def written(text: str) -> dict[str, str]:
+    """What TorchServe sees: the last value of each key. Source: java.util.Properties."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_every_setting_of_the_file_can_be_given_by_the_environment() -> None:
+    shipped = written(SHIPPED.read_text())
+    for key in shipped:
+        value = {"request_log": "off"}.get(key, "http://127.0.0.1:17" if key.endswith("_address") else "17")
+        config = ServerConfig.read(SHIPPED, {f"ETENET_{key.upper()}": value})
+        assert written(config.text) == shipped | {key: value}
+
+
+def test_the_environment_changes_what_the_server_uses() -> None:
+    variables = {"ETENET_JOB_QUEUE_SIZE": "5", "ETENET_REQUEST_LOG": "json", "ETENET_DRAIN_DEADLINE_S": "1.5"}
+    config = ServerConfig.read(SHIPPED, variables | {"ETENET_MAX_REQUEST_SIZE": ""})
+    assert (config.queue, config.request_log, config.drain_deadline_s) == (5, "json", 1.5)
+    assert config.max_body_bytes == ServerConfig.read(SHIPPED).max_body_bytes
+
+
+def test_a_file_without_a_setting_takes_it_from_the_environment_too(tmp_path: Path) -> None:
+    (tmp_path / "small.properties").write_text("inference_address=http://127.0.0.1:9000")
+    config = ServerConfig.read(tmp_path / "small.properties", {"ETENET_JOB_QUEUE_SIZE": "32"})
+    assert config.queue == 32
+    assert written(config.text) == {"inference_address": "http://127.0.0.1:9000", "job_queue_size": "32"}
+
+
+def test_variables_that_are_no_settings_change_nothing() -> None:
+    assert ServerConfig.read(SHIPPED, OF_KUBERNETES) == ServerConfig.read(SHIPPED)
+
+
+@pytest.mark.parametrize("port", [1, 9000, 65532])
+def test_the_other_ports_move_along_with_the_port_of_captions(port: int) -> None:
+    config = ServerConfig.read(SHIPPED, port=port)
+    before = ServerConfig.read(SHIPPED)
+    for address, old in zip(config.addresses, before.addresses, strict=True):
+        assert (address.host, address.port - port) == (old.host, old.port - before.inference.port)
+    seen = written(config.text)
+    assert seen["inference_address"] == f"http://0.0.0.0:{port}"
+    assert seen["metrics_address"] == f"http://127.0.0.1:{port + 2}"
+
+
+@pytest.mark.parametrize("exporter", ["0.0.0.0", "127.0.0.1"])
+def test_the_host_moves_captions_and_what_shared_their_host(exporter: str) -> None:
+    variables = {"ETENET_EXPORTER_ADDRESS": f"http://{exporter}:8083"}
+    config, before = ServerConfig.read(SHIPPED, variables, host="10.1.2.3"), ServerConfig.read(SHIPPED)
+    assert config.inference.host == "10.1.2.3"
+    assert config.exporter.host == ("10.1.2.3" if exporter == "0.0.0.0" else exporter)
+    assert (config.management, config.metrics) == (before.management, before.metrics)
+    assert [address.port for address in config.addresses] == [address.port for address in before.addresses]
+
+
+def test_the_command_line_counts_more_than_the_environment() -> None:
+    assert ServerConfig.read(SHIPPED, {"ETENET_INFERENCE_ADDRESS": "http://127.0.0.1:7000"}, port=9000).inference == (
+        ServerConfig.read(SHIPPED, host="127.0.0.1", port=9000).inference
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "port", "named"),
+    [
+        ({}, 65533, "--port 65533"),
+        ({"ETENET_JOB_QUEUE_SIZE": "many"}, None, "job_queue_size must be a number, got 'many'"),
+        ({"ETENET_REQUEST_LOG": "xml"}, None, "request_log must be plain, json, off, got 'xml'"),
+        ({"ETENET_EXPORTER_ADDRESS": "http://x:y"}, None, "exporter_address must look like http://127.0.0.1:8083"),
+    ],
+)
+def test_a_wrong_setting_is_named(variables: dict[str, str], port: int | None, named: str) -> None:
+    with pytest.raises(UsageError, match=named.replace("[", r"\[")):
+        ServerConfig.read(SHIPPED, variables, port=port)
+
+
+SETTINGS: dict[str, Any] = yaml.safe_load((REPOSITORY / "handler" / "model-config.yaml").read_text())
+
+
+def flat(settings: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (key, *inside)
+        for key, value in settings.items()
+        for inside in (flat(value) if isinstance(value, dict) else [()])
+    ]
+
+
+@pytest.mark.parametrize("path", flat(SETTINGS), ids=".".join)
+def test_every_setting_of_the_archive_can_be_given_by_the_environment(path: tuple[str, ...]) -> None:
+    words = "_".join(path if path[0] != "etenet" else path[1:])
+    name = "ETENET_" + "".join(f"_{letter}" if letter.isupper() else letter for letter in words).upper()
+    changed = SETTINGS | from_environment(SETTINGS, {name: "17"})
+    for key in flat(SETTINGS):
+        assert value(changed, key) == (17 if key == path else value(SETTINGS, key))
+
+
+def value(settings: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        settings = settings[key]
+    return settings
+
+
+def test_a_wrong_setting_of_the_archive_is_named() -> None:
+    with pytest.raises(UsageError, match="ETENET_GPU_WORKERS must be a number like 1, got 'two'"):
+        from_environment(SETTINGS, {"ETENET_GPU_WORKERS": "two"})
