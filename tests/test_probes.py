@@ -189,7 +189,7 @@ def test_a_worker_whose_thread_is_stuck_is_seen_within_ten_seconds(
     shutil.copytree(REPOSITORY / "handler", handler)
     with (handler / archive.HANDLER_FILE).open("a") as code:
         code.write(STUCK)
-    monkeypatch.setattr(archive, "handler_folder", lambda: handler)
+    monkeypatch.setattr(archive, "bundled", lambda _: handler)
     archive.package(DEMO, tmp_path / "model_store" / "etenet.mar")
     with running_server(folder=tmp_path) as server, ThreadPoolExecutor(clients) as senders:
         sent = [senders.submit(server.caption, b"get stuck")]
