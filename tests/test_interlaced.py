@@ -187,6 +187,24 @@ def test_every_frame_of_a_telecined_film_is_nearer_to_the_film_than_ffmpegs_comm
     assert error(sampled, true) <= error(sixteen_of(through_a_filter(body, "bwdif", "send_frame")), true)
 
 
+@pytest.mark.parametrize("order", ["tff", "bff"])
+@pytest.mark.parametrize("film", [panning, still_detail])
+def test_a_ticker_of_video_over_a_film_is_deinterlaced(film: Callable[[float], Picture], order: str) -> None:
+    letters = np.kron(np.random.default_rng(0).integers(20, 220, (4, 100)), np.ones((4, 5), int)).astype(np.uint8)
+
+    def ticker(moment: float) -> Picture:
+        picture, x = film(2 * int(moment)), int(6 * moment)
+        picture[104:120] = letters[:, x : x + WIDTH, None]
+        return picture
+
+    body, true = flagged(woven(ticker, 40, order), order), truth(ticker, 40)
+    ffmpegs = sixteen_of(through_a_filter(body, "bwdif", "send_frame"))
+    assert error(sample_frames(body, resize_px=SIZE_PX).frames, true) <= error(ffmpegs, true) + 0.05
+    whole = flagged([ticker(number) for number in range(40)], order)
+    sampled = sample_frames(whole, resize_px=SIZE_PX).frames
+    np.testing.assert_array_equal(sampled, sixteen_of(through_a_filter(whole, "setfield", "prog")))
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     st.tuples(st.integers(-8, 8), st.integers(-8, 8)),

@@ -8,8 +8,9 @@ as films in 1080i and many cameras have it, keeps all its lines.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import av
 import numpy as np
@@ -21,6 +22,9 @@ FIELD_ORDERS = frozenset({2, 3, 4, 5})  # AV_FIELD_TT, BB, TB, BT: the header sa
 
 _COLUMN_STEP = 4  # every fourth column tells as much
 _CODING_NOISE = 2  # of 255, the difference to another frame in what does not move
+_BANDS = 16  # of a picture, one above the other
+_LEAST_COMB = 48  # of 255, twice by how much a line of two moments differs from those above and below
+_LEAST_MOTION = 12  # of 255, on average over a band that moves; edges of what moves have less
 _LEAST_PX = 16  # bwdif takes no smaller pictures, and their fields are nothing to see
 
 
@@ -87,11 +91,15 @@ def _is_of_one_moment(window: Window) -> bool:
     if len(window.frames) < 3:
         return False
     before, frame, after = (_luma(frame)[:, ::_COLUMN_STEP].astype(np.int32) for frame in window.frames)
-    return _fields_fit(frame, before) and _fields_fit(frame, after)
+    misfits = [_Misfits.between(frame, beside) for beside in (before, after)]
+    if not all(misfit.is_of_one_moment for misfit in misfits):
+        return False
+    return not any(all(bands) for bands in zip(*(misfit.woven_bands() for misfit in misfits), strict=True))
 
 
-def _fields_fit(frame: NDArray[np.int32], beside: NDArray[np.int32]) -> bool:
-    """Whether the fields of a frame fit each other, judged where it differs from a frame beside it.
+@dataclass(frozen=True, slots=True)
+class _Misfits:
+    """How well the fields of a frame fit each other, judged where it differs from a frame beside it.
 
     Lines are compared with those above and below: with those of the same frame, and with either field of the other one.
     Fields that are half a frame apart fit as well across the frames with one field (half a frame as well) and much
@@ -101,18 +109,46 @@ def _fields_fit(frame: NDArray[np.int32], beside: NDArray[np.int32]) -> bool:
     Measured with both frames beside it, on 264 whole and 264 woven frames of real clips: 87 % of the whole ones are
     recognised, most of the others move little; none of the woven ones is taken for whole, and beside a cut 4 of 84 are.
     """
-    motion = np.maximum(np.abs(beside - frame)[1:-1] - _CODING_NOISE, 0)
-    above_and_below = frame[:-2] + frame[2:]
 
-    def misfit(odd: NDArray[np.int32], even: NDArray[np.int32]) -> float:
-        """Of odd lines of one frame and even lines of another between their neighbours in this frame."""
-        lines = np.empty_like(motion)
-        lines[0::2], lines[1::2] = odd[1:-1:2], even[2:-1:2]
-        return float((motion * np.abs(2 * lines - above_and_below)).sum(dtype=np.float64))
+    own: NDArray[np.float64]  # of each line
+    across: NDArray[np.float64]  # (2, lines), with the odd or the even lines of the other frame
+    motion: NDArray[np.float64]
 
-    own = misfit(frame, frame)
-    better, worse = sorted((misfit(beside, frame), misfit(frame, beside)))
-    return 4 * own <= better or (2 * own <= better and worse <= 1.5 * better)
+    @classmethod
+    def between(cls, frame: NDArray[np.int32], beside: NDArray[np.int32]) -> Self:
+        motion = np.maximum(np.abs(beside - frame)[1:-1] - _CODING_NOISE, 0)
+        above_and_below = frame[:-2] + frame[2:]
+
+        def misfit(odd: NDArray[np.int32], even: NDArray[np.int32]) -> NDArray[np.float64]:
+            """Of odd lines of one frame and even lines of another between their neighbours in this frame."""
+            lines = np.empty_like(motion)
+            lines[0::2], lines[1::2] = odd[1:-1:2], even[2:-1:2]
+            return (motion * np.abs(2 * lines - above_and_below)).mean(axis=1, dtype=np.float64)
+
+        return cls(
+            misfit(frame, frame),
+            np.stack([misfit(beside, frame), misfit(frame, beside)]),
+            motion.mean(axis=1, dtype=np.float64),
+        )
+
+    @property
+    def is_of_one_moment(self) -> bool:
+        own, (better, worse) = self.own.sum(), sorted(self.across.sum(axis=1))
+        return bool(4 * own <= better or (2 * own <= better and worse <= 1.5 * better))
+
+    def woven_bands(self) -> list[bool]:
+        """Whether what moves in each band of lines is of two moments, as a ticker of video over a film is.
+
+        Measured on 158 whole frames of real clips: of the 103 that would be recognised none is lost, and with a ticker
+        1 is taken for whole.
+        """
+        starts = np.arange(_BANDS) * len(self.own) // _BANDS
+        lines = np.maximum(np.diff(starts, append=len(self.own)), 1)
+        own, motion = (np.add.reduceat(of_lines, starts) / lines for of_lines in (self.own, self.motion))
+        better, worse = np.sort(np.add.reduceat(self.across, starts, axis=1) / lines, axis=0)
+        moves = motion > _LEAST_MOTION  # noise in fine still detail, and the edge of what moves, look woven
+        woven = moves & (own > 0.8 * better) & (worse > 1.1 * better) & (own > _LEAST_COMB * motion)
+        return [bool(band) for band in woven]
 
 
 def _luma(frame: av.VideoFrame) -> NDArray[Any]:
