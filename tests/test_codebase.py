@@ -28,6 +28,7 @@ AT_THE_TOP = {"doctor", "cli", "__init__", "__main__"}  # may import everything
 ALLOWED_IN = {
     "av": {
         *(f"src/etenet/video/{name}.py" for name in ("ffmpeg", "nvdec", "pictures", "sampling", "scenes", "streams")),
+        "src/etenet/video/thumbnails.py",
         *(f"src/etenet/video/{name}.py" for name in ("deinterlacing", "filters", "presentation")),
         "training/demo/world.py",
     },

@@ -209,6 +209,7 @@ class _Sampler:
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
         width_px, height_px = self.resizer.crop.of(*self.size_px)
+        aspect = width_px / height_px * float(self.context.sample_aspect_ratio or 1)
         decode_ms = self.stopwatch.elapsed_ms
         return [
             Clip(
@@ -219,6 +220,7 @@ class _Sampler:
                     codec=self.codec,
                     width_px=width_px,
                     height_px=height_px,
+                    shown_aspect=1 / aspect if self.resizer.turned else aspect,
                     duration_s=(end_pts - first_pts) * self.tick_s,
                     picture_start_s=self._since_start_of_file(first_pts),
                     start_s=segment.start_s,
