@@ -24,7 +24,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # What the tests start beside TorchServe.
-PROGRAMS := nginx prometheus
+PROGRAMS := nginx prometheus chromium-headless-shell
 PROGRAMS_READY := $(VENV)/debian/.ready
 # Absolute, because the servers that the tests start run in folders of their own.
 COVERAGE := COVERAGE_FILE=$(CURDIR)/.coverage/data $(BIN)/coverage
