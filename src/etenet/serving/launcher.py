@@ -26,6 +26,7 @@ from etenet.serving import archive
 from etenet.serving.config import ServerConfig, is_free
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
+from etenet.serving.relay import Relay
 from etenet.serving.torchserve import TorchServe, gpus_of
 
 START_DEADLINE_S = 620.0  # a little more than TorchServe gives a worker (`startupTimeout`)
@@ -80,7 +81,8 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
             figures=torchserve.figures,
         )
         try:
-            with exporter(health, config.exporter, torchserve.figures):
+            relay = Relay(config.inference.url, config.max_body_bytes)
+            with exporter(health, config.exporter, torchserve.figures, relay):
                 _await_ready(torchserve, health, stop)
                 if not stop.is_set():
                     _log_ready(config, about.name)
@@ -146,7 +148,8 @@ def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, de
 def _log_ready(config: ServerConfig, model_name: str) -> None:
     where = f"localhost:{config.inference.port}/predictions/{archive.MODEL_NAME}"
     examples = sorted(Path("examples", model_name).glob("*.mp4")) or sorted(Path("examples").glob("*.mp4"))
-    _log(f"ready. Try it:\n\n    curl -T {examples[0] if examples else 'clip.mp4'} {where}\n")
+    curl = f"curl -T {examples[0] if examples else 'clip.mp4'} {where}"
+    _log(f"ready. Try it:\n\n    {curl}\n    or open http://localhost:{config.exporter.port} in a browser\n")
 
 
 def _show_tail(log: Path, lines: int = 30) -> None:
