@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from etenet.captioning import html
 from etenet.errors import CaptionError
 from etenet.video.clip import ClipInfo
 from etenet.video.segments import Cut
@@ -81,6 +82,10 @@ class Caption:
         times = {"start_s": round(self.video.start_s, 3), "end_s": round(self.video.end_s, 3)}
         return {**times, **self._fields(attention)}
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html.of_caption(self, [jpeg_url(thumbnail) for thumbnail in self.thumbnails])
+
     def _fields(self, attention: bool) -> dict[str, Any]:
         times_s = [round(time_s, 3) for time_s in self.video.times_s]
         frames: dict[str, Any] = {"times_s": times_s, "decoded": self.video.distinct_frames}
@@ -107,6 +112,10 @@ class SegmentCaptions:
             "video": _video(first.video),
             "timing_ms": first.timing_ms.as_dict(),
         }
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html.of_segments(self.segments)
 
 
 def jpeg_url(jpeg: bytes) -> str:
