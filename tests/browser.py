@@ -63,6 +63,7 @@ class Browser:
         tab = Tab(self, session)
         for domain in ("Page", "Runtime", "Log", "DOM", "Accessibility"):
             tab.call(f"{domain}.enable")
+        tab.call("Emulation.setScrollbarsHidden", hidden=True)
         tab.resize(width, height)
         tab.call(
             "Emulation.setEmulatedMedia",

@@ -83,7 +83,7 @@ def test_a_thousand_clips_are_on_one_page(tab: Tab) -> None:
 
 def test_it_is_filtered_by_words_by_outcome_and_by_confidence(tab: Tab) -> None:
     for values, expected in (
-        ({"words": "NUMBER 77"}, ["77", *(f"{n}" for n in range(770, 780)), "177", "277", "377", "477", "577", "677"]),
+        ({"words": "NUMBER 77"}, [n for n in range(FAILED + WITHHELD, CLIP_COUNT) if "77" in f"{n:04}"]),
         ({"kind": "failed"}, range(FAILED)),
         ({"kind": "withheld"}, range(FAILED, FAILED + WITHHELD)),
         ({"kind": "captioned", "most": "10"}, range(FAILED + WITHHELD, CLIP_COUNT // 10 + 1)),

@@ -50,7 +50,7 @@ def _clip(record: Record) -> str:
         shown = "".join(_part(part, in_segments="segments" in record) for part in parts)
     confidence = min((part["confidence"] for part in parts if "confidence" in part), default="")
     name = f'<p class="name">{escape(record["video"])}</p>'
-    return f'<li data-kind="{kind}" data-confidence="{confidence}">{shown}{name}</li>\n'
+    return f'<li data-kind="{kind}" data-confidence="{confidence}">{name}{shown}</li>\n'
 
 
 def _part(part: Record, *, in_segments: bool) -> str:
@@ -60,8 +60,9 @@ def _part(part: Record, *, in_segments: bool) -> str:
         for time_s, url in zip(frames.get("times_s", ()), frames.get("thumbnails", ()), strict=True)
     )
     time = f"<time>{part['start_s']:.1f} to {part['end_s']:.1f} s</time> " if in_segments else ""
-    best = part["captions"][0]["caption"] if "captions" in part else "no caption"
-    text = f"<del>{escape(best)}</del>" if part["caption"] is None else escape(part["caption"])
+    best = part["captions"][0]["caption"] if "captions" in part else ""
+    text = f"<i>withheld</i> <del>{escape(best)}</del>" if part["caption"] is None else escape(part["caption"])
     sure = part.get("confidence")
     gauge = "" if sure is None else f'<p class="sure"><meter value="{sure}"></meter> {100 * sure:.0f} % confident</p>'
-    return f'<div class="strip">{pictures}</div><p class="caption">{time}{text}</p>{gauge}'
+    said = f'<div><p class="caption">{time}{text}</p>{gauge}</div>'
+    return f'<div class="part"><div class="strip">{pictures}</div>{said}</div>'

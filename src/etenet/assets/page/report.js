@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const clips = [...$("clips").children].map((item) => ({
   item,
-  text: item.textContent.toLowerCase(),
+  text: [...item.querySelectorAll(".name, .caption, .error")].map((part) => part.textContent).join(" ").toLowerCase(),
   kind: item.dataset.kind,
   confidence: item.dataset.confidence === "" ? null : Number(item.dataset.confidence),
 }));
