@@ -168,6 +168,19 @@ def test_an_error_is_shown_as_the_servers_own_sentence(
         assert tab.run("typeof hacked") == "undefined"
 
 
+@pytest.mark.parametrize("where", ["front", "server"])
+def test_a_video_beyond_the_limit_is_called_too_large(
+    chromium: Browser, front: str, server: Server, where: str, tmp_path: Path
+) -> None:
+    huge = tmp_path / "huge.mp4"
+    with huge.open("wb") as file:
+        file.truncate(70 * 2**20)
+    with chromium.tab(front if where == "front" else server.exporter) as tab:
+        tab.drop(files=[huge])
+        tab.wait("!document.getElementById('error').hidden")
+        assert "too large" in tab.text("#error")
+
+
 def test_without_a_captioner_it_says_so_and_tries_again_when_asked(chromium: Browser) -> None:
     with nginx(1) as port, chromium.tab(f"http://127.0.0.1:{port}") as tab:
         tab.drop(files=[CLIP])

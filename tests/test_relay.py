@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -76,6 +77,18 @@ def test_it_passes_errors_on_and_refuses_other_paths(server: Server) -> None:
     assert (refused.status, code_of(refused)) == (415, "not_a_video")
     other = ask(f"{server.exporter}/models/etenet", b"?")
     assert (other.status, code_of(other)) == (405, "method_not_allowed")
+
+
+def test_a_client_that_leaves_is_no_error_in_the_log(server: Server) -> None:
+    before = len(server.log.read_bytes())
+    host, port = server.exporter.removeprefix("http://").split(":")
+    for sent in (CLIP, CLIP[:100]):
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset when it closes
+            client.sendall(f"PUT {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(CLIP)}\r\n\r\n".encode() + sent)
+        assert ask(server.exporter + PATH, CLIP).status == 200  # behind it in the queue
+    assert ask(f"{server.exporter}/live").status == 200
+    assert b"Traceback" not in server.log.read_bytes()[before:]
 
 
 def test_a_body_beyond_the_limit_is_not_passed_on() -> None:

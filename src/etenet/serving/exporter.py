@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,7 +47,8 @@ def exporter(health: Health, address: Address, figures: Path, relay: Relay) -> I
                 return
             self.close_connection = True  # the rest of a refused body is not read
             response = relay(self)
-            self._send(response.status, response.body, headers=response.headers)
+            with suppress(ConnectionError):  # a page that is closed, or sends another video, does not wait
+                self._send(response.status, response.body, headers=response.headers)
 
         def do_POST(self) -> None:
             self.do_PUT()

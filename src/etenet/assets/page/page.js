@@ -7,9 +7,9 @@ const PICTURES = { "X-Etenet-Thumbnails": "128" };
 const SEGMENTS_AT_ONCE = 16;
 const SHORTEST_REST_S = 0.5; // as in etenet.video.segments
 const SENTENCES = {
-  0: "The server cannot be reached, or it closed the connection. It takes videos of up to 64 MiB.",
+  0: "The server cannot be reached, or it closed the connection, as it does if a video is too large.",
   404: "There is no captioner at this address.",
-  413: "The video is too large for this server, which takes up to 64 MiB.",
+  413: "The video is too large for this server. Send a shorter or smaller one.",
   502: "The captioner is not running at the moment. Try again soon.",
   503: "The server is busy. Try again in a moment.",
   504: "The captioner did not answer in time. Try again.",
