@@ -1,4 +1,7 @@
-"""Captions -> HTML, for notebooks: which frames each word came from. Colours show on light and on dark pages."""
+"""Captions -> HTML, for notebooks: the share, in percent, that each frame has in each word.
+
+A word's largest share is the darkest. Colours show on light and on dark pages.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from etenet.captioning.captions import Caption, Sentence
 
-_ACCENT = "214, 107, 36"  # red, green, blue
+_ACCENT, _DARKEST = "214, 107, 36", 0.7  # red, green, blue; opacity
 
 
 def of_caption(caption: Caption, thumbnail_urls: Sequence[str]) -> str:
@@ -37,16 +40,17 @@ def of_segments(segments: Iterable[Caption]) -> str:
 
 def _attention(sentence: Sentence, times_s: Sequence[float], thumbnail_urls: Sequence[str]) -> str:
     pictures = "".join(_cell(f'<img src="{url}" alt="" width=48>') for url in thumbnail_urls)
-    times = "".join(_cell(f"{time_s:.2f}") for time_s in times_s)
+    times = "".join(_cell(f"{time_s:.2f} s") for time_s in times_s)
     rows = []
     for word, prob, weights in zip(sentence.words, sentence.word_probs, sentence.attention, strict=True):
-        most = max(weights)
+        least, most = min(weights), max(weights)
         shades = "".join(
-            f'<td title="{100 * weight:.0f} %" style="background: rgba({_ACCENT}, {weight / most:.2f})"></td>'
+            f'<td style="background: rgba({_ACCENT}, {_DARKEST * (weight - least) / (most - least or 1):.2f})">'
+            f"{100 * weight:.1f}</td>"
             for weight in weights
         )
         rows.append(f"<tr>{_cell(escape(word))}{_cell(f'{100 * prob:.0f} %')}{shades}</tr>")
-    above = [f"<tr><td></td><td></td>{cells}</tr>" for cells in (pictures, f"{times}<td>s</td>") if cells]
+    above = [f"<tr><td></td><td></td>{cells}</tr>" for cells in (pictures, times) if cells]
     return f'<table style="font-size: .85em">{"".join(above + rows)}</table>'
 
 
