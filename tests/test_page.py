@@ -208,6 +208,7 @@ def test_segments_are_a_timeline_and_subtitles_of_the_video(tab: Tab, server: Se
     assert first_s == pytest.approx(segments[1]["frames"]["times_s"][0], abs=0.006)
 
 
+@pytest.mark.long
 def test_a_long_video_goes_on_where_it_stopped(tab: Tab, tmp_path: Path) -> None:
     long = tmp_path / "long.mp4"
     long.write_bytes(clips.video(18 * 25, size=(64, 48), preset="ultrafast"))
