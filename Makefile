@@ -11,6 +11,7 @@
 #   make check                      format, lint, types, known vulnerabilities of what is installed
 #   make demo-model                 render the demo world, train on it, evaluate: model_store/demo.pt and examples/; goes on after a kill
 #   make real-model REFERENCE=DIR   train on real frames: model_store/real.pt; goes on after a kill
+#   make page-picture               take the picture of the page in the README anew
 #   make clean                      remove what these jobs made, but for the environment
 
 PYTHON ?= python3
@@ -32,14 +33,14 @@ INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install -
 # PyTorch's index of builds for a CPU. What the registry has is built for CUDA.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # What the tests start beside TorchServe.
-PROGRAMS := nginx prometheus zsh zsh-common
+PROGRAMS := nginx prometheus zsh zsh-common chromium-headless-shell
 PROGRAMS_READY := $(VENV)/debian/.ready
 # Absolute, because the servers that the tests start run in folders of their own.
 COVERAGE := COVERAGE_FILE=$(CURDIR)/.coverage/data $(BIN)/coverage
 # The tests run 95 %. Processes that tests kill may not say what they ran.
 COVERED_PERCENT := 94
 
-.PHONY: serve test test-hostile test-wheels check bench bench-gpu demo-model real-model clean
+.PHONY: serve test test-hostile test-wheels check bench bench-gpu demo-model real-model page-picture clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -118,6 +119,9 @@ real-model: $(READY)
 	$(BIN)/python -m training.ship --run $(REAL_RUN) --checkpoint model_store/real.pt --max-bytes 45000000 --start-share 0.6 --terms $(REAL_TERMS)
 	$(BIN)/python -m training.calibrate --checkpoint model_store/real.pt --data $(REAL_DATA)/msrvtt --tokenizer none --minimum-risk --test-split test --figure $(REAL_RUN)/reliability.png --out model_store/real.pt
 	$(BIN)/python -m training.evaluate --checkpoint model_store/real.pt --beside $(REAL_RUN)/stage1/best.pt --beside $(REAL_RUN)/stage2/best.pt --data $(REAL_DATA)/msrvtt --split test --tokenizer none --out $(REAL_RUN)/test
+
+page-picture: $(PROGRAMS_READY)
+	$(BIN)/python -m tests.page_picture
 
 clean:
 	rm -rf data runs model_store/*.mar .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

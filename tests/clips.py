@@ -43,10 +43,12 @@ def video(
     fields: str = "prog",
     moments: Sequence[int] | None = None,
     movflags: str = "",
+    aspect: Fraction | None = None,
     **options: str,
 ) -> bytes:
     """`count` patterns, or the given `pictures`, at 25 per second or at the given `moments` (in units of 1/25 s).
 
+    `aspect` is that of a pixel.
     `fields`: "prog", or "tff" or "bff" to flag frames as interlaced (FFmpeg's filter `setfield`).
     """
     file, muxing = io.BytesIO(), {"movflags": movflags} if movflags else {}
@@ -54,6 +56,8 @@ def video(
         stream = out.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = Fraction(1, 25)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         for number in range(len(pictures) or count):
             picture = pictures[number] if pictures else pattern(number, *size)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)

@@ -17,12 +17,12 @@ from benchmarks.rig.servers import free_ports
 from tests.conftest import REPOSITORY, Server, is_open, wait_until
 
 CONFIGURATION = REPOSITORY / "deploy" / "nginx"
-_DEBIAN = REPOSITORY / ".venv" / "debian"
+DEBIAN = REPOSITORY / ".venv" / "debian"
 
 
 def program(name: str) -> str:
     """A program from PATH, or from the folder in which `make test` installs missing ones."""
-    folders = [os.environ["PATH"], *(str(_DEBIAN / folder) for folder in ("usr/sbin", "usr/bin", "bin"))]
+    folders = [os.environ["PATH"], *(str(DEBIAN / folder) for folder in ("usr/sbin", "usr/bin", "bin"))]
     path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
         pytest.fail(f"{name} is missing; `make test` installs it")
@@ -36,8 +36,7 @@ def nginx(upstream: int, change: Callable[[Path], None] | None = None) -> Iterat
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         folder.chmod(0o755)  # nginx's workers are not root, even if root started it
-        for file in CONFIGURATION.iterdir():
-            shutil.copy(file, folder)
+        shutil.copytree(CONFIGURATION, folder, dirs_exist_ok=True)
         edit(folder / "listen.conf", "listen 80;", f"listen 127.0.0.1:{port};")
         edit(folder / "upstream.conf", "127.0.0.1:8080", f"127.0.0.1:{upstream}")
         if change:

@@ -27,8 +27,11 @@ AT_THE_TOP = {"doctor", "cli", "completion", "__init__", "__main__"}  # may impo
 
 ALLOWED_IN = {
     "av": {
-        *(f"src/etenet/video/{name}.py" for name in ("ffmpeg", "film", "pictures", "sampling", "scenes")),
-        *(f"src/etenet/video/{name}.py" for name in ("deinterlacing", "filters", "presentation", "streams")),
+        *(f"src/etenet/video/{name}.py" for name in ("ffmpeg", "film", "pictures", "sampling", "scenes", "thumbnails")),
+        *(
+            f"src/etenet/video/{name}.py"
+            for name in ("deinterlacing", "filters", "presentation", "streams", "thumbnails")
+        ),
         "training/demo/world.py",
     },
     "openvino": {"src/etenet/runtime/openvino.py"},

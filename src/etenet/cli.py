@@ -13,6 +13,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ from etenet.assets import bundled
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import EtenetError, JavaError, JobStopped, OutputLost, UsageError
 from etenet.files import occupy_closed_streams, print_bytes, read_text
-from etenet.jobs.formats import FORMATS, format_for
+from etenet.jobs.formats import FORMATS, REPORT, format_for
+from etenet.jobs.report import THUMBNAIL_PX
 from etenet.linux import thread_settings
 
 if TYPE_CHECKING:
@@ -73,17 +75,21 @@ def caption(options: argparse.Namespace) -> int:
 
     texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
     caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
+    report = _report(options)
     out, publication = remote.destination(options.out) if options.out else (None, None)
     format = format_for(options.format, out, segments=caption_options.cut.into_segments)
     skipped = inputs.Skipped()
     clips = inputs.clips(options.paths, shard=options.shard, skipped=skipped)
     job = _job(options, caption_options)
+    if report or format.pictures:
+        caption_options = replace(caption_options, thumbnails=THUMBNAIL_PX)
     summary = run.run(
         clips,
         _engine(options, caption_options, job),
         out=out,
         format=format,
         publication=publication,
+        report=report,
         job=job,
         about="; ".join(filter(None, (f"skipping {skipped}" if str(skipped) else "", _by(options)))),
         in_order=options.in_order,
@@ -92,6 +98,19 @@ def caption(options: argparse.Namespace) -> int:
     )
     say(str(summary))
     return 1 if summary.failed or summary.failed_before else 0
+
+
+def _report(options: argparse.Namespace) -> Path | None:
+    """The report beside another output. Without one, the report is the output."""
+    report: Path | None = options.report
+    if report is None or options.out:
+        if report and not report.parent.is_dir():
+            raise UsageError(f"no folder for {report}; make the folder, or give another path with --report")
+        return report
+    if options.format not in (None, REPORT.name):
+        raise UsageError(f"--report stands beside the {options.format} file of --out; name that too")
+    options.out, options.format = str(report), REPORT.name
+    return None
 
 
 def _by(options: argparse.Namespace) -> str:
@@ -303,6 +322,9 @@ def _parser() -> argparse.ArgumentParser:
         "skipped",
     )
     command.add_argument("--format", choices=FORMATS, help="default: from the name of --out")
+    command.add_argument(
+        "--report", type=Path, metavar="F.html", help="also write a page that shows all clips with their captions"
+    )
     command.add_argument("--overwrite", action="store_true", help="forget the captions that --out already has")
     command.add_argument("--in-order", action="store_true", help="write in the order of the input")
     command.add_argument("--retry-failed", action="store_true", help="try clips again that failed in an earlier run")

@@ -35,6 +35,7 @@ from etenet.video.clip import FRAMES_PER_CLIP, Clip
 from etenet.video.ffmpeg import require_supported_ffmpeg
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import WHOLE, Cut
+from etenet.video.thumbnails import thumbnails
 
 _log = logging.getLogger(__name__)
 
@@ -152,6 +153,10 @@ class Captioner:
     def decode(self, body: bytes, cut: Cut = WHOLE) -> Future[list[Clip]]:
         """The clips of a video, one for each segment, or a `CaptionError`."""
         return self._decoders.submit(body, cut)
+
+    def thumbnails(self, clip: Clip, options: CaptionOptions) -> tuple[bytes, ...]:
+        """The frames of a clip as JPEGs, if they are asked for."""
+        return thumbnails(clip, longer_px=options.thumbnails) if options.thumbnails else ()
 
     def encode(self, clips: Mapping[int, Clip]) -> dict[int, torch.Tensor]:
         """The features (L, D) of each clip. A clip whose features are not finite is missing."""

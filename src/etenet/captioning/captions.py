@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from etenet.captioning import html
 from etenet.errors import CaptionError
 from etenet.video.clip import ClipInfo
 from etenet.video.segments import Cut
@@ -63,6 +65,7 @@ class Caption:
     video: ClipInfo
     timing_ms: Timing
     min_confidence: float = 0.0
+    thumbnails: tuple[bytes, ...] = ()  # a JPEG of each of the 16 frames, if they were asked for
 
     @property
     def text(self) -> str | None:
@@ -79,12 +82,19 @@ class Caption:
         times = {"start_s": round(self.video.start_s, 3), "end_s": round(self.video.end_s, 3)}
         return {**times, **self._fields(attention)}
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html.of_caption(self, [jpeg_url(thumbnail) for thumbnail in self.thumbnails])
+
     def _fields(self, attention: bool) -> dict[str, Any]:
         times_s = [round(time_s, 3) for time_s in self.video.times_s]
+        frames: dict[str, Any] = {"times_s": times_s, "decoded": self.video.distinct_frames}
+        if self.thumbnails:
+            frames["thumbnails"] = [jpeg_url(thumbnail) for thumbnail in self.thumbnails]
         return {
             "caption": self.text,
             "captions": [sentence.as_dict(attention=attention) for sentence in self.sentences],
-            "frames": {"times_s": times_s, "decoded": self.video.distinct_frames},
+            "frames": frames,
         }
 
 
@@ -102,6 +112,15 @@ class SegmentCaptions:
             "video": _video(first.video),
             "timing_ms": first.timing_ms.as_dict(),
         }
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html.of_segments(self.segments)
+
+
+def jpeg_url(jpeg: bytes) -> str:
+    """A picture as a URL that `<img src>` takes. Source: RFC 2397."""
+    return f"data:image/jpeg;base64,{b64encode(jpeg).decode()}"
 
 
 Outcome: TypeAlias = Caption | SegmentCaptions | CaptionError

@@ -102,18 +102,31 @@ OPTIONS = (
         is_flag=False,
         help="return this many segments and leave the rest for another request",
     ),
+    Option(
+        name="thumbnails",
+        kind=int,
+        least=16,
+        most=128,
+        otherwise="no pictures",
+        is_flag=False,
+        help="return the frames as JPEGs whose longer side has this many pixels",
+    ),
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionOptions:
-    """What a client may ask for; out of bounds raises `BadOption`. `max_words` None means the checkpoint's own."""
+    """What a client may ask for; out of bounds raises `BadOption`.
+
+    `max_words` None means the checkpoint's own, and `thumbnails` None no pictures.
+    """
 
     beam_size: int = 5
     captions: int = 1
     max_words: int | None = None
     length_penalty: float = 0.0
     min_confidence: float = 0.0
+    thumbnails: int | None = None
     cut: Cut = WHOLE
 
     def __post_init__(self) -> None:

@@ -55,6 +55,8 @@ class Steps(Protocol):
         self, features: Mapping[int, Any], options: Mapping[int, CaptionOptions]
     ) -> Mapping[int, tuple[Sentence, ...]]: ...
 
+    def thumbnails(self, clip: Clip, options: CaptionOptions) -> tuple[bytes, ...]: ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
@@ -194,6 +196,7 @@ def captions_of(
                 video=clip.info,
                 timing_ms=timing,
                 min_confidence=options[number].min_confidence,
+                thumbnails=steps.thumbnails(clip, options[number]),
             )
             if number in sentences
             else InternalError("the network gave no caption for this clip; the log says why")

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from etenet.captioning import subtitles
 from etenet.errors import UsageError
 from etenet.files import json_line, replacing
+from etenet.jobs import report
 from etenet.jobs.inputs import VIDEO_SUFFIXES, JobClip, id_of
 from etenet.jobs.journal import Record
 
@@ -99,6 +100,7 @@ class Format:
     write: Callable[[Iterable[Record]], Iterator[bytes]]
     segments: Literal["possible", "needed", "impossible"] = "possible"
     file_per_video: bool = False
+    pictures: bool = False
 
 
 FORMATS = {
@@ -108,11 +110,12 @@ FORMATS = {
         Format("csv", ".csv", _csv),
         Format("coco", ".json", _coco, segments="impossible"),
         Format("parquet", ".parquet", _parquet),
+        Format("html", ".html", report.html, pictures=True),
         Format("vtt", ".vtt", partial(_subtitles, subtitles.vtt), segments="needed", file_per_video=True),
         Format("srt", ".srt", partial(_subtitles, subtitles.srt), segments="needed", file_per_video=True),
     )
 }
-JOURNAL = FORMATS["jsonl"]
+JOURNAL, REPORT = FORMATS["jsonl"], FORMATS["html"]
 _BY_SUFFIX = {format.suffix: format for format in FORMATS.values()}
 
 

@@ -171,11 +171,16 @@ def record_of(response: Mapping[str, Any], *, details: bool) -> Record:
 
 
 def _part_of(captioned: Mapping[str, Any], details: bool) -> Record:
-    """Of a clip or a segment. `confidence` is that of the best sentence, also if it is withheld (caption null)."""
+    """Of a clip or a segment. `confidence` is that of the best sentence, also if it is withheld (caption null).
+
+    Of the frames, if they have pictures, every fourth is kept.
+    """
     part = {name: captioned[name] for name in ("start_s", "end_s", "caption") if name in captioned}
     best = captioned["captions"][0]
     if "confidence" in best:
         part["confidence"] = best["confidence"]
+    if "thumbnails" in (frames := captioned["frames"]):
+        part["frames"] = {name: frames[name][2::4] for name in ("times_s", "thumbnails")}
     return part | {"captions": captioned["captions"]} if details else part
 
 

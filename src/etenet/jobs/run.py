@@ -23,7 +23,7 @@ from etenet.captioning.stream import OnProgress
 from etenet.errors import JobStopped, TooLarge, UsageError, counted
 from etenet.files import print_bytes
 from etenet.jobs import formats
-from etenet.jobs.formats import JOURNAL, Format
+from etenet.jobs.formats import JOURNAL, REPORT, Format
 from etenet.jobs.inputs import JobClip, id_of
 from etenet.jobs.journal import Job, Journal, Record
 from etenet.jobs.progress import Progress, Summary, say
@@ -49,6 +49,7 @@ def run(
     out: Path | None,
     format: Format = JOURNAL,
     publication: Publication | None = None,
+    report: Path | None = None,
     job: Job | None = None,
     about: str = "",
     in_order: bool = False,
@@ -57,6 +58,7 @@ def run(
 ) -> Summary:
     """Caption the clips that `out` does not have yet. Without `out`, the output goes to standard output.
 
+    A `report`, which needs an `out` beside it, shows the same clips.
     A line before the first clip says how many there are, and `about` what else there is to say.
     Raises `UsageError` if `out` is another kind of file, is that of another `job` or cannot be written, and
     `JobStopped` if the engine fails.
@@ -97,6 +99,8 @@ def run(
                 journal.put_in_order(clip.video for clip in clips)
             if out and format != JOURNAL:
                 formats.write(journal.records(), clips, out, format)
+            if report:
+                formats.write(journal.records(), clips, report, REPORT)
             if out and publication:
                 _publish(publication, out, journal.path)
                 publication.close()

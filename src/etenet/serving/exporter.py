@@ -1,4 +1,4 @@
-"""GET /ready, /live and /metrics.
+"""GET /ready, /live and /metrics; and the page, with its requests for captions.
 
 Whoever reaches the port may open any number of connections and send nothing, or send slowly. So few are open at a time,
 each for a short time, and the oldest gives way to a new one: a probe sends its request at once and is answered at once.
@@ -7,12 +7,10 @@ each for a short time, and the oldest gives way to a new one: a probe sends its 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import re
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -21,25 +19,24 @@ from pathlib import Path
 from etenet import metrics
 from etenet.serving.config import Address
 from etenet.serving.health import Health
+from etenet.serving.http import END_OF_HEAD, Head, error_response, json_response, response
+from etenet.serving.page import HEADERS, page
+from etenet.serving.relay import METHODS, PATHS, Relay
 
 _log = logging.getLogger(__name__)
 
-DEADLINE_S = 2.0  # of a connection, from its first byte to its last
+DEADLINE_S = 2.0  # of a connection, from its first byte to its last; the relay has its own
 MAX_CONNECTIONS = 64  # that have not sent their request yet, and as many that are answered
 MAX_HEAD_BYTES = 8192
 _BACKLOG = 4096  # connections that the kernel keeps; the kernel drops what does not fit, and its client waits a second
 _RETRY_S = 0.05
 _PIECE_BYTES = 2**16
 
-# Source: RFC 9112, 3. A method is a token (RFC 9110, 5.6.2).
-_REQUEST_LINE = re.compile(rb"([\w!#$%&'*+.^`|~-]+) (\S+) HTTP/1\.[01]\r?\n")
-_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-
 _Places = dict["asyncio.Task[None]", None]  # oldest first
 
 
 @contextmanager
-def exporter(health: Health, address: Address, figures: Path) -> Iterator[None]:
+def exporter(health: Health, address: Address, figures: Path, relay: Relay) -> Iterator[None]:
     """Answer while the block runs. `figures` is the folder with the metrics of the workers."""
     loop = asyncio.new_event_loop()
     with (
@@ -47,7 +44,7 @@ def exporter(health: Health, address: Address, figures: Path) -> Iterator[None]:
         ThreadPoolExecutor(1, thread_name_prefix="metrics") as reader,
     ):
         listener.setblocking(False)
-        answering = loop.create_task(_Exporter(health, figures, reader).accept(listener))
+        answering = loop.create_task(_Exporter(health, figures, reader, relay).accept(listener))
         thread = threading.Thread(target=_run, args=(loop, answering), name="exporter", daemon=True)
         thread.start()
         try:
@@ -64,8 +61,9 @@ def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
 
 
 class _Exporter:
-    def __init__(self, health: Health, figures: Path, reader: ThreadPoolExecutor) -> None:
-        self._health, self._figures, self._reader = health, figures, reader
+    def __init__(self, health: Health, figures: Path, reader: ThreadPoolExecutor, relay: Relay) -> None:
+        self._health, self._figures, self._reader, self._relay = health, figures, reader, relay
+        self._files = page()
         self._silent: _Places = {}
         self._answered: _Places = {}
 
@@ -82,50 +80,50 @@ class _Exporter:
                 await asyncio.sleep(0)  # the new connection is read before the next is accepted
 
     async def _serve(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         with connection, suppress(OSError):
-            async with asyncio.timeout(DEADLINE_S):
-                head = b""
+            async with asyncio.timeout(DEADLINE_S) as deadline:
                 with _place(self._silent):
-                    while not _END_OF_HEAD.search(head) and len(head) <= MAX_HEAD_BYTES:
-                        piece = await loop.sock_recv(connection, MAX_HEAD_BYTES)
-                        if not piece:
-                            return
-                        head += piece
-                with _place(self._answered):
-                    await loop.sock_sendall(connection, await self._response(head))
-                    connection.shutdown(socket.SHUT_WR)
-                    while await loop.sock_recv(connection, _PIECE_BYTES):
-                        pass  # closing a connection with unread bytes would take the response back
+                    received = await _until_end_of_head(connection)
+                end = END_OF_HEAD.search(received)
+                head = Head.read(received[: end.end()]) if end else None
+                if end and head and head.path in PATHS and head.method in METHODS:
+                    deadline.reschedule(None)
+                    answer = await self._relay(connection, head, received[end.end() :])
+                    deadline.reschedule(asyncio.get_running_loop().time() + DEADLINE_S)
+                    await _send(connection, answer)
+                elif received:
+                    with _place(self._answered):
+                        await _send(connection, await self._response(head, too_long=not end))
 
-    async def _response(self, head: bytes) -> bytes:
+    async def _response(self, head: Head | None, *, too_long: bool) -> bytes:
         try:
-            return await self._answer(head)
+            return await self._answer(head, too_long=too_long)
         except Exception:  # one request must not end the others
             _log.exception("a request to the port of probes failed because of a bug")
-            return _error(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return error_response(HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    async def _answer(self, head: bytes) -> bytes:
-        if len(head) > MAX_HEAD_BYTES:
-            return _error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        line = _REQUEST_LINE.match(head)
-        if not line:
-            return _error(HTTPStatus.BAD_REQUEST)
-        method, target = line.groups()
-        if method != b"GET":
-            return _error(HTTPStatus.METHOD_NOT_ALLOWED, "use GET", has_body=method != b"HEAD")
-        match target.partition(b"?")[0]:
-            case b"/ready":
+    async def _answer(self, head: Head | None, *, too_long: bool) -> bytes:
+        if too_long:
+            return error_response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if not head:
+            return error_response(HTTPStatus.BAD_REQUEST)
+        if head.method != "GET":
+            refusal = error_response(HTTPStatus.METHOD_NOT_ALLOWED, "use GET", headers={"Allow": "GET"})
+            return refusal if head.method != "HEAD" else refusal.partition(b"{")[0]
+        match head.path:
+            case "/ready":
                 fault = self._health.fault
-                return _json(not fault, {"ready": not fault, **({"reason": fault} if fault else {})})
-            case b"/live":
+                return _health(not fault, {"ready": not fault, **({"reason": fault} if fault else {})})
+            case "/live":
                 live = self._health.live
-                return _json(live, {"live": live})
-            case b"/metrics":
+                return _health(live, {"live": live})
+            case "/metrics":
                 # In a thread of its own: it reads files, and no probe should wait for that.
                 text = await asyncio.get_running_loop().run_in_executor(self._reader, self._exposition)
-                return _response(HTTPStatus.OK, text, metrics.CONTENT_TYPE)
-        return _error(HTTPStatus.NOT_FOUND, "try /ready, /live or /metrics")
+                return response(HTTPStatus.OK, text, metrics.CONTENT_TYPE)
+            case path if file := self._files.get(path):
+                return response(HTTPStatus.OK, file.content, file.content_type, HEADERS)
+        return error_response(HTTPStatus.NOT_FOUND, "try /, /ready, /live or /metrics")
 
     def _exposition(self) -> bytes:
         return metrics.exposition(self._figures, ready=not self._health.fault)
@@ -147,19 +145,24 @@ def _place(taken: _Places) -> Iterator[None]:
         taken.pop(task, None)
 
 
-def _error(status: HTTPStatus, message: str = "", *, has_body: bool = True) -> bytes:
-    body = json.dumps({"error": {"code": status.name.lower(), "message": message or status.phrase}})
-    return _response(status, body.encode() if has_body else b"")
+async def _until_end_of_head(connection: socket.socket) -> bytes:
+    """What has come, with the end of the head in it unless the head is too long; nothing if the client has gone."""
+    received = b""
+    while not END_OF_HEAD.search(received) and len(received) <= MAX_HEAD_BYTES:
+        piece = await asyncio.get_running_loop().sock_recv(connection, MAX_HEAD_BYTES)
+        if not piece:
+            return b""
+        received += piece
+    return received
 
 
-def _json(good: bool, body: Mapping[str, object]) -> bytes:
-    return _response(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, json.dumps(body).encode())
+async def _send(connection: socket.socket, answer: bytes) -> None:
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(connection, answer)
+    connection.shutdown(socket.SHUT_WR)
+    while await loop.sock_recv(connection, _PIECE_BYTES):
+        pass  # closing a connection with unread bytes would take the response back
 
 
-def _response(status: HTTPStatus, body: bytes, content_type: str = "application/json") -> bytes:
-    allow = "Allow: GET\r\n" if status == HTTPStatus.METHOD_NOT_ALLOWED else ""
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
-        f"{allow}Connection: close\r\n\r\n"
-    )
-    return head.encode() + body
+def _health(good: bool, body: dict[str, object]) -> bytes:
+    return json_response(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, body)

@@ -24,6 +24,7 @@ from etenet.serving.config import Address, ServerConfig, from_environment, is_fr
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
 from etenet.serving.json_lines import write_json_lines
+from etenet.serving.relay import Relay
 from etenet.serving.scratch import scratch_folder
 from etenet.serving.torchserve import TorchServe, gpus_of
 
@@ -76,7 +77,8 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
             probe_secret=torchserve.probe_secret,
         )
         try:
-            with health.watching(), exporter(health, config.exporter, torchserve.figures):
+            relay = Relay(config.inference, config.max_body_bytes)
+            with health.watching(), exporter(health, config.exporter, torchserve.figures, relay):
                 _await_ready(torchserve, health, stop)
                 if not stop.is_set():
                     _log_ready(config, about.name)
@@ -148,10 +150,11 @@ def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, co
 def _log_ready(config: ServerConfig, model_name: str) -> None:
     where = f"localhost:{config.inference.port}/predictions/{archive.MODEL_NAME}"
     examples = sorted(Path("examples", model_name).glob("*.mp4")) or sorted(Path("examples").glob("*.mp4"))
-    no_proxy = (
-        "--noproxy localhost " if getproxies().keys() & {"http", "all"} else ""
-    )  # curl asks one even for localhost
-    _log(f"ready. Try it:\n\n    curl {no_proxy}-T {examples[0] if examples else 'clip.mp4'} {where}\n")
+    clip = examples[0] if examples else "clip.mp4"
+    # Where the environment names a proxy, curl asks it even for localhost.
+    no_proxy = "--noproxy localhost " if getproxies().keys() & {"http", "all"} else ""
+    page = f"http://localhost:{config.exporter.port}"
+    _log(f"ready. Try it:\n\n    curl {no_proxy}-T {clip} {where}\n\nor open {page} in a browser\n")
 
 
 def _show_tail(log: Path, lines: int = 30) -> None:

@@ -19,6 +19,7 @@ class ClipInfo:
     codec: str
     width_px: int
     height_px: int
+    shown_aspect: float  # width / height of the pictures as players show them, turned upright
     duration_s: float  # of the whole video
     picture_start_s: float  # of the first frame, in seconds from the start of the file, as players count
     start_s: float  # of the part that the frames are from

@@ -105,6 +105,11 @@ class Film:
         """Whether frames that are neither wanted nor needed by another are left out of a run."""
         return self.codec in _CODECS_THAT_SKIP
 
+    @property
+    def pixel_aspect(self) -> float:
+        """The width of a pixel over its height."""
+        return float(self._context.sample_aspect_ratio or 1)
+
     def since_start_of_file(self, pts: int) -> float:
         """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
         starts_us = self._container.start_time

@@ -25,6 +25,7 @@ class Resizer:
 
     def __init__(self, crop: Crop = UNCROPPED) -> None:
         self.crop = crop
+        self.turned = False  # whether the last upright picture was turned by a quarter
         self._reformatter = VideoReformatter()
 
     def upright(self, window: Window, size_px: int) -> NDArray[np.uint8]:
@@ -38,7 +39,8 @@ class Resizer:
         pixels = _pixels(small)
         if hdr:
             pixels = to_sdr(pixels, transfer=frame.color_trc, primaries=frame.color_primaries)
-        return _upright(pixels, small)
+        pixels, self.turned = _upright(pixels, small)
+        return pixels
 
     def as_coded(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
         """For comparisons between frames: whatever else a player does to them changes no scene."""
@@ -89,8 +91,8 @@ def _pixels(frame: av.VideoFrame) -> NDArray[Any]:
     return frame.to_ndarray()
 
 
-def _upright(pixels: NDArray[np.uint8], small: av.VideoFrame) -> NDArray[np.uint8]:
-    """Apply the display matrix, rounded to quarter turns, to a square picture.
+def _upright(pixels: NDArray[np.uint8], small: av.VideoFrame) -> tuple[NDArray[np.uint8], bool]:
+    """Apply the display matrix, rounded to quarter turns, to a square picture; also whether width became height.
 
     The matrix is read from the small frame: reading `side_data` makes a reference cycle, so the frame lives until the
     garbage collector runs.
@@ -99,10 +101,11 @@ def _upright(pixels: NDArray[np.uint8], small: av.VideoFrame) -> NDArray[np.uint
     try:
         matrix = bytes(small.side_data["DISPLAYMATRIX"])  # type: ignore[typeddict-item]  # a gap in the stub
     except KeyError:
-        return pixels
+        return pixels, False
     a, b, _, c, d = np.frombuffer(matrix, np.int32, count=5).tolist()
-    if abs(b) > abs(a):
+    turned = abs(b) > abs(a)
+    if turned:
         pixels, across, down = pixels.swapaxes(0, 1), c, b
     else:
         across, down = a, d
-    return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+    return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1], turned

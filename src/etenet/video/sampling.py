@@ -87,6 +87,7 @@ class _Sampler:
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
         width_px, height_px = film.crop.of(*film.size_px)
+        aspect = width_px / height_px * film.pixel_aspect
         decode_ms = film.stopwatch.elapsed_ms
         return [
             Clip(
@@ -97,6 +98,7 @@ class _Sampler:
                     codec=film.codec,
                     width_px=width_px,
                     height_px=height_px,
+                    shown_aspect=1 / aspect if self.resizer.turned else aspect,
                     duration_s=(end_pts - first_pts) * film.tick_s,
                     picture_start_s=film.since_start_of_file(first_pts),
                     start_s=segment.start_s,

@@ -1,0 +1,61 @@
+"""What the exporter's port needs of HTTP/1.1: the head of a request, and responses that end their connection."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import MappingProxyType
+
+# Source: RFC 9112, 3. A method is a token (RFC 9110, 5.6.2).
+_REQUEST_LINE = re.compile(rb"([\w!#$%&'*+.^`|~-]+) (\S+) HTTP/1\.[01]\r?\n")
+END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Of a request. `path` is without the query."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]  # by their names in lower case
+
+    @classmethod
+    def read(cls, data: bytes) -> Head | None:
+        """None if it is malformed."""
+        line = _REQUEST_LINE.match(data)
+        if not line:
+            return None
+        method, target = (part.decode("latin-1") for part in line.groups())
+        try:
+            return cls(method, target.partition("?")[0], headers_of(data[line.end() :]))
+        except http.client.HTTPException:
+            return None
+
+
+def headers_of(data: bytes) -> dict[str, str]:
+    """By their names in lower case. Raises `http.client.HTTPException` if there are too many."""
+    return {name.lower(): value for name, value in http.client.parse_headers(io.BytesIO(data)).items()}
+
+
+def response(
+    status: int, body: bytes, content_type: str = "application/json", headers: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
+    fields = {"Content-Type": content_type, "Content-Length": str(len(body)), **headers, "Connection": "close"}
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def json_response(status: HTTPStatus, value: Mapping[str, object], headers: Mapping[str, str] | None = None) -> bytes:
+    return response(status, json.dumps(value).encode(), headers=headers or {})
+
+
+def error_response(
+    status: HTTPStatus, message: str = "", *, code: str = "", headers: Mapping[str, str] | None = None
+) -> bytes:
+    error = {"code": code or status.name.lower(), "message": message or status.phrase}
+    return json_response(status, {"error": error}, headers)

@@ -1,0 +1,24 @@
+"""The picture of the page in the README: `make page-picture` takes it anew."""
+
+from __future__ import annotations
+
+from tests.browser import browser
+from tests.conftest import REAL, REPOSITORY, running_server
+from tests.test_page import wait_for_caption
+
+PICTURE = REPOSITORY / "docs" / "page.png"
+CLIP = REPOSITORY / "examples" / "real" / "dog-on-the-floor.mp4"
+WORD = 2
+
+if __name__ == "__main__":
+    with (
+        running_server("--checkpoint", str(REAL)) as server,
+        browser() as chromium,
+        chromium.tab(server.exporter, width=800, height=840) as tab,
+    ):
+        tab.drop(files=[CLIP])
+        wait_for_caption(tab)
+        tab.run("scrollTo(0, 0)")
+        tab.run(f"document.querySelectorAll('.word')[{WORD}].focus({{preventScroll: true}})")
+        tab.wait("document.getAnimations().length === 0")
+        PICTURE.write_bytes(tab.screenshot())

@@ -1,0 +1,130 @@
+"""The exporter passes the page's requests on, a few at a time, and says what is wrong otherwise."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Barrier, Thread
+from typing import cast
+
+import pytest
+
+from benchmarks.rig.servers import free_ports
+from etenet.serving.config import Address
+from etenet.serving.exporter import exporter
+from etenet.serving.health import Health
+from etenet.serving.relay import AT_ONCE, PATHS, Relay
+from tests.conftest import EXAMPLES, REPOSITORY, Response, Server, ask
+
+CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
+PATH = "/explanations/etenet"
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def relayed_to(port: int, max_body_bytes: int = 1000) -> Iterator[str]:
+    address, health = Address("127.0.0.1", free_ports(1)[0]), cast("Health", None)
+    with exporter(health, address, Path(), Relay(Address("127.0.0.1", port), max_body_bytes)):
+        yield address.url
+
+
+def code_of(response: Response) -> str:
+    return str(response.json()["error"]["code"])
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_the_exporter_gives_the_response_of_torchserve(server: Server, path: str) -> None:
+    options = {"X-Etenet-Captions": "2", "X-Etenet-Thumbnails": "32"}
+    direct, relayed = (ask(url + path, CLIP, options) for url in (server.inference, server.exporter))
+    answers = [response.json() for response in (direct, relayed)]
+    for answer in answers:
+        del answer["timing_ms"]
+    assert answers[0] == answers[1]
+    assert relayed.content_type == direct.content_type
+    assert relayed.request_id
+    text = ask(server.exporter + path, CLIP, {"Accept": "text/plain"})
+    assert (text.content_type, text.body.decode().strip()) == (
+        "text/plain; charset=utf-8",
+        answers[0]["caption"],
+    )
+
+
+def test_it_passes_errors_on_and_refuses_other_paths(server: Server) -> None:
+    refused = ask(server.exporter + PATH, b"no video")
+    assert (refused.status, code_of(refused)) == (415, "not_a_video")
+    other = ask(f"{server.exporter}/models/etenet", b"?")
+    assert (other.status, code_of(other)) == (405, "method_not_allowed")
+
+
+def test_a_client_that_leaves_is_no_error_in_the_log(server: Server) -> None:
+    before = len(server.log.read_bytes())
+    host, port = server.exporter.removeprefix("http://").split(":")
+    for sent in (CLIP, CLIP[:100]):
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset when it closes
+            client.sendall(f"PUT {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(CLIP)}\r\n\r\n".encode() + sent)
+        assert ask(server.exporter + PATH, CLIP).status == 200  # behind it in the queue
+    assert ask(f"{server.exporter}/live").status == 200
+    assert b"Traceback" not in server.log.read_bytes()[before:]
+
+
+def test_a_body_beyond_the_limit_is_not_passed_on() -> None:
+    with relayed_to(1) as front:
+        too_large = ask(front + PATH, bytes(1001))
+        assert (too_large.status, code_of(too_large)) == (413, "too_large")
+
+
+def test_a_body_without_a_length_is_refused() -> None:
+    with relayed_to(1) as front:
+        host, port = front.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(f"PUT {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+            assert connection.recv(100).split()[1] == b"411"
+
+
+def test_without_torchserve_it_says_so() -> None:
+    (closed,) = free_ports(1)
+    with relayed_to(closed) as front:
+        gone = ask(front + PATH, b"video")
+        assert (gone.status, code_of(gone)) == (502, "bad_gateway")
+
+
+def test_one_request_more_than_there_is_room_for_is_refused_and_the_next_is_not() -> None:
+    together = Barrier(AT_ONCE + 1, timeout=30)
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            together.wait()
+            together.wait()
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    with ExitStack() as stack:
+        torchserve = stack.enter_context(serving(Slow))
+        front = stack.enter_context(relayed_to(torchserve))
+        clients = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
+        held = [clients.submit(ask, front + PATH, b"video") for _ in range(AT_ONCE)]
+        together.wait()
+        refused = ask(front + PATH, b"video")
+        assert (refused.status, code_of(refused)) == (503, "overloaded")
+        together.wait()
+        assert [future.result().status for future in held] == [200] * AT_ONCE
