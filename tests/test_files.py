@@ -28,7 +28,7 @@ from etenet.files import AppendOnlyLog, Row, replacing, rows, sha256
 # All characters but lone surrogates, and often those that end lines for some or that CSV and JSON quote.
 _AWKWARD = st.sampled_from("\u2028\u2029\x85\x0b\x0c\x1c\r\n\t \"',#{[")
 TEXTS = st.text(_AWKWARD | st.characters(exclude_categories=["Cs"]))
-LISTED = TEXTS.map(lambda text: re.sub(r"[\r\n\ufeff]", "", text).strip(" \t")).filter(bool)
+LISTED = TEXTS.map(lambda text: re.sub(r"[\0\r\n\ufeff]", "", text).strip(" \t")).filter(bool)
 CLIPS = st.dictionaries(TEXTS, st.lists(TEXTS, min_size=1, max_size=3), min_size=1, max_size=5)
 ENDS = st.sampled_from(["\n", "\r\n", "\r"])
 FIX = "do it otherwise"

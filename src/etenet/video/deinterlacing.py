@@ -123,12 +123,13 @@ class _Misfits:
             """Of odd lines of one frame and even lines of another between their neighbours in this frame."""
             lines = np.empty_like(motion)
             lines[0::2], lines[1::2] = odd[1:-1:2], even[2:-1:2]
-            return (motion * np.abs(2 * lines - above_and_below)).mean(axis=1, dtype=np.float64)
+            of_lines: NDArray[np.float64] = (motion * np.abs(2 * lines - above_and_below)).mean(axis=1)
+            return of_lines
 
         return cls(
             misfit(frame, frame),
             np.stack([misfit(beside, frame), misfit(frame, beside)]),
-            motion.mean(axis=1, dtype=np.float64),
+            motion.mean(axis=1),
         )
 
     @property
