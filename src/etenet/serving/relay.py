@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from etenet.serving import archive
 from etenet.serving.config import Address
-from etenet.serving.http import END_OF_HEAD, Head, error_response, headers_of, response
+from etenet.serving.http import Head, error_response, headers_of, response
 
 PATHS = frozenset(f"/{kind}/{archive.MODEL_NAME}" for kind in ("predictions", "explanations"))
 METHODS = ("PUT", "POST")
@@ -46,7 +46,7 @@ class Relay:
             return await self._passed_on(client, head, body, int(length))
         except TimeoutError:
             return error_response(HTTPStatus.GATEWAY_TIMEOUT, "the video was not captioned in time; try again")
-        except (OSError, http.client.HTTPException, ValueError):
+        except (OSError, EOFError, KeyError, ValueError, asyncio.LimitOverrunError, http.client.HTTPException):
             return error_response(HTTPStatus.BAD_GATEWAY, "the captioner cannot be reached; try again in a moment")
         finally:
             self._running -= 1
@@ -65,7 +65,7 @@ class Relay:
             writer.write("\r\n".join(lines).encode("latin-1"))
             await _pass_body(client, writer, body[:length], length)
             async with asyncio.timeout(RESPONSE_DEADLINE_S):
-                return _passed_back(await reader.read())
+                return await _response_of(reader)
         finally:
             writer.close()
 
@@ -83,12 +83,11 @@ async def _pass_body(client: socket.socket, writer: asyncio.StreamWriter, piece:
             raise ConnectionAbortedError("the client went away")
 
 
-def _passed_back(answer: bytes) -> bytes:
-    """Raises `ValueError` if it is no response."""
-    end = END_OF_HEAD.search(answer)
-    if not end:
-        raise ValueError("the response has no end of its head")
-    line, _, rest = answer[: end.end()].partition(b"\n")
+async def _response_of(torchserve: asyncio.StreamReader) -> bytes:
+    """Raises `EOFError` or `ValueError` if it is no whole response."""
+    head = await torchserve.readuntil(b"\r\n\r\n")
+    line, _, rest = head.partition(b"\n")
     headers = headers_of(rest)
+    body = await torchserve.readexactly(int(headers["content-length"]))
     passed = {name: value for name in _PASSED_BACK if (value := headers.get(name.lower()))}
-    return response(int(line.split()[1]), answer[end.end() :], headers.get("content-type", "application/json"), passed)
+    return response(int(line.split()[1]), body, headers.get("content-type", "application/json"), passed)
