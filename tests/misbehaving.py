@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import json
 import os
 import socket
@@ -64,6 +65,10 @@ def _use_up_memory() -> None:
         blocks.append(bytearray(b"x" * 2**22))
 
 
+def _count_frames() -> None:
+    raise NotAVideo(f"{sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())} frames")
+
+
 ACTIONS: dict[bytes, Callable[[], object]] = {
     b"open": lambda: open("/etc/passwd").close(),
     b"write a file": lambda: open("/dev/null", "w").close(),
@@ -82,6 +87,7 @@ ACTIONS: dict[bytes, Callable[[], object]] = {
     b"report to be held up after a second": lambda: _report_to_be_held_up(1.0),
     b"sleep": lambda: time.sleep(1000),
     b"use up memory": _use_up_memory,
+    b"count frames": _count_frames,
     b"bug": lambda: 1 // 0,
 }
 

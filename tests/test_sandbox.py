@@ -235,7 +235,12 @@ def test_memory_is_limited_and_freed(sandbox: Sandbox) -> None:
     assert sandbox.submit(clips.video()).result()[0].info.codec == "h264"
 
 
-LARGE = clips.video(16, size=(3840, 2160), preset="ultrafast", moments=range(0, 80, 5))
+LARGE = clips.video(
+    pictures=[clips.pattern(number, 3840, 2160) for number in range(2)] * 8,
+    size=(3840, 2160),
+    preset="ultrafast",
+    moments=range(0, 80, 5),
+)
 
 
 def test_a_process_keeps_nothing_of_the_large_clips_it_has_decoded(thorough: bool) -> None:
@@ -252,19 +257,10 @@ def test_a_process_keeps_nothing_of_the_large_clips_it_has_decoded(thorough: boo
         assert max(memory_bytes) - max(memory_bytes[:4]) < 32 * 2**20
 
 
-def test_a_process_does_not_wait_for_the_garbage_collector() -> None:
-    """PyAV's frames refer to themselves once their side data was read. Those of a clip take 5 MB here."""
-    sandbox, body = Sandbox(resize_px=314, limits=LIMITS, processes=1), clips.video()
-    try:
-        decoder = psutil.Process(only_pid(sandbox))
-        memory_bytes = []
-        for _ in range(8):
-            sandbox.submit(body).result()
-            sandbox.submit(b"").exception()  # the process is ready again
-            memory_bytes.append(decoder.memory_info().rss)
-        assert max(memory_bytes) - max(memory_bytes[:2]) < 4 * 2**20
-    finally:
-        sandbox.close()
+def test_a_process_does_not_wait_for_the_garbage_collector(sandbox: Sandbox) -> None:
+    """PyAV's frames refer to themselves once their side data was read."""
+    sandbox.submit(clips.video()).result()
+    assert str(error_of(sandbox, b"count frames")) == "0 frames"
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])  # the decoder of h264 reports a lack of memory as invalid data
