@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import stat
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +25,8 @@ from etenet import metrics
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.serving import archive, without_grpc
+from etenet.serving.config import ServerConfig
+from etenet.serving.loopback import WITHOUT_PROXY, Address, SocketFile
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, ask, running_server, runs, wait_until
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
@@ -130,8 +137,42 @@ def test_the_server_listens_for_nothing_but_http(server: Server) -> None:
     launcher = psutil.Process(server.process.pid)
     sockets = [one for process in (launcher, *launcher.children(recursive=True)) for one in process.net_connections()]
     listening = {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
-    urls = (server.inference, server.management, server.torchserve, server.exporter)
+    urls = (server.inference, server.torchserve, server.exporter)
     assert listening == {int(url.rpartition(":")[2]) for url in urls}
+
+
+def test_only_the_servers_own_user_reaches_the_management_api(server: Server) -> None:
+    """It scales and removes models, and asks for no password."""
+    socket_file = Path(urllib.parse.unquote(server.management.removeprefix("unix://")))
+    assert stat.S_ISSOCK(socket_file.stat().st_mode)
+    assert socket_file.stat().st_mode & 0o022 == 0  # connecting takes the right to write
+    assert socket_file.parent.stat().st_mode & 0o077 == 0
+    assert {socket_file.stat().st_uid, socket_file.parent.stat().st_uid} == {os.getuid()}
+    assert ask(f"{server.management}/models/etenet").json()[0]["modelName"] == "etenet"
+    for door in (server.inference, server.torchserve, server.exporter):
+        scale = urllib.request.Request(f"{door}/models/etenet?min_worker=2", method="PUT")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            WITHOUT_PROXY.open(scale, timeout=10)
+        assert refused.value.code in (404, 405)
+    assert "ServerBootstrap" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "management"),
+    [
+        ("", None),
+        ("management_address=http://127.0.0.1:9081", Address("127.0.0.1", 9081)),
+        ("management_address=unix:/run/etenet/management", SocketFile(Path("/run/etenet/management"))),
+    ],
+)
+def test_the_management_api_has_a_port_only_if_the_configuration_gives_it_one(
+    line: str, management: Address | SocketFile | None, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.properties"
+    config.write_text(f"{(REPOSITORY / 'config.properties').read_text()}\n{line}\n")
+    read = ServerConfig.read(config)
+    assert read.management == management
+    assert (management in read.addresses) == isinstance(management, Address)
 
 
 def test_a_torchserve_whose_grpc_would_listen_is_refused(tmp_path: Path) -> None:

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from etenet.errors import UsageError
 from etenet.runtime import CPU_BATCH_CLIPS
+from etenet.serving.loopback import Address, SocketFile
 
 FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # the file in which a worker writes why it cannot start
 REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"  # json, plain or off
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    host: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        """The URL by which this machine reaches the address."""
-        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +25,7 @@ class ServerConfig:
 
     path: Path
     inference: Address
-    management: Address
+    management: Address | SocketFile | None  # None: a socket file in TorchServe's own folder
     metrics: Address  # TorchServe's own
     exporter: Address
     queue: int  # how many requests may wait
@@ -61,10 +52,19 @@ class ServerConfig:
             except ValueError as error:
                 raise UsageError(f"{path}: {name} must look like {default}, got {properties[name]!r}") from error
 
+        def management() -> Address | SocketFile | None:
+            given = properties.get("management_address")
+            if given is None and sys.platform == "linux":
+                return None
+            scheme, _, file = (given or "").partition(":")
+            return (
+                SocketFile(Path(file)) if scheme == "unix" else address("management_address", "http://127.0.0.1:8081")
+            )
+
         return cls(
             path=path.resolve(),
             inference=address("inference_address", "http://127.0.0.1:8080"),
-            management=address("management_address", "http://127.0.0.1:8081"),
+            management=management(),
             metrics=address("metrics_address", "http://127.0.0.1:8082"),
             exporter=address("exporter_address", "http://127.0.0.1:8083"),
             queue=int(properties.get("job_queue_size", "100")),
@@ -83,7 +83,9 @@ class ServerConfig:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        return (self.inference, self.management, self.metrics, self.exporter)
+        """Those with a port."""
+        management = (self.management,) if isinstance(self.management, Address) else ()
+        return (self.inference, *management, self.metrics, self.exporter)
 
 
 def is_free(address: Address) -> bool:

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from etenet import metrics
-from etenet.serving.config import Address
 from etenet.serving.health import Health
+from etenet.serving.loopback import Address
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.serving import archive
-from etenet.serving.config import Address
+from etenet.serving.loopback import WITHOUT_PROXY, Address, SocketFile
 
 STATE_HOLDS_S = 1.5
 CANARY_PATIENCE_S = 0.5
@@ -29,14 +29,13 @@ CANARY_DEADLINE_S = 60.0
 MANAGEMENT_DEADLINE_S = 1.0
 DEAD_AFTER_S = 300.0
 
-# For requests to this machine, whatever proxies the environment names.
-WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
 
 class Health:
     """What is wrong with a server; looks at most every `STATE_HOLDS_S`."""
 
-    def __init__(self, *, alive: Callable[[], bool], inference: Address, management: Address, figures: Path) -> None:
+    def __init__(
+        self, *, alive: Callable[[], bool], inference: Address, management: Address | SocketFile, figures: Path
+    ) -> None:
         self._alive = alive
         self._predictions = f"{inference.url}/predictions/{archive.MODEL_NAME}"
         self._model = f"{management.url}/models/{archive.MODEL_NAME}"

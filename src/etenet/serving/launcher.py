@@ -76,7 +76,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         health = Health(
             alive=lambda: torchserve.alive,
             inference=config.inference,
-            management=config.management,
+            management=torchserve.management,
             figures=torchserve.figures,
         )
         try:

@@ -19,6 +19,7 @@ from etenet.linux import end_with_parent, thread_settings
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive, without_grpc
 from etenet.serving.config import FAILURE_FILE_VARIABLE, REQUEST_LOG_VARIABLE, ServerConfig
+from etenet.serving.loopback import SocketFile
 
 STOP_DEADLINE_S = 20.0
 NVIDIA_SMI_DEADLINE_S = 30.0
@@ -45,6 +46,12 @@ class TorchServe:
             scratch / "failure",
         )
         self.figures.mkdir()
+        own = SocketFile(scratch / "management")
+        self.management = config.management or own
+        settings = config.path
+        if not config.management:
+            settings = scratch / "config.properties"
+            settings.write_bytes(config.path.read_bytes() + f"\n\nmanagement_address=unix:{own.path}\n".encode())
         frontend, changed = packages / "ts" / "frontend", scratch / "classes"
         without_grpc.write_main_class(frontend / "model-server.jar", changed)
         java_memory_bytes = config.java_memory_bytes(worker_clips)
@@ -63,7 +70,7 @@ class TorchServe:
             *("-cp", os.pathsep.join((str(changed), str(frontend / "*")))),
             without_grpc.MAIN_CLASS,
             *("--python", sys.executable),
-            *("-f", str(config.path)),
+            *("-f", str(settings)),
             *("-s", str(model.parent)),
             "-ncs",
             *("-m", f"{archive.MODEL_NAME}={model.name}"),
