@@ -72,6 +72,7 @@ class EtenetHandler:
         )
         self.captioner.caption(CANARY)
         checkpoint = self.captioner.checkpoint_id
+        metrics.allocate()
         metrics.WORKER_START.set_to_current_time()
         metrics.MODEL_INFO.labels(model["modelVersion"], self.captioner.encoder, checkpoint, device).set(1)
         self.model = {

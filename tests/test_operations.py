@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import socket
+import socketserver
 import stat
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -14,6 +16,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import psutil
@@ -26,6 +29,7 @@ from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.serving import archive, without_grpc
 from etenet.serving.config import ServerConfig
+from etenet.serving.health import Health
 from etenet.serving.loopback import WITHOUT_PROXY, Address, SocketFile
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, ask, running_server, runs, wait_until
 
@@ -297,6 +301,30 @@ def test_the_server_is_not_ready_within_two_seconds_of_a_dead_worker(server: Ser
     wait_until(lambda: ask(f"{server.exporter}/ready").status == 503, 2)
     assert ask(f"{server.exporter}/live").status == 200
     wait_until(lambda: ask(f"{server.exporter}/ready").status == 200, 60)
+
+
+def test_a_full_disk_is_named_where_no_worker_can_start(tmp_path: Path) -> None:
+    class NoWorker(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'[{"workers": [{"status": "WORKER_STOPPED"}]}]')
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    def fault(folder: Path) -> str:
+        nowhere = Address("127.0.0.1", 9)
+        return Health(alive=lambda: True, inference=nowhere, management=management, figures=folder).fault()
+
+    management, without_space = SocketFile(tmp_path / "management"), Path("/proc/self")
+    with socketserver.ThreadingUnixStreamServer(str(management.path), NoWorker) as torchserve:
+        threading.Thread(target=torchserve.serve_forever).start()
+        try:
+            assert re.match(r"no worker is ready: no space left in /proc, .*; free it$", fault(without_space))
+            assert fault(tmp_path) == "no worker is ready"
+        finally:
+            torchserve.shutdown()
 
 
 def without_end(mar: Path) -> None:

@@ -8,6 +8,7 @@ the previous state holds. /live fails only if a restart would help.
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 import urllib.error
@@ -28,6 +29,7 @@ CANARY_PATIENCE_S = 0.5
 CANARY_DEADLINE_S = 60.0
 MANAGEMENT_DEADLINE_S = 1.0
 DEAD_AFTER_S = 300.0
+LEAST_FREE_BYTES = 16 * 2**20  # for the files that a worker writes when it starts: metrics, and its log
 
 
 class Health:
@@ -85,7 +87,11 @@ class Health:
             states = [worker["status"] for worker in self._description()["workers"]]
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             return f"TorchServe does not report its workers: {error}"
-        return "" if "READY" in states else "no worker is ready"
+        if "READY" in states:
+            return ""
+        if shutil.disk_usage(self._figures).free < LEAST_FREE_BYTES:
+            return f"no worker is ready: no space left in {self._figures.parent}, where it needs some to start; free it"
+        return "no worker is ready"
 
     def _no_caption(self) -> str:
         captions, before = metrics.total(self._figures, metrics.CAPTIONS), self._captions
