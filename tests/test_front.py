@@ -111,6 +111,35 @@ def test_a_request_for_anything_else_does_not_pass(front: Server, sent: bytes, s
     assert headers["content-type"] == "application/json"
 
 
+FORM = "Content-Type: multipart/form-data; boundary=ab"
+NAMED = 'Content-Disposition: form-data; name="data"'
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("", "X: y", "Content-Disposition", "Content-Disposition:", "Content-Disposition: form-data", ": x"),
+        *('Content-Disposition: form-data; name=""', f"{NAMED}; filename*=x", f"{NAMED}; filename*=x''y"),
+        *(f"{NAMED}; filename*=utf-8''%zz", f'{NAMED}; filename="a"\r\nContent-Type: text/plain; charset=x'),
+        f"{NAMED}\r\nContent-Type: multipart/mixed",
+    ],
+)
+def test_a_form_that_torchserve_cannot_read_is_a_bad_request(server: Server, front: Server, part: str) -> None:
+    body = f"--ab\r\n{part}\r\n\r\nx\r\n--ab--\r\n".encode()
+    sent = request("/predictions/etenet", FORM, length=len(body)), body
+    assert response_to(port_of(server), *sent)[0] == 500  # else it needs no translation
+    status, _, response = response_to(port_of(front), *sent)
+    assert (status, json.loads(response)["error"]["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("body", [b"&&", b"=", b"a=%zz", b"a=b\rc"])
+def test_a_body_that_is_declared_a_form_is_not_read_as_one(server: Server, front: Server, body: bytes) -> None:
+    sent = request("/predictions/etenet", "Content-Type: application/x-www-form-urlencoded", length=len(body)), body
+    assert response_to(port_of(server), *sent)[0] == 500
+    status, _, response = response_to(port_of(front), *sent)
+    assert (status, json.loads(response)["error"]["code"]) == (415, "not_a_video")
+
+
 DOORS = ("/predictions/etenet", "/explanations/etenet")
 ELSEWHERE = ("/ping", "/models", "/models/etenet", "/predictions/other", "/api-description", "/metrics", "/invocations")
 
