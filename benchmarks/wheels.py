@@ -34,8 +34,8 @@ from pathlib import Path
 from benchmarks.rig.load import PREDICTIONS
 from benchmarks.rig.record import REPOSITORY
 from etenet.errors import UsageError
-from etenet.serving.config import PORTS, Address, is_free
-from etenet.serving.health import WITHOUT_PROXY
+from etenet.serving.config import PORTS, is_free
+from etenet.serving.loopback import WITHOUT_PROXY, Address
 
 BOUNDS = {"newest": "highest", "oldest": "lowest-direct"}  # and what uv calls them
 START_DEADLINE_S = 180.0

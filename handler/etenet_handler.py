@@ -70,6 +70,7 @@ class EtenetHandler:
         self.captioner.caption(CANARY_CLIP.read_bytes())
         self.probe_secret = os.environ.get(PROBE_SECRET_VARIABLE, "")
         checkpoint = self.captioner.checkpoint_id
+        metrics.allocate()
         metrics.WORKER_START.set_to_current_time()
         metrics.MODEL_INFO.labels(model["modelVersion"], self.captioner.encoder, checkpoint, device).set(1)
         self.model = {

@@ -29,6 +29,7 @@ from etenet import java
 from etenet.model import checkpoint as checkpoints
 from etenet.model.vocabulary import Vocabulary
 from etenet.serving.config import ServerConfig
+from etenet.serving.loopback import WITHOUT_PROXY, SocketFile
 from tests.hostile.alarm import Alarm
 from training import prepare
 
@@ -38,7 +39,6 @@ DEMO = REPOSITORY / "model_store" / "demo.pt"
 CAPTION = ("caption", "--checkpoint", str(DEMO))  # the command with the model whose answers are known
 EXAMPLES: dict[str, str] = json.loads((REPOSITORY / "examples" / "captions.json").read_text())
 START_DEADLINE_S = 120.0
-_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 # Whatever proxies the environment names, clients of the tests (curl, browsers, schemathesis) talk to this machine.
@@ -103,7 +103,7 @@ def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = No
     if body is not None and not request.has_header("Content-type"):
         request.add_header("Content-type", "application/octet-stream")
     try:
-        with _DIRECTLY.open(request, timeout=120) as response:
+        with WITHOUT_PROXY.open(request, timeout=120) as response:
             return _response(response.status, response)
     except urllib.error.HTTPError as error:
         return _response(error.code, error)
@@ -126,10 +126,16 @@ class Server:
 
     process: subprocess.Popen[bytes]
     inference: str
-    management: str
     torchserve: str  # the address of its own metrics
     exporter: str
     log: Path
+
+    @property
+    def management(self) -> str:
+        """The socket file of TorchServe's management API."""
+        (java,) = [one for one in psutil.Process(self.process.pid).children() if "java" in one.name()]
+        (folder,) = [text for text in java.cmdline() if text.startswith("-Djava.io.tmpdir=")]
+        return SocketFile(Path(folder.partition("=")[2]) / "management").url
 
     @property
     def predictions(self) -> str:
@@ -202,7 +208,7 @@ def running_server(*arguments: str, config: Path | None = None, folder: Path = R
                 stderr=output,
                 start_new_session=True,
             )
-        server = Server(process, *(each.url for each in where.addresses[:4]), log)
+        server = Server(process, *(each.url for each in where.addresses), log)
         try:
             wait_until(lambda: b"ready. Try it" in log.read_bytes() or process.poll() is not None, START_DEADLINE_S)
             assert process.poll() is None, log.read_text()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 
 import etenet
@@ -116,7 +117,7 @@ def test_doctor_finds_nothing_wrong_here(tmp_path: Path, capsys: Capture) -> Non
         "torch ",
         "no GPU",
         "TorchServe",
-        "PyAV",
+        f"PyAV {av.__version__} with FFmpeg {av.ffmpeg_version_info}; containers",
         "decoder processes",
         str(REAL.relative_to(REPOSITORY)),
         "ports",

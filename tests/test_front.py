@@ -4,17 +4,22 @@ slow and too many requests do not reach it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import resource
 import shlex
+import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -104,6 +109,122 @@ def test_a_request_for_anything_else_does_not_pass(front: Server, sent: bytes, s
     actual, headers, body = response_to(port_of(front), sent)
     assert (actual, json.loads(body)["error"]["code"]) == (status, code)
     assert headers["content-type"] == "application/json"
+
+
+FORM = "Content-Type: multipart/form-data; boundary=ab"
+NAMED = 'Content-Disposition: form-data; name="data"'
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("", "X: y", "Content-Disposition", "Content-Disposition:", "Content-Disposition: form-data", ": x"),
+        *('Content-Disposition: form-data; name=""', f"{NAMED}; filename*=x", f"{NAMED}; filename*=x''y"),
+        *(f"{NAMED}; filename*=utf-8''%zz", f'{NAMED}; filename="a"\r\nContent-Type: text/plain; charset=x'),
+        f"{NAMED}\r\nContent-Type: multipart/mixed",
+    ],
+)
+def test_a_form_that_torchserve_cannot_read_is_a_bad_request(server: Server, front: Server, part: str) -> None:
+    body = f"--ab\r\n{part}\r\n\r\nx\r\n--ab--\r\n".encode()
+    sent = request("/predictions/etenet", FORM, length=len(body)), body
+    assert response_to(port_of(server), *sent)[0] == 500  # else it needs no translation
+    status, _, response = response_to(port_of(front), *sent)
+    assert (status, json.loads(response)["error"]["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("body", [b"&&", b"=", b"a=%zz", b"a=b\rc"])
+def test_a_body_that_is_declared_a_form_is_not_read_as_one(server: Server, front: Server, body: bytes) -> None:
+    sent = request("/predictions/etenet", "Content-Type: application/x-www-form-urlencoded", length=len(body)), body
+    assert response_to(port_of(server), *sent)[0] == 500
+    status, _, response = response_to(port_of(front), *sent)
+    assert (status, json.loads(response)["error"]["code"]) == (415, "not_a_video")
+
+
+DOORS = ("/predictions/etenet", "/explanations/etenet")
+ELSEWHERE = ("/ping", "/models", "/models/etenet", "/predictions/other", "/api-description", "/metrics", "/invocations")
+
+
+def disguised(door: str) -> Iterator[str]:
+    """Targets that a proxy may take for the door, and the server behind it for something else; or the reverse."""
+    for other in ELSEWHERE:
+        up = "/.." * other.count("/")
+        yield from (f"{other}{up}{door}", f"http://x{other}{up}{door}", f"{other}/.{up}//.{door}/.")
+        yield from (f"{other}{escaped}{up}{door}" for escaped in ("%3f", "%23", "%00", "%5c", ";"))
+        yield from (f"{other}{up.replace(*pair)}{door}" for pair in (("..", "%2e%2e"), ("/", "%2f"), ("/", "%5c")))
+        yield from (f"{door}/../..{other}", f"{door}%2f..%2f..{other}", f"{door}/..;/..;{other}", f"{door}#{other}")
+        yield from (f"/{door}?{other}", f"{other}?/../{door}")
+    yield from (door + tail for tail in ("/", "/.", "/..", "%00", "%0a", "%0d%0a", "%2f", "?", "?a", ";a", ":predict"))
+    yield from (door.replace(*pair) for pair in (("e", "%65"), ("/", "//"), ("/", "/./"), ("/", "%2f"), ("t", "%2574")))
+
+
+def test_no_path_leads_elsewhere() -> None:
+    reached: list[str] = []
+    with responding(reached.append) as upstream, nginx(upstream) as port:
+        targets = list(itertools.chain.from_iterable(map(disguised, DOORS)))
+        statuses = [response_to(port, request(target, method="POST"))[0] for target in targets]
+    assert len(targets) > 200
+    assert set(reached) == {f"POST {door} HTTP/1.1" for door in DOORS}
+    assert set(statuses) == {200, 400, 404}
+    assert statuses.count(200) == len(reached)
+
+
+@contextmanager
+def responding(on_request: Callable[[str], None]) -> Iterator[int]:
+    """A server that responds with 200 and tells the first line of each request; yields its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            on_request(self.requestline)
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /", request(length=5)[:-2]], ids=["nothing", "a word", "half a header"])
+def test_good_requests_are_answered_beside_four_thousand_silent_connections(sent: bytes, usual_limit: None) -> None:
+    del usual_limit
+    with responding(lambda _: None) as upstream, nginx(upstream) as port, ExitStack() as silent:
+        allow_descriptors(5000)
+        for number in range(4000):
+            address = f"127.0.{3 + number // 200}.{number % 200 + 1}", 0
+            one = socket.create_connection(("127.0.0.1", port), timeout=1, source_address=address)
+            silent.enter_context(one).sendall(sent)
+            if number % 100 == 0:
+                started = time.monotonic()
+                assert response_to(port, request(method="POST", length=5), b"hello")[0] == 200
+                assert time.monotonic() - started < 1
+
+
+@pytest.fixture
+def usual_limit() -> Iterator[None]:
+    """The usual limit on descriptors, which programs that the test starts inherit."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allow_descriptors(1024)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def allow_descriptors(count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def test_a_body_that_cannot_be_stored_does_not_blame_the_captioner() -> None:
+    folders: list[Path] = []
+    body = bytes(2**21)  # more than client_body_buffer_size
+    with socket.create_server(("127.0.0.1", 0)) as upstream, nginx(upstream.getsockname()[1], folders.append) as port:
+        shutil.rmtree(folders[0] / "client_body_temp")
+        status, headers, response = response_to(port, request(length=len(body)), body)
+    assert (status, json.loads(response)["error"]["code"]) == (503, "no_space")
+    assert int(headers["retry-after"]) >= 30
 
 
 def test_a_server_that_cannot_be_reached_is_a_bad_gateway() -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import socket
+import socketserver
+import stat
 import subprocess
+import threading
 import time
+import urllib.parse
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler
 from itertools import dropwhile
 from pathlib import Path
 
@@ -27,6 +33,9 @@ from etenet.assets import CANARY_CLIP
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.serving import archive, without_grpc
+from etenet.serving.config import ServerConfig
+from etenet.serving.health import Health
+from etenet.serving.loopback import Address, SocketFile
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, ask, running_server, runs, wait_until
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
@@ -143,8 +152,39 @@ def test_the_server_listens_for_nothing_but_http(server: Server) -> None:
     launcher = psutil.Process(server.process.pid)
     sockets = [one for process in (launcher, *launcher.children(recursive=True)) for one in process.net_connections()]
     listening = {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
-    urls = (server.inference, server.management, server.torchserve, server.exporter)
+    urls = (server.inference, server.torchserve, server.exporter)
     assert listening == {int(url.rpartition(":")[2]) for url in urls}
+
+
+def test_only_the_servers_own_user_reaches_the_management_api(server: Server) -> None:
+    """It scales and removes models, and asks for no password."""
+    socket_file = Path(urllib.parse.unquote(server.management.removeprefix("unix://")))
+    assert stat.S_ISSOCK(socket_file.stat().st_mode)
+    assert socket_file.stat().st_mode & 0o022 == 0  # connecting takes the right to write
+    assert socket_file.parent.stat().st_mode & 0o077 == 0
+    assert {socket_file.stat().st_uid, socket_file.parent.stat().st_uid} == {os.getuid()}
+    assert ask(f"{server.management}/models/etenet").json()[0]["modelName"] == "etenet"
+    for door in (server.inference, server.torchserve, server.exporter):
+        assert ask(f"{door}/models/etenet?min_worker=2", b"").status in (404, 405)
+    assert "ServerBootstrap" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "management"),
+    [
+        ("", None),
+        ("management_address=http://127.0.0.1:9081", Address("127.0.0.1", 9081)),
+        ("management_address=unix:/run/etenet/management", SocketFile(Path("/run/etenet/management"))),
+    ],
+)
+def test_the_management_api_has_a_port_only_if_the_configuration_gives_it_one(
+    line: str, management: Address | SocketFile | None, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.properties"
+    config.write_text(f"{(REPOSITORY / 'config.properties').read_text()}\n{line}\n")
+    read = ServerConfig.read(config)
+    assert read.management == management
+    assert (management in read.addresses) == isinstance(management, Address)
 
 
 def test_a_torchserve_whose_grpc_would_listen_is_refused(tmp_path: Path) -> None:
@@ -303,6 +343,35 @@ def test_the_server_is_not_ready_within_two_seconds_of_a_dead_worker(server: Ser
     wait_until(lambda: ask(f"{server.exporter}/ready").status == 503, 2)
     assert ask(f"{server.exporter}/live").status == 200
     wait_until(lambda: ask(f"{server.exporter}/ready").status == 200, 60)
+
+
+def test_a_full_disk_is_named_where_no_worker_can_start(tmp_path: Path) -> None:
+    class NoWorker(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'[{"modelVersion": "1.0", "workers": [{"status": "WORKER_STOPPED"}]}]')
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    def fault(folder: Path) -> str:
+        nowhere = Address("127.0.0.1", 9)
+        health = Health(
+            alive=lambda: True, inference=nowhere, management=management, figures=folder, probe_secret=""
+        )
+        with health.watching():
+            wait_until(lambda: health.fault.startswith("no worker"), 10)
+            return health.fault
+
+    management, without_space = SocketFile(tmp_path / "management"), Path("/proc/self")
+    with socketserver.ThreadingUnixStreamServer(str(management.path), NoWorker) as torchserve:
+        threading.Thread(target=torchserve.serve_forever).start()
+        try:
+            assert re.match(r"no worker is ready: no space left in /proc, .*; free it$", fault(without_space))
+            assert fault(tmp_path) == "no worker is ready"
+        finally:
+            torchserve.shutdown()
 
 
 def without_end(mar: Path) -> None:

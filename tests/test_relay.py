@@ -15,9 +15,9 @@ from typing import cast
 import pytest
 
 from benchmarks.rig.servers import free_ports
-from etenet.serving.config import Address
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
+from etenet.serving.loopback import Address
 from etenet.serving.relay import AT_ONCE, PATHS, Relay
 from tests.conftest import EXAMPLES, REPOSITORY, Response, Server, ask
 

@@ -290,6 +290,30 @@ def test_pyav_gets_only_arguments_that_its_version_has(
     assert runpy.run_path(ffmpeg.__file__)["LENIENT_METADATA"] == arguments
 
 
+@pytest.mark.parametrize(
+    ("version", "libraries", "supported"),  # libavformat, libavcodec, libswscale
+    [
+        ("8.0", ((62, 3, 100), (62, 11, 100), (9, 1, 100)), False),
+        ("8.1", ((62, 12, 100), (62, 28, 100), (9, 5, 100)), False),
+        ("8.1.1", ((62, 12, 101), (62, 28, 101), (9, 5, 101)), False),
+        ("8.1.2", ((62, 12, 102), (62, 28, 102), (9, 5, 102)), True),
+        ("9.0", ((63, 0, 100), (63, 0, 100), (10, 0, 100)), True),
+    ],
+    ids=str,
+)
+def test_an_ffmpeg_with_known_holes_is_refused(
+    version: str, libraries: tuple[tuple[int, int, int], ...], supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("libavformat", "libavcodec", "libswscale")
+    monkeypatch.setattr(av, "library_versions", dict(zip(names, libraries, strict=True)))
+    monkeypatch.setattr(av, "ffmpeg_version_info", version)
+    if supported:
+        assert ffmpeg.require_supported_ffmpeg() == version
+    else:
+        with pytest.raises(errors.UsageError, match=r"older than FFmpeg 8\.1\.2.*pip install -c constraints\.txt av"):
+            ffmpeg.require_supported_ffmpeg()
+
+
 def test_every_decoder_on_the_allow_list_is_available() -> None:
     assert ffmpeg.missing_decoders() == []
 

@@ -22,7 +22,7 @@ from benchmarks.rig.load import PREDICTIONS
 from benchmarks.rig.record import REPOSITORY
 from etenet.serving import archive as archives
 from etenet.serving.config import ServerConfig
-from etenet.serving.health import WITHOUT_PROXY
+from etenet.serving.loopback import WITHOUT_PROXY
 from etenet.serving.torchserve import TorchServe
 
 START_DEADLINE_S = 180.0
@@ -133,7 +133,7 @@ def free_ports(count: int) -> list[int]:
 def config_on_free_ports(folder: Path) -> Path:
     """The repository's config.properties with every port replaced by a free one."""
     lines = (REPOSITORY / "config.properties").read_text().splitlines()
-    names = ("inference_address", "management_address", "metrics_address", "exporter_address")
+    names = ("inference_address", "metrics_address", "exporter_address")
     values = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
     changed = [f"{key}={values.get(key, value)}" for key, _, value in (line.partition("=") for line in lines) if value]
     path = folder / "config.properties"

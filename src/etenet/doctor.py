@@ -159,14 +159,14 @@ def _ffmpeg() -> Finding:
 
     fix = "pip install -c constraints.txt av"
     try:
-        require_supported_ffmpeg()
+        ffmpeg = require_supported_ffmpeg()
     except EtenetError as error:
         return Finding(False, str(error), fix)
     if missing := missing_decoders():
         return Finding(False, f"this PyAV cannot decode {', '.join(missing)}", fix)
     return Finding(
         True,
-        f"PyAV {importlib.metadata.version('av')}; containers allowed: {', '.join(CONTAINERS)}; "
+        f"PyAV {importlib.metadata.version('av')} with FFmpeg {ffmpeg}; containers allowed: {', '.join(CONTAINERS)}; "
         f"decoders allowed: {', '.join(DECODERS)}; protocols allowed: none",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from etenet.assets import bundled
 from etenet.errors import UsageError
 from etenet.runtime import CPU_BATCH_CLIPS
+from etenet.serving.loopback import Address, SocketFile
 
 FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # the file in which a worker writes why it cannot start
 PROBE_SECRET_VARIABLE = "ETENET_PROBE_SECRET"  # what marks the server's own test clip, other at each start
@@ -23,17 +25,6 @@ REQUEST_LOGS = ("plain", "json", "off")
 
 CONFIG_FILE = "config.properties"
 PORTS = {"inference": 8080, "management": 8081, "metrics": 8082, "exporter": 8083}
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    host: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        """The URL by which this machine reaches the address."""
-        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +37,7 @@ class ServerConfig:
     path: Path
     text: str  # the file, then what else changes it: of a setting that is there twice, TorchServe takes the last
     inference: Address
-    management: Address
+    management: Address | SocketFile | None  # None: a socket file in TorchServe's own folder
     metrics: Address  # TorchServe's own
     exporter: Address
     queue: int  # how many requests may wait
@@ -88,7 +79,11 @@ class ServerConfig:
             except ValueError as error:
                 raise UsageError(f"{path}: {key} must be a number, got {text!r}") from error
 
-        addresses = {name: address(name) for name in PORTS}
+        given = properties.get("management_address", "" if sys.platform == "linux" else "http://127.0.0.1:8081")
+        scheme, _, file = given.partition(":")
+        socket_file = SocketFile(Path(file)) if scheme == "unix" else None
+        has_port = bool(given) and not socket_file
+        addresses = {name: address(name) for name in PORTS if name != "management" or has_port}
         if host or port:
             addresses = _moved(addresses, host, port)
             changes |= {f"{name}_address": f"http://{moved.host}:{moved.port}" for name, moved in addresses.items()}
@@ -98,7 +93,10 @@ class ServerConfig:
         return cls(
             path=path.resolve(),
             text="\n".join([path.read_text(), *(f"{key}={value}" for key, value in changes.items()), ""]),
-            **addresses,
+            inference=addresses["inference"],
+            management=addresses.get("management", socket_file),
+            metrics=addresses["metrics"],
+            exporter=addresses["exporter"],
             queue=int(number("job_queue_size", 100)),
             max_body_bytes=int(number("max_request_size", 6553500)),
             request_log=request_log,
@@ -115,7 +113,9 @@ class ServerConfig:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        return (self.inference, self.management, self.metrics, self.exporter)
+        """Those with a port."""
+        management = (self.management,) if isinstance(self.management, Address) else ()
+        return (self.inference, *management, self.metrics, self.exporter)
 
 
 def from_environment(

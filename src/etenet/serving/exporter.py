@@ -17,9 +17,9 @@ from http import HTTPStatus
 from pathlib import Path
 
 from etenet import metrics
-from etenet.serving.config import Address
 from etenet.serving.health import Health
 from etenet.serving.http import END_OF_HEAD, Head, error_response, json_response, response
+from etenet.serving.loopback import Address
 from etenet.serving.page import HEADERS, page
 from etenet.serving.relay import METHODS, PATHS, Relay
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import shutil
 import threading
 import time
 import urllib.error
@@ -26,7 +27,8 @@ from typing import Any
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.serving import archive, draining
-from etenet.serving.config import PROBE_HEADER, Address
+from etenet.serving.config import PROBE_HEADER
+from etenet.serving.loopback import WITHOUT_PROXY, Address, SocketFile
 
 _log = logging.getLogger(__name__)
 
@@ -38,9 +40,7 @@ HUNG_S = 7.5
 CANARY_DEADLINE_S = 120.0  # it waits behind the clips of clients
 MANAGEMENT_DEADLINE_S = 1.0
 DEAD_AFTER_S = 300.0
-
-# For requests to this machine, whatever proxies the environment names.
-WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+LEAST_FREE_BYTES = 16 * 2**20  # for the files that a worker writes when it starts: metrics, and its log
 
 
 class Health:
@@ -51,7 +51,7 @@ class Health:
         *,
         alive: Callable[[], bool],
         inference: Address,
-        management: Address,
+        management: Address | SocketFile,
         figures: Path,
         probe_secret: str,
     ) -> None:
@@ -159,7 +159,13 @@ class Health:
         except (ValueError, KeyError, TypeError) as error:
             self._no_worker = f"TorchServe does not report its workers: {error!r}"
             return
-        self._no_worker = "" if "READY" in states else "no worker is ready"
+        if "READY" in states:
+            self._no_worker = ""
+        elif shutil.disk_usage(self._figures).free < LEAST_FREE_BYTES:
+            where = self._figures.parent
+            self._no_worker = f"no worker is ready: no space left in {where}, where it needs some to start; free it"
+        else:
+            self._no_worker = "no worker is ready"
 
     def _caption_canary(self) -> str | None:
         """Why the test clip got no caption, an empty string if it got one, None if there was no room for it."""

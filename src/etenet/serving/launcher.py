@@ -20,10 +20,11 @@ from urllib.request import getproxies
 from etenet.errors import EtenetError, UsageError, counted
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive, draining
-from etenet.serving.config import Address, ServerConfig, from_environment, is_free
+from etenet.serving.config import ServerConfig, from_environment, is_free
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
 from etenet.serving.json_lines import write_json_lines
+from etenet.serving.loopback import Address
 from etenet.serving.relay import Relay
 from etenet.serving.scratch import scratch_folder
 from etenet.serving.torchserve import TorchServe, gpus_of
@@ -72,7 +73,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         health = Health(
             alive=lambda: torchserve.alive,
             inference=config.inference,
-            management=config.management,
+            management=torchserve.management,
             figures=torchserve.figures,
             probe_secret=torchserve.probe_secret,
         )

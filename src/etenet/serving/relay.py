@@ -11,8 +11,8 @@ import socket
 from http import HTTPStatus
 
 from etenet.serving import archive
-from etenet.serving.config import Address
 from etenet.serving.http import Head, error_response, headers_of, response
+from etenet.serving.loopback import Address
 
 PATHS = frozenset(f"/{kind}/{archive.MODEL_NAME}" for kind in ("predictions", "explanations"))
 METHODS = ("PUT", "POST")

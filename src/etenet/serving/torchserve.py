@@ -27,6 +27,7 @@ from etenet.serving.config import (
     REQUEST_LOG_VARIABLE,
     ServerConfig,
 )
+from etenet.serving.loopback import SocketFile
 
 STOP_DEADLINE_S = 20.0
 NVIDIA_SMI_DEADLINE_S = 30.0
@@ -60,10 +61,12 @@ class TorchServe:
         )
         self.probe_secret = secrets.token_hex(16)
         self.figures.mkdir()
+        own = SocketFile(scratch / "management")
+        self.management = config.management or own
         frontend, changed = packages / "ts" / "frontend", scratch / "classes"
         without_grpc.write_main_class(frontend / "model-server.jar", changed)
         settings = scratch / CONFIG_FILE
-        settings.write_text(config.text)
+        settings.write_text(config.text + ("" if config.management else f"\nmanagement_address=unix:{own.path}\n"))
         java_memory_bytes = config.java_memory_bytes(worker_clips)
         command = [
             str(find_java()),

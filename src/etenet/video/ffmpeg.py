@@ -16,7 +16,10 @@ DECODERS = (
     *("mjpeg", "flv1", "wmv1", "wmv2", "wmv3", "vc1", "gif"),
 )
 
-OLDEST_FFMPEG = {"libavformat": (62, 0), "libavcodec": (62, 11), "libswscale": (9, 1)}  # FFmpeg 8.0
+# Before 8.1, encryption data of a mov file make FFmpeg write out of bounds (CVE-2026-40962). Every PyAV that
+# pyproject.toml allows carries 8.1.2 in its wheels; one that was built from source carries what it was built with.
+OLDEST_FFMPEG = "8.1.2"
+_OLDEST_LIBRARIES = {"libavformat": (62, 12, 102), "libavcodec": (62, 28, 102), "libswscale": (9, 5, 102)}
 
 _DECODER_NAMES = {"av1": "libdav1d", "flv1": "flv"}  # where decoder and codec have different names
 CODEC_WHITELIST = ",".join(_DECODER_NAMES.get(codec, codec) for codec in DECODERS)
@@ -34,14 +37,16 @@ OPEN_OPTIONS = {
 LENIENT_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
-def require_supported_ffmpeg() -> None:
-    """Raises `UsageError` if FFmpeg is older than the version that these rules were tested with."""
-    for library, oldest in OLDEST_FFMPEG.items():
+def require_supported_ffmpeg() -> str:
+    """The version of FFmpeg. Raises `UsageError` if it is older than the one that these rules were tested with."""
+    for library, oldest in _OLDEST_LIBRARIES.items():
         found = av.library_versions[library]
-        if found[:2] < oldest:
+        if found < oldest:
             raise UsageError(
-                f"{library} {'.'.join(map(str, found))} is older than FFmpeg 8.0: pip install -c constraints.txt av"
+                f"{library} {'.'.join(map(str, found))} is older than FFmpeg {OLDEST_FFMPEG}, whose fixes are "
+                "needed against hostile clips (CVE-2026-40962): pip install -c constraints.txt av"
             )
+    return str(av.ffmpeg_version_info)
 
 
 def import_all_of_pyav() -> None:
