@@ -3,7 +3,7 @@
 #   make serve                      serve model_store/real.pt: set up, package, start, wait until a caption works
 #   make serve CHECKPOINT=best.pt   serve your own
 #   make test                       set up, check, run all tests, say which lines they ran
-#   make test-hostile               the attacks at full length, and long tests: about an hour
+#   make test-hostile               the attacks at full length, and long tests: some hours, on an idle machine
 #   make bench                      every stage beside its peers, the load, the scale and batch jobs: an hour
 #   make bench-gpu                  each stage on a GPU, and training at full size: a quarter of an hour
 #   make check                      format, lint, types, known vulnerabilities of what is installed
@@ -61,8 +61,7 @@ test: check $(PROGRAMS_READY)
 	$(COVERAGE) report --fail-under=$(COVERED_PERCENT)
 
 test-hostile: $(READY) $(PROGRAMS_READY)
-	$(BIN)/pytest --hostile -m long
-	$(BIN)/pytest --hostile -m 'not long' -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_sandbox.py tests/test_jobs.py tests/test_resume.py tests/test_video.py tests/test_timelines.py
+	$(BIN)/pytest --hostile -m 'long or thorough' -rP
 
 bench: $(READY)
 	for name in decode encoder search server saturation scale jobs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
