@@ -4,7 +4,7 @@
 #   make serve CHECKPOINT=best.pt   serve your own
 #   make serve TORCH=cpu            the same without what a GPU needs: 1 GB to install instead of 6; where .venv is new
 #   make test                       set up, check, run all tests, say which lines they ran
-#   make test-hostile               the attacks at full length, and long tests: about an hour
+#   make test-hostile               the attacks at full length, and long tests: some hours, on an idle machine
 #   make bench                      every stage beside its peers, the load, the scale and batch jobs: an hour
 #   make bench-gpu                  each stage on a GPU, and training at full size: a quarter of an hour
 #   make test-wheels                the wheel, on each Python, with the oldest and newest libraries it allows: 20 minutes
@@ -82,8 +82,7 @@ test: check $(PROGRAMS_READY)
 	$(COVERAGE) report --fail-under=$(COVERED_PERCENT)
 
 test-hostile: $(READY) $(PROGRAMS_READY)
-	$(BIN)/pytest --hostile -m long
-	$(BIN)/pytest --hostile -m 'not long' -rP tests/test_hostile.py tests/test_reliability.py tests/test_overload.py tests/test_operations.py tests/test_probes.py tests/test_sandbox.py tests/test_jobs.py tests/test_resume.py tests/test_video.py tests/test_timelines.py
+	$(BIN)/pytest --hostile -m 'long or thorough' -rP
 
 test-wheels: $(READY)
 	$(BIN)/python -m benchmarks.wheels check

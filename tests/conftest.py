@@ -48,10 +48,14 @@ for _name in ("no_proxy", "NO_PROXY"):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hostile", action="store_true", help="run attacks at full length (make test-hostile)")
+    parser.addoption("--soak-s", type=float, default=3600.0, help="how long the soak test with --hostile takes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave long tests to `make test-hostile`."""
+    """Leave long tests to `make test-hostile`, which selects them and those with a long form by their marks."""
+    for item in items:
+        if "thorough" in getattr(item, "fixturenames", ()):
+            item.add_marker("thorough")
     if not config.getoption("--hostile"):
         long = [item for item in items if item.get_closest_marker("long")]
         items[:] = [item for item in items if item not in long]

@@ -26,6 +26,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.rig.servers import config_on_free_ports
 from etenet import metrics
@@ -285,9 +286,17 @@ def test_requests_to_this_machine_use_no_proxy(
 
 def all_in_flight(server: Server, clients: ThreadPoolExecutor) -> list[Future[Response]]:
     """Requests that the server has accepted and not yet answered."""
+    before = accepted(server)
     sent = [clients.submit(server.caption, CLIP) for _ in range(IN_FLIGHT)]
-    wait_until(lambda: waiting(server) > IN_FLIGHT / 2, 10)
+    wait_until(lambda: accepted(server) >= before + IN_FLIGHT, 10)
     return sent
+
+
+def accepted(server: Server) -> float:
+    """Requests that TorchServe has put into its queue since it started."""
+    families = text_string_to_metric_families(ask(f"{server.torchserve}/metrics").body.decode())
+    samples = [sample for family in families for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.name == "ts_inference_requests_total")
 
 
 def waiting(server: Server) -> int:
@@ -357,9 +366,7 @@ def test_a_full_disk_is_named_where_no_worker_can_start(tmp_path: Path) -> None:
 
     def fault(folder: Path) -> str:
         nowhere = Address("127.0.0.1", 9)
-        health = Health(
-            alive=lambda: True, inference=nowhere, management=management, figures=folder, probe_secret=""
-        )
+        health = Health(alive=lambda: True, inference=nowhere, management=management, figures=folder, probe_secret="")
         with health.watching():
             wait_until(lambda: health.fault.startswith("no worker"), 10)
             return health.fault

@@ -6,11 +6,13 @@ Only the long form (`--hostile`) checks times; it needs a machine that runs noth
 from __future__ import annotations
 
 import asyncio
+import gzip
+import os
 import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -114,30 +116,93 @@ def large(clip: bytes) -> bytes:
     )
 
 
-def test_bodies_of_the_largest_size_stay_within_the_stated_memory(busy: Server, door: Server, thorough: bool) -> None:
-    launcher, body, done, peaks = psutil.Process(door.process.pid), large(CLIP), threading.Event(), [0]
+@contextmanager
+def watched(server: Server) -> Iterator[list[int]]:
+    """Yields the most memory, in bytes, that the server's processes had together while the block ran."""
+    launcher, done, peaks = psutil.Process(server.process.pid), threading.Event(), [0]
     shared = psutil.virtual_memory().shared
 
     def watch() -> None:
         while not done.wait(0.05):
             # Bodies in decoders are in memory files, which the resident memory of no process includes.
             taken = psutil.virtual_memory().shared - shared
-            with suppress(psutil.NoSuchProcess):
-                for process in (launcher, *launcher.children(recursive=True)):
+            for process in (launcher, *launcher.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
                     taken += process.memory_info().rss
             peaks[0] = max(peaks[0], taken)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    places = CONFIG.queue + CPU_BATCH_CLIPS
+    with ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(watch)
+        try:
+            yield peaks
+        finally:
+            done.set()
+            watching.result()
+
+
+def test_bodies_of_the_largest_size_stay_within_the_stated_memory(busy: Server, door: Server, thorough: bool) -> None:
+    body, places = large(CLIP), CONFIG.queue + CPU_BATCH_CLIPS
     # Without nginx, TorchServe receives the bodies that it will refuse, too, and dies of too many.
     count = (places if door is busy else 2 * places) if thorough else 12
-    with ThreadPoolExecutor(count) as clients:
+    with watched(door) as peaks, ThreadPoolExecutor(count) as clients:
         responses = list(clients.map(door.caption, [body] * count))
-    done.set()
-    watcher.join()
     assert {response.status for response in responses} <= {200, 503}
     assert responses[0].json()["caption"]
     print(f"{door.inference}: {count} bodies of the largest size: {peaks[0] / 2**30:.1f} GiB")
     assert peaks[0] < CEILING_BYTES
     assert door.caption(CLIP).status == 200
+
+
+FORM = "multipart/form-data; boundary=ab"
+
+
+def form(*fields: tuple[str, bytes]) -> bytes:
+    parts = (f"--ab\r\nContent-Disposition: form-data; {name}\r\n\r\n".encode() + value for name, value in fields)
+    return b"\r\n".join((*parts, b"--ab--\r\n"))
+
+
+def of_the_largest_size(kind: str) -> tuple[bytes, dict[str, str]]:
+    """A body of a kind that takes more memory when it is read, and its headers."""
+    size = DecodeLimits().max_body_bytes - 2**10
+    match kind:
+        case "JSON of many arrays":
+            return b"[" + b"[]," * (size // 3) + b"[]]", {"Content_Type": "application/json"}
+        case "JSON that is deep":
+            return b"[" * (size // 2) + b"]" * (size // 2), {"Content_Type": "application/json"}
+        case "text":
+            return "\u00e9".encode() * (size // 2), {"Content_Type": "text/plain; charset=utf-8"}
+        case "gzip":
+            return gzip.compress(large(CLIP), 1), {"Content_Encoding": "gzip"}
+        case "gzip that does not shrink":
+            return gzip.compress(CLIP + os.urandom(size - 2**20), 0), {"Content_Encoding": "gzip"}
+        case "gzip of too much":
+            return gzip.compress(bytes(4 * size), 9), {"Content_Encoding": "gzip"}
+        case "form with a file":
+            return form(('name="data"; filename="a"', large(CLIP))), {"Content_Type": FORM}
+        case "form with a field":
+            return form(('name="data"', large(CLIP))), {"Content_Type": FORM}
+        case "form with a hundred files":
+            return form(*[('name="a"; filename="a"', bytes(size // 101))] * 100), {"Content_Type": FORM}
+        case _:
+            return large(CLIP), {"Content_Type": kind}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("JSON of many arrays", "JSON that is deep", "text", "gzip", "gzip that does not shrink", "gzip of too much"),
+        *("form with a file", "form with a field", "form with a hundred files"),
+        *("video/mp4", "application/json", "text/html", "application/octet-stream"),
+    ],
+)
+def test_eight_bodies_of_any_kind_stay_within_the_stated_memory(busy: Server, kind: str) -> None:
+    body, headers = of_the_largest_size(kind)
+    worker = busy.worker()
+    with watched(busy) as peaks, ThreadPoolExecutor(8) as clients:
+        responses = list(clients.map(lambda _: busy.caption(body, **headers), range(8)))
+    print(f"8 bodies, {kind}: {peaks[0] / 2**30:.1f} GiB, {[response.status for response in responses]}")
+    assert all(response.status == 200 or 400 <= response.status < 500 for response in responses)
+    assert peaks[0] < CEILING_BYTES
+    assert busy.caption(CLIP).status == 200
+    assert busy.worker() == worker

@@ -18,7 +18,7 @@ from tests.conftest import wait_until
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS = [
     argument
-    for setting in ("epochs=2", "epoch_of=captions", "batch_clips=1", "captions_per_clip=1", "meteor=False")
+    for setting in ("epoch_of=captions", "batch_clips=1", "captions_per_clip=1", "meteor=False")
     for argument in ("--set", setting)
 ]
 
@@ -26,9 +26,9 @@ SETTINGS = [
 class Training:
     """`python -m training.train`, stage 1, on a data set of features, in a process of its own."""
 
-    def __init__(self, data: Path, out: Path) -> None:
-        self.stage = out / "stage1"
-        self.arguments = ["demo", "--stage", "1", "--data", str(data), "--out", str(out), *SETTINGS]
+    def __init__(self, data: Path, out: Path, epochs: int = 2) -> None:
+        self.stage, settings = out / "stage1", [*SETTINGS, "--set", f"epochs={epochs}"]
+        self.arguments = ["demo", "--stage", "1", "--data", str(data), "--out", str(out), *settings]
 
     def start(self, *arguments: str, launcher: tuple[str, ...] = ("-m",)) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -78,10 +78,14 @@ def whole(features_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> T
 def test_kills_at_random_moments_change_no_bit(
     whole: Training, features_dataset: Path, tmp_path: Path, thorough: bool
 ) -> None:
-    """Ten kills in the long form of the tests, two in the short one."""
-    training, chance = Training(features_dataset, tmp_path), random.Random(5)
-    every_step = ["--resume", "--save-every-s", "0"]
-    for _ in range(10 if thorough else 2):
+    """Fifty kills in the long form of the tests, two in the short one."""
+    kills, epochs = (50, 40) if thorough else (2, 2)
+    training, undisturbed = Training(features_dataset, tmp_path / "killed", epochs), whole
+    if thorough:
+        undisturbed = Training(features_dataset, tmp_path / "undisturbed", epochs)
+        assert undisturbed.finish().returncode == 0
+    chance, every_step = random.Random(5), ["--resume", "--save-every-s", "0"]
+    for _ in range(kills):
         process, before = training.start(*every_step), training.steps()
         wait_until(lambda p=process, b=before: p.poll() is not None or training.steps() != b, 60)
         try:
@@ -93,7 +97,8 @@ def test_kills_at_random_moments_change_no_bit(
     finished = training.finish(*every_step)
     assert finished.returncode == 0, finished.stderr
     assert "resuming after step" in finished.stderr
-    assert_same(training, whole)
+    assert_same(training, undisturbed)
+    print(f"{kills} kills in {training.steps()} steps")
 
 
 def test_sigterm_saves_and_ends_well(whole: Training, features_dataset: Path, tmp_path: Path) -> None:
