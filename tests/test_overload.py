@@ -117,7 +117,7 @@ def large(clip: bytes) -> bytes:
 
 
 @contextmanager
-def watched(server: Server) -> Iterator[list[int]]:
+def weighed(server: Server) -> Iterator[list[int]]:
     """Yields the most memory, in bytes, that the server's processes had together while the block ran."""
     launcher, done, peaks = psutil.Process(server.process.pid), threading.Event(), [0]
     shared = psutil.virtual_memory().shared
@@ -144,7 +144,7 @@ def test_bodies_of_the_largest_size_stay_within_the_stated_memory(busy: Server, 
     body, places = large(CLIP), CONFIG.queue + CPU_BATCH_CLIPS
     # Without nginx, TorchServe receives the bodies that it will refuse, too, and dies of too many.
     count = (places if door is busy else 2 * places) if thorough else 12
-    with watched(door) as peaks, ThreadPoolExecutor(count) as clients:
+    with weighed(door) as peaks, ThreadPoolExecutor(count) as clients:
         responses = list(clients.map(door.caption, [body] * count))
     assert {response.status for response in responses} <= {200, 503}
     assert responses[0].json()["caption"]
@@ -199,7 +199,7 @@ def of_the_largest_size(kind: str) -> tuple[bytes, dict[str, str]]:
 def test_eight_bodies_of_any_kind_stay_within_the_stated_memory(busy: Server, kind: str) -> None:
     body, headers = of_the_largest_size(kind)
     worker = busy.worker()
-    with watched(busy) as peaks, ThreadPoolExecutor(8) as clients:
+    with weighed(busy) as peaks, ThreadPoolExecutor(8) as clients:
         responses = list(clients.map(lambda _: busy.caption(body, **headers), range(8)))
     print(f"8 bodies, {kind}: {peaks[0] / 2**30:.1f} GiB, {[response.status for response in responses]}")
     assert all(response.status == 200 or 400 <= response.status < 500 for response in responses)
