@@ -256,7 +256,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def completion(_: argparse.Namespace) -> int:
-    from etenet.cli.completion import script
+    from etenet.cli.shells import script
 
     _print(script(_parser()))
     return 0
