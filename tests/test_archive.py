@@ -205,11 +205,11 @@ def test_a_changed_archive_is_not_unpacked(unpacked: Path, tmp_path: Path, name:
 
 def test_code_of_a_changed_archive_never_runs(unpacked: Path, tmp_path: Path) -> None:
     handler = (unpacked / archive.HANDLER_FILE).read_text()
-    changed = handler.replace("import json", f"open({str(tmp_path / 'executed')!r}, 'w')\nimport json", 1)
+    changed = f"{handler}\nopen({str(tmp_path / 'executed')!r}, 'w')\n"
     (tmp_path / "model_store").mkdir()
     repacked(unpacked, tmp_path / "model_store" / "etenet.mar", {archive.HANDLER_FILE: changed.encode()})
     command = [sys.executable, "-m", "etenet", "serve", "--config", str(config_on_free_ports(tmp_path))]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert not (tmp_path / "executed").exists()
     assert finished.returncode == 2
     assert finished.stderr.splitlines()[-1].startswith("etenet serve: etenet_handler.py of the archive is damaged")
