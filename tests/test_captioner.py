@@ -127,6 +127,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_captioned_clip_by_clip(monkeyp
     forward = Encoder.forward
     monkeypatch.setattr(Encoder, "forward", encode)
     monkeypatch.setattr("etenet.captioning.stream.FIRST_COMPLETED", ALL_COMPLETED)
+    monkeypatch.setattr("etenet.runtime.network.MAX_FRAMES_ON_CPU", 256)  # as on a GPU
     outcomes = etenet.load(DEMO, sandboxed=False).caption_batch(list(BODIES.values()), [DEFAULT] * 6)
     assert sizes[0] > 5 * FRAMES_PER_CLIP
     assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == list(EXAMPLES.values())

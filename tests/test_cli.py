@@ -157,6 +157,7 @@ def test_doctor_reports_a_server_that_does_not_answer_without_importing_torch() 
 
 def test_train_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sys, "argv", ["etenet"])
+    monkeypatch.delitem(sys.modules, "training.curves", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
     assert main(["train", "curves", "missing"]) == 2
     assert "pip install 'etenet[train]'" in capsys.readouterr().err

@@ -176,7 +176,7 @@ def test_a_server_that_refuses_drops_and_starts_anew_costs_no_clip(
 
 def test_another_server_is_refused(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     clip = f"examples/{next(iter(EXAMPLES))}"
-    for url, status in ((server.torchserve, 1), (server.exporter, 1), ("localhost:8080", 2)):
+    for url, status in ((server.torchserve, 1), ("localhost:8080", 2)):
         assert main([*CAPTION, clip, "--server", url]) == status
         printed = capsys.readouterr()
         assert printed.out == ""

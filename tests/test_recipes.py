@@ -109,7 +109,7 @@ def test_a_wrong_setting_is_named_with_its_fix(setting: str, message: str) -> No
 )
 def test_self_critical_training_takes_no_settings_of_teacher_forcing(setting: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        overridden(RECIPES["real"](), 3, [setting])
+        overridden(RECIPES["real"](), 3, ["teacher_forcing=0", setting])
 
 
 def test_settings_are_checked_together_and_not_one_by_one() -> None:

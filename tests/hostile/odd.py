@@ -84,7 +84,7 @@ def _shapes() -> Iterator[tuple[str, bytes]]:
     yield "a size that changes midway", containers()["ts"] + clips.video(container="mpegts", size=(160, 120))
     for matrix in ("YCgCo", "ICtCp", "bt2020c", "chroma-derived-nc", "smpte2085", "GBR", "fcc", "undef"):
         yield f"the colour matrix {matrix}", clips.video(5, **{"x264-params": f"colormatrix={matrix}"})
-    yield "pixels that are not square", clips.video(5, aspect="16:3")
+    yield "pixels that are not square", clips.video(5, aspect=Fraction(32, 9))
 
 
 def _times() -> Iterator[tuple[str, bytes]]:

@@ -179,7 +179,7 @@ def _part_of(captioned: Mapping[str, Any], details: bool) -> Record:
     best = captioned["captions"][0]
     if "confidence" in best:
         part["confidence"] = best["confidence"]
-    if "thumbnails" in (frames := captioned["frames"]):
+    if "thumbnails" in (frames := captioned.get("frames", {})):
         part["frames"] = {name: frames[name][2::4] for name in ("times_s", "thumbnails")}
     return part | {"captions": captioned["captions"]} if details else part
 

@@ -108,8 +108,10 @@ class _Exporter:
         if not head:
             return error_response(HTTPStatus.BAD_REQUEST)
         if head.method != "GET":
-            refusal = error_response(HTTPStatus.METHOD_NOT_ALLOWED, "use GET", headers={"Allow": "GET"})
-            return refusal if head.method != "HEAD" else refusal.partition(b"{")[0]
+            status, allow = HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET"}
+            if head.method == "HEAD":
+                return response(status, b"", headers=allow)
+            return error_response(status, "use GET", headers=allow)
         match head.path:
             case "/ready":
                 fault = self._health.fault

@@ -14,7 +14,8 @@ _LETTERS = 1000
 def show_warnings() -> None:
     """From now on, if `etenet serve` started this process. Tracebacks stay in the file; the line names the error."""
     logger = logging.getLogger("etenet")
-    if not any(isinstance(handler, _Console) for handler in logger.handlers):
+    shows = any(isinstance(handler, _Console) for handler in logger.handlers)
+    if REQUEST_LOG_VARIABLE in os.environ and not shows:
         logger.addHandler(_Console(logging.WARNING))
 
 
