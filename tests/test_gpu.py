@@ -106,6 +106,7 @@ class SmallEncoder(nn.Module):
         return torch.relu(self.convolution(frames)).mean(dim=(-2, -1), dtype=torch.float32)
 
 
+@pytest.mark.long
 def test_an_encoder_with_saved_kernels_compiles_nothing() -> None:
     ran = subprocess.run([sys.executable, "-c", COMPILE], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

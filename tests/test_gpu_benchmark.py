@@ -11,6 +11,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.encoders import OURS, PEERS
 
 
+@pytest.mark.long
 def test_every_part_runs_dry(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--dry-run", "--out", str(tmp_path)]) == 0
     record = json.loads(capfd.readouterr().out.splitlines()[-1])

@@ -125,9 +125,10 @@ def mutant(whole: bytes, rng: np.random.Generator) -> bytes:
             return flipped(whole, rng, 2 ** int(rng.integers(8)))
 
 
-def test_processes_do_not_grow_over_many_clips(thorough: bool, alarm: Alarm, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.long
+def test_processes_do_not_grow_over_many_clips(alarm: Alarm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "CLIPS_PER_PROCESS", 1_000_000)
-    rounds = 5 if thorough else 1
+    rounds = 5
     files = [file.body for file in hostile_files(alarm.trap)]
     here = psutil.Process()
     with decoding("etenet.sandbox.worker:main", LIMITS, processes=1) as sandbox:

@@ -108,14 +108,13 @@ def title(process: psutil.Process) -> str:
     return ""
 
 
-@pytest.mark.parametrize("engine", ["here", "server", pytest.param("ray", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "engine", ["server", *(pytest.param(engine, marks=pytest.mark.long) for engine in ("here", "ray"))]
+)
 def test_a_job_that_is_killed_again_and_again_ends_as_one_that_is_not(
-    engine: str, folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path, thorough: bool
+    engine: str, folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path
 ) -> None:
-    """Ten times in the long form; in the short one less often, as every start takes its time.
-
-    On Ray, the actor that captions is killed, too, also in the run that is not.
-    """
+    """On Ray, the actor that captions is killed, too, also in the run that is not."""
     out, rng, done = tmp_path / "captions.jsonl", random.Random(engine), 0
     where = {"here": [], "server": ["--server", server.inference, "--workers", "2"], "ray": ["--engine", "ray"]}
     command = [sys.executable, "-m", "etenet", *CAPTION, str(folder), "--out", str(out), *where[engine]]
@@ -128,7 +127,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_is_not(
             kill_captioning_actors(job)
         return job
 
-    for _ in range(10 if thorough or engine == "server" else 2):
+    for _ in range(10):
         with started(done + rng.randint(1, 4)) as job:
             job.kill()
         done = lines(out)

@@ -74,7 +74,9 @@ def trained(dataset: Dataset, encoder: str, folder: Path) -> Path:
     return best
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    "encoder", [ENCODERS[0], *(pytest.param(encoder, marks=pytest.mark.long) for encoder in ENCODERS[1:])]
+)
 def test_an_encoder_is_trained_packaged_and_served_whatever_its_library(
     dataset: Dataset, encoder: str, tmp_path: Path
 ) -> None:

@@ -259,6 +259,7 @@ def test_a_torchserve_that_does_not_answer_during_a_shutdown_costs_no_request(
             assert server.process.wait(30) == 0
 
 
+@pytest.mark.long
 def test_requests_to_this_machine_use_no_proxy(
     small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -135,11 +135,12 @@ def load(server: Server, clients: int = 4) -> Iterator[Load]:
                 future.result()
 
 
-def test_a_killed_decoder_costs_no_clip_and_a_stopped_one_only_its_own(attacked: Server, thorough: bool) -> None:
+@pytest.mark.long
+def test_a_killed_decoder_costs_no_clip_and_a_stopped_one_only_its_own(attacked: Server) -> None:
     worker, stops = worker_of(attacked), 0
     count = len(decoders_of(worker.pid))
     with load(attacked) as traffic:
-        for number in range(3 * 50 if thorough else 6):
+        for number in range(3 * 50):
             victim = decoders_of(worker.pid)[number % count]
             attack = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)[number % 3]
             stops += attack == signal.SIGSTOP

@@ -75,15 +75,11 @@ def whole(features_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> T
     return training
 
 
-def test_kills_at_random_moments_change_no_bit(
-    whole: Training, features_dataset: Path, tmp_path: Path, thorough: bool
-) -> None:
-    """Fifty kills in the long form of the tests, two in the short one."""
-    kills, epochs = (50, 40) if thorough else (2, 2)
-    training, undisturbed = Training(features_dataset, tmp_path / "killed", epochs), whole
-    if thorough:
-        undisturbed = Training(features_dataset, tmp_path / "undisturbed", epochs)
-        assert undisturbed.finish().returncode == 0
+@pytest.mark.long
+def test_kills_at_random_moments_change_no_bit(features_dataset: Path, tmp_path: Path) -> None:
+    kills, epochs = 50, 40
+    training, undisturbed = (Training(features_dataset, tmp_path / name, epochs) for name in ("killed", "undisturbed"))
+    assert undisturbed.finish().returncode == 0
     chance, every_step = random.Random(5), ["--resume", "--save-every-s", "0"]
     for _ in range(kills):
         process, before = training.start(*every_step), training.steps()
@@ -141,6 +137,7 @@ def test_a_finished_run_stays_as_it_is(whole: Training) -> None:
     assert whole.outcome()[0] == before
 
 
+@pytest.mark.long
 def test_two_processes_end_with_the_weights_of_one(features_dataset: Path, tmp_path: Path) -> None:
     settings = ["--set", "dropout=0.0", "--set", "accumulation_steps=4"]
     alone, together = (Training(features_dataset, tmp_path / name) for name in ("alone", "together"))

@@ -292,6 +292,7 @@ VIDEO = {
     "codec": "h264",
     "width_px": 1,
     "height_px": 1,
+    "shown_aspect": 1.0,
     "duration_s": 1.0,
     "picture_start_s": 0.0,
     "start_s": 0.0,

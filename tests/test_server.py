@@ -241,6 +241,7 @@ def test_a_server_ends_cleanly_and_leaves_no_files_or_processes(
     assert repository_files() == before
 
 
+@pytest.mark.long
 def test_torchserve_ends_with_a_killed_server_and_the_next_one_deletes_its_folder(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def features_of(encoder: Encoder, dataset: Dataset, clips: list[DatasetClip]) ->
     return encoder(preprocess(dataset.frames_of(clips), RECIPE.preprocessing()).flatten(0, 1)).view(len(clips), 16, -1)
 
 
+@pytest.mark.long
 def test_batch_norm_learns_and_its_statistics_serve_when_frozen(
     dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
