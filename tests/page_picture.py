@@ -7,8 +7,8 @@ from tests.conftest import REAL, REPOSITORY, running_server
 from tests.test_page import wait_for_caption
 
 PICTURE = REPOSITORY / "docs" / "page.png"
-CLIP = REPOSITORY / "examples" / "real" / "dog-on-the-floor.mp4"
-WORD = 2
+CLIP = REPOSITORY / "examples" / "real" / "bearded-man-talking.mp4"
+WORD = 1
 
 if __name__ == "__main__":
     with (
