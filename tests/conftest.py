@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from benchmarks.rig.servers import config_on_free_ports
 from etenet import java
 from etenet.model import checkpoint as checkpoints
 from etenet.model.vocabulary import Vocabulary
+from etenet.serving import archive
 from etenet.serving.config import ServerConfig
 from etenet.serving.loopback import WITHOUT_PROXY, SocketFile
 from tests.hostile.alarm import Alarm
@@ -79,6 +81,22 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "small.pt"
     checkpoints.save(checkpoints.initialise("squeezenet1_1", Vocabulary(["a", "dog", "runs"]), crop_px=64), path)
     return path
+
+
+@pytest.fixture
+def folder_with_handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """A folder for `running_server`, whose archive has the demo checkpoint and this code at the end of its handler."""
+
+    def folder_with(code: str) -> Path:
+        handler = tmp_path / "handler"
+        shutil.copytree(REPOSITORY / "handler", handler)
+        with (handler / archive.HANDLER_FILE).open("a") as file:
+            file.write(code)
+        monkeypatch.setattr(archive, "bundled", lambda _: handler)
+        archive.package(DEMO, tmp_path / "model_store" / "etenet.mar")
+        return tmp_path
+
+    return folder_with
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import resource
-import shutil
 import socket
 import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ import numpy as np
 import psutil
 import pytest
 
-from etenet.serving import archive
 from etenet.serving.exporter import DEADLINE_S, MAX_CONNECTIONS
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, decoders_of, running_server, wait_until
@@ -182,16 +180,10 @@ EtenetHandler.handle = _stuck
 @pytest.mark.long
 @pytest.mark.parametrize("clients", [1, 60])
 def test_a_worker_whose_thread_is_stuck_is_seen_within_ten_seconds(
-    clients: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clients: int, folder_with_handler: Callable[[str], Path]
 ) -> None:
     """Alone, and with a full queue, which is no fault by itself."""
-    handler = tmp_path / "handler"
-    shutil.copytree(REPOSITORY / "handler", handler)
-    with (handler / archive.HANDLER_FILE).open("a") as code:
-        code.write(STUCK)
-    monkeypatch.setattr(archive, "bundled", lambda _: handler)
-    archive.package(DEMO, tmp_path / "model_store" / "etenet.mar")
-    with running_server(folder=tmp_path) as server, ThreadPoolExecutor(clients) as senders:
+    with running_server(folder=folder_with_handler(STUCK)) as server, ThreadPoolExecutor(clients) as senders:
         sent = [senders.submit(server.caption, b"get stuck")]
         sent += [senders.submit(server.caption, CLIP) for _ in range(clients - 1)]
         wait_until(lambda: ask(f"{server.exporter}/ready").status == 503, HANG_SEEN_S)

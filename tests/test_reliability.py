@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from etenet.serving import archive
 from etenet.video.limits import DecodeLimits
 from tests import clips
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, decoders_of, running_server, runs, wait_until
@@ -198,14 +196,8 @@ EtenetHandler.handle = _leaking
 
 
 @pytest.mark.long
-def test_a_handler_that_leaks_is_caught(alarm: Alarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leaking = tmp_path / "handler"
-    shutil.copytree(REPOSITORY / "handler", leaking)
-    with (leaking / archive.HANDLER_FILE).open("a") as code:
-        code.write(LEAK)
-    monkeypatch.setattr(archive, "bundled", lambda _: leaking)
-    archive.package(DEMO, tmp_path / "model_store" / "etenet.mar")
-    with running_server(folder=tmp_path) as leaky:
+def test_a_handler_that_leaks_is_caught(alarm: Alarm, folder_with_handler: Callable[[str], Path]) -> None:
+    with running_server(folder=folder_with_handler(LEAK)) as leaky:
         assert growth(leaky, alarm.trap, 130) == {"descriptors", "memory"}
 
 
