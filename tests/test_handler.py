@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from collections.abc import Mapping
@@ -233,6 +234,19 @@ def test_during_a_shutdown_every_row_gets_503_and_is_counted_and_logged(
     lines = [json.loads(line.removeprefix("request ")) for line in capsys.readouterr().out.splitlines()]
     assert [(line["status"], line["bytes"]) for line in lines] == [(503, len(CLIP)), (503, 5), (503, 0)]
     assert refused.get() == before + 3
+
+
+def test_refused_clips_leave_no_garbage(handler: EtenetHandler, unpacked: Path) -> None:
+    rows = [({"body": body}, {}) for body in (b"text", CLIP[:5000], CLIP[:-5000], clips.audio_only(), CLIP)]
+    responses(handler, unpacked, *rows)
+    gc.collect()
+    gc.disable()
+    try:
+        _, context = responses(handler, unpacked, *rows)
+        assert set(context.statuses.values()) >= {415, 422}
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_bug_is_an_error_for_each_row_and_a_lost_device_ends_the_worker(

@@ -172,6 +172,23 @@ def test_a_clip_whose_decoder_reports_a_timeout_is_quarantined() -> None:
         assert "refused for an hour" in str(error_of(sandbox, b"report a timeout"))
 
 
+@pytest.mark.parametrize(
+    "action", [b"crash", b"crash after 0.7 s", b"report a timeout", b"spin", b"sleep", b"no video"]
+)
+def test_a_refused_clip_is_not_kept(action: bytes) -> None:
+    """Neither by its error, nor by the quarantine, nor until the garbage collector runs."""
+    body = bytes(bytearray(action))  # one that nothing else refers to
+    gc.disable()
+    try:
+        with decoding(limits=HASTY) as sandbox:
+            before = sys.getrefcount(body)
+            error = error_of(sandbox, body)
+            wait_until(lambda: sys.getrefcount(body) == before, 5)
+            assert str(error)
+    finally:
+        gc.enable()
+
+
 def test_a_clip_whose_decoders_were_killed_from_outside_is_not_quarantined() -> None:
     with decoding(limits=replace(LIMITS, decode_deadline_s=10.0)) as sandbox:
         future = sandbox.submit(b"sleep")

@@ -83,10 +83,10 @@ def test_an_hour_with_hostile_clips_leaves_the_server_as_it_was(alarm: Alarm, re
             watcher.result()
         assert ask(f"{server.exporter}/ready").status == 200
         assert worker_of(server).pid == worker.pid
-    third_s = seconds / 3
+    third_s, tenth_s = seconds / 3, seconds / 10
 
-    def typical(name: str, third: int) -> float:
-        return float(np.median([used[name] for at_s, used in soak.samples if third == int(at_s // third_s)]))
+    def typical(name: str, part: int, part_s: float = third_s) -> float:
+        return float(np.median([used[name] for at_s, used in soak.samples if part == int(at_s // part_s)]))
 
     def p99_s(third: int) -> float:
         return float(np.percentile([latency_s for at_s, latency_s in soak.good if third == int(at_s // third_s)], 99))
@@ -94,6 +94,8 @@ def test_an_hour_with_hostile_clips_leaves_the_server_as_it_was(alarm: Alarm, re
     growth = {name: typical(name, 2) - typical(name, 0) for name in soak.samples[0][1]}
     first_s, last_s = p99_s(0), p99_s(2)
     print(f"{seconds:g} s, {CLIENTS} clients: {len(soak.good)} good clips, hostile {dict(soak.hostile_statuses)}")
+    for name in growth:
+        print(f"{name}, in tenths of the time:", [round(typical(name, tenth, tenth_s)) for tenth in range(10)])
     print(f"p99 of the first third {1000 * first_s:.0f} ms, of the last {1000 * last_s:.0f} ms; grown by {growth}")
     assert soak.wrong == []
     assert all(status == 200 or 400 <= status < 500 for status in soak.hostile_statuses)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, Self
 
 ERROR_HEADER = "x-etenet-error"  # of a response: the code of its error. Errors of TorchServe's own have none
 
@@ -91,6 +91,11 @@ class CaptionError(EtenetError):
     def as_dict(self) -> dict[str, dict[str, str]]:
         """The error body of the HTTP contract."""
         return {"error": {"code": self.code, "message": str(self)}}
+
+    def without_frames(self) -> Self:
+        """The same error without its traceback and causes, whose frames hold the video and often the error itself."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
 
 class BadOption(CaptionError):

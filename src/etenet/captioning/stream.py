@@ -209,7 +209,7 @@ def decoded_by(future: Future[list[Clip]]) -> list[Clip] | CaptionError:
     try:
         return future.result()
     except CaptionError as error:
-        return error
+        return error.without_frames()
     except Exception:
         _log.exception("decoding failed because of a bug of ours")
         return InternalError("the video could not be decoded because of a bug in the server")

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from etenet import metrics
-from etenet.errors import DecoderCrashed, DecodeTimeout, EtenetError
+from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError
 from etenet.linux import cores
 from etenet.sandbox.process import GRACE_S, DecoderProcess, Died, Hung
 from etenet.sandbox.quarantine import Quarantine
@@ -147,6 +147,8 @@ class _Supervisor:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(self._sample(body, cut))
+                except CaptionError as error:
+                    future.set_exception(error.without_frames())
                 except Exception as error:
                     future.set_exception(error)
             del job, body, future
@@ -162,7 +164,7 @@ class _Supervisor:
         try:
             return self._try(body, cut, left_s)
         except Died as death:
-            _log.warning("a decoder process died (%s); its video is tried again", death)
+            _log.warning("a decoder process died (%s); its video is tried again", str(death))
             left_s -= time.monotonic() - started
         spent_cpu_s = self.process.clip_cpu_s
         self._renew()

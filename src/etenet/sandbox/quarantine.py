@@ -19,7 +19,8 @@ MAX_ENTRIES = 10_000  # then the oldest is dropped
 @dataclass(frozen=True, slots=True)
 class _Verdict:
     at_s: float
-    error: CaptionError
+    kind: type[CaptionError]
+    reason: str
 
 
 class Quarantine:
@@ -33,7 +34,7 @@ class Quarantine:
     def add(self, body: bytes, error: CaptionError, cut: Cut = WHOLE) -> None:
         name = _name(body, cut)
         with self._lock:
-            self._verdicts[name] = _Verdict(self._clock(), error)
+            self._verdicts[name] = _Verdict(self._clock(), type(error), str(error))
             self._verdicts.move_to_end(name)
             while len(self._verdicts) > MAX_ENTRIES:
                 self._verdicts.popitem(last=False)
@@ -47,7 +48,7 @@ class Quarantine:
         verdict = self._verdicts.get(_name(body, cut)) if may_be_here else None
         if verdict is None:
             return None
-        return type(verdict.error)(f"{verdict.error}; this very file is refused for an hour after that")
+        return verdict.kind(f"{verdict.reason}; this very file is refused for an hour after that")
 
 
 def _name(body: bytes, cut: Cut) -> tuple[int, bytes]:
