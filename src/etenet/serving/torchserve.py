@@ -139,9 +139,6 @@ def _environment(scratch: Path) -> Mapping[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
     return {
         _COMPILED_CODE_VARIABLE: str(_compiled_code()),
-        # glibc gives a larger block back to the system when it is freed. Its own limit rises to 32 MiB with the bodies
-        # that come, and what is freed below that stays in pieces: a worker grew by 12 MiB a minute among hostile clips.
-        "MALLOC_MMAP_THRESHOLD_": str(2**20),
         **thread_settings(inherited),
         **inherited,
         **dict.fromkeys(("TEMP", "TMP", "TMPDIR"), str(scratch)),
