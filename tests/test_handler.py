@@ -238,6 +238,7 @@ def test_during_a_shutdown_every_row_gets_503_and_is_counted_and_logged(
 
 def test_refused_clips_leave_no_garbage(handler: EtenetHandler, unpacked: Path) -> None:
     rows = [({"body": body}, {}) for body in (b"text", CLIP[:5000], CLIP[:-5000], clips.audio_only(), CLIP)]
+    rows += [({}, {}), ({"body": CLIP}, {"X-Etenet-Beam-Size": "many"}), ({"data": ""}, {})]
     responses(handler, unpacked, *rows)
     gc.collect()
     gc.disable()

@@ -52,11 +52,11 @@ class Request:
         try:
             options = CaptionOptions.parse(_option_texts(row, texts))
         except CaptionError as wrong:
-            error = wrong
+            error = wrong.without_frames()
         try:
             body = _body(row, texts.get("content-encoding", ""), max_body_bytes)
         except CaptionError as wrong:
-            error = error or wrong
+            error = error or wrong.without_frames()
         return cls(
             id=id,
             body=body,
