@@ -21,7 +21,8 @@ import etenet
 from etenet.assets import bundled
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import EtenetError, JavaError, JobStopped, OutputLost, UsageError
-from etenet.files import occupy_closed_streams, print_bytes, read_text
+from etenet.files import occupy_closed_streams, print_bytes
+from etenet.files.rows import read_text
 from etenet.jobs.formats import FORMATS, REPORT, format_for
 from etenet.jobs.report import THUMBNAIL_PX
 from etenet.linux import thread_settings

@@ -26,7 +26,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from etenet.errors import BadOption, UsageError, counted
-from etenet.files import Row, rows, shown
+from etenet.files.rows import Row, rows, shown
 from etenet.jobs import remote
 from etenet.jobs.remote import is_remote
 from etenet.video.segments import Cut
