@@ -84,7 +84,7 @@ def test_a_clip_in_a_tar_is_decoded_and_compared_as_a_file_is(tmp_path: Path) ->
     (tmp_path / "clip.mp4").write_bytes(body)
     write_tar(tmp_path / "shard.tar", [("1.mp4", body), ("1.txt", b"text"), ("2.mp4", body[:-1] + b"x")])
     (tmp_path / "cut.tar").write_bytes((tmp_path / "shard.tar").read_bytes()[:600])
-    (cut, file, first, second) = (clip.source for clip in inputs.clips([str(tmp_path)]))
+    (file, cut, first, second) = (clip.source for clip in inputs.clips([str(tmp_path)]))
     digests = [ray._digest({"source": pickle.dumps(source)})["digest"] for source in (cut, file, first, second)]
     assert digests[1] == digests[2]
     assert len(set(digests)) == 3
