@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from etenet.errors import UsageError
-from etenet.files import rows
+from etenet.files.rows import rows
 from etenet.jobs import formats
 from etenet.jobs.formats import FORMATS, format_for, places_for
 from etenet.jobs.inputs import JobClip, id_of

@@ -281,3 +281,30 @@ def test_shards_are_all_of_it_and_no_two_share_a_clip(of: int, folder: Path) -> 
     assert set(clips.values()) == {1}
     assert len(clips) == CLIPS
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_a_sample_is_the_same_each_time_and_part_of_a_larger_one(folder: Path, tmp_path: Path) -> None:
+    clips = inputs.clips([str(folder)])
+    samples = [inputs.clips([str(folder)], sample=(count, 1)) for count in range(1, CLIPS + 5)]
+    for count, sample in enumerate(samples, start=1):
+        assert len(sample) == min(count, CLIPS)
+        assert [clip for clip in clips if clip in sample] == sample
+        assert set(sample) <= set(samples[min(count, CLIPS) - 1 + (count < CLIPS)])
+    assert inputs.clips([str(folder)], sample=(10, 1)) == samples[9]
+    assert inputs.clips([str(folder)], sample=(10, 2)) != samples[9]
+    (tmp_path / "list.txt").write_text("\n".join(sorted((clip.path for clip in clips), reverse=True)))
+    assert {clip.video for clip in inputs.clips([str(tmp_path / "list.txt")], sample=(10, 1))} == {
+        clip.video for clip in samples[9]
+    }
+    shards = [inputs.clips([str(folder)], sample=(10, 1), shard=(number, 3)) for number in (1, 2, 3)]
+    assert sorted(clip.video for shard in shards for clip in shard) == sorted(clip.video for clip in samples[9])
+
+
+def test_each_clip_of_a_large_list_is_as_likely_in_a_sample(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(f"{number}.mp4" for number in range(200)))
+    times = Counter(
+        clip.video for seed in range(100) for clip in inputs.clips([str(tmp_path / "list.txt")], sample=(50, seed))
+    )
+    # Binomial, 100 times 1/4: six standard deviations
+    assert len(times) == 200
+    assert all(25 - 26 < count < 25 + 26 for count in times.values())

@@ -1,23 +1,38 @@
-"""The work that a Ray cluster gets, and the end of a job on it."""
+"""The work that a Ray cluster gets, who does it with how many threads, and the end of a job on it."""
 
 from __future__ import annotations
 
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import psutil
 import pytest
+import ray as peer
+import torch
+from ray.cluster_utils import Cluster
 
+from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import JOB_DECODE_TRIES
-from etenet.jobs.engines import ray
+from etenet.jobs import inputs
+from etenet.jobs.engines import local, ray
 from etenet.jobs.engines.ray import without_copies
+from etenet.jobs.inputs import JobClip, Source
+from etenet.jobs.journal import Record
+from etenet.linux import cores
 from etenet.sandbox.pool import InProcess
 from etenet.video.clip import Clip
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import WHOLE, Cut
 from tests import clips
+from tests.conftest import DEMO
+from tests.test_jobs import title
+from tests.test_tars import write_tar
 
 
 def test_files_with_the_same_bytes_are_captioned_once(tmp_path: Path) -> None:
@@ -26,11 +41,11 @@ def test_files_with_the_same_bytes_are_captioned_once(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(body)
     part, read = Cut(start_s=1.0), []
 
-    def digests(paths: list[str]) -> dict[str, str]:
-        read.extend(paths)
-        return {path: Path(path).read_text() for path in paths}
+    def digests(sources: list[Source]) -> dict[Source, str]:
+        read.extend(source.path for source in sources)
+        return {source: Path(source.path).read_text() for source in sources}
 
-    sources = {(f"{tmp_path}/{name}", cut): [name] for name in [*files, "not there"] for cut in (WHOLE, part)}
+    sources = {(Source(f"{tmp_path}/{name}"), cut): [name] for name in [*files, "not there"] for cut in (WHOLE, part)}
     expected = [["a", "b"], ["c"], ["d"], ["empty"], ["also empty"], ["not there"]]
     distinct = without_copies(sources, digests)
     for cut in (WHOLE, part):
@@ -55,13 +70,30 @@ def test_a_clip_is_decoded_again_where_the_machine_was_too_busy(
             return future
 
     monkeypatch.setattr(ray, "_decoders", lambda _: Busy())
-    row = {"clip": 0, "source": pickle.dumps((str(tmp_path / "clip.mp4"), WHOLE))}
+    row = {"clip": 0, "source": pickle.dumps((Source(str(tmp_path / "clip.mp4")), WHOLE))}
     (part,) = ray._decoded(row, resize_px=32)
     decoded = pickle.loads(part["decoded"])
     if held_up < JOB_DECODE_TRIES:
         assert decoded[0].info.codec == "h264"
     else:
         assert decoded["error"]["code"] == "overloaded"
+
+
+def test_a_clip_in_a_tar_is_decoded_and_compared_as_a_file_is(tmp_path: Path) -> None:
+    body = clips.video(20)
+    (tmp_path / "clip.mp4").write_bytes(body)
+    write_tar(tmp_path / "shard.tar", [("1.mp4", body), ("1.txt", b"text"), ("2.mp4", body[:-1] + b"x")])
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "shard.tar").read_bytes()[:600])
+    (file, cut, first, second) = (clip.source for clip in inputs.clips([str(tmp_path)]))
+    digests = [ray._digest({"source": pickle.dumps(source)})["digest"] for source in (cut, file, first, second)]
+    assert digests[1] == digests[2]
+    assert len(set(digests)) == 3
+    decoded = []
+    for source in (cut, file, first):
+        (part,) = ray._decoded({"clip": 0, "source": pickle.dumps((source, WHOLE))}, resize_px=32)
+        decoded.append(pickle.loads(part["decoded"]))
+    assert decoded[0]["error"]["code"] == "unreadable_file"
+    assert np.array_equal(decoded[1][0].frames, decoded[2][0].frames)
 
 
 def test_ctrl_c_leaves_no_time_for_ray_to_crash() -> None:
@@ -79,3 +111,75 @@ cli.main(["caption", "x.mp4"])
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "etenet caption: stopped\n")
+
+
+CORES_OF_NODES = (1, 2, 0)  # the last one only leads, as the head of a cluster often does
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Real nodes, all on this machine, with different cores."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CORES_OF_NODES[-1]})
+    for count in CORES_OF_NODES[:-1]:
+        cluster.add_node(num_cpus=count)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def different(tmp_path_factory: pytest.TempPathFactory) -> list[JobClip]:
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(2 * local.WORTH_COMPILING_CLIPS):
+        (folder / f"{number:02}.mp4").write_bytes(clips.video(4 + number))
+    return inputs.clips([str(folder)])
+
+
+def captions_of(records: Iterator[Record]) -> dict[str, Any]:
+    return {record["video"]: record["caption"] for record in records}
+
+
+@pytest.mark.long
+def test_each_node_with_cores_has_an_actor_that_computes_on_all_of_them_and_compiles_nothing(cluster: Cluster) -> None:
+    def tell(actor: ray._Captions) -> tuple[str, int, str, str]:
+        captioner = actor._captioner
+        encode, encoder = captioner.network._encode, captioner.checkpoint.model.encoder
+        node = peer.get_runtime_context().get_node_id()
+        return node, torch.get_num_threads(), type(encode).__name__, type(encoder).__name__
+
+    peer.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    peer.init(address=cluster.address, log_to_driver=False)
+    try:
+        workers, per_node, placed = ray._placement(None, most=100)
+        weights = peer.put(np.frombuffer(DEMO.read_bytes(), np.uint8))
+        model = [weights, peer.remote(num_cpus=ray.TASK_CORES)(ray._compiled).remote(weights)]
+        of_node = peer.remote(**placed)(ray._Captions)
+        actors = [of_node.remote(model, CaptionOptions(), False, per_node, 100) for _ in range(workers)]
+        told = peer.get([actor.__ray_call__.remote(tell) for actor in actors])
+        with_cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in peer.nodes()}
+    finally:
+        peer.shutdown()
+        peer.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert sorted(with_cores.values()) == sorted(CORES_OF_NODES)
+    assert sorted(told) == sorted(
+        # It could compile nothing: it has no encoder but the compiled one.
+        (node, min(cores(), count), "CompiledEncoder", "AbsentEncoder")
+        for node, count in with_cores.items()
+        if count
+    )
+
+
+@pytest.mark.long
+def test_a_job_on_several_nodes_gives_the_captions_of_one_process(cluster: Cluster, different: list[JobClip]) -> None:
+    actors: set[int] = set()
+
+    def seen(records: Iterator[Record]) -> Iterator[Record]:
+        for record in records:
+            processes = psutil.Process().children(recursive=True)
+            actors.update(process.ppid() for process in processes if "_Captions" in title(process))
+            yield record
+
+    engine = ray.engine(DEMO, CaptionOptions(), details=False, address=cluster.address)
+    captions = captions_of(seen(engine(different, lambda *_: None)))
+    here = local.engine(DEMO, CaptionOptions(), details=False, clips=len(different))
+    assert captions == captions_of(here(different, lambda *_: None))
+    assert len(actors) == sum(count > 0 for count in CORES_OF_NODES), "an actor below each raylet"

@@ -17,7 +17,7 @@ from etenet.cli import main
 from etenet.errors import JobStopped, UsageError
 from etenet.jobs import remote, run
 from etenet.jobs.formats import format_for
-from etenet.jobs.inputs import JobClip
+from etenet.jobs.inputs import JobClip, Source
 from etenet.jobs.journal import Job, Record
 from etenet.jobs.progress import Summary
 from tests.conftest import CAPTION, EXAMPLES, REPOSITORY
@@ -174,7 +174,7 @@ def test_a_job_goes_on_while_it_cannot_publish(
 
 
 def test_a_clip_that_its_filesystem_does_not_give_is_an_error_of_its_own() -> None:
-    assert run.read("stubborn://a/b.mp4", 100) == {
+    assert run.read(Source("stubborn://a/b.mp4"), 100) == {
         "error": {"code": "unreadable_file", "message": "stubborn://a/b.mp4: cannot be read: no key"}
     }
 

@@ -1,12 +1,14 @@
-"""What a process asks of Linux: prctl(2), to end with its parent, how many cores it may use, and how threads wait."""
+"""What a process asks of Linux: to end with its parent, how many cores it may use, how threads wait, who writes."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
@@ -40,6 +42,23 @@ def end_with_parent(number: signal.Signals, *, parent: int) -> None:
 def cores() -> int:
     """How many cores this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_open_for_writing(path: Path) -> bool:
+    """Whether a program has a file open for writing. False where Linux does not say: of files of others, on networks.
+
+    Source: fcntl(2), "Leases": nobody gets one to read a file while somebody writes it.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # it is ignored, and SIGIO would end this process
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def thread_settings(environment: Mapping[str, str]) -> dict[str, str]:

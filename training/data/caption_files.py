@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from etenet.errors import UsageError
-from etenet.files import Row, rows
+from etenet.files.rows import Row, rows
 
 SPLITS = {name: name for name in ("train", "validation", "test")} | {"validate": "validation", "val": "validation"}
 _FIX = 'give {"clip": ["sentence", ...]}, {"video": "clip", "captions": [...]} per line, or CSV with video and caption'

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from etenet.errors import UsageError
-from etenet.files import parse_json, read_text, rows
+from etenet.files.rows import parse_json, read_text, rows
 from etenet.jobs.inputs import VIDEO_SUFFIXES
 from training.data.caption_files import SPLITS, Described, read_captions
 from training.data.source_clip import SourceClip

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from etenet.errors import UsageError, counted
-from etenet.files import read_text
+from etenet.files.rows import read_text
 from training.data.caption_files import Described
 from training.data.source_clip import SourceClip
 

@@ -19,9 +19,10 @@ from typing import Any, Literal
 from etenet.captioning import subtitles
 from etenet.errors import UsageError
 from etenet.files import json_line, replacing
-from etenet.jobs import report
-from etenet.jobs.inputs import VIDEO_SUFFIXES, JobClip, id_of
+from etenet.jobs import report, webdataset
+from etenet.jobs.inputs import JobClip, id_of, parts_of, without_suffix
 from etenet.jobs.journal import Record
+from etenet.jobs.tars import SUFFIX
 
 COLUMNS = (
     *("video", "start_s", "end_s", "caption", "error_code", "error_message", "confidence"),
@@ -91,9 +92,13 @@ def _subtitles(text_of: Callable[[subtitles.Segments], str], records: Iterable[R
             yield text_of(shown).encode(errors="replace")
 
 
+def _no_stream(_: Iterable[Record]) -> Iterator[bytes]:
+    raise UsageError("webdataset writes shards: name them with --out, as in captions-%06d.tar")
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`name` is what --format takes. `write` makes the bytes of a file from records."""
+    """`name` is what --format takes. `write` makes the bytes of a file from records, which shards are not."""
 
     name: str
     suffix: str
@@ -101,6 +106,7 @@ class Format:
     segments: Literal["possible", "needed", "impossible"] = "possible"
     file_per_video: bool = False
     pictures: bool = False
+    shards: bool = False
 
 
 FORMATS = {
@@ -113,6 +119,7 @@ FORMATS = {
         Format("html", ".html", report.html, pictures=True),
         Format("vtt", ".vtt", partial(_subtitles, subtitles.vtt), segments="needed", file_per_video=True),
         Format("srt", ".srt", partial(_subtitles, subtitles.srt), segments="needed", file_per_video=True),
+        Format("webdataset", SUFFIX, _no_stream, shards=True),
     )
 }
 JOURNAL, REPORT = FORMATS["jsonl"], FORMATS["html"]
@@ -140,9 +147,12 @@ def _named_like(out: Path) -> Format:
 
 def check(clips: Sequence[JobClip], out: Path, chosen: Format) -> None:
     """Raises `UsageError` before the job for what `write` would find out after it, or a package that it needs."""
-    for _ in chosen.write(()):
-        pass
     places = set(places_for(clips, out, chosen).values()) if chosen.file_per_video else {out}
+    if chosen.shards:
+        places = {webdataset.check(clips, out)}
+    else:
+        for _ in chosen.write(()):
+            pass
     for place in places:
         if place.is_dir():
             raise UsageError(f"{place} is a folder; name a file with --out, or move the folder")
@@ -156,10 +166,15 @@ def check(clips: Sequence[JobClip], out: Path, chosen: Format) -> None:
             )
 
 
-def write(records: Iterable[Record], clips: Sequence[JobClip], out: Path, chosen: Format) -> None:
-    """Write `out`, or a file for each video that has captions. Raises `UsageError` if a file cannot be written."""
+def write(records: Iterable[Record], clips: Sequence[JobClip], out: Path, chosen: Format) -> list[Path]:
+    """Write `out`, shards, or a file for each video that has captions, and say where: files, or the folder of them.
+
+    Raises `UsageError` if a file cannot be written.
+    """
     place = out
     try:
+        if chosen.shards:
+            return webdataset.write(records, clips, out)
         if chosen.file_per_video:
             places = places_for(clips, out, chosen)
             for record in records:
@@ -172,6 +187,7 @@ def write(records: Iterable[Record], clips: Sequence[JobClip], out: Path, chosen
                 file.writelines(chosen.write(records))
     except OSError as error:
         raise UsageError(f"cannot write {place}: {error.strerror}; fix that, and start the job again") from error
+    return [out]
 
 
 def places_for(clips: Sequence[JobClip], out: Path, chosen: Format) -> dict[str, Path]:
@@ -187,10 +203,10 @@ def places_for(clips: Sequence[JobClip], out: Path, chosen: Format) -> dict[str,
             raise UsageError(f"{out} is one file, and there are {len(clips)} videos; name a folder with --out")
         return {clip.video: out for clip in clips}
     names = {clip.video: clip.path if clip.video == id_of(clip.path) else clip.video for clip in clips}
-    bare = {video: _without_suffix(name) for video, name in names.items()}
+    bare = {video: without_suffix(name) for video, name in names.items()}
     times = Counter(bare.values())
     places = {
-        video: out / f"{name if times[name] == 1 else PurePath(*_below(names[video]))}{chosen.suffix}"
+        video: out / f"{name if times[name] == 1 else PurePath(*parts_of(names[video]))}{chosen.suffix}"
         for video, name in bare.items()
     }
     owner: dict[Path, str] = {}
@@ -198,14 +214,3 @@ def places_for(clips: Sequence[JobClip], out: Path, chosen: Format) -> dict[str,
         if owner.setdefault(place, video) != video:
             raise UsageError(f"{owner[place]} and {video} would both be {place}; give each its own id in a list")
     return places
-
-
-def _without_suffix(video: str) -> PurePath:
-    name = PurePath(*_below(video))
-    return name.with_suffix("") if name.suffix.lower() in VIDEO_SUFFIXES else name
-
-
-def _below(video: str) -> list[str]:
-    """The parts of a video's name, without those that lead out of a folder."""
-    path = PurePath(video)
-    return [part for part in path.parts if part not in (path.anchor, "..")]

@@ -10,25 +10,31 @@ Without "path", the id is the path. Without "video", the path is the id; a part 
 id, as in clips/a.mp4#t=1.5,12 (W3C Media Fragments). Only the path is needed.
 
 Paths are relative to the manifest's folder, and on standard input to the current folder. Any path may be a URL that
-fsspec can read (s3://bucket/folder), if the package that fsspec needs for it is installed.
+fsspec can read (s3://bucket/folder), if the package that fsspec needs for it is installed. A tar stands for the samples
+in it, and shard-{000..007}.tar for eight files.
 """
 
 from __future__ import annotations
 
 import glob
+import heapq
 import math
 import os
+import re
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
 from etenet.errors import BadOption, UsageError, counted
-from etenet.files import Row, rows, shown
-from etenet.jobs import remote
+from etenet.files.rows import Row, rows, shown
+from etenet.jobs import remote, tars
 from etenet.jobs.remote import is_remote
+from etenet.jobs.tars import BrokenTar, Sample
 from etenet.video.segments import Cut
 
 # Names of files in the containers of `video/ffmpeg.py`.
@@ -43,25 +49,42 @@ VIDEO_SUFFIXES = frozenset(
 MANIFEST_SUFFIXES = frozenset((".csv", ".jsonl", ".txt"))
 STANDARD_INPUT = "-"
 _APPLE_DOUBLE = "._"  # begins the name of what macOS stores beside a file: no video, whatever the suffix
+_FOUND_SUFFIXES = VIDEO_SUFFIXES | {tars.SUFFIX}
 _KINDS_SHOWN = 30
+_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")  # as WebDataset names shards
 _FIX = "a line of a manifest is a path, or has video, path, start_s and end_s"
 
 
 @dataclass(frozen=True, slots=True)
-class JobClip:
-    """One clip of a job: what a file shows from `start_s` to `end_s`.
+class Source:
+    """Where the bytes of a clip are: a file, which may be a URL that fsspec can read, or a video in a tar.
 
-    `video` names the clip in the output. `path` may be a URL that fsspec can read.
+    `fault` says why they cannot be read, if that is known already.
     """
+
+    path: str
+    sample: Sample | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobClip:
+    """One clip of a job: what a video shows from `start_s` to `end_s`. `video` names the clip in the output."""
 
     video: str
     path: str
     start_s: float = 0.0
     end_s: float = math.inf
+    sample: Sample | None = None
+    fault: str = ""
 
     @property
-    def source(self) -> str:
-        return self.path + Cut(start_s=self.start_s, end_s=self.end_s).fragment
+    def source(self) -> Source:
+        return Source(self.path, self.sample, self.fault)
+
+    def __str__(self) -> str:
+        inside = f"/{self.sample.name}" if self.sample else ""
+        return self.path + inside + Cut(start_s=self.start_s, end_s=self.end_s).fragment
 
 
 @dataclass(slots=True)
@@ -82,22 +105,60 @@ class Skipped:
         return ", ".join(parts)
 
 
-def clips(names: Sequence[str], *, shard: tuple[int, int] = (1, 1), skipped: Skipped | None = None) -> list[JobClip]:
-    """All clips that are named, in order. For shard (i, n), every n-th clip from the i-th. Counts what is `skipped`.
+def clips(
+    names: Sequence[str],
+    *,
+    sample: tuple[int, int] | None = None,
+    shard: tuple[int, int] = (1, 1),
+    skipped: Skipped | None = None,
+) -> list[JobClip]:
+    """All clips that are named, in order. Counts what is `skipped`.
 
+    For a `sample` (count, seed), so many of them at random: the same ones each time, and more with a higher count. For
+    a `shard` (i, n) of these, every n-th clip from the i-th.
     Raises `UsageError` if there is no such clip, and if two different clips have the same id.
     """
     by_id: dict[str, JobClip] = {}
     skipped = Skipped() if skipped is None else skipped
-    for name in names:
-        for clip in _named_by(name, skipped):
-            if by_id.setdefault(clip.video, clip) != clip:
+    for clip in chain.from_iterable(_named_by(name, skipped) for name in names):
+        for one in in_tar(clip, skipped):
+            if by_id.setdefault(one.video, one) != one:
                 raise UsageError(
-                    f"the id {clip.video!r} names both {by_id[clip.video].source} and {clip.source}; "
-                    "give each clip its own id"
+                    f"the id {one.video!r} names both {by_id[one.video]} and {one}; give each clip its own id"
                 )
+    if not by_id:
+        raise _no_video(", ".join(names), skipped)
+    chosen = list(by_id.values())
+    if sample:
+        chosen = _sample(chosen, *sample)
     number, count = shard
-    return list(by_id.values())[number - 1 :: count]
+    return chosen[number - 1 :: count]
+
+
+def _sample(clips: Sequence[JobClip], count: int, seed: int) -> list[JobClip]:
+    """Those whose ids have the lowest hashes: for these, neither the order nor further clips matter."""
+
+    def place(clip: JobClip) -> bytes:
+        return blake2b(clip.video.encode(), digest_size=8, salt=seed.to_bytes(blake2b.SALT_SIZE, "big")).digest()
+
+    chosen = {clip.video for clip in heapq.nsmallest(count, clips, key=place)}
+    return [clip for clip in clips if clip.video in chosen]
+
+
+def in_tar(clip: JobClip, skipped: Skipped) -> Iterator[JobClip]:
+    """The clips in a tar, whose ids begin with that of the tar. Another clip is the only one.
+
+    What is behind damage in a tar is one clip more, which fails.
+    """
+    if PurePath(clip.path).suffix.lower() != tars.SUFFIX:
+        yield clip
+        return
+    try:
+        with remote.opened(clip.path) if is_remote(clip.path) else open(clip.path, "rb") as file:
+            for sample in tars.samples(file, VIDEO_SUFFIXES, skipped.files):
+                yield replace(clip, video=f"{clip.video}/{id_of(sample.name)}", sample=sample)
+    except (BrokenTar, OSError) as error:
+        yield replace(clip, fault=(isinstance(error, OSError) and error.strerror) or str(error))
 
 
 def id_of(name: str) -> str:
@@ -111,9 +172,24 @@ def id_of(name: str) -> str:
         return name.encode(errors="backslashreplace").decode()
 
 
+def without_suffix(video: str) -> PurePath:
+    """Of a clip's id, what could be the name of a file in some folder, without the suffix of videos."""
+    name = PurePath(*parts_of(video))
+    return name.with_suffix("") if name.suffix.lower() in VIDEO_SUFFIXES else name
+
+
+def parts_of(video: str) -> list[str]:
+    """The parts of a clip's id, without those that lead out of a folder."""
+    path = PurePath(video)
+    return [part for part in path.parts if part not in (path.anchor, "..")]
+
+
 def _named_by(name: str, skipped: Skipped) -> Iterator[JobClip]:
     path = Path(name)
-    if name == STANDARD_INPUT:
+    if (numbers := _RANGE.search(name)) and not path.exists():
+        for each in _numbered(name, numbers):
+            yield from _named_by(each, skipped)
+    elif name == STANDARD_INPUT:
         if sys.stdin is None:
             raise UsageError("standard input is closed; give a list in a file")
         yield from _manifest(Path(), "standard input", sys.stdin.buffer.read())
@@ -134,6 +210,12 @@ def _named_by(name: str, skipped: Skipped) -> Iterator[JobClip]:
         raise UsageError(f"no file at {name}; correct the path")
 
 
+def _numbered(name: str, numbers: re.Match[str]) -> Iterator[str]:
+    first, last = numbers.groups()
+    for number in range(int(first), int(last) + 1):
+        yield f"{name[: numbers.start()]}{number:0{len(first)}}{name[numbers.end() :]}"
+
+
 def _of_paths(paths: Iterable[Path | str]) -> Iterator[JobClip]:
     return (JobClip(id_of(str(path)), str(path)) for path in paths)
 
@@ -148,12 +230,16 @@ def _remote(url: str, skipped: Skipped) -> list[str]:
 
 
 def _videos_below(folder: Path, skipped: Skipped) -> list[Path]:
+    if videos := videos_in(folder, skipped):
+        return videos
+    raise _no_video(folder, skipped)
+
+
+def videos_in(folder: Path, skipped: Skipped) -> list[Path]:
+    """The videos and tars in a folder, at any depth, in order. Counts what is `skipped`."""
     paths = (os.path.join(top, name) for top, names in _folders_below(folder, skipped) for name in names)
     videos = sorted(map(Path, _videos_among(paths, skipped)))
-    videos = [video for video in videos if _may_be_read(video, skipped)]
-    if not videos:
-        raise _no_video(folder, skipped)
-    return videos
+    return [video for video in videos if _may_be_read(video, skipped)]
 
 
 def _videos_among(names: Iterable[str], skipped: Skipped) -> list[str]:
@@ -162,7 +248,7 @@ def _videos_among(names: Iterable[str], skipped: Skipped) -> list[str]:
         path = PurePath(name)
         if path.name.startswith(_APPLE_DOUBLE):
             skipped.files[f"{_APPLE_DOUBLE}*"] += 1
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
+        elif path.suffix.lower() in _FOUND_SUFFIXES:
             videos.append(name)
         elif os.path.islink(name) and not os.path.exists(name):
             skipped.files["link to nowhere"] += 1

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from etenet.errors import JobStopped, UsageError
-from etenet.files import AppendOnlyLog, shown
+from etenet.files import AppendOnlyLog
+from etenet.files.rows import shown
 from etenet.jobs.inputs import id_of
 
 _FIX = "name another file with --out, or start anew with --overwrite"

@@ -15,12 +15,40 @@ from tqdm import tqdm
 from etenet.jobs.journal import Record
 
 LINE_EVERY_S = 30.0  # without a terminal
+ESTIMATE_AFTER_CLIPS = 8
+AT_ONCE_S = 1.0  # records that come within this time of the first are those of one batch
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 def say(text: str) -> None:
     """A line on standard error, above the bar if there is one. No job ends because nobody reads it any more."""
     with suppress(OSError):
         tqdm.write(f"etenet caption: {text}", file=sys.stderr)
+
+
+@dataclass
+class Pace:
+    """How long a clip takes, once enough are done to tell.
+
+    The first batch does not count: its clips come at once, after the network was loaded.
+    """
+
+    clips: int = 0
+    _first_s: float = 0.0
+    _at_once: int = 0
+    _since_s: float = 0.0
+
+    def count(self, now_s: float) -> None:
+        """A clip is done."""
+        self._first_s = self._first_s if self.clips else now_s
+        self.clips += 1
+        if now_s - self._first_s < AT_ONCE_S:
+            self._at_once, self._since_s = self.clips, now_s
+
+    def left_s(self, clips: int, now_s: float) -> float | None:
+        """How long so many more take; None as long as nobody can know."""
+        counted = self.clips - self._at_once
+        return clips * (now_s - self._since_s) / counted if counted >= ESTIMATE_AFTER_CLIPS else None
 
 
 @dataclass
@@ -49,12 +77,15 @@ class Summary:
 
 
 class Progress:
-    """Writes to standard error while a job runs."""
+    """Writes to standard error while a job runs. Nobody can estimate when one ends that waits for clips."""
 
-    def __init__(self, summary: Summary) -> None:
+    def __init__(self, summary: Summary, *, estimates: bool = True) -> None:
         self._summary, self._last_line_s = summary, time.monotonic()
+        self._pace = Pace() if estimates else None
         self._on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=summary.total, unit="clip", disable=not self._on_terminal, file=sys.stderr)
+        self._bar = tqdm(
+            total=summary.total, unit="clip", disable=not self._on_terminal, file=sys.stderr, bar_format=_BAR
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -71,12 +102,21 @@ class Progress:
                 self._bar.set_postfix(failed=self._summary.failed)
             else:
                 self._summary.captioned += 1
+            if self._pace:
+                self._pace.count(time.monotonic())
             yield record
+            left = self._left()
+            self._bar.total = self._summary.total
+            self._bar.bar_format = _BAR.replace("{elapsed}", f"{{elapsed}}{left}")
             self._bar.update()
             if self._is_time():
-                done = self._summary.captioned + self._summary.failed
-                left_s = (self._summary.total - done) / self._summary.clips_per_s
-                self._print(f"{self._summary}, {left_s / 60:.0f} min left")
+                self._print(f"{self._summary}{left}")
+
+    def _left(self) -> str:
+        if self._pace is None:
+            return ""
+        left_s = self._pace.left_s(self._summary.total - self._pace.clips, time.monotonic())
+        return "" if left_s is None else f", {_clock(left_s)} left"
 
     def on_progress(self, video: str, captioned_until_s: float, duration_s: float) -> None:
         """How far a video in segments is."""

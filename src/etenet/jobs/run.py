@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -24,10 +24,11 @@ from etenet.errors import JobStopped, TooLarge, UsageError, counted
 from etenet.files import print_bytes
 from etenet.jobs import formats
 from etenet.jobs.formats import JOURNAL, REPORT, Format
-from etenet.jobs.inputs import JobClip, id_of
+from etenet.jobs.inputs import JobClip, Source, id_of
 from etenet.jobs.journal import Job, Journal, Record
 from etenet.jobs.progress import Progress, Summary, say
 from etenet.jobs.remote import Publication, is_remote, opened
+from etenet.jobs.watch import Watch, until_stopped
 from etenet.video.segments import WHOLE, Cut
 
 SEGMENTS_AT_ONCE = 8  # of one video
@@ -55,15 +56,18 @@ def run(
     in_order: bool = False,
     retry_failed: bool = False,
     overwrite: bool = False,
+    watch: Watch | None = None,
 ) -> Summary:
     """Caption the clips that `out` does not have yet. Without `out`, the output goes to standard output.
+
+    With a `watch` also those that arrive until Ctrl-C or SIGTERM. Formats other than JSON lines are written after that.
 
     A `report`, which needs an `out` beside it, shows the same clips.
     A line before the first clip says how many there are, and `about` what else there is to say.
     Raises `UsageError` if `out` is another kind of file, is that of another `job` or cannot be written, and
     `JobStopped` if the engine fails.
     """
-    summary, out = Summary(len(clips)), out and Path(os.path.realpath(out))
+    clips, summary, out = list(clips), Summary(len(clips)), out and Path(os.path.realpath(out))
     if out:
         formats.check(clips, out, format)
     elif format.file_per_video:
@@ -85,29 +89,55 @@ def run(
         summary.before, summary.total = len(clips) - len(todo), len(todo)
         summary.failed_before = sum(done.get(clip.video, False) for clip in clips)
         if about:
-            say(f"{_found(clips, summary, journal)}; {about if todo else 'nothing to do'}")
-        progress = stack.enter_context(Progress(summary))
-        records = progress.count(engine(todo, progress.on_progress) if todo else iter(()))
+            found = f"watching {watch}" if watch else _found(clips, summary, journal)
+            say(f"{found}; {about if todo or watch else 'nothing to do'}")
+        progress = stack.enter_context(Progress(summary, estimates=watch is None))
+        records = engine(todo, progress.on_progress) if todo else iter(())
+        if watch:
+            records = _arriving(watch, engine, clips, done, summary, progress.on_progress)
+        records = progress.count(records)
         if in_order:
             records = _ordered(todo, records)
+        with until_stopped() if watch else nullcontext():
+            if journal:
+                for record in records:
+                    journal.add(record)
+                    if publication and publication.is_due:
+                        _publish_meanwhile(journal, publication)
+            else:
+                for text in format.write(records):
+                    print_bytes(text)
         if journal:
-            for record in records:
-                journal.add(record)
-                if publication and publication.is_due:
-                    _publish_meanwhile(journal, publication)
             if in_order:
                 journal.put_in_order(clip.video for clip in clips)
-            if out and format != JOURNAL:
-                formats.write(journal.records(), clips, out, format)
+            written = formats.write(journal.records(), clips, out, format) if out and format != JOURNAL else []
             if report:
                 formats.write(journal.records(), clips, report, REPORT)
             if out and publication:
-                _publish(publication, out, journal.path)
+                _publish(publication, *written, journal.path)
                 publication.close()
-        else:
-            for text in format.write(records):
-                print_bytes(text)
     return summary
+
+
+def _arriving(
+    watch: Watch,
+    engine: Engine,
+    clips: list[JobClip],
+    done: Mapping[str, bool],
+    summary: Summary,
+    on_progress: OnProgress[str],
+) -> Iterator[Record]:
+    """The records of all clips that arrive and are not done. Adds the clips to `clips`."""
+
+    def new(arrived: Iterable[JobClip]) -> Iterator[JobClip]:
+        for clip in arrived:
+            clips.append(clip)
+            if clip.video not in done:
+                summary.total += 1
+                yield clip
+
+    for arrived in watch.rounds():
+        yield from engine(new(arrived), on_progress)
 
 
 def _found(clips: Sequence[JobClip], summary: Summary, journal: Journal | None) -> str:
@@ -203,8 +233,8 @@ def _read_ahead(clips: Iterable[JobClip], max_body_bytes: int) -> Iterator[tuple
         window: deque[tuple[JobClip, Future[bytes | Record]]] = deque()
         try:
             for clip in clips:
-                window.append((clip, readers.submit(read, clip.path, max_body_bytes)))
-                while len(window) >= READ_AHEAD or sum(size_of(ahead.path) for ahead, _ in window) > READ_AHEAD_BYTES:
+                window.append((clip, readers.submit(read, clip.source, max_body_bytes)))
+                while len(window) >= READ_AHEAD or sum(size_of(ahead.source) for ahead, _ in window) > READ_AHEAD_BYTES:
                     first, body = window.popleft()
                     yield first, body.result()
             for first, body in window:
@@ -214,24 +244,40 @@ def _read_ahead(clips: Iterable[JobClip], max_body_bytes: int) -> Iterator[tuple
                 body.cancel()
 
 
-def size_of(path: str) -> int:
-    """Bytes of a file; 0 if they are unknown, as for a URL."""
+def size_of(source: Source) -> int:
+    """How many bytes there are to read; 0 if that is unknown, as for a URL."""
+    if source.sample:
+        return source.sample.size
     with suppress(OSError, ValueError):
-        return os.path.getsize(path)
+        return os.path.getsize(source.path)
     return 0
 
 
-def read(path: str, max_body_bytes: int) -> bytes | Record:
-    """A file's bytes, or a record of why they cannot be used."""
+def read(source: Source, max_body_bytes: int) -> bytes | Record:
+    """The bytes of a clip, or a record of why they cannot be used."""
     try:
-        with opened(path) if is_remote(path) else open(path, "rb") as file:
-            body: bytes = file.read(max_body_bytes + 1)
+        body = _contents(source, max_body_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: no path at all, as with a NUL in it
         reason = (isinstance(error, OSError) and error.strerror) or error
-        return {"error": {"code": "unreadable_file", "message": f"{id_of(path)}: {reason}"}}
+        return {"error": {"code": "unreadable_file", "message": f"{id_of(source.path)}: {reason}"}}
     if len(body) > max_body_bytes:
         too_large = TooLarge(f"the video has more than {max_body_bytes} bytes, the limit; give a shorter clip")
         return dict(too_large.as_dict())
+    return body
+
+
+def _contents(source: Source, most_bytes: int) -> bytes:
+    """The first bytes of a clip. Raises `OSError` and `ValueError`."""
+    path, sample = source.path, source.sample
+    if source.fault:
+        raise OSError(source.fault)
+    with opened(path) if is_remote(path) else open(path, "rb") as file:
+        if sample is None:
+            return file.read(most_bytes)
+        file.seek(sample.offset)
+        body = file.read(min(sample.size, most_bytes))
+    if len(body) < min(sample.size, most_bytes):
+        raise OSError(f"it has become too short for {id_of(sample.name)}; copy it again")
     return body
 
 

@@ -74,6 +74,22 @@ def compile_network(checkpoint: Checkpoint) -> Network:
         return TorchNetwork(checkpoint)
 
 
+def compiled_encoder(checkpoint: Checkpoint, name: str) -> dict[str, bytes]:
+    """The files of the encoder compiled for a CPU: `name` (.xml) and its weights.
+
+    None, and the log says why, if OpenVINO is missing or does not compute exactly the same.
+    """
+    try:
+        from etenet.runtime.openvino import compile_encoder
+
+        with tempfile.TemporaryDirectory() as folder:
+            compile_encoder(checkpoint, Path(folder) / name)
+            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    except (ImportError, RuntimeError) as error:
+        _log.warning("the encoder is left uncompiled, which is slower on a CPU: %s", error)
+        return {}
+
+
 def _openvino_encoder(graph: Path) -> Encode | None:
     try:
         from etenet.runtime.openvino import CompiledEncoder

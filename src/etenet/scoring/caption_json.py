@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from etenet.errors import UsageError, named
-from etenet.files import Row, rows, shown
+from etenet.files.rows import Row, rows, shown
 
 _FIX = 'give {"video id": ["sentence", ...]}, COCO caption JSON, or {"video": ..., "caption": ...} per line'
 

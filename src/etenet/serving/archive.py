@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +27,6 @@ from etenet.model.seal import seal, sha256_of_whole
 
 if TYPE_CHECKING:
     from etenet.model.checkpoint import Checkpoint
-
-_log = logging.getLogger(__name__)
 
 MODEL_NAME = "etenet"
 MODEL_VERSION = "1.0"  # of the archive, in every response; not the version of this package
@@ -53,6 +49,7 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     With `gpu` the archive carries the encoder compiled for GPUs like this machine's; `UsageError` if there is none.
     """
     from etenet.model import checkpoint as checkpoints
+    from etenet.runtime.load import compiled_encoder
 
     loaded = checkpoints.load(checkpoint)
     handler = bundled("handler")
@@ -67,7 +64,7 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
     described = About(name=loaded.name, encoder=loaded.encoder.name, terms=loaded.terms)
     contents[ABOUT_FILE] = json.dumps(asdict(described), indent=2).encode()
-    contents |= _compiled_encoder(loaded)
+    contents |= compiled_encoder(loaded, ENCODER_FILE)
     if gpu:
         contents[GPU_KERNELS_FILE] = _gpu_kernels(loaded)
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
@@ -78,19 +75,6 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
             _write(archive, SUMS_FILE, sums.encode())
         seal(file)
     return out
-
-
-def _compiled_encoder(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The encoder for workers on a CPU; empty if OpenVINO is missing or does not compute exactly the same."""
-    try:
-        from etenet.runtime.openvino import compile_encoder
-
-        with tempfile.TemporaryDirectory() as folder:
-            compile_encoder(checkpoint, Path(folder) / ENCODER_FILE)
-            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-    except (ImportError, RuntimeError) as error:
-        _log.warning("the encoder is packaged uncompiled, which is slower on a CPU: %s", error)
-        return {}
 
 
 def _gpu_kernels(checkpoint: Checkpoint) -> bytes:

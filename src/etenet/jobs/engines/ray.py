@@ -1,19 +1,24 @@
 """Batch captioning on a Ray cluster: tasks decode on all cores, and their frames stream to actors that caption.
 
-Ray Data slows decoding down to the speed of captioning. It replaces an actor that died, and repeats the work that the
-actor had. Every node needs this package, and the clips at the same paths. The checkpoint is sent to it.
+There is an actor for each GPU, or else for each node, and it computes on all cores of its node: decoding and captioning
+share them, as they do on one machine. Ray Data slows decoding down to the speed of captioning. It replaces an actor
+that died, and repeats the work that the actor had. Every node needs this package, and the clips at the same paths. The
+checkpoint is sent to it, and for CPUs the encoder that one of them has compiled.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,44 +26,53 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+import torch
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from etenet.captioning import captioner as captioners
 from etenet.captioning.captioner import SANDBOX_EXISTS
 from etenet.captioning.captions import Caption, outcome_of
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import JOB_DECODE_TRIES, OnProgress
 from etenet.errors import CaptionError, JobStopped, Overloaded
-from etenet.files import sha256
 from etenet.jobs.engines import local
-from etenet.jobs.engines.local import JOB_LIMITS
-from etenet.jobs.inputs import JobClip
+from etenet.jobs.engines.local import JOB_LIMITS, WORTH_COMPILING_CLIPS
+from etenet.jobs.inputs import JobClip, Source
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.remote import is_remote
 from etenet.jobs.run import Engine, part_of, read, segments_expected, size_of
-from etenet.linux import thread_settings
+from etenet.linux import cores, thread_settings
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
+from etenet.runtime.load import compiled_encoder
 from etenet.sandbox.pool import InProcess, Sandbox
 from etenet.video.clip import Clip
 from etenet.video.segments import Cut
 
-ACTORS = 1
 TASK_BYTES = 2**30  # what Ray reserves for decoding a clip
+# Of a core, which Ray only counts: the actor of a node finds room beside as many tasks as the node has cores.
+ACTOR_CORES, TASK_CORES = 0.01, 0.99
+_CHECKPOINT, _ENCODER = "checkpoint.pt", "encoder.xml"
 
 
 def engine(
-    checkpoint: Path, options: CaptionOptions, *, details: bool, address: str | None = None, actors: int = ACTORS
+    checkpoint: Path, options: CaptionOptions, *, details: bool, address: str | None = None, actors: int | None = None
 ) -> Engine:
-    """On the cluster at `address`, or with None on this machine. Raises `CheckpointError` and `BadOption`."""
-    loaded = checkpoints.load(checkpoint)
+    """On the cluster at `address`, or with None on this machine, by so many actors. Raises `CheckpointError` and
+    `BadOption`.
+    """
+    loaded = checkpoints.inspect(checkpoint)
     resize_px = loaded.preprocessing.resize_px
     if refusal := options.refusal(loaded.confidence):
         raise refusal
 
     def captions(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
-        sources: dict[tuple[str, Cut], list[str]] = {}
+        sources: dict[tuple[Source, Cut], list[str]] = {}
         for clip in clips:
             path = clip.path if is_remote(clip.path) else os.path.abspath(clip.path)
-            sources.setdefault((path, part_of(clip, options.cut)), []).append(clip.video)
+            source = replace(clip.source, path=path)
+            sources.setdefault((source, part_of(clip, options.cut)), []).append(clip.video)
         try:
             ray.init(
                 address=address,
@@ -73,24 +87,25 @@ def engine(
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             ray.data.DataContext.get_current().enable_progress_bars = False
             weights = ray.put(np.frombuffer(checkpoint.read_bytes(), np.uint8))
-            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            gpus = 1 if resources.get("GPU") else 0
-            # One core stays free for decoding: without it, captioning would wait for frames forever.
-            cores = 0.0 if gpus else min(1.0, (resources["CPU"] - 1) / actors)
             sources = without_copies(sources, _digests)
             names = list(sources.values())
             items = [{"clip": number, "source": pickle.dumps(source)} for number, source in enumerate(sources)]
+            expected = segments_expected(len(items), options.cut)
+            workers, workers_per_node, placed = _placement(actors, most=len(items))
+            on_gpu = "num_gpus" in placed
+            graph = None
+            if expected >= WORTH_COMPILING_CLIPS and not on_gpu:
+                graph = ray.remote(num_cpus=TASK_CORES)(_compiled).remote(weights)
             captioned = (
                 ray.data.from_items(items)
                 # `memory` also keeps Ray from fusing the two steps: the actors would then decode, too.
-                .flat_map(partial(_decoded, resize_px=resize_px), num_cpus=1, memory=TASK_BYTES)
+                .flat_map(partial(_decoded, resize_px=resize_px), num_cpus=TASK_CORES, memory=TASK_BYTES)
                 .map_batches(
                     _Captions,
-                    fn_constructor_args=([weights], options, details, segments_expected(len(items), options.cut)),
-                    batch_size=GPU_BATCH_CLIPS if gpus else CPU_BATCH_CLIPS,
-                    compute=ray.data.ActorPoolStrategy(size=actors),
-                    num_cpus=cores,
-                    num_gpus=gpus,
+                    fn_constructor_args=([weights, graph], options, details, workers_per_node, expected),
+                    batch_size=GPU_BATCH_CLIPS if on_gpu else CPU_BATCH_CLIPS,
+                    compute=ray.data.ActorPoolStrategy(size=workers),
+                    **placed,
                 )
             )
             parts: defaultdict[int, dict[int, Record]] = defaultdict(dict)
@@ -115,37 +130,72 @@ def engine(
 
 
 def without_copies(
-    sources: Mapping[tuple[str, Cut], list[str]], digests_of: Callable[[list[str]], Mapping[str, str]]
-) -> dict[tuple[str, Cut], list[str]]:
+    sources: Mapping[tuple[Source, Cut], list[str]], digests_of: Callable[[list[Source]], Mapping[Source, str]]
+) -> dict[tuple[Source, Cut], list[str]]:
     """`sources`, the names by parts of files, with files that have the same bytes merged into the first of them.
 
     Only files that are as long as another are read.
     """
-    sizes = {path: size_of(path) for path, _ in sources}
+    sizes = {source: size_of(source) for source, _ in sources}
     times = Counter(sizes.values())
-    digests = digests_of([path for path, size in sizes.items() if size and times[size] > 1])
-    first: dict[str, str] = {}
-    original = {path: first.setdefault(digests[path], path) for path in sizes if path in digests}
-    distinct: dict[tuple[str, Cut], list[str]] = {}
-    for (path, cut), videos in sources.items():
-        distinct.setdefault((original.get(path, path), cut), []).extend(videos)
+    digests = digests_of([source for source, size in sizes.items() if size and times[size] > 1])
+    first: dict[str, Source] = {}
+    original = {source: first.setdefault(digests[source], source) for source in sizes if source in digests}
+    distinct: dict[tuple[Source, Cut], list[str]] = {}
+    for (source, cut), videos in sources.items():
+        distinct.setdefault((original.get(source, source), cut), []).extend(videos)
     return distinct
 
 
-def _digests(paths: list[str]) -> dict[str, str]:
+def _digests(sources: list[Source]) -> dict[Source, str]:
     """Computed by the cluster, which is where the files are read."""
-    if not paths:
+    if not sources:
         return {}
-    rows = ray.data.from_items([{"path": pickle.dumps(path)} for path in paths]).map(_digest).iter_rows()
-    return {pickle.loads(row["path"]): row["digest"] for row in rows}
+    rows = ray.data.from_items([{"source": pickle.dumps(source)} for source in sources]).map(_digest).iter_rows()
+    return {pickle.loads(row["source"]): row["digest"] for row in rows}
 
 
 def _digest(row: dict[str, Any]) -> dict[str, Any]:
-    """The digest of a file's bytes, or its pickled path if it cannot be read, so that it equals no other file."""
-    try:
-        return {**row, "digest": sha256(Path(pickle.loads(row["path"])))}
-    except (OSError, ValueError):
-        return {**row, "digest": row["path"].hex()}
+    """The digest of a clip's bytes, or its pickled source if they cannot be read, so that it equals no other clip."""
+    body = read(pickle.loads(row["source"]), JOB_LIMITS.max_body_bytes)
+    return {**row, "digest": sha256(body).hexdigest() if isinstance(body, bytes) else row["source"].hex()}
+
+
+def _placement(actors: int | None, *, most: int) -> tuple[int, int, dict[str, Any]]:
+    """How many actors there are, how many of them on a node, and what each asks of Ray: a GPU, or a node.
+
+    By default there is one for each GPU of the cluster, or for each of its nodes that has cores.
+    """
+    resources = _resources().values()
+    on_gpus = any("GPU" in each for each in resources)
+    kind = "GPU" if on_gpus else "CPU"
+    nodes = [int(each[kind]) for each in resources if each.get(kind)]
+    workers = min(actors or (sum(nodes) if on_gpus else len(nodes)), most)
+    placed: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
+    if not on_gpus:
+        spread = placement_group([{"CPU": ACTOR_CORES}] * workers, strategy="SPREAD")
+        placed = {"num_cpus": ACTOR_CORES, "scheduling_strategy": PlacementGroupSchedulingStrategy(spread)}
+    return workers, math.ceil(workers / len(nodes)), placed
+
+
+def _share_of_node(actors: int) -> int:
+    """How many threads an actor of so many on this node gets, of the cores that Ray has here."""
+    of_node = int(_resources()[ray.get_runtime_context().get_node_id()].get("CPU", 1))
+    return max(1, min(cores(), of_node) // actors)
+
+
+def _resources() -> dict[str, dict[str, float]]:
+    """What Ray has on each node that runs, by its id."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+
+
+def _compiled(weights: Any) -> dict[str, bytes]:
+    """The files of the compiled encoder; empty if it cannot be compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / _CHECKPOINT
+        path.write_bytes(weights.data)
+        return compiled_encoder(checkpoints.load(path), _ENCODER)
 
 
 @cache
@@ -158,8 +208,8 @@ def _decoders(resize_px: int) -> Sandbox | InProcess:
 
 def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]:
     """The parts of a clip: a few segments each, or one record of why it cannot be decoded."""
-    path, rest = pickle.loads(row["source"])
-    body = read(path, JOB_LIMITS.max_body_bytes)
+    source, rest = pickle.loads(row["source"])
+    body = read(source, JOB_LIMITS.max_body_bytes)
     for part in count():
         decoded: list[Clip] | Record
         cut, rest, captioned_until_s, duration_s = rest, None, 0.0, 0.0
@@ -195,12 +245,23 @@ def _decoded_patiently(body: bytes, cut: Cut, resize_px: int) -> list[Clip]:
 class _Captions:
     """An actor that holds the network."""
 
-    def __init__(self, weights: list[Any], options: CaptionOptions, details: bool, clips: int) -> None:
-        """`weights` has one reference. Ray would resolve a bare one, and then could not restart the actor."""
-        with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-            file.write(ray.get(weights[0]).data)
-            file.flush()
-            self._captioner = local.load(Path(file.name), limits=JOB_LIMITS, clips=clips, sandboxed=False)
+    def __init__(self, model: list[Any], options: CaptionOptions, details: bool, actors_here: int, clips: int) -> None:
+        """`model` has references to the checkpoint and to the compiled encoder, if there is one. Ray would resolve bare
+        ones, and then could not restart the actor.
+        """
+        torch.set_num_threads(_share_of_node(actors_here))
+        weights, graph = model
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint, encoder = Path(folder) / _CHECKPOINT, Path(folder) / _ENCODER
+            checkpoint.write_bytes(ray.get(weights).data)
+            for name, contents in (ray.get(graph) if graph else {}).items():
+                (Path(folder) / name).write_bytes(contents)
+            if encoder.exists():
+                self._captioner = captioners.load(
+                    checkpoint, limits=JOB_LIMITS, sandboxed=False, compiled_encoder=encoder
+                )
+            else:
+                self._captioner = local.load(checkpoint, limits=JOB_LIMITS, clips=clips, sandboxed=False)
         self._options, self._details = options, details
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

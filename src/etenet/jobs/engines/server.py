@@ -64,6 +64,7 @@ def engine(
     client = _Client(_predictions(url), options, details=details, in_flight=in_flight, checkpoint=checkpoint)
 
     def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> KeyedRecords:
+        client.leaving.clear()
         rest, more = iter(bodies), True
         keys: dict[Future[Record], str] = {}
         with ThreadPoolExecutor(in_flight, thread_name_prefix="client") as threads:

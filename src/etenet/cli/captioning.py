@@ -1,0 +1,207 @@
+"""`etenet caption`: its flags, and the job that they describe. Imports torch only for a job that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from etenet.captioning.options import OPTIONS, CaptionOptions
+from etenet.cli import arguments
+from etenet.errors import UsageError
+from etenet.jobs.formats import FORMATS, JOURNAL, REPORT, Format, format_for
+from etenet.jobs.report import THUMBNAIL_PX
+
+if TYPE_CHECKING:
+    from etenet.captioning.stream import OnProgress
+    from etenet.jobs.inputs import JobClip
+    from etenet.jobs.journal import Job, Record
+    from etenet.jobs.run import Engine
+
+
+def caption(options: argparse.Namespace) -> int:
+    from etenet.jobs import inputs, remote, run, watch
+    from etenet.jobs.progress import say
+
+    texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
+    caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
+    report = _report(options)
+    out, publication = remote.destination(options.out) if options.out else (None, None)
+    format = format_for(options.format, out, segments=caption_options.cut.into_segments)
+    skipped, watched = inputs.Skipped(), None
+    if options.watch:
+        _check_watch(options, format)
+        watched, clips = watch.Watch(options.paths), []
+    else:
+        sample = (options.sample, options.seed) if options.sample else None
+        clips = inputs.clips(options.paths, sample=sample, shard=options.shard, skipped=skipped)
+    job = _job(options, caption_options)
+    if report or format.pictures:
+        caption_options = replace(caption_options, thumbnails=THUMBNAIL_PX)
+    summary = run.run(
+        clips,
+        _engine(options, caption_options, job),
+        out=out,
+        format=format,
+        publication=publication,
+        report=report,
+        job=job,
+        about="; ".join(filter(None, (f"skipping {skipped}" if str(skipped) else "", _by(options)))),
+        in_order=options.in_order,
+        retry_failed=options.retry_failed,
+        overwrite=options.overwrite,
+        watch=watched,
+    )
+    say(str(summary))
+    return 1 if summary.failed or summary.failed_before else 0
+
+
+def _check_watch(options: argparse.Namespace, format: Format) -> None:
+    """Raises `UsageError` for what needs all clips before the first."""
+    given = {"--in-order": options.in_order, "--sample": options.sample, "--shard": options.shard != (1, 1)}
+    if needing_all := [flag for flag, wanted in given.items() if wanted]:
+        raise UsageError(
+            f"{needing_all[0]} needs all clips before the first, and --watch waits for more; leave one out"
+        )
+    if options.engine == "ray":
+        raise UsageError("--watch captions in this process or by a --server; leave out --engine ray")
+    if not options.out and format != JOURNAL:
+        raise UsageError(f"--watch prints JSON lines; for {format.name}, name a file with --out")
+    if format.file_per_video and Path(options.out).suffix.lower() == format.suffix:
+        raise UsageError(f"{options.out} is one file, and further videos arrive; name a folder with --out")
+
+
+def _report(options: argparse.Namespace) -> Path | None:
+    """The report beside another output. Without one, the report is the output."""
+    report: Path | None = options.report
+    if report is None or options.out:
+        if report and not report.parent.is_dir():
+            raise UsageError(f"no folder for {report}; make the folder, or give another path with --report")
+        return report
+    if options.format not in (None, REPORT.name):
+        raise UsageError(f"--report stands beside the {options.format} file of --out; name that too")
+    options.out, options.format = str(report), REPORT.name
+    return None
+
+
+def _by(options: argparse.Namespace) -> str:
+    if options.server:
+        return f"asking {options.server}"
+    return f"loading {options.checkpoint}{' on Ray' if options.engine == 'ray' else ''}"
+
+
+def _job(options: argparse.Namespace, caption_options: CaptionOptions) -> Job:
+    """What the captions depend on, found out before anything large is loaded. Raises `EtenetError` if it cannot be."""
+    from etenet.jobs.journal import Job
+
+    if options.server:
+        from etenet.jobs.engines import server
+
+        checkpoint = server.checkpoint_of(options.server)
+    else:
+        from etenet.model import checkpoint as checkpoints
+
+        inspected = checkpoints.inspect(options.checkpoint)
+        if refusal := caption_options.refusal(inspected.confidence):
+            raise refusal
+        checkpoint = inspected.id
+    details = {"probabilities": "true"} if _wants_details(options, caption_options) else {}
+    return Job(checkpoint=checkpoint, settings=caption_options.as_texts() | details)
+
+
+def _wants_details(options: argparse.Namespace, caption_options: CaptionOptions) -> bool:
+    return options.probabilities or caption_options.captions > 1
+
+
+def _engine(options: argparse.Namespace, caption_options: CaptionOptions, job: Job) -> Engine:
+    """The engine that is asked for. What it needs is loaded when it gets its clips."""
+    details = _wants_details(options, caption_options)
+    if options.server:
+        from etenet.jobs.engines import server
+
+        return server.engine(
+            options.server,
+            caption_options,
+            details=details,
+            in_flight=options.workers or server.IN_FLIGHT,
+            checkpoint=job.checkpoint,
+        )
+    if options.engine == "ray":
+        try:
+            from etenet.jobs.engines import ray
+        except ModuleNotFoundError as error:
+            raise UsageError(f"--engine ray needs the extra: pip install 'etenet[ray]' ({error})") from error
+
+        return ray.engine(
+            options.checkpoint,
+            caption_options,
+            details=details,
+            address=options.ray_address,
+            actors=options.workers,
+        )
+    from etenet.jobs.engines import local
+
+    if options.watch:
+        load = cache(partial(local.engine, options.checkpoint, caption_options, details=details, clips=sys.maxsize))
+        return lambda clips, on_progress: load()(clips, on_progress)
+
+    def load_and_caption(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
+        todo = list(clips)
+        engine = local.engine(options.checkpoint, caption_options, details=details, clips=len(todo))
+        return engine(todo, on_progress)
+
+    return load_and_caption
+
+
+def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="files, folders, globs, tars of samples; lists of clips as .jsonl, .csv or .txt, or - for one on standard "
+        "input",
+    )
+    command.add_argument(
+        "--out",
+        metavar="F",
+        help="a file, a folder for subtitles, or a URL of one; default: standard output. Clips that it already has are "
+        "skipped",
+    )
+    command.add_argument("--format", choices=FORMATS, help="default: from the name of --out")
+    command.add_argument(
+        "--report", type=Path, metavar="F.html", help="also write a page that shows all clips with their captions"
+    )
+    command.add_argument("--overwrite", action="store_true", help="forget the captions that --out already has")
+    command.add_argument("--in-order", action="store_true", help="write in the order of the input")
+    command.add_argument("--retry-failed", action="store_true", help="try clips again that failed in an earlier run")
+    command.add_argument(
+        "--shard", type=arguments.shard, default=(1, 1), metavar="I/N", help="only every N-th clip, from the I-th"
+    )
+    command.add_argument(
+        "--sample", type=arguments.count, metavar="N", help="only N of the clips, at random, but always the same"
+    )
+    command.add_argument("--seed", type=arguments.whole, default=0, metavar="N", help="which --sample; default 0")
+    command.add_argument(
+        "--watch", action="store_true", help="caption what arrives in folders, too, until Ctrl-C or SIGTERM"
+    )
+    command.add_argument("--checkpoint", type=Path, default=checkpoint, metavar="F.pt")
+    command.add_argument("--server", metavar="URL", help="caption by this server, not in this process")
+    command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")
+    command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster; default: one on this machine")
+    command.add_argument(
+        "--workers",
+        type=arguments.count,
+        metavar="N",
+        help="requests in flight (--server, default 8) or actors (--engine ray, default: one per GPU, or per node)",
+    )
+    command.add_argument(
+        "--probabilities", action="store_true", help="also write the probabilities of sentences and words"
+    )
+    for option in OPTIONS:
+        if option.is_flag:
+            metavar = None if option.choices else "X" if option.kind is float else "N"
+            command.add_argument(option.flag, choices=option.choices or None, metavar=metavar, help=option.usage)
