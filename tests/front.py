@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def program(name: str) -> str:
 
 
 @contextmanager
-def nginx(upstream: int, change: Callable[[Path], None] | None = None) -> Iterator[int]:
+def nginx(upstream: int, change: Callable[[Path], object] = lambda _: None) -> Iterator[int]:
     """Run nginx with the files of deploy/, except for ports and the change; yields its port."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -41,7 +42,7 @@ def nginx(upstream: int, change: Callable[[Path], None] | None = None) -> Iterat
         shutil.copytree(CONFIGURATION, folder, dirs_exist_ok=True)
         edit(folder / "upstream.conf", "127.0.0.1:8080", f"127.0.0.1:{upstream}")
         arguments = ["-p", scratch, "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"]
-        with running_nginx(arguments, folder / "listen.conf", folder / "log", lambda: change and change(folder)) as port:
+        with running_nginx(arguments, folder / "listen.conf", folder / "log", partial(change, folder)) as port:
             yield port
 
 
@@ -84,8 +85,6 @@ def responding(on_request: Callable[[str], int | None]) -> Iterator[int]:
             self.send_response(status or 200)
             self.send_header("Content-Length", "0")
             self.end_headers()
-
-        do_PUT = do_POST
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pykustomize
 import yaml
 
 from tests.conftest import REPOSITORY
+from tests.front import program
 
 KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
 
@@ -21,7 +21,8 @@ Manifest = dict[str, Any]
 
 def built(overlay: Path) -> list[Manifest]:
     """What `kubectl apply -k` of the folder applies."""
-    return list(yaml.safe_load_all(asyncio.run(pykustomize.build(str(overlay))).yaml))
+    done = subprocess.run([program("kubectl"), "kustomize", str(overlay)], capture_output=True, text=True, check=True)
+    return list(yaml.safe_load_all(done.stdout))
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _ingresses(cluster: Cluster) -> Iterator[str]:
         for rule in spec["rules"]:
             for path in rule["http"]["paths"]:
                 service = path["backend"]["service"]
-                if not list(cluster.behind(service["name"], service["port"].get("name", service["port"].get("number")))):
+                if not list(cluster.behind(service["name"], service["port"]["name"])):
                     yield f"Ingress {name} leads to {service['name']}, behind which is nothing"
 
 

@@ -116,7 +116,8 @@ def test_the_config_maps_are_the_very_files_of_nginx_and_the_page() -> None:
     assert maps["etenet-nginx"] == {
         name: (KUBERNETES / "base" / name).read_text() for name in ("listen.conf", "upstream.conf")
     }
-    assert maps["etenet-page"] == {Path(url).name: (FOLDER / Path(url).name).read_text() for url in page() if url != "/"}
+    names = [Path(url).name for url in page() if url != "/"]
+    assert maps["etenet-page"] == {name: (FOLDER / name).read_text() for name in names}
 
 
 def test_a_gpu_overlay_gives_each_pod_of_the_server_a_gpu_and_changes_nothing_else() -> None:
@@ -153,9 +154,7 @@ def test_pods_have_the_time_and_the_ports_of_the_server() -> None:
 
 
 def test_prometheus_and_keda_find_what_they_name() -> None:
-    services = {
-        each["metadata"]["name"]: each for each in manifests_of("canary") if each["kind"] == "Service"
-    }
+    services = {each["metadata"]["name"]: each for each in manifests_of("canary") if each["kind"] == "Service"}
     monitor, scaled = (yaml.safe_load((KUBERNETES / f"{name}.yaml").read_text()) for name in ("monitoring", "scaling"))
     chosen = {
         name: {port["name"] for port in service["spec"]["ports"]}
