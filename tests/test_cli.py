@@ -86,13 +86,24 @@ def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Captur
     assert printed.err.startswith(f"etenet {arguments[0]}: ")
 
 
-def test_where_the_log_is_json_an_error_is_too() -> None:
-    command = [sys.executable, "-m", "etenet", "serve", "--host", "192.0.2.1"]
-    variables = os.environ | {"ETENET_REQUEST_LOG": "json"}
-    ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("settings", "variables", "message"),
+    [
+        ("", {"ETENET_REQUEST_LOG": "json"}, "192.0.2.1 is no IPv4 address of this machine"),
+        ("request_log = json\njob_queue_size=many", {}, "job_queue_size must be a number"),
+        ("request_log=json\nrequest_log=json", {}, "request_log is there twice"),
+    ],
+)
+def test_where_the_log_is_json_an_error_is_too(
+    settings: str, variables: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    (config := tmp_path / "config.properties").write_text(settings)
+    command = [sys.executable, "-m", "etenet", "serve", "--config", str(config), "--host", "192.0.2.1"]
+    ended = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     (line,) = [json.loads(line) for line in ended.stderr.splitlines()]
-    assert line["message"].startswith("etenet serve: 192.0.2.1 is no IPv4 address of this machine")
+    assert line["message"].startswith("etenet serve: ")
+    assert message in line["message"]
 
 
 def test_init_makes_a_checkpoint_of_any_encoder_that_captions(tmp_path: Path, capsys: Capture) -> None:

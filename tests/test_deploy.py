@@ -13,13 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-import etenet
 from benchmarks.rig.servers import free_ports
 from etenet.serving.config import ServerConfig
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, is_open, running_server, wait_until
@@ -29,7 +27,6 @@ DEPLOY = REPOSITORY / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "etenet.json").read_text())
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
-KUBERNETES = "1.34"
 QUERIES = {
     f"{panel['title']}, {target['legendFormat']}": target["expr"]
     for panel in DASHBOARD["panels"]
@@ -163,49 +160,17 @@ def test_the_compose_file_is_valid_and_all_files_that_it_mounts_exist() -> None:
             assert (DEPLOY / mount.partition(":")[0]).exists(), mount
 
 
-def manifests() -> list[dict[str, Any]]:
-    files = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
-    return [document for file in files for document in yaml.safe_load_all(file.read_text())]
-
-
-def manifest(kind: str) -> Any:
-    (document,) = [each for each in manifests() if each.get("kind") == kind]
-    return document
-
-
-def patched(whole: Any, patch: Any) -> Any:
-    """As `kubectl patch` does for a patch like ours: lists are merged by name, or by mount path."""
-    if isinstance(whole, dict):
-        return {**whole, **{key: patched(whole[key], value) if key in whole else value for key, value in patch.items()}}
-    if isinstance(whole, list):
-        key = "mountPath" if "mountPath" in whole[0] else "name"
-        before, changes = ({each[key]: each for each in entries} for entries in (whole, patch))
-        return list(patched(before, changes).values())
-    return patch
-
-
-@pytest.mark.parametrize(
-    "kind", ["Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment on a GPU"]
-)
-def test_the_manifests_are_valid_for_kubernetes(kind: str) -> None:
-    name, _, on_gpu = kind.partition(" on a ")
-    document = manifest(name)
-    if on_gpu:
-        document = patched(document, yaml.safe_load((DEPLOY / "kubernetes" / "gpu.yaml").read_text()))
-        (container,) = document["spec"]["template"]["spec"]["containers"]
-        assert container["resources"]["limits"]["nvidia.com/gpu"]
-        assert container["image"]
-        mounted = {mount["name"] for mount in container["volumeMounts"]}
-        assert mounted == {volume["name"] for volume in document["spec"]["template"]["spec"]["volumes"]}
-    kubernetes_validate.validate(document, KUBERNETES, strict=True)
-
-
-def test_orchestrators_wait_longer_than_a_shutdown_takes() -> None:
+def test_the_composition_waits_longer_than_a_shutdown_takes() -> None:
     drain_s = ServerConfig.read(DEPLOY / "container.properties").drain_deadline_s
-    pod = manifest("Deployment")["spec"]["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] >= drain_s + 30
     composition = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     assert int(composition["services"]["etenet"]["stop_grace_period"].rstrip("s")) >= drain_s + 30
+
+
+def test_nginx_listens_on_the_port_that_the_composition_publishes() -> None:
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["nginx"]
+    mounted = {target: DEPLOY / source for source, target, *_ in (mount.split(":") for mount in service["volumes"])}
+    listening = re.findall(r"^listen (\d+);", mounted["/etc/nginx/listen.conf"].read_text(), re.MULTILINE)
+    assert [mapping.partition(":")[2] for mapping in service["ports"]] == listening
 
 
 def test_values_that_stand_in_several_files_are_equal() -> None:
@@ -225,16 +190,20 @@ def test_values_that_stand_in_several_files_are_equal() -> None:
         path.read_text() for path in (DEPLOY / "container-upstream.conf", DEPLOY / "nginx/upstream.conf")
     )
     assert container.replace("etenet:8080", "127.0.0.1:8080") == local
-    (container,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == f"etenet:{etenet.__version__}"
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    config = ServerConfig.read(DEPLOY / "container.properties")
-    assert ports == {"http": config.inference.port, "torchserve": config.metrics.port, "exporter": config.exporter.port}
-    query = manifest("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
-    assert "rate(ts_queue_latency_microseconds" in query
+
+
+def scaling_query() -> str:
+    scaled = yaml.safe_load((DEPLOY / "kubernetes" / "scaling.yaml").read_text())
+    return str(scaled["spec"]["triggers"][0]["metadata"]["query"])
 
 
 def test_the_scaling_query_returns_a_value(prometheus: str) -> None:
-    query = manifest("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
-    (seconds_per_second,) = values(prometheus, query)
+    (seconds_per_second,) = values(prometheus, scaling_query())
     assert seconds_per_second > 0
+
+
+def test_the_pages_name_files_that_there_are() -> None:
+    pages = [REPOSITORY / "README.md", REPOSITORY / "SECURITY.md", *(REPOSITORY / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"\bdeploy/[\w./-]*\w", page.read_text())}
+    assert named
+    assert not [name for name in sorted(named) if not (REPOSITORY / name).exists()]

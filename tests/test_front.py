@@ -13,13 +13,11 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,7 @@ import yaml
 from etenet.serving.config import ServerConfig
 from etenet.video.limits import DecodeLimits
 from tests.conftest import EXAMPLES, REPOSITORY, Server, ask, wait_until
-from tests.front import CONFIGURATION, behind_nginx, edit, nginx
+from tests.front import CONFIGURATION, behind_nginx, edit, nginx, responding
 
 CAPTIONS = [(REPOSITORY / "examples" / name, caption) for name, caption in EXAMPLES.items()]
 CLIP = CAPTIONS[0][0].read_bytes()
@@ -166,27 +164,6 @@ def test_no_path_leads_elsewhere() -> None:
     assert set(reached) == {f"POST {door} HTTP/1.1" for door in DOORS}
     assert set(statuses) == {200, 400, 404}
     assert statuses.count(200) == len(reached)
-
-
-@contextmanager
-def responding(on_request: Callable[[str], None]) -> Iterator[int]:
-    """A server that responds with 200 and tells the first line of each request; yields its port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            on_request(self.requestline)
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
-        yield server.server_address[1]
-        server.shutdown()
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /", request(length=5)[:-2]], ids=["nothing", "a word", "half a header"])

@@ -54,8 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     from etenet.serving import launcher
-    from etenet.serving.config import ServerConfig
+    from etenet.serving.config import ServerConfig, request_log
+    from etenet.serving.json_lines import write_json_lines
 
+    if request_log(options.config, os.environ) == "json":
+        write_json_lines()
     config = ServerConfig.read(options.config, os.environ, host=options.host, port=options.port)
     checkpoint = options.checkpoint or (None if DEFAULT_ARCHIVE.exists() else _own_or_bundled(CHECKPOINT))
     return launcher.serve(config, mar=DEFAULT_ARCHIVE, checkpoint=checkpoint)

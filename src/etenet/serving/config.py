@@ -118,6 +118,13 @@ class ServerConfig:
         return (self.inference, *management, self.metrics, self.exporter)
 
 
+def request_log(path: Path, environment: Mapping[str, str]) -> str:
+    """Of a file and its variables: found out first, so that what is wrong with them is logged in this form, too."""
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    in_file = re.findall(r"^\s*request_log\s*=\s*(\S+)", text, re.MULTILINE)
+    return environment.get("ETENET_REQUEST_LOG") or (in_file[-1] if in_file else "plain")
+
+
 def from_environment(
     settings: Mapping[str, Any], environment: Mapping[str, str], prefix: str = "ETENET_"
 ) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from etenet.serving import archive, draining
 from etenet.serving.config import ServerConfig, from_environment, is_free
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
-from etenet.serving.json_lines import write_json_lines
 from etenet.serving.loopback import Address
 from etenet.serving.relay import Relay
 from etenet.serving.scratch import scratch_folder
@@ -39,8 +38,6 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
 
     Raises `UsageError` if it cannot start.
     """
-    if config.request_log == "json":
-        write_json_lines()
     if unknown := [address.host for address in config.addresses if not is_free(Address(address.host, 0))]:
         raise UsageError(f"{unknown[0]} is no IPv4 address of this machine; give one, or 0.0.0.0 for all")
     taken = [str(address.port) for address in config.addresses if not is_free(address)]
