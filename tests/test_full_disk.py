@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rig.servers import config_on_free_ports
-from etenet.captioning.stream import OnProgress
+from etenet.jobs.run import OnSegments
 from etenet.cli import main
 from etenet.errors import CannotWrite, EtenetError
 from etenet.files import replacing
@@ -32,7 +32,7 @@ SIZES_BYTES = (0, 300, 600, 1000, 1500, 2500, 20_000)
 HOWS = [{}, {"in_order": True}, {"retry_failed": True}, {"overwrite": True}]
 
 
-def backwards(clips: Iterable[JobClip], _on_progress: OnProgress[str]) -> Iterator[Record]:
+def backwards(clips: Iterable[JobClip], _on_segments: OnSegments) -> Iterator[Record]:
     for clip in reversed(list(clips)):
         failed = {"error": {"code": "bad", "message": "bad"}}
         yield {"video": clip.video, **(failed if clip.video == "3.mp4" else {"segments": SEGMENTS})}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from etenet.captioning.stream import OnProgress
+from etenet.jobs.run import OnSegments
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.files import sha256
@@ -26,7 +26,7 @@ CLIPS = [JobClip(name, name) for name in "abcdef"]
 JOB = Job(checkpoint=f"sha256:{'1' * 64}", settings={"beam_size": "3"})
 
 
-def names(clips: Iterable[JobClip], _on_progress: OnProgress[str]) -> Iterator[Record]:
+def names(clips: Iterable[JobClip], _on_segments: OnSegments) -> Iterator[Record]:
     """An engine that captions a clip with its name. The second of them fails."""
     for clip in clips:
         failed = {"error": {"code": "bad", "message": "bad"}} if clip.video == "b" else {"caption": clip.path}

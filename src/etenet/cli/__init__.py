@@ -27,10 +27,9 @@ from etenet.jobs.report import THUMBNAIL_PX
 from etenet.linux import thread_settings
 
 if TYPE_CHECKING:
-    from etenet.captioning.stream import OnProgress
     from etenet.jobs.inputs import JobClip
     from etenet.jobs.journal import Job, Record
-    from etenet.jobs.run import Engine
+    from etenet.jobs.run import Engine, OnSegments
 
 CHECKPOINT = "model_store/real.pt"
 CONFIG = "config.properties"
@@ -75,6 +74,8 @@ def caption(options: argparse.Namespace) -> int:
 
     texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
     caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
+    if options.follow and options.engine:
+        raise UsageError("--follow needs the captions in order, which Ray does not give; leave one of the two out")
     report = _report(options)
     out, publication = remote.destination(options.out) if options.out else (None, None)
     format = format_for(options.format, out, segments=caption_options.cut.into_segments)
@@ -95,6 +96,7 @@ def caption(options: argparse.Namespace) -> int:
         in_order=options.in_order,
         retry_failed=options.retry_failed,
         overwrite=options.overwrite,
+        follow=options.follow,
     )
     say(str(summary))
     return 1 if summary.failed or summary.failed_before else 0
@@ -170,10 +172,12 @@ def _engine(options: argparse.Namespace, caption_options: CaptionOptions, job: J
         )
     from etenet.jobs.engines import local
 
-    def load_and_caption(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
+    def load_and_caption(clips: Iterable[JobClip], on_segments: OnSegments) -> Iterator[Record]:
         todo = list(clips)
-        engine = local.engine(options.checkpoint, caption_options, details=details, clips=len(todo))
-        return engine(todo, on_progress)
+        engine = local.engine(
+            options.checkpoint, caption_options, details=details, clips=len(todo), soon=options.follow
+        )
+        return engine(todo, on_segments)
 
     return load_and_caption
 
@@ -324,6 +328,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--format", choices=FORMATS, help="default: from the name of --out")
     command.add_argument(
         "--report", type=Path, metavar="F.html", help="also write a page that shows all clips with their captions"
+    )
+    command.add_argument(
+        "--follow",
+        action="store_true",
+        help="print each segment as soon as it has a caption: JSON lines, or text with --format text",
     )
     command.add_argument("--overwrite", action="store_true", help="forget the captions that --out already has")
     command.add_argument("--in-order", action="store_true", help="write in the order of the input")
