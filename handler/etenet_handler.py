@@ -15,8 +15,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from ts.handler_utils.utils import send_intermediate_predict_response
-
 import etenet
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
@@ -134,6 +132,7 @@ class EtenetHandler:
         media_type = _media_type(request)
         if media_type not in streaming.FORMS:
             return None
+        from ts.handler_utils.utils import send_intermediate_predict_response  # as the worker itself has it
 
         def send(caption: Caption) -> None:
             context.set_response_content_type(number, media_type)

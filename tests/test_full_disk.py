@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rig.servers import config_on_free_ports
-from etenet.jobs.run import OnSegments
 from etenet.cli import main
 from etenet.errors import CannotWrite, EtenetError
 from etenet.files import replacing
@@ -23,6 +22,7 @@ from etenet.jobs import run
 from etenet.jobs.formats import FORMATS, Format
 from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Job, Record
+from etenet.jobs.run import OnSegments
 from tests.test_snapshots import files_no_larger_than
 
 CLIPS = [JobClip(f"{number}.mp4", f"{number}.mp4") for number in range(20)]

@@ -21,14 +21,13 @@ import psutil
 import pytest
 
 from benchmarks.rig.servers import free_ports
-from etenet.jobs.run import OnSegments
 from etenet.cli import main
 from etenet.errors import JobStopped, UsageError
 from etenet.jobs import formats, run
 from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Journal, Record
 from etenet.jobs.progress import Summary
-from etenet.jobs.run import KeyedRecords
+from etenet.jobs.run import KeyedRecords, OnSegments
 from etenet.linux import SPIN_COUNT
 from etenet.scoring import caption_json
 from etenet.video.segments import Cut

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from etenet.jobs.run import OnSegments
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.files import sha256
@@ -19,6 +18,7 @@ from etenet.jobs.formats import format_for
 from etenet.jobs.inputs import JobClip, id_of
 from etenet.jobs.journal import Job, Journal, Record
 from etenet.jobs.progress import Summary
+from etenet.jobs.run import OnSegments
 from tests import clips
 from tests.conftest import CAPTION, DEMO, REAL, REPOSITORY
 

@@ -51,7 +51,9 @@ def test_a_caption_is_one_that_the_contract_allows(front: Server, path: str, cli
     segments = {"X-Etenet-Segment-S": "1"}
     captions = ({}, {"X-Etenet-Captions": "5"}, {"Accept": "text/plain"})
     for headers in (*captions, segments, {**segments, "Accept": "text/vtt"}):
-        case = CONTRACT[path]["PUT"].Case(body=clip.read_bytes(), media_type="application/octet-stream", headers=headers)
+        case = CONTRACT[path]["PUT"].Case(
+            body=clip.read_bytes(), media_type="application/octet-stream", headers=headers
+        )
         response = case.call(base_url=front.inference)
         assert response.status_code == 200
         case.validate_response(response)

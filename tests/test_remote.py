@@ -12,7 +12,6 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from etenet.jobs.run import OnSegments
 from etenet.cli import main
 from etenet.errors import JobStopped, UsageError
 from etenet.jobs import remote, run
@@ -20,6 +19,7 @@ from etenet.jobs.formats import format_for
 from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Job, Record
 from etenet.jobs.progress import Summary
+from etenet.jobs.run import OnSegments
 from tests.conftest import CAPTION, EXAMPLES, REPOSITORY
 
 CLIPS = [JobClip(f"{number:02}.mp4", str(number)) for number in range(20)]

@@ -98,8 +98,10 @@ class Captioner:
 
         videos = [Video(number, *request) for number, request in enumerate(zip(bodies, options, strict=True))]
         wanted_soon = {number: function for number, function in enumerate(on_caption) if function}
-        few = self.network.few_clips
-        schedule = Schedule(search_clips=few, max_batch=few) if wanted_soon else Schedule()
+        schedule = Schedule()
+        if wanted_soon:
+            few = self.network.few_clips
+            schedule = Schedule(search_clips=few, max_batch=few)
 
         def tell(number: int, caption: Caption) -> None:
             if number in wanted_soon:

@@ -133,9 +133,9 @@ def _events(
     """All chunks of a stream: there is no caption before there is a whole one. Source: OpenAI's chat/streaming."""
     deltas = [_choice(index, None, delta={"role": "assistant", "content": text}) for index, text in enumerate(texts)]
     deltas += [_choice(index, end, delta={}) for index, end in enumerate(ends)]
-    chunks: list[Mapping[str, Any]] = [{**head, "choices": [delta]} for delta in deltas]
+    chunks = [{**head, "choices": [delta]} for delta in deltas]
     if usage:
-        chunks = [{**chunk, "usage": None} for chunk in chunks] + [{**head, "choices": [], "usage": usage}]
+        chunks = [*({**chunk, "usage": None} for chunk in chunks), {**head, "choices": [], "usage": usage}]
     return b"".join(b"data: %b\n\n" % line for line in (*map(_json, chunks), b"[DONE]"))
 
 
@@ -176,8 +176,8 @@ def _video(messages: Any, data_urls: Mapping[str, bytes]) -> bytes:
     if urls[0] not in data_urls:
         scheme = urls[0].partition(":")[0]
         raise BadRequest(
-            f"the server fetches nothing ({_shown(scheme)}): a client could make it read what only the server may; send "
-            "the video itself, as data:video/mp4;base64,..."
+            f"the server fetches nothing ({_shown(scheme)}), or a client could make it read what only the server may; "
+            "send the video itself, as data:video/mp4;base64,..."
         )
     return _decoded(data_urls[urls[0]])
 
@@ -234,7 +234,7 @@ def _options(request: Mapping[str, Any], max_words: int) -> dict[str, str]:
 
 
 def _count(request: Mapping[str, Any], name: str) -> int | None:
-    value = request.get(name)
+    value: int | None = request.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise BadOption(f"{name} must be a whole number from 1 on, got {_shown(value)}")
     return value

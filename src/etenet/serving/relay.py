@@ -71,7 +71,12 @@ class Relay:
             }
             if head.path == chat.PATH:
                 fields[chat.FORM_HEADER] = chat.FORM
-            lines = [f"PUT {PATHS[head.path]} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+            lines = [
+                f"PUT {PATHS[head.path]} HTTP/1.1",
+                *(f"{name}: {value}" for name, value in fields.items()),
+                "",
+                "",
+            ]
             writer.write("\r\n".join(lines).encode("latin-1"))
             await _pass_body(client, writer, body[:length], length)
             async with asyncio.timeout(RESPONSE_DEADLINE_S):
