@@ -256,7 +256,7 @@ def _texts(outcome: Caption | SegmentCaptions) -> list[str | None]:
 
 def _shown(value: Any) -> str:
     """Short, whatever a client sent."""
-    names = {dict: "an object", list: "a list"}
+    names: dict[type, str] = {dict: "an object", list: "a list"}
     return names.get(type(value)) or repr(value)[:_SHOWN_LETTERS]
 
 
