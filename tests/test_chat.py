@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+from unittest.mock import Mock
 
 import openai
 import pytest
@@ -16,13 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.rig.servers import free_ports
-from etenet.errors import BadOption, BadRequest, CaptionError, EmptyBody, ModelNotFound, NotAVideo, TooLarge
+from etenet.errors import BadOption, BadRequest, CaptionError, EmptyBody, ModelNotFound, NotAVideo, Overloaded, TooLarge
 from etenet.serving.chat import FORM_HEADER, MAX_JSON_BYTES, MODELS, PATH, Chat
 from etenet.serving.request import Request
+from etenet.serving.response import error_body
 from tests.conftest import EXAMPLES, REPOSITORY, Server, ask
 from tests.front import behind_nginx, nginx
-from tests.test_front import port_of, request, response_to
+from tests.test_front import request, response_to
 from tests.test_readme import HTTP, blocks
+from tests.test_relay import relayed_to, serving
 from tests.test_segments import FILM, PART_S
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
@@ -163,8 +168,13 @@ def test_models_are_listed(client: openai.OpenAI, door: str) -> None:
     assert ask(door + PATH).status in (404, 405)
 
 
-def test_what_never_reaches_the_captioner_has_the_same_form(server: Server, door: str) -> None:
-    refused = response_to(int(door.rpartition(":")[2]), request(PATH, method="POST", length=2 * 10**9))
+def test_what_never_reaches_the_captioner_has_the_same_form(door: str) -> None:
+    with closing(http.client.HTTPConnection(door.removeprefix("http://"), timeout=10)) as connection:
+        connection.putrequest("POST", PATH)
+        connection.putheader("Content-Length", str(2 * 10**9))
+        connection.endheaders()
+        response = connection.getresponse()
+        refused = response.status, {}, response.read()
     (gone,) = free_ports(1)
     with nginx(gone) as port:
         unreachable = response_to(port, request(PATH, method="POST", length=2), b"{}")
@@ -177,7 +187,6 @@ def test_what_never_reaches_the_captioner_has_the_same_form(server: Server, door
         assert status >= 400
         assert (error["code"], error["type"], error["param"]) == (code, kind, None)
     assert json.loads(bare[2])["error"].keys() == {"code", "message"}
-    assert port_of(server)
 
 
 @pytest.mark.parametrize(
@@ -262,11 +271,10 @@ def test_what_is_no_chat_about_a_video_is_refused_with_the_reason(
         read(sent)
 
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("data:video/mp4;base64,AAAA"),
-    lambda inner: (
-        st.lists(inner) | st.dictionaries(st.sampled_from(["type", "url", "video_url", "content"]) | st.text(), inner)
-    ),
+keys = st.sampled_from(["type", "url", "video_url", "content"]) | st.text(max_size=9)
+leaves = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.just("data:video/mp4;base64,AAAA")
+values: st.SearchStrategy[Any] = st.deferred(
+    lambda: leaves | st.lists(values, max_size=3) | st.dictionaries(keys, values, max_size=3)
 )
 
 
@@ -297,3 +305,29 @@ def test_the_example_of_the_reference_runs(server: Server) -> None:
         [sys.executable, "-c", here], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout
     assert f"# {answer.strip()}\n" in code
+
+
+def test_an_error_of_torchserve_or_during_a_shutdown_has_the_same_form() -> None:
+    class Full(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(503)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    expected = ("overloaded", "server_error", None)
+    with serving(Full) as torchserve, relayed_to(torchserve) as door:
+        refused = ask(door + PATH, b"{}")
+    error = refused.json()["error"]
+    assert (refused.status, (error["code"], error["type"], error["param"])) == (503, expected)
+    context = Mock(get_all_request_header=lambda _: {FORM_HEADER.lower(): "chat"})
+    error = json.loads(error_body(context, 0, Overloaded("the server is shutting down")))["error"]
+    assert (error["code"], error["type"], error["param"]) == expected
+    assert json.loads(error_body(Mock(get_all_request_header=lambda _: {}), 0, Overloaded("busy")))["error"].keys() == {
+        "code",
+        "message",
+    }

@@ -26,6 +26,7 @@ from tests.test_segments import FILM, PART_S
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 CAPTION = next(iter(EXAMPLES.values()))
 LONG = {"X-Etenet-Segment-S": "1.25"}  # 14 segments
+SHORT = {"X-Etenet-Segment-S": str(PART_S)}  # 6
 EVENTS, LINES = "text/event-stream", "application/x-ndjson"
 PATH = "/predictions/etenet"
 
@@ -36,7 +37,7 @@ def front(server: Server) -> Iterator[Server]:
         yield behind
 
 
-@pytest.fixture(scope="module", params=["TorchServe", "nginx", "exporter"])
+@pytest.fixture(scope="module", params=[pytest.param("TorchServe", marks=pytest.mark.long), "nginx", "exporter"])
 def door(request: pytest.FixtureRequest, server: Server, front: Server) -> str:
     return {"TorchServe": server.inference, "nginx": front.inference, "exporter": server.exporter}[request.param]
 
@@ -65,9 +66,9 @@ def streaming(url: str, media_type: str = LINES) -> Iterator[http.client.HTTPRes
 
 
 def test_the_pieces_are_the_response_that_comes_at_once(server: Server, door: str) -> None:
-    media_type = LINES if door == server.inference else EVENTS
-    whole = ask(server.predictions, FILM, LONG).json()
-    response = ask(door + PATH, FILM, {**LONG, "Accept": media_type})
+    media_type = LINES if door == server.exporter else EVENTS
+    whole = ask(server.predictions, FILM, SHORT).json()
+    response = ask(door + PATH, FILM, {**SHORT, "Accept": media_type})
     assert (response.status, response.content_type) == (200, media_type)
     assert response.request_id
     *pieces, (name, last) = parsed(media_type, response.body)
@@ -126,7 +127,7 @@ def pending(server: Server) -> int:
 def test_a_batch_may_have_responses_of_every_kind(server: Server) -> None:
     kinds: Sequence[tuple[bytes, dict[str, str]]] = [
         (CLIP, {}),
-        (FILM, {**LONG, "Accept": LINES}),
+        (FILM, {**SHORT, "Accept": LINES}),
         (b"no video", {"Accept": EVENTS}),
         (CLIP, {"Accept": "text/plain"}),
         (CLIP, {"Accept": EVENTS}),
@@ -193,6 +194,7 @@ def test_an_error_after_the_first_caption_is_the_last_piece(
     assert [name for name, _ in pieces] == ["segment"] * (len(EXAMPLES) - 1) + ["error"]
     assert pieces[-1][1]["error"]["code"] == "internal_error"
     assert (other.decode().strip(), context.statuses) == (CAPTION, {})
+    assert context.response_headers == {(0, "X-Accel-Buffering"): "no"}
 
 
 @pytest.mark.parametrize("whole", [True, False])
