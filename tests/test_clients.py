@@ -83,6 +83,7 @@ def run(*command: str | Path, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_generated_python_client_gets_captions(front: Server, expected: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("post_hooks: []\n")
     options = ("--path", CONTRACT, "--output-path", "etenet_client", "--meta", "none", "--config", "settings.yaml")

@@ -149,6 +149,7 @@ def test_a_batch_may_have_responses_of_every_kind(server: Server) -> None:
         assert [told(future.result()) for future in together] == alone
 
 
+@pytest.mark.long
 def test_a_client_that_leaves_in_the_middle_changes_nothing_for_the_next(server: Server, front: Server) -> None:
     worker = server.worker()
     for door in (server, front):
