@@ -35,6 +35,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # What the tests start beside TorchServe.
 PROGRAMS := nginx prometheus kubectl zsh zsh-common chromium-headless-shell
 PROGRAMS_READY := $(VENV)/debian/.ready
+# The generator of clients in TypeScript, where there is npm.
+NPM_READY := $(VENV)/npm/.ready
 # Absolute, because the servers that the tests start run in folders of their own.
 COVERAGE := COVERAGE_FILE=$(CURDIR)/.coverage/data $(BIN)/coverage
 # The tests run 95 %. Processes that tests kill may not say what they ran.
@@ -57,12 +59,18 @@ $(SERVING): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(READY): pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'Installing what tests need: 161 packages, 7 GB, or 1 GB more than serving. This takes one to six minutes.'
+	@echo 'Installing what tests need: 169 packages, 7 GB, or 1 GB more than serving. This takes one to six minutes.'
 	$(INSTALL) --editable '.[dev]'
 	touch $(SERVING) $@
 
 $(PROGRAMS_READY): Makefile tests/bring_programs.sh $(READY)
 	tests/bring_programs.sh $(@D) $(PROGRAMS)
+	touch $@
+
+$(NPM_READY): tests/typescript/package.json tests/typescript/package-lock.json | $(BIN)/python
+	mkdir -p $(@D)
+	cp $^ $(@D)
+	! command -v npm || npm ci --prefix $(@D)
 	touch $@
 
 serve: $(SERVING)
@@ -81,7 +89,7 @@ test: check $(PROGRAMS_READY)
 	$(COVERAGE) combine --quiet
 	$(COVERAGE) report --fail-under=$(COVERED_PERCENT)
 
-test-hostile: $(READY) $(PROGRAMS_READY)
+test-hostile: $(READY) $(PROGRAMS_READY) $(NPM_READY)
 	$(BIN)/pytest --hostile -m 'long or thorough' -rP
 
 test-wheels: $(READY)

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import etenet
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
-from etenet.captioning.captions import Outcome, SegmentCaptions
+from etenet.captioning.captions import Caption, Outcome, SegmentCaptions
 from etenet.errors import DeviceFailed, InternalError
 from etenet.runtime.load import working_device
+from etenet.serving import streaming
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.serving.config import FAILURE_FILE_VARIABLE, PROBE_SECRET_VARIABLE
 from etenet.serving.request import Request
@@ -30,6 +32,8 @@ from etenet.serving.warnings_log import show_warnings
 
 _log = logging.getLogger("etenet.handler")
 
+JSON = "application/json"
+HAS_BEGUN_HEADER = "ts_stream_next"  # of a response of which TorchServe has sent a part
 TEXTS: Mapping[str, Callable[[subtitles.Segments], str]] = {
     "text/plain": subtitles.plain,
     "text/vtt": subtitles.vtt,
@@ -69,6 +73,7 @@ class EtenetHandler:
         )
         self.captioner.caption(CANARY_CLIP.read_bytes())
         self.probe_secret = os.environ.get(PROBE_SECRET_VARIABLE, "")
+        self.max_words = self.captioner.checkpoint.max_words
         checkpoint = self.captioner.checkpoint_id
         metrics.allocate()
         metrics.WORKER_START.set_to_current_time()
@@ -91,21 +96,26 @@ class EtenetHandler:
                     context.get_all_request_header(number),
                     max_body_bytes=self.max_body_bytes,
                     probe_secret=self.probe_secret,
+                    max_words=self.max_words,
                 )
                 for number, row in enumerate(data)
             ]
-            outcomes = self._outcomes(requests)
+            outcomes = self._outcomes(requests, context)
             pairs = list(zip(requests, outcomes, strict=True))
             bodies = [self._respond(number, *pair, context) for number, pair in enumerate(pairs)]
         seconds = time.perf_counter() - started
         record_batch([RequestRecord(request=request, outcome=outcome, seconds=seconds) for request, outcome in pairs])
         return bodies
 
-    def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
-        good = [request for request in requests if not request.error]
+    def _outcomes(self, requests: Sequence[Request], context: Any) -> list[Outcome]:
+        good = {number: request for number, request in enumerate(requests) if not request.error}
         try:
             captions = iter(
-                self.captioner.caption_batch([request.body for request in good], [request.options for request in good])
+                self.captioner.caption_batch(
+                    [request.body for request in good.values()],
+                    [request.options for request in good.values()],
+                    [self._sender(*numbered, context) for numbered in good.items()],
+                )
             )
             return [request.error or next(captions) for request in requests]
         except DeviceFailed:
@@ -117,31 +127,57 @@ class EtenetHandler:
             bug = InternalError("the clip could not be captioned; the log says why")
             return [request.error or bug for request in requests]
 
+    def _sender(self, number: int, request: Request, context: Any) -> Callable[[Caption], None] | None:
+        """What sends each caption of a response in pieces before the rest, which has then begun with status 200."""
+        media_type = _media_type(request)
+        if media_type not in streaming.FORMS:
+            return None
+        from ts.handler_utils.utils import send_intermediate_predict_response  # as the worker itself has it
+
+        def send(caption: Caption) -> None:
+            context.set_response_content_type(number, media_type)
+            for name, value in streaming.HEADERS.items():
+                context.set_response_header(number, name, value)
+            piece = streaming.piece(media_type, caption, attention=request.explain)
+            id_of_torchserve = {number: context.get_request_id(number)}
+            send_intermediate_predict_response({number: piece}, id_of_torchserve, "", HTTPStatus.OK, context)
+
+        return send
+
     def _respond(self, number: int, request: Request, outcome: Outcome, context: Any) -> bytes:
         """Set status and headers of a response, and return its body."""
+        media_type = _media_type(request)
+        if media_type in streaming.FORMS and HAS_BEGUN_HEADER in context.get_response_headers(number):
+            return streaming.last_piece(media_type, outcome, self.model)
         if isinstance(outcome, etenet.CaptionError):
             return error_body(context, number, outcome)
-        content_type = "application/json"
-        if text_type := _text_type(request.accept):
+        if request.chat:
+            content_type, body = request.chat.respond(
+                outcome,
+                id=request.id,
+                checkpoint=self.model["checkpoint"],
+                max_words=request.options.max_words or self.max_words,
+            )
+        elif media_type in TEXTS:
             captions = outcome.segments if isinstance(outcome, SegmentCaptions) else (outcome,)
-            content_type = f"{text_type}; charset=utf-8"
+            content_type = f"{media_type}; charset=utf-8"
             segments = [caption.as_segment() for caption in captions]
             shown = subtitles.on_players_clock(segments, captions[0].video.picture_start_s)
-            body = TEXTS[text_type](shown).encode()
+            body = TEXTS[media_type](shown).encode()
         else:
             fields = outcome.as_dict(attention=request.explain)
-            timing = fields.pop("timing_ms")
+            timing, content_type = fields.pop("timing_ms"), JSON
             body = json_body({**fields, "model": self.model, "timing_ms": timing})
         context.set_response_content_type(number, content_type)
         return body
 
 
-def _text_type(accept: str) -> str | None:
-    """The first known media type of an Accept header, None for JSON. Source: RFC 9110, 12.5.1, without weights."""
-    for media_range in accept.lower().split(","):
+def _media_type(request: Request) -> str:
+    """The first known media type of an Accept header, or else JSON. Source: RFC 9110, 12.5.1, without weights."""
+    for media_range in () if request.chat else request.accept.lower().split(","):
         media_type = media_range.partition(";")[0].strip()
-        if media_type in TEXTS:
+        if media_type in TEXTS or media_type in streaming.FORMS:
             return media_type
-        if media_type in ("application/json", "*/*"):
+        if media_type in (JSON, "*/*"):
             break
-    return None
+    return JSON

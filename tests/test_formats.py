@@ -36,7 +36,7 @@ def test_the_name_of_a_file_stands_for_its_format(name: str) -> None:
 
 def test_no_suffix_stands_for_json_lines_and_an_unknown_one_is_refused_by_name() -> None:
     assert {format_for(None, out).name for out in (None, Path("captions"))} == {"jsonl"}
-    for name in ("captions.txt", "captions.tsv", "captions.jsonl.gz"):
+    for name in ("captions.doc", "captions.tsv", "captions.jsonl.gz"):
         with pytest.raises(UsageError, match=rf"names like {name}; end it with \.jsonl, .*, or give --format$"):
             format_for(None, Path(name))
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rig.servers import config_on_free_ports
-from etenet.captioning.stream import OnProgress
 from etenet.cli import main
 from etenet.errors import CannotWrite, EtenetError
 from etenet.files import replacing
@@ -23,6 +22,7 @@ from etenet.jobs import run
 from etenet.jobs.formats import FORMATS, Format
 from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Job, Record
+from etenet.jobs.run import OnSegments
 from tests.test_snapshots import files_no_larger_than
 
 CLIPS = [JobClip(f"{number}.mp4", f"{number}.mp4") for number in range(20)]
@@ -32,7 +32,7 @@ SIZES_BYTES = (0, 300, 600, 1000, 1500, 2500, 20_000)
 HOWS = [{}, {"in_order": True}, {"retry_failed": True}, {"overwrite": True}]
 
 
-def backwards(clips: Iterable[JobClip], _on_progress: OnProgress[str]) -> Iterator[Record]:
+def backwards(clips: Iterable[JobClip], _on_segments: OnSegments) -> Iterator[Record]:
     for clip in reversed(list(clips)):
         failed = {"error": {"code": "bad", "message": "bad"}}
         yield {"video": clip.video, **(failed if clip.video == "3.mp4" else {"segments": SEGMENTS})}

@@ -263,7 +263,7 @@ def test_a_bug_is_an_error_for_each_row_and_a_lost_device_ends_the_worker(
     assert context.statuses == {0: 500, 1: 400}
     error, ended = DeviceFailed("gone"), []
     monkeypatch.setattr("os._exit", ended.append)
-    handler._outcomes([])
+    handler._outcomes([], context)
     assert ended == [1]
 
 

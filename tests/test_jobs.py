@@ -21,14 +21,13 @@ import psutil
 import pytest
 
 from benchmarks.rig.servers import free_ports
-from etenet.captioning.stream import OnProgress
 from etenet.cli import main
 from etenet.errors import JobStopped, UsageError
 from etenet.jobs import formats, run
 from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Journal, Record
 from etenet.jobs.progress import Summary
-from etenet.jobs.run import KeyedRecords
+from etenet.jobs.run import KeyedRecords, OnSegments
 from etenet.linux import SPIN_COUNT
 from etenet.scoring import caption_json
 from etenet.video.segments import Cut
@@ -203,7 +202,7 @@ def test_broken_clips_are_listed_and_all_others_are_captioned(
     assert {video: of_clips[video] for video in expected} == expected
 
 
-def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_progress: OnProgress[str]) -> KeyedRecords:
+def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_segments: OnSegments) -> KeyedRecords:
     """An engine that answers in another order: the last of a few first."""
     few: list[tuple[str, Record]] = []
     for key, body, _ in bodies:
@@ -260,13 +259,13 @@ def test_failed_clips_are_tried_again_on_request(texts: list[JobClip], tmp_path:
 def test_the_same_bytes_are_captioned_once(texts: list[JobClip], tmp_path: Path) -> None:
     seen: list[bytes] = []
 
-    def counting(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> KeyedRecords:
+    def counting(bodies: Iterable[tuple[str, bytes, Cut]], on_segments: OnSegments) -> KeyedRecords:
         def counted() -> Iterator[tuple[str, bytes, Cut]]:
             for key, body, cut in bodies:
                 seen.append(body)
                 yield key, body, cut
 
-        return echo(counted(), on_progress)
+        return echo(counted(), on_segments)
 
     again = [JobClip(f"{clip.video} again {number}", clip.path) for clip in texts for number in range(3)]
     many = [*again, *texts]  # some before their first is answered, some long after
@@ -283,7 +282,7 @@ def test_no_more_is_read_than_the_engine_has_room_for(texts: list[JobClip]) -> N
         for taken, clip in enumerate(texts * 100):  # noqa: B007
             yield clip
 
-    def idle(bodies: Iterable[tuple[str, bytes, Cut]], _on_progress: OnProgress[str]) -> KeyedRecords:
+    def idle(bodies: Iterable[tuple[str, bytes, Cut]], _on_segments: OnSegments) -> KeyedRecords:
         key, _, _ = next(iter(bodies))
         yield key, {"caption": "one"}
 

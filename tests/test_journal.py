@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from etenet.captioning.stream import OnProgress
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.files import sha256
@@ -19,6 +18,7 @@ from etenet.jobs.formats import format_for
 from etenet.jobs.inputs import JobClip, id_of
 from etenet.jobs.journal import Job, Journal, Record
 from etenet.jobs.progress import Summary
+from etenet.jobs.run import OnSegments
 from tests import clips
 from tests.conftest import CAPTION, DEMO, REAL, REPOSITORY
 
@@ -26,7 +26,7 @@ CLIPS = [JobClip(name, name) for name in "abcdef"]
 JOB = Job(checkpoint=f"sha256:{'1' * 64}", settings={"beam_size": "3"})
 
 
-def names(clips: Iterable[JobClip], _on_progress: OnProgress[str]) -> Iterator[Record]:
+def names(clips: Iterable[JobClip], _on_segments: OnSegments) -> Iterator[Record]:
     """An engine that captions a clip with its name. The second of them fails."""
     for clip in clips:
         failed = {"error": {"code": "bad", "message": "bad"}} if clip.video == "b" else {"caption": clip.path}

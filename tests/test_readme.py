@@ -129,7 +129,7 @@ def test_its_make_targets_exist(word: str) -> None:
 
 
 def test_its_python_runs(newcomer: Path) -> None:
-    (code,) = blocks("python")
+    (code,) = blocks("python", README)
     assert subprocess.run([sys.executable, "-c", code], cwd=newcomer, capture_output=True, check=True).stdout.strip()
 
 

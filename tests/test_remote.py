@@ -12,7 +12,6 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from etenet.captioning.stream import OnProgress
 from etenet.cli import main
 from etenet.errors import JobStopped, UsageError
 from etenet.jobs import remote, run
@@ -20,6 +19,7 @@ from etenet.jobs.formats import format_for
 from etenet.jobs.inputs import JobClip, Source
 from etenet.jobs.journal import Job, Record
 from etenet.jobs.progress import Summary
+from etenet.jobs.run import OnSegments
 from tests.conftest import CAPTION, EXAMPLES, REPOSITORY
 
 CLIPS = [JobClip(f"{number:02}.mp4", str(number)) for number in range(20)]
@@ -46,7 +46,7 @@ def url() -> str:
 def do(url: str, suffix: str, *, killed_after: int = len(CLIPS), job: Job = JOB, **how: Any) -> Summary:
     segments = suffix == ""
 
-    def engine(clips: Iterable[JobClip], _on_progress: OnProgress[str]) -> Iterator[Record]:
+    def engine(clips: Iterable[JobClip], _on_segments: OnSegments) -> Iterator[Record]:
         for number, clip in enumerate(clips):
             if number == killed_after:
                 raise Killed
@@ -164,7 +164,7 @@ def test_a_job_goes_on_while_it_cannot_publish(
     Stubborn.refusals = 0
     out, publication = remote.destination("stubborn://a/c.jsonl")
 
-    def engine(clips: Iterable[JobClip], _on_progress: OnProgress[str]) -> Iterator[Record]:
+    def engine(clips: Iterable[JobClip], _on_segments: OnSegments) -> Iterator[Record]:
         for number, clip in enumerate(clips):
             Stubborn.refusals = 2 if number == 5 else Stubborn.refusals
             yield {"video": clip.video, "caption": "it goes on"}
@@ -184,7 +184,7 @@ def test_a_clip_that_its_filesystem_does_not_give_is_an_error_of_its_own() -> No
     [
         ("nothing://a/b.jsonl", "cannot write nothing://a/b.jsonl: Protocol not known: nothing; mend that, or name"),
         ("s3:/a/b.jsonl", "s3:/a/b.jsonl is no URL, and would be a folder here; write s3://a/b.jsonl"),
-        ("memory://a/b.txt", "no format has names like b.txt; end it with .jsonl, "),
+        ("memory://a/b.doc", "no format has names like b.doc; end it with .jsonl, "),
     ],
 )
 def test_a_url_that_cannot_be_is_refused_in_one_line(

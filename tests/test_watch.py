@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 
-from etenet.captioning.stream import OnProgress
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.jobs import formats, run, watch
 from etenet.jobs.journal import Record
 from etenet.jobs.progress import Summary
-from etenet.jobs.run import KeyedRecords
+from etenet.jobs.run import KeyedRecords, OnSegments
 from etenet.jobs.watch import Watch
 from etenet.video.segments import Cut
 from tests.conftest import CAPTION, EXAMPLES, REPOSITORY, Server, wait_until
@@ -108,7 +107,7 @@ def test_names_that_are_not_final_are_waited_for(tmp_path: Path) -> None:
     assert watched.look() == [tmp_path / "a.mp4"]
 
 
-def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_progress: OnProgress[str]) -> KeyedRecords:
+def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_segments: OnSegments) -> KeyedRecords:
     for key, body, _ in bodies:
         yield key, {"error": {"code": "bad", "message": "bad"}} if body == b"bad" else {"caption": body.decode()}
 
@@ -217,7 +216,7 @@ def test_clips_that_are_dropped_into_a_folder_get_their_captions(
         (["--sample", "3"], "--sample needs all clips before the first, and --watch waits for more; leave one out"),
         (["--shard", "1/2"], "--shard needs all clips before the first, and --watch waits for more; leave one out"),
         (["--engine", "ray"], "--watch captions in this process or by a --server; leave out --engine ray"),
-        (["--format", "csv"], "--watch prints JSON lines; for csv, name a file with --out"),
+        (["--format", "csv"], "--watch prints lines; for csv, name a file with --out"),
         (
             ["--segment-s", "2", "--out", "a.vtt"],
             "a.vtt is one file, and further videos arrive; name a folder with --out",

@@ -11,19 +11,18 @@ from typing import Any
 import pytest
 from ray.data._internal.datasource import webdataset_datasource as peer
 
-from etenet.captioning.stream import OnProgress
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.jobs import formats, inputs, run, webdataset
 from etenet.jobs.formats import FORMATS
 from etenet.jobs.inputs import JobClip
-from etenet.jobs.run import KeyedRecords
+from etenet.jobs.run import KeyedRecords, OnSegments
 from etenet.video.segments import Cut
 from tests.conftest import CAPTION, EXAMPLES, REPOSITORY
 from tests.test_tars import SAMPLES, members, write_tar
 
 
-def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_progress: OnProgress[str]) -> KeyedRecords:
+def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_segments: OnSegments) -> KeyedRecords:
     for key, body, _ in bodies:
         text = body[:6].decode()
         yield key, {"error": {"code": "bad", "message": "bad"}} if text.startswith("bad") else {"caption": text}
@@ -133,8 +132,8 @@ def test_a_job_that_is_stopped_writes_its_shards_when_it_has_gone_on(tmp_path: P
         tmp_path / "out.tar",
     )
 
-    def stopped(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> KeyedRecords:
-        for number, one in enumerate(echo(bodies, on_progress)):
+    def stopped(bodies: Iterable[tuple[str, bytes, Cut]], on_segments: OnSegments) -> KeyedRecords:
+        for number, one in enumerate(echo(bodies, on_segments)):
             if number == 5:
                 raise KeyboardInterrupt
             yield one
@@ -166,8 +165,8 @@ def test_a_clip_that_cannot_be_carried_any_more_is_named(tmp_path: Path) -> None
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"there")
 
-    def removing(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> Iterator[Any]:
-        yield from echo(bodies, on_progress)
+    def removing(bodies: Iterable[tuple[str, bytes, Cut]], on_segments: OnSegments) -> Iterator[Any]:
+        yield from echo(bodies, on_segments)
         clip.unlink()
 
     out = tmp_path / "out.tar"

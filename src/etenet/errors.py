@@ -10,7 +10,9 @@
       DeviceFailed             the GPU does not compute in this process
       CaptionError             this clip gets no caption; the other clips of its batch do
         BadOption              400 bad_option
+        BadRequest             400 bad_request
         EmptyBody              400 empty_body
+        ModelNotFound          404 model_not_found
         TooLarge               413 too_large
         NotAVideo              415 not_a_video
         UndecodableVideo       422 undecodable_video
@@ -102,8 +104,16 @@ class BadOption(CaptionError):
     status, code = HTTPStatus.BAD_REQUEST, "bad_option"
 
 
+class BadRequest(CaptionError):
+    status, code = HTTPStatus.BAD_REQUEST, "bad_request"
+
+
 class EmptyBody(CaptionError):
     status, code = HTTPStatus.BAD_REQUEST, "empty_body"
+
+
+class ModelNotFound(CaptionError):
+    status, code = HTTPStatus.NOT_FOUND, "model_not_found"
 
 
 class TooLarge(CaptionError):

@@ -22,7 +22,7 @@ import torch
 
 from etenet.captioning.captions import Caption, Outcome, Sentence
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import JOB_DECODE_TRIES, KeyT, OnProgress, Schedule, Video, caption_videos, captions_of
+from etenet.captioning.stream import JOB_DECODE_TRIES, KeyT, OnCaption, Schedule, Video, caption_videos, captions_of
 from etenet.errors import BadOption, CaptionError, Overloaded, counted
 from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
@@ -73,8 +73,16 @@ class Captioner:
         assert isinstance(outcome, Caption)
         return outcome
 
-    def caption_batch(self, bodies: Sequence[bytes], options: Sequence[CaptionOptions]) -> list[Outcome]:
+    def caption_batch(
+        self,
+        bodies: Sequence[bytes],
+        options: Sequence[CaptionOptions],
+        on_caption: Sequence[Callable[[Caption], None] | None] = (),
+    ) -> list[Outcome]:
         """One outcome per body, in order. A bad video changes nothing for the others.
+
+        `on_caption` may have a function for a body, to be called with the caption of each of its segments as soon as it
+        is there. Then captions are made a few at a time.
 
         All videos of a batch together may have only as many segments as one may have; videos beyond that get
         `Overloaded`. Raises `DeviceFailed` if the device no longer computes.
@@ -89,7 +97,17 @@ class Captioner:
             return clips
 
         videos = [Video(number, *request) for number, request in enumerate(zip(bodies, options, strict=True))]
-        outcomes = dict(caption_videos(self, videos, Schedule(), accept=accept))
+        wanted_soon = {number: function for number, function in enumerate(on_caption) if function}
+        schedule = Schedule()
+        if wanted_soon:
+            few = self.network.few_clips
+            schedule = Schedule(search_clips=few, max_batch=few)
+
+        def tell(number: int, caption: Caption) -> None:
+            if number in wanted_soon:
+                wanted_soon[number](caption)
+
+        outcomes = dict(caption_videos(self, videos, schedule, accept=accept, on_caption=tell))
         return [outcomes[number] for number in range(len(bodies))]
 
     def caption_stream(
@@ -97,12 +115,12 @@ class Captioner:
         videos: Iterable[Video[KeyT]],
         *,
         batch_clips: int | None = None,
-        on_progress: OnProgress[KeyT] = lambda *_: None,
+        on_caption: OnCaption[KeyT] = lambda *_: None,
     ) -> Iterator[tuple[KeyT, Outcome]]:
         """One outcome per video, by its key, in the order in which they are ready.
 
         Takes videos as it has room: one batch is in memory, and beside it another or one video per core, and fewer if
-        they are large. `on_progress` is called for each segment of a video except the last.
+        they are large.
         """
         batch_clips = batch_clips or self.network.batch_clips
         schedule = Schedule(
@@ -114,7 +132,7 @@ class Captioner:
             continue_cuts=True,
             decode_tries=JOB_DECODE_TRIES,
         )
-        return caption_videos(self, videos, schedule, on_progress=on_progress)
+        return caption_videos(self, videos, schedule, on_caption=on_caption)
 
     def caption_decoded(
         self, clips: Sequence[Clip | CaptionError], options: CaptionOptions

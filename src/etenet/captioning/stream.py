@@ -27,8 +27,8 @@ JOB_DECODE_TRIES = 3
 _log = logging.getLogger(__name__)
 
 KeyT = TypeVar("KeyT", bound=Hashable)
-OnProgress = Callable[[KeyT, float, float], None]
-"""Called with a video's key, the time up to which it is captioned, and its duration, both in seconds."""
+OnCaption = Callable[[KeyT, Caption], None]
+"""Called with a video's key and the caption of each of its segments, in order, each as soon as it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def caption_videos(
     schedule: Schedule,
     *,
     accept: Accept = lambda clips, _: clips,
-    on_progress: OnProgress[KeyT] = lambda *_: None,
+    on_caption: OnCaption[KeyT] = lambda *_: None,
 ) -> Iterator[tuple[KeyT, Outcome]]:
     """One outcome per video, by its key, in the order in which they are ready."""
     started, encode_s = time.perf_counter(), 0.0
@@ -128,12 +128,12 @@ def caption_videos(
             options = {number: encoded[number].video.options for number in clips}
             of_clips = captions_of(steps, clips, features, options, encode_s=encode_s, started=started)
             for number, part in encoded.items():
-                key = part.video.key
-                captions[key].append(part.clip if isinstance(part.clip, CaptionError) else of_clips[number])
+                key, of_clip = part.video.key, part.clip if isinstance(part.clip, CaptionError) else of_clips[number]
+                captions[key].append(of_clip)
+                if isinstance(of_clip, Caption):
+                    on_caption(key, of_clip)
                 if part.is_last:
                     yield key, outcome_of(captions.pop(key), part.video.options.cut)
-                elif isinstance(part.clip, Clip):
-                    on_progress(key, part.clip.info.end_s, part.clip.info.duration_s)
             encoded, features, encode_s = {}, {}, 0.0
         elif decoded and (len(decoded) >= schedule.encode_clips or not decoding):
             began = time.perf_counter()

@@ -29,13 +29,13 @@ def plain(segments: Segments) -> str:
 
 
 def vtt(segments: Segments) -> str:
-    cues = (f"{_time(a, '.')} --> {_time(b, '.')}\n{_escaped(text)}\n" for a, b, text in _cues(segments))
+    cues = (f"{clock(a, '.')} --> {clock(b, '.')}\n{_escaped(text)}\n" for a, b, text in _cues(segments))
     return "\n".join(("WEBVTT\n", *cues))
 
 
 def srt(segments: Segments) -> str:
     cues = (
-        f"{number}\n{_time(a, ',')} --> {_time(b, ',')}\n{text}\n"
+        f"{number}\n{clock(a, ',')} --> {clock(b, ',')}\n{text}\n"
         for number, (a, b, text) in enumerate(_cues(segments), start=1)
     )
     return "\n".join(cues)
@@ -49,7 +49,8 @@ def _cues(segments: Segments) -> Iterator[tuple[float, float, str]]:
             yield segments_of_cue[0]["start_s"], segments_of_cue[-1]["end_s"], text
 
 
-def _time(seconds: float, mark: str) -> str:
+def clock(seconds: float, mark: str) -> str:
+    """As in 00:01:02.345, with a mark before the milliseconds."""
     whole, ms = divmod(round(seconds * 1000), 1000)
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{mark}{ms:03}"
 

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.cli import arguments
 from etenet.errors import UsageError
-from etenet.jobs.formats import FORMATS, JOURNAL, REPORT, Format, format_for
+from etenet.jobs.formats import FORMATS, REPORT, Format, format_for
 from etenet.jobs.report import THUMBNAIL_PX
 
 if TYPE_CHECKING:
-    from etenet.captioning.stream import OnProgress
     from etenet.jobs.inputs import JobClip
     from etenet.jobs.journal import Job, Record
-    from etenet.jobs.run import Engine
+    from etenet.jobs.run import Engine, OnSegments
 
 
 def caption(options: argparse.Namespace) -> int:
@@ -29,6 +28,8 @@ def caption(options: argparse.Namespace) -> int:
 
     texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
     caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
+    if options.follow and options.engine:
+        raise UsageError("--follow needs the captions in order, which Ray does not give; leave one of the two out")
     report = _report(options)
     out, publication = remote.destination(options.out) if options.out else (None, None)
     format = format_for(options.format, out, segments=caption_options.cut.into_segments)
@@ -55,6 +56,7 @@ def caption(options: argparse.Namespace) -> int:
         retry_failed=options.retry_failed,
         overwrite=options.overwrite,
         watch=watched,
+        follow=options.follow,
     )
     say(str(summary))
     return 1 if summary.failed or summary.failed_before else 0
@@ -69,8 +71,8 @@ def _check_watch(options: argparse.Namespace, format: Format) -> None:
         )
     if options.engine == "ray":
         raise UsageError("--watch captions in this process or by a --server; leave out --engine ray")
-    if not options.out and format != JOURNAL:
-        raise UsageError(f"--watch prints JSON lines; for {format.name}, name a file with --out")
+    if not options.out and not format.lines:
+        raise UsageError(f"--watch prints lines; for {format.name}, name a file with --out")
     if format.file_per_video and Path(options.out).suffix.lower() == format.suffix:
         raise UsageError(f"{options.out} is one file, and further videos arrive; name a folder with --out")
 
@@ -145,14 +147,14 @@ def _engine(options: argparse.Namespace, caption_options: CaptionOptions, job: J
         )
     from etenet.jobs.engines import local
 
+    load = partial(local.engine, options.checkpoint, caption_options, details=details, soon=options.follow)
     if options.watch:
-        load = cache(partial(local.engine, options.checkpoint, caption_options, details=details, clips=sys.maxsize))
-        return lambda clips, on_progress: load()(clips, on_progress)
+        load_for_more = cache(partial(load, clips=sys.maxsize))
+        return lambda clips, on_segments: load_for_more()(clips, on_segments)
 
-    def load_and_caption(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
+    def load_and_caption(clips: Iterable[JobClip], on_segments: OnSegments) -> Iterator[Record]:
         todo = list(clips)
-        engine = local.engine(options.checkpoint, caption_options, details=details, clips=len(todo))
-        return engine(todo, on_progress)
+        return load(clips=len(todo))(todo, on_segments)
 
     return load_and_caption
 
@@ -174,6 +176,11 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
     command.add_argument("--format", choices=FORMATS, help="default: from the name of --out")
     command.add_argument(
         "--report", type=Path, metavar="F.html", help="also write a page that shows all clips with their captions"
+    )
+    command.add_argument(
+        "--follow",
+        action="store_true",
+        help="print each segment as soon as it has a caption: JSON lines, or text with --format text",
     )
     command.add_argument("--overwrite", action="store_true", help="forget the captions that --out already has")
     command.add_argument("--in-order", action="store_true", help="write in the order of the input")

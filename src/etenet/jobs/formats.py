@@ -28,6 +28,7 @@ COLUMNS = (
     *("video", "start_s", "end_s", "caption", "error_code", "error_message", "confidence"),
     *("log_prob", "captions"),  # of --captions and --probabilities
 )
+_AS_SPACES = str.maketrans("\t\n\r", "   ")
 
 
 def _jsonl(records: Iterable[Record]) -> Iterator[bytes]:
@@ -75,6 +76,16 @@ def _rows(record: Record) -> Iterator[tuple[Any, ...]]:
         yield tuple(row.get(column) for column in COLUMNS)
 
 
+def _text(records: Iterable[Record]) -> Iterator[bytes]:
+    """A line for each caption: the video, the times of a segment, and the sentence, with tabs between."""
+    for record in records:
+        video = record["video"].translate(_AS_SPACES)
+        for part in record.get("segments", [record]):
+            if part.get("caption") is not None:
+                times = [subtitles.clock(part[end], ".") for end in ("start_s", "end_s") if end in part]
+                yield ("\t".join((video, *times, part["caption"])) + "\n").encode(errors="replace")
+
+
 def _coco(records: Iterable[Record]) -> Iterator[bytes]:
     """COCO's results format, with the clips that have a caption. `etenet score` takes it as predictions."""
     before = b"["
@@ -107,12 +118,14 @@ class Format:
     file_per_video: bool = False
     pictures: bool = False
     shards: bool = False
+    lines: bool = False  # a record gives the same lines alone and among others
 
 
 FORMATS = {
     format.name: format
     for format in (
-        Format("jsonl", ".jsonl", _jsonl),
+        Format("jsonl", ".jsonl", _jsonl, lines=True),
+        Format("text", ".txt", _text, lines=True),
         Format("csv", ".csv", _csv),
         Format("coco", ".json", _coco, segments="impossible"),
         Format("parquet", ".parquet", _parquet),
@@ -143,6 +156,19 @@ def _named_like(out: Path) -> Format:
     if found := _BY_SUFFIX.get(out.suffix.lower()):
         return found
     raise UsageError(f"no format has names like {out.name}; end it with {', '.join(_BY_SUFFIX)}, or give --format")
+
+
+def of_lines(chosen: Format, out: Path | None) -> Format:
+    """What to print while a job runs: the chosen format if it has lines, or JSON lines beside a file of another.
+
+    Raises `UsageError` if the other format would be printed, too.
+    """
+    if chosen.lines:
+        return chosen
+    if out is None:
+        names = " or ".join(format.name for format in FORMATS.values() if format.lines)
+        raise UsageError(f"--follow prints lines: give --format {names}, or a file for the {chosen.name} with --out")
+    return JOURNAL
 
 
 def check(clips: Sequence[JobClip], out: Path, chosen: Format) -> None:

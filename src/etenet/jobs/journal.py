@@ -166,15 +166,16 @@ def record_of(response: Mapping[str, Any], *, details: bool) -> Record:
     `picture_start_s` is where the first frame, from which segments count, is on the clock of players.
     """
     if "segments" in response:
-        segments = [_part_of(segment, details) for segment in response["segments"]]
+        segments = [part_of_record(segment, details=details) for segment in response["segments"]]
         return {"picture_start_s": response["video"].get("start_s", 0.0), "segments": segments}
-    return _part_of(response, details)
+    return part_of_record(response, details=details)
 
 
-def _part_of(captioned: Mapping[str, Any], details: bool) -> Record:
-    """Of a clip or a segment. `confidence` is that of the best sentence, also if it is withheld (caption null).
+def part_of_record(captioned: Mapping[str, Any], *, details: bool) -> Record:
+    """The same of a clip, or of one segment.
 
-    Of the frames, if they have pictures, every fourth is kept.
+    `confidence` is that of the best sentence, also if it is withheld (caption null). Of the frames, if they have
+    pictures, every fourth is kept.
     """
     part = {name: captioned[name] for name in ("start_s", "end_s", "caption") if name in captioned}
     best = captioned["captions"][0]

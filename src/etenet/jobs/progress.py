@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from etenet.files import print_bytes
 from etenet.jobs.journal import Record
 
 LINE_EVERY_S = 30.0  # without a terminal
@@ -24,6 +25,12 @@ def say(text: str) -> None:
     """A line on standard error, above the bar if there is one. No job ends because nobody reads it any more."""
     with suppress(OSError):
         tqdm.write(f"etenet caption: {text}", file=sys.stderr)
+
+
+def show(text: bytes) -> None:
+    """Write to standard output, above the bar if there is one. Raises `OutputLost`."""
+    with tqdm.external_write_mode():
+        print_bytes(text)
 
 
 @dataclass
@@ -118,9 +125,9 @@ class Progress:
         left_s = self._pace.left_s(self._summary.total - self._pace.clips, time.monotonic())
         return "" if left_s is None else f", {_clock(left_s)} left"
 
-    def on_progress(self, video: str, captioned_until_s: float, duration_s: float) -> None:
+    def on_segments(self, video: str, segments: Sequence[Record], duration_s: float) -> None:
         """How far a video in segments is."""
-        position = f"{video}: {_clock(captioned_until_s)} of {_clock(duration_s)}"
+        position = f"{video}: {_clock(segments[-1]['end_s'])} of {_clock(duration_s)}"
         self._bar.set_postfix_str(position)
         if self._is_time():
             self._print(position)

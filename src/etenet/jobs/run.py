@@ -19,10 +19,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeAlias
 
-from etenet.captioning.stream import OnProgress
 from etenet.errors import JobStopped, TooLarge, UsageError, counted
 from etenet.files import print_bytes
 from etenet.jobs import formats
+from etenet.jobs.follow import Follower
 from etenet.jobs.formats import JOURNAL, REPORT, Format
 from etenet.jobs.inputs import JobClip, Source, id_of
 from etenet.jobs.journal import Job, Journal, Record
@@ -36,10 +36,12 @@ READERS = 4
 READ_AHEAD, READ_AHEAD_BYTES = 16, 256 * 2**20
 MAX_REMEMBERED = 100_000  # records of bodies, for files that have the same bytes
 
-Engine: TypeAlias = Callable[[Iterable[JobClip], OnProgress[str]], Iterator[Record]]
-"""Clips -> a record for each, in any order. Takes clips as it has room. Progress is reported by the clip's `video`."""
+OnSegments: TypeAlias = Callable[[str, Sequence[Record], float], None]
+"""Called with a key, further segments of the record of its video, in order, and the video's duration in seconds."""
+Engine: TypeAlias = Callable[[Iterable[JobClip], OnSegments], Iterator[Record]]
+"""Clips -> a record for each, in any order. Takes clips as it has room. Segments are reported by the clip's `video`."""
 KeyedRecords: TypeAlias = Iterator[tuple[str, Record]]
-BodyEngine: TypeAlias = Callable[[Iterable[tuple[str, bytes, Cut]], OnProgress[str]], KeyedRecords]
+BodyEngine: TypeAlias = Callable[[Iterable[tuple[str, bytes, Cut]], OnSegments], KeyedRecords]
 """An engine that is given the contents of the files, with keys, and returns records without "video" by these keys."""
 
 
@@ -57,17 +59,20 @@ def run(
     retry_failed: bool = False,
     overwrite: bool = False,
     watch: Watch | None = None,
+    follow: bool = False,
 ) -> Summary:
     """Caption the clips that `out` does not have yet. Without `out`, the output goes to standard output.
 
     With a `watch` also those that arrive until Ctrl-C or SIGTERM. Formats other than JSON lines are written after that.
 
-    A `report`, which needs an `out` beside it, shows the same clips.
+    A `report`, which needs an `out` beside it, shows the same clips. With `follow`, standard output gets a line for
+    each segment as soon as it has a caption.
     A line before the first clip says how many there are, and `about` what else there is to say.
     Raises `UsageError` if `out` is another kind of file, is that of another `job` or cannot be written, and
     `JobStopped` if the engine fails.
     """
     clips, summary, out = list(clips), Summary(len(clips)), out and Path(os.path.realpath(out))
+    follower = Follower(formats.of_lines(format, out)) if follow else None
     if out:
         formats.check(clips, out, format)
     elif format.file_per_video:
@@ -92,17 +97,26 @@ def run(
             found = f"watching {watch}" if watch else _found(clips, summary, journal)
             say(f"{found}; {about if todo or watch else 'nothing to do'}")
         progress = stack.enter_context(Progress(summary, estimates=watch is None))
-        records = engine(todo, progress.on_progress) if todo else iter(())
+
+        def on_segments(video: str, segments: Sequence[Record], duration_s: float) -> None:
+            if follower:
+                follower.on_segments(video, segments)
+            progress.on_segments(video, segments, duration_s)
+
+        records = engine(todo, on_segments) if todo else iter(())
         if watch:
-            records = _arriving(watch, engine, clips, done, summary, progress.on_progress)
+            records = _arriving(watch, engine, clips, done, summary, on_segments)
         records = progress.count(records)
         if in_order:
             records = _ordered(todo, records)
         with until_stopped() if watch else nullcontext():
-            if journal:
+            if journal or follower:
                 for record in records:
-                    journal.add(record)
-                    if publication and publication.is_due:
+                    if journal:
+                        journal.add(record)
+                    if follower:
+                        follower.on_record(record)
+                    if journal and publication and publication.is_due:
                         _publish_meanwhile(journal, publication)
             else:
                 for text in format.write(records):
@@ -125,7 +139,7 @@ def _arriving(
     clips: list[JobClip],
     done: Mapping[str, bool],
     summary: Summary,
-    on_progress: OnProgress[str],
+    on_segments: OnSegments,
 ) -> Iterator[Record]:
     """The records of all clips that arrive and are not done. Adds the clips to `clips`."""
 
@@ -137,7 +151,7 @@ def _arriving(
                 yield clip
 
     for arrived in watch.rounds():
-        yield from engine(new(arrived), on_progress)
+        yield from engine(new(arrived), on_segments)
 
 
 def _found(clips: Sequence[JobClip], summary: Summary, journal: Journal | None) -> str:
@@ -177,7 +191,7 @@ def _publish(publication: Publication, *paths: Path) -> None:
 
 def of_bodies(engine: BodyEngine, max_body_bytes: int, cut: Cut = WHOLE) -> Engine:
     """An engine that reads the files for `engine`, a few ahead, and gives it each part of the same bytes only once."""
-    return lambda clips, on_progress: _captioned(clips, engine, max_body_bytes, cut, on_progress)
+    return lambda clips, on_segments: _captioned(clips, engine, max_body_bytes, cut, on_segments)
 
 
 def part_of(clip: JobClip, cut: Cut) -> Cut:
@@ -192,7 +206,7 @@ def segments_expected(clips: int, cut: Cut) -> int:
 
 
 def _captioned(
-    clips: Iterable[JobClip], engine: BodyEngine, max_body_bytes: int, cut: Cut, on_progress: OnProgress[str]
+    clips: Iterable[JobClip], engine: BodyEngine, max_body_bytes: int, cut: Cut, on_segments: OnSegments
 ) -> Iterator[Record]:
     known: dict[str, Record] = {}
     waiting: dict[str, list[JobClip]] = {}
@@ -213,10 +227,10 @@ def _captioned(
                 waiting[key] = [clip]
                 yield key, body, part
 
-    def on_progress_of_key(key: str, captioned_until_s: float, duration_s: float) -> None:
-        on_progress(waiting[key][0].video, captioned_until_s, duration_s)
+    def on_segments_of_key(key: str, segments: Sequence[Record], duration_s: float) -> None:
+        on_segments(waiting[key][0].video, segments, duration_s)
 
-    for key, record in engine(bodies(), on_progress_of_key):
+    for key, record in engine(bodies(), on_segments_of_key):
         known[key] = record
         if len(known) > MAX_REMEMBERED:
             del known[next(iter(known))]

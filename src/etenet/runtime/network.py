@@ -36,6 +36,7 @@ class Network(Protocol):
     """Encoder and decoder of one checkpoint, ready to run. One instance serves one thread at a time."""
 
     batch_clips: int  # how many clips to bring at once where there are many
+    few_clips: int  # how many, where the first caption should be there soon
 
     @property
     def exact(self) -> Network:
@@ -58,7 +59,9 @@ class TorchNetwork:
         self.device = torch.device(device)
         self._checkpoint = checkpoint
         checkpoint.model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.batch_clips = GPU_BATCH_CLIPS if self.device.type == "cuda" else CPU_BATCH_CLIPS
+        on_gpu = self.device.type == "cuda"
+        self.batch_clips = GPU_BATCH_CLIPS if on_gpu else CPU_BATCH_CLIPS
+        self.few_clips = GPU_BATCH_CLIPS if on_gpu else 1
 
     @property
     def exact(self) -> Network:

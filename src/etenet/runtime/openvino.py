@@ -62,6 +62,7 @@ class OpenVinoNetwork:
     """A compiled encoder, and the decoder on torch."""
 
     batch_clips = CPU_BATCH_CLIPS
+    few_clips = 1
 
     def __init__(self, checkpoint: Checkpoint, encode: Encode) -> None:
         """`encode` is a `CompiledEncoder` of the checkpoint, which need not have its encoder."""

@@ -1,4 +1,4 @@
-"""GET /ready, /live and /metrics; and the page, with its requests for captions.
+"""GET /ready, /live and /metrics; the page, with its requests for captions; and chats.
 
 Whoever reaches the port may open any number of connections and send nothing, or send slowly. So few are open at a time,
 each for a short time, and the oldest gives way to a new one: a probe sends its request at once and is answered at once.
@@ -17,6 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from etenet import metrics
+from etenet.serving.chat import MODELS
 from etenet.serving.health import Health
 from etenet.serving.http import END_OF_HEAD, Head, error_response, json_response, response
 from etenet.serving.loopback import Address
@@ -123,6 +124,8 @@ class _Exporter:
                 # In a thread of its own: it reads files, and no probe should wait for that.
                 text = await asyncio.get_running_loop().run_in_executor(self._reader, self._exposition)
                 return response(HTTPStatus.OK, text, metrics.CONTENT_TYPE)
+            case path if path in MODELS:
+                return json_response(HTTPStatus.OK, MODELS[path])
             case path if file := self._files.get(path):
                 return response(HTTPStatus.OK, file.content, file.content_type, HEADERS)
         return error_response(HTTPStatus.NOT_FOUND, "try /, /ready, /live or /metrics")

@@ -45,9 +45,13 @@ def headers_of(data: bytes) -> dict[str, str]:
 def response(
     status: int, body: bytes, content_type: str = "application/json", headers: Mapping[str, str] = MappingProxyType({})
 ) -> bytes:
-    fields = {"Content-Type": content_type, "Content-Length": str(len(body)), **headers, "Connection": "close"}
+    return response_head(status, {"Content-Type": content_type, "Content-Length": str(len(body)), **headers}) + body
+
+
+def response_head(status: int, headers: Mapping[str, str]) -> bytes:
+    fields = {**headers, "Connection": "close"}
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def json_response(status: HTTPStatus, value: Mapping[str, object], headers: Mapping[str, str] | None = None) -> bytes:
@@ -55,7 +59,12 @@ def json_response(status: HTTPStatus, value: Mapping[str, object], headers: Mapp
 
 
 def error_response(
-    status: HTTPStatus, message: str = "", *, code: str = "", headers: Mapping[str, str] | None = None
+    status: HTTPStatus,
+    message: str = "",
+    *,
+    code: str = "",
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> bytes:
-    error = {"code": code or status.name.lower(), "message": message or status.phrase}
+    error = {"code": code or status.name.lower(), "message": message or status.phrase, **more}
     return json_response(status, {"error": error}, headers)

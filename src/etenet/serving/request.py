@@ -13,7 +13,9 @@ from typing import Any
 from etenet import metrics
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import CaptionError, EmptyBody, NotAVideo
+from etenet.serving import chat as chats
 from etenet.serving import content_encoding
+from etenet.serving.chat import Chat
 from etenet.serving.config import PROBE_HEADER
 from etenet.video.limits import DecodeLimits
 
@@ -23,7 +25,7 @@ class Request:
     """`error` says why it cannot be captioned; then `options` are the default ones, and `body` may be empty.
 
     `waited_s` is the time from the front to the worker, None without a front. `is_probe`: the server itself sent it, to
-    see that it captions.
+    see that it captions. `chat` is what it asks for if it has the form of a chat.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Request:
     waited_s: float | None
     error: CaptionError | None = None
     is_probe: bool = False
+    chat: Chat | None = None
 
     @classmethod
     def read(
@@ -44,15 +47,26 @@ class Request:
         *,
         max_body_bytes: int = DecodeLimits().max_body_bytes,
         probe_secret: str = "",
+        max_words: int = chats.MOST_WORDS,
     ) -> Request:
-        """Raises nothing for what a client may send: it becomes `error`. A compressed body is decompressed."""
+        """Raises nothing for what a client may send: it becomes `error`. A compressed body is decompressed.
+
+        `max_words` is the longest sentence that there is by default.
+        """
         # TorchServe puts a dictionary for each field of a form among the headers.
         texts = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-        body, options, error = b"", CaptionOptions(), None
+        body, options, error, chat = b"", CaptionOptions(), None, None
+        if chats.is_asked(texts):
+            encoding = texts.pop("content-encoding", "")
+            try:
+                chat = Chat.read(_body(row, encoding, chats.longest(max_body_bytes)), max_words=max_words)
+            except CaptionError as wrong:
+                chat, error = Chat(options={}), wrong.without_frames()
+            row = {"body": chat.video, **chat.options}
         try:
             options = CaptionOptions.parse(_option_texts(row, texts))
         except CaptionError as wrong:
-            error = wrong.without_frames()
+            error = error or wrong.without_frames()
         try:
             body = _body(row, texts.get("content-encoding", ""), max_body_bytes)
         except CaptionError as wrong:
@@ -66,6 +80,7 @@ class Request:
             waited_s=metrics.seconds_since(texts.get("x-request-start", "")),
             error=error,
             is_probe=_is_secret(probe_secret, texts.get(PROBE_HEADER.lower(), "")),
+            chat=chat,
         )
 
 

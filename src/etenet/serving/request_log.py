@@ -50,9 +50,10 @@ def record_batch(records: Sequence[RequestRecord]) -> None:
     for record in records:
         _count(record)
     captions = [caption for record in records for caption in record.captions]
-    for caption in captions[:1]:  # all captions of a batch carry the same two
-        metrics.STAGE_SECONDS.labels("encode").observe(caption.timing_ms.encode / 1000)
-        metrics.STAGE_SECONDS.labels("search").observe(caption.timing_ms.search / 1000)
+    # Captions that were made together carry the same two: those of a batch, or a few of a response in pieces.
+    for encode_ms, search_ms in {(caption.timing_ms.encode, caption.timing_ms.search) for caption in captions}:
+        metrics.STAGE_SECONDS.labels("encode").observe(encode_ms / 1000)
+        metrics.STAGE_SECONDS.labels("search").observe(search_ms / 1000)
     form = os.environ.get(REQUEST_LOG_VARIABLE, "off")
     if form != "off":
         lines = (json.dumps(_fields(each)) if form == "json" else _plain(_fields(each)) for each in records)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from etenet.errors import ERROR_HEADER, CaptionError, Overloaded
+from etenet.serving import chat
 
 
 def error_body(context: Any, number: int, error: CaptionError) -> bytes:
@@ -15,7 +16,10 @@ def error_body(context: Any, number: int, error: CaptionError) -> bytes:
     if isinstance(error, Overloaded):
         context.set_response_header(number, "Retry-After", "1")
     context.set_response_content_type(number, "application/json")
-    return json_body(error.as_dict())
+    fields: dict[str, Any] = dict(error.as_dict()["error"])
+    if chat.is_asked(context.get_all_request_header(number)):
+        fields |= chat.error_fields(error.status)
+    return json_body({"error": fields})
 
 
 def json_body(value: Any) -> bytes:

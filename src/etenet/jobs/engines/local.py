@@ -10,11 +10,12 @@ import torch
 
 from etenet.captioning import captioner as captioners
 from etenet.captioning.captioner import SANDBOX_EXISTS, Captioner, decoders_for
+from etenet.captioning.captions import Caption
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import OnProgress, Video
+from etenet.captioning.stream import Video
 from etenet.errors import CaptionError
-from etenet.jobs.journal import record_of
-from etenet.jobs.run import Engine, KeyedRecords, of_bodies, segments_expected
+from etenet.jobs.journal import part_of_record, record_of
+from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies, segments_expected
 from etenet.model import checkpoint as checkpoints
 from etenet.model.encoder import AbsentEncoder
 from etenet.model.etenet import EtENet
@@ -33,15 +34,23 @@ JOB_LIMITS = DecodeLimits(
 WORTH_COMPILING_CLIPS = 16
 
 
-def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: int) -> Engine:
-    """For about so many clips. Raises `CheckpointError`, and `BadOption` for what the checkpoint cannot do."""
+def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: int, soon: bool = False) -> Engine:
+    """For about so many clips, each captioned as soon as it can be if `soon`, else in full batches.
+
+    Raises `CheckpointError`, and `BadOption` for what the checkpoint cannot do.
+    """
     captioner = load(checkpoint, limits=JOB_LIMITS, clips=segments_expected(clips, options.cut))
     if refusal := captioner.refusal(options):
         raise refusal
+    batch_clips = captioner.network.few_clips if soon else None
 
-    def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> KeyedRecords:
+    def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_segments: OnSegments) -> KeyedRecords:
+        def on_caption(key: str, caption: Caption) -> None:
+            if options.cut.into_segments:
+                on_segments(key, [part_of_record(caption.as_segment(), details=details)], caption.video.duration_s)
+
         videos = (Video(key, body, replace(options, cut=cut)) for key, body, cut in bodies)
-        for key, outcome in captioner.caption_stream(videos, on_progress=on_progress):
+        for key, outcome in captioner.caption_stream(videos, batch_clips=batch_clips, on_caption=on_caption):
             if isinstance(outcome, CaptionError):
                 yield key, dict(outcome.as_dict())
             else:

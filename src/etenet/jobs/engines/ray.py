@@ -34,14 +34,14 @@ from etenet.captioning import captioner as captioners
 from etenet.captioning.captioner import SANDBOX_EXISTS
 from etenet.captioning.captions import Caption, outcome_of
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import JOB_DECODE_TRIES, OnProgress
+from etenet.captioning.stream import JOB_DECODE_TRIES
 from etenet.errors import CaptionError, JobStopped, Overloaded
 from etenet.jobs.engines import local
 from etenet.jobs.engines.local import JOB_LIMITS, WORTH_COMPILING_CLIPS
 from etenet.jobs.inputs import JobClip, Source
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.remote import is_remote
-from etenet.jobs.run import Engine, part_of, read, segments_expected, size_of
+from etenet.jobs.run import Engine, OnSegments, part_of, read, segments_expected, size_of
 from etenet.linux import cores, thread_settings
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
@@ -67,7 +67,7 @@ def engine(
     if refusal := options.refusal(loaded.confidence):
         raise refusal
 
-    def captions(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
+    def captions(clips: Iterable[JobClip], on_segments: OnSegments) -> Iterator[Record]:
         sources: dict[tuple[Source, Cut], list[str]] = {}
         for clip in clips:
             path = clip.path if is_remote(clip.path) else os.path.abspath(clip.path)
@@ -112,11 +112,11 @@ def engine(
             part_counts: dict[int, int] = {}
             for row in captioned.iter_rows():
                 clip_number, part = row["clip"], row["part"]
-                parts[clip_number][part] = pickle.loads(row["record"])
+                parts[clip_number][part] = record = pickle.loads(row["record"])
+                if segments := record.get("segments"):
+                    on_segments(names[clip_number][0], segments, row["duration_s"])
                 if row["is_last"]:
                     part_counts[clip_number] = part + 1
-                else:
-                    on_progress(names[clip_number][0], row["captioned_until_s"], row["duration_s"])
                 if len(parts[clip_number]) == part_counts.get(clip_number):
                     record = merged([of_part for _, of_part in sorted(parts.pop(clip_number).items())])
                     for video in names[clip_number]:
@@ -212,12 +212,12 @@ def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]
     body = read(source, JOB_LIMITS.max_body_bytes)
     for part in count():
         decoded: list[Clip] | Record
-        cut, rest, captioned_until_s, duration_s = rest, None, 0.0, 0.0
+        cut, rest, duration_s = rest, None, 0.0
         try:
             if isinstance(body, bytes):
                 decoded = _decoded_patiently(body, cut, resize_px)
-                captioned_until_s, duration_s = decoded[-1].info.end_s, decoded[-1].info.duration_s
-                rest = cut.rest(captioned_until_s, duration_s)
+                duration_s = decoded[-1].info.duration_s
+                rest = cut.rest(decoded[-1].info.end_s, duration_s)
             else:
                 decoded = body
         except CaptionError as error:
@@ -227,7 +227,6 @@ def _decoded(row: dict[str, Any], *, resize_px: int) -> Iterator[dict[str, Any]]
             "part": part,
             "decoded": pickle.dumps(decoded, protocol=5),
             "is_last": rest is None,
-            "captioned_until_s": captioned_until_s,
             "duration_s": duration_s,
         }
         if rest is None:

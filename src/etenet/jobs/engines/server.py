@@ -12,7 +12,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,12 +22,11 @@ import urllib3
 
 from etenet.assets import CANARY_CLIP
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import OnProgress
 from etenet.errors import ERROR_HEADER, JobStopped, UsageError
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.progress import say
 from etenet.jobs.proxy import proxy_to
-from etenet.jobs.run import Engine, KeyedRecords, of_bodies
+from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import WHOLE, Cut
 
@@ -63,7 +62,7 @@ def engine(
     """By a server that captions with this checkpoint. Raises `UsageError` if `url` is not that of a server."""
     client = _Client(_predictions(url), options, details=details, in_flight=in_flight, checkpoint=checkpoint)
 
-    def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> KeyedRecords:
+    def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_segments: OnSegments) -> KeyedRecords:
         client.leaving.clear()
         rest, more = iter(bodies), True
         keys: dict[Future[Record], str] = {}
@@ -73,7 +72,7 @@ def engine(
                     while more and len(keys) < in_flight:
                         if more := (request := next(rest, None)) is not None:
                             key, body, cut = request
-                            keys[threads.submit(client.caption, body, cut, partial(on_progress, key))] = key
+                            keys[threads.submit(client.caption, body, cut, partial(on_segments, key))] = key
                     if not keys:
                         return
                     done, _ = wait(keys, return_when=FIRST_COMPLETED)
@@ -134,7 +133,7 @@ class _Client:
             self.leaving.wait(random.uniform(0, 2 * FIRST_WAIT_S))
         raise JobStopped(f"{self._url} had no room for {GIVE_UP_AFTER_S:.0f} s; start this job again later")
 
-    def caption(self, body: bytes, cut: Cut, on_progress: Callable[[float, float], None]) -> Record:
+    def caption(self, body: bytes, cut: Cut, on_segments: Callable[[Sequence[Record], float], None]) -> Record:
         """The record of a clip, from as many responses as its segments take.
 
         Raises `JobStopped` if there is no captioner, or it no longer responds.
@@ -144,8 +143,9 @@ class _Client:
         while rest:
             part = self._part(body, rest)
             records.append(part.record)
-            if rest := part.rest:
-                on_progress(rest.start_s, part.duration_s)
+            if segments := part.record.get("segments"):
+                on_segments(segments, part.duration_s)
+            rest = part.rest
         return merged(records)
 
     def _part(self, body: bytes, cut: Cut) -> _Response:

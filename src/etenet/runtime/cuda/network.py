@@ -47,7 +47,7 @@ Upload = Callable[[NDArray[np.uint8], int], Tensor]  # frames and a batch size -
 class CudaNetwork:
     """One instance serves one thread at a time."""
 
-    batch_clips = GPU_BATCH_CLIPS
+    batch_clips = few_clips = GPU_BATCH_CLIPS
 
     def __init__(
         self, checkpoint: Checkpoint, exact: TorchNetwork, *, frames_per_clip: int, kernels: bytes | None = None
