@@ -91,10 +91,10 @@ class Speed:
 @contextmanager
 def two_nodes() -> Iterator[str]:
     """The address of a Ray cluster of two nodes on this machine, each with half its cores."""
-    half = {"num_cpus": max(1, cores() // 2)}
-    cluster = Cluster(initialize_head=True, head_node_args=half)  # type: ignore[no-untyped-call]
+    half = max(1, cores() // 2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": half})
     try:
-        cluster.add_node(**half)  # type: ignore[no-untyped-call]
+        cluster.add_node(num_cpus=half)
         yield cluster.address
     finally:
         cluster.shutdown()  # type: ignore[no-untyped-call]

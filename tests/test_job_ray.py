@@ -169,6 +169,7 @@ def test_each_node_with_cores_has_an_actor_that_computes_on_all_of_them_and_comp
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # of Ray Data about its own code, in this process
 def test_a_job_on_several_nodes_gives_the_captions_of_one_process(cluster: Cluster, different: list[JobClip]) -> None:
     actors: set[int] = set()
 
