@@ -25,7 +25,7 @@ from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.serving.config import FAILURE_FILE_VARIABLE, PROBE_SECRET_VARIABLE
 from etenet.serving.request import Request
 from etenet.serving.request_log import RequestRecord, record_batch
-from etenet.serving.response import error_body, json_body
+from etenet.serving.response import error_body, json_body, set_headers
 from etenet.serving.warnings_log import show_warnings
 
 _log = logging.getLogger("etenet.handler")
@@ -119,6 +119,7 @@ class EtenetHandler:
 
     def _respond(self, number: int, request: Request, outcome: Outcome, context: Any) -> bytes:
         """Set status and headers of a response, and return its body."""
+        set_headers(context, number, request)
         if isinstance(outcome, etenet.CaptionError):
             return error_body(context, number, outcome)
         content_type = "application/json"
