@@ -11,14 +11,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import etenet
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
 from etenet.captioning.captions import Outcome, SegmentCaptions
+from etenet.captioning.stream import Stage
 from etenet.errors import DeviceFailed, InternalError
 from etenet.runtime.load import working_device
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
@@ -28,7 +30,12 @@ from etenet.serving.request_log import RequestRecord, record_batch
 from etenet.serving.response import error_body, json_body, set_headers
 from etenet.serving.warnings_log import show_warnings
 
+if TYPE_CHECKING:
+    from etenet.serving.spans import Spans
+
 _log = logging.getLogger("etenet.handler")
+
+COLLECTOR_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 TEXTS: Mapping[str, Callable[[subtitles.Segments], str]] = {
     "text/plain": subtitles.plain,
@@ -69,6 +76,7 @@ class EtenetHandler:
         )
         self.captioner.caption(CANARY_CLIP.read_bytes())
         self.probe_secret = os.environ.get(PROBE_SECRET_VARIABLE, "")
+        self.spans = _spans()
         checkpoint = self.captioner.checkpoint_id
         metrics.allocate()
         metrics.WORKER_START.set_to_current_time()
@@ -94,18 +102,30 @@ class EtenetHandler:
                 )
                 for number, row in enumerate(data)
             ]
-            outcomes = self._outcomes(requests)
+            stages: list[Stage[int]] = []
+            outcomes = self._outcomes(requests, stages)
+            if self.spans:
+                requests = self.spans.record(requests, outcomes, stages, started)
             pairs = list(zip(requests, outcomes, strict=True))
             bodies = [self._respond(number, *pair, context) for number, pair in enumerate(pairs)]
         seconds = time.perf_counter() - started
         record_batch([RequestRecord(request=request, outcome=outcome, seconds=seconds) for request, outcome in pairs])
         return bodies
 
-    def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
-        good = [request for request in requests if not request.error]
+    def _outcomes(self, requests: Sequence[Request], stages: list[Stage[int]]) -> list[Outcome]:
+        """Of each request. What was done for them is added to `stages`, by their numbers."""
+        good = [number for number, request in enumerate(requests) if not request.error]
+
+        def on_stage(stage: Stage[int]) -> None:
+            stages.append(replace(stage, videos=frozenset(good[number] for number in stage.videos)))
+
         try:
             captions = iter(
-                self.captioner.caption_batch([request.body for request in good], [request.options for request in good])
+                self.captioner.caption_batch(
+                    [requests[number].body for number in good],
+                    [requests[number].options for number in good],
+                    on_stage=on_stage,
+                )
             )
             return [request.error or next(captions) for request in requests]
         except DeviceFailed:
@@ -146,3 +166,15 @@ def _text_type(accept: str) -> str | None:
         if media_type in ("application/json", "*/*"):
             break
     return None
+
+
+def _spans() -> Spans | None:
+    """What sends spans to the collector that a variable names; None without one, and then OpenTelemetry stays out."""
+    if not any(map(os.environ.get, COLLECTOR_VARIABLES)):
+        return None
+    try:
+        from etenet.serving.spans import Spans
+    except ImportError as error:
+        _log.warning("no spans are sent, as OpenTelemetry is missing (%s): pip install 'etenet[telemetry]'", error)
+        return None
+    return Spans.to_collector()

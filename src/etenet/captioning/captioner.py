@@ -22,7 +22,16 @@ import torch
 
 from etenet.captioning.captions import Caption, Outcome, Sentence
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import JOB_DECODE_TRIES, KeyT, OnProgress, Schedule, Video, caption_videos, captions_of
+from etenet.captioning.stream import (
+    JOB_DECODE_TRIES,
+    KeyT,
+    OnProgress,
+    OnStage,
+    Schedule,
+    Video,
+    caption_videos,
+    captions_of,
+)
 from etenet.errors import BadOption, CaptionError, Overloaded, counted
 from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
@@ -73,11 +82,18 @@ class Captioner:
         assert isinstance(outcome, Caption)
         return outcome
 
-    def caption_batch(self, bodies: Sequence[bytes], options: Sequence[CaptionOptions]) -> list[Outcome]:
+    def caption_batch(
+        self,
+        bodies: Sequence[bytes],
+        options: Sequence[CaptionOptions],
+        *,
+        on_stage: OnStage[int] = lambda _: None,
+    ) -> list[Outcome]:
         """One outcome per body, in order. A bad video changes nothing for the others.
 
         All videos of a batch together may have only as many segments as one may have; videos beyond that get
-        `Overloaded`. Raises `DeviceFailed` if the device no longer computes.
+        `Overloaded`. `on_stage` is called after each stage, with the numbers of its bodies. Raises `DeviceFailed` if
+        the device no longer computes.
         """
         room = self._decoders.limits.max_segments + len(bodies)
 
@@ -89,7 +105,7 @@ class Captioner:
             return clips
 
         videos = [Video(number, *request) for number, request in enumerate(zip(bodies, options, strict=True))]
-        outcomes = dict(caption_videos(self, videos, Schedule(), accept=accept))
+        outcomes = dict(caption_videos(self, videos, Schedule(), accept=accept, on_stage=on_stage))
         return [outcomes[number] for number in range(len(bodies))]
 
     def caption_stream(
