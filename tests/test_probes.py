@@ -154,7 +154,7 @@ def test_head_is_answered_as_get_without_the_body(server: Server, path: str) -> 
     for method in ("GET", "HEAD"):
         with connected(server) as connection:
             connection.sendall(f"{method} {path} HTTP/1.1\r\n\r\n".encode())
-            responses[method] = b"".join(iter(lambda: connection.recv(4096), b""))  # noqa: B023
+            responses[method] = b"".join(iter(lambda: connection.recv(4096), b""))
     head, end, body = responses["GET"].partition(b"\r\n\r\n")
     assert body
     assert responses["HEAD"] == head + end

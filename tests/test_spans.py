@@ -1,4 +1,4 @@
-"""Spans of requests and their stages, in memory; none, and no import of OpenTelemetry, unless a variable asks for them."""
+"""Spans of requests and their stages, in memory; no import of OpenTelemetry unless a variable asks for them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def test_errors_are_named_and_only_our_own_are_errors_of_the_span(spans: Spans, 
     assert traced.trace is None
     found = of_requests(memory)
     assert set(found) == {"theirs", "ours"}
-    attributes = {id: (span.attributes["http.response.status_code"], span.attributes["error.type"]) for id, span in found.items()}
+    attributes = {
+        id: (span.attributes["http.response.status_code"], span.attributes["error.type"]) for id, span in found.items()
+    }
     assert attributes == {"theirs": (415, "not_a_video"), "ours": (500, "internal_error")}
     assert {id: span.status.status_code for id, span in found.items()} == {
         "theirs": StatusCode.UNSET,

@@ -32,9 +32,26 @@ def test_the_trace_of_a_client_is_read(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "00", f"00-{TRACE}-{SPAN}", f"00-{TRACE}-{SPAN}-1", f"00-{TRACE}-{SPAN}-01-more", f"00-{TRACE}-{SPAN}-011"),
-        *(f"ff-{TRACE}-{SPAN}-01", f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01", f"00-{TRACE[1:]}-{SPAN}-01"),
-        *(f"00-{TRACE.upper()}-{SPAN}-01", f"00-{TRACE}-{SPAN}-0g", f"0-{TRACE}-{SPAN}-01", f"01-{TRACE}-{SPAN}-01more"),
+        *(
+            "",
+            "00",
+            f"00-{TRACE}-{SPAN}",
+            f"00-{TRACE}-{SPAN}-1",
+            f"00-{TRACE}-{SPAN}-01-more",
+            f"00-{TRACE}-{SPAN}-011",
+        ),
+        *(
+            f"ff-{TRACE}-{SPAN}-01",
+            f"00-{'0' * 32}-{SPAN}-01",
+            f"00-{TRACE}-{'0' * 16}-01",
+            f"00-{TRACE[1:]}-{SPAN}-01",
+        ),
+        *(
+            f"00-{TRACE.upper()}-{SPAN}-01",
+            f"00-{TRACE}-{SPAN}-0g",
+            f"0-{TRACE}-{SPAN}-01",
+            f"01-{TRACE}-{SPAN}-01more",
+        ),
     ],
 )
 def test_a_trace_that_is_none_is_left_out(text: str) -> None:

@@ -75,9 +75,7 @@ class Relay:
         finally:
             self._running -= 1
 
-    async def _passed_on(
-        self, client: socket.socket, head: Head, id: str, body: bytes, length: int
-    ) -> _Response:
+    async def _passed_on(self, client: socket.socket, head: Head, id: str, body: bytes, length: int) -> _Response:
         """What TorchServe responds."""
         reader, writer = await asyncio.open_connection(self._torchserve.host, self._torchserve.port)
         try:
