@@ -73,11 +73,10 @@ def curl(*arguments: str | Path) -> dict[str, object]:
     return answer
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_curl_may_add_the_name_of_its_file_to_the_path(door: str, path: str, tmp_path: Path) -> None:
+def test_curl_may_add_the_name_of_its_file_to_the_path(door: str, tmp_path: Path) -> None:
     named = tmp_path / "a clip? 100% ü.mp4"
     named.write_bytes(CLIP.read_bytes())
-    for file in (CLIP, named):
+    for file, path in zip((CLIP, named), PATHS, strict=True):
         answer = curl("-T", file, f"{door}{path}/")
         assert answer.get("caption") == CAPTION, answer
 
@@ -88,9 +87,8 @@ def test_a_body_that_curl_declares_a_form_is_captioned(door: str) -> None:
 
 @pytest.mark.parametrize("field", ["data", "file", "video"])
 def test_the_video_may_be_in_each_of_three_fields(doors: Mapping[str, str], field: str) -> None:
-    for name in ("torchserve", "nginx"):
-        answer = curl("-F", f"{field}=@{CLIP}", "-F", "captions=2", doors[name] + PATHS[0])
-        assert answer["caption"] == CAPTION
+    answer = curl("-F", f"{field}=@{CLIP}", "-F", "captions=2", doors["nginx"] + PATHS[0])
+    assert answer["caption"] == CAPTION
 
 
 def test_a_misspelt_option_is_refused_by_name(door: str) -> None:
