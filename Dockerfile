@@ -22,7 +22,7 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
         PIP_INDEX_URL="$TORCH_INDEX" /opt/etenet/bin/pip install --no-cache-dir --no-deps --constraint constraints.txt \
             torch torchvision; \
     fi && \
-    /opt/etenet/bin/pip install --no-cache-dir --constraint constraints.txt .
+    /opt/etenet/bin/pip install --no-cache-dir --constraint constraints.txt '.[telemetry]'
 COPY ${CHECKPOINT} checkpoint.pt
 RUN /opt/etenet/bin/etenet package checkpoint.pt --out archive/etenet.mar
 

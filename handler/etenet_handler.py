@@ -11,15 +11,17 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import etenet
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
 from etenet.captioning.captions import Caption, Outcome, SegmentCaptions
+from etenet.captioning.stream import Stage
 from etenet.errors import DeviceFailed, InternalError
 from etenet.runtime.load import working_device
 from etenet.serving import streaming
@@ -27,13 +29,17 @@ from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.serving.config import FAILURE_FILE_VARIABLE, PROBE_SECRET_VARIABLE
 from etenet.serving.request import Request
 from etenet.serving.request_log import RequestRecord, record_batch
-from etenet.serving.response import error_body, json_body
+from etenet.serving.response import error_body, json_body, set_headers
 from etenet.serving.warnings_log import show_warnings
+
+if TYPE_CHECKING:
+    from etenet.serving.spans import Spans
 
 _log = logging.getLogger("etenet.handler")
 
 JSON = "application/json"
 HAS_BEGUN_HEADER = "ts_stream_next"  # of a response of which TorchServe has sent a part
+COLLECTOR_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 TEXTS: Mapping[str, Callable[[subtitles.Segments], str]] = {
     "text/plain": subtitles.plain,
     "text/vtt": subtitles.vtt,
@@ -74,6 +80,7 @@ class EtenetHandler:
         self.captioner.caption(CANARY_CLIP.read_bytes())
         self.probe_secret = os.environ.get(PROBE_SECRET_VARIABLE, "")
         self.max_words = self.captioner.checkpoint.max_words
+        self.spans = _spans()
         checkpoint = self.captioner.checkpoint_id
         metrics.allocate()
         metrics.WORKER_START.set_to_current_time()
@@ -100,21 +107,30 @@ class EtenetHandler:
                 )
                 for number, row in enumerate(data)
             ]
-            outcomes = self._outcomes(requests, context)
+            stages: list[Stage[int]] = []
+            outcomes = self._outcomes(requests, stages, context)
+            if self.spans:
+                requests = self.spans.record(requests, outcomes, stages, started)
             pairs = list(zip(requests, outcomes, strict=True))
             bodies = [self._respond(number, *pair, context) for number, pair in enumerate(pairs)]
         seconds = time.perf_counter() - started
         record_batch([RequestRecord(request=request, outcome=outcome, seconds=seconds) for request, outcome in pairs])
         return bodies
 
-    def _outcomes(self, requests: Sequence[Request], context: Any) -> list[Outcome]:
-        good = {number: request for number, request in enumerate(requests) if not request.error}
+    def _outcomes(self, requests: Sequence[Request], stages: list[Stage[int]], context: Any) -> list[Outcome]:
+        """Of each request. What was done for them is added to `stages`, by their numbers."""
+        good = [number for number, request in enumerate(requests) if not request.error]
+
+        def on_stage(stage: Stage[int]) -> None:
+            stages.append(replace(stage, videos=frozenset(good[number] for number in stage.videos)))
+
         try:
             captions = iter(
                 self.captioner.caption_batch(
-                    [request.body for request in good.values()],
-                    [request.options for request in good.values()],
-                    [self._sender(*numbered, context) for numbered in good.items()],
+                    [requests[number].body for number in good],
+                    [requests[number].options for number in good],
+                    [self._sender(number, requests[number], context) for number in good],
+                    on_stage=on_stage,
                 )
             )
             return [request.error or next(captions) for request in requests]
@@ -135,6 +151,7 @@ class EtenetHandler:
         from ts.handler_utils.utils import send_intermediate_predict_response  # as the worker itself has it
 
         def send(caption: Caption) -> None:
+            set_headers(context, number, request)
             context.set_response_content_type(number, media_type)
             for name, value in streaming.HEADERS.items():
                 context.set_response_header(number, name, value)
@@ -146,6 +163,7 @@ class EtenetHandler:
 
     def _respond(self, number: int, request: Request, outcome: Outcome, context: Any) -> bytes:
         """Set status and headers of a response, and return its body."""
+        set_headers(context, number, request)
         media_type = _media_type(request)
         if media_type in streaming.FORMS and HAS_BEGUN_HEADER in context.get_response_headers(number):
             return streaming.last_piece(media_type, outcome, self.model)
@@ -181,3 +199,15 @@ def _media_type(request: Request) -> str:
         if media_type in (JSON, "*/*"):
             break
     return JSON
+
+
+def _spans() -> Spans | None:
+    """What sends spans to the collector that a variable names; None without one, and then OpenTelemetry stays out."""
+    if not any(map(os.environ.get, COLLECTOR_VARIABLES)):
+        return None
+    try:
+        from etenet.serving.spans import Spans
+    except ImportError as error:
+        _log.warning("no spans are sent, as OpenTelemetry is missing (%s): pip install 'etenet[telemetry]'", error)
+        return None
+    return Spans.to_collector()

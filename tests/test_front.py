@@ -133,9 +133,9 @@ def test_a_form_that_torchserve_cannot_read_is_a_bad_request(server: Server, fro
 @pytest.mark.parametrize("body", [b"&&", b"=", b"a=%zz", b"a=b\rc"])
 def test_a_body_that_is_declared_a_form_is_not_read_as_one(server: Server, front: Server, body: bytes) -> None:
     sent = request("/predictions/etenet", "Content-Type: application/x-www-form-urlencoded", length=len(body)), body
-    assert response_to(port_of(server), *sent)[0] == 500
-    status, _, response = response_to(port_of(front), *sent)
-    assert (status, json.loads(response)["error"]["code"]) == (415, "not_a_video")
+    for door in (server, front):
+        status, _, response = response_to(port_of(door), *sent)
+        assert (status, json.loads(response)["error"]["code"]) == (415, "not_a_video")
 
 
 DOORS = ("/predictions/etenet", "/explanations/etenet")
@@ -240,12 +240,13 @@ def test_a_500_is_told_apart_by_its_origin(content_type: str, upstream_header: s
                 response_to, port, request("/predictions/etenet", f"Content-Type: {content_type}", length=5), b"hello"
             )
             connection = upstream.accept()[0]
+            passed_on = connection.recv(65536).decode()
             head = f"HTTP/1.1 500 x\r\n{upstream_header}X-Request-Id: theirs\r\nContent-Length: 2\r\n\r\n{{}}"
             connection.sendall(head.encode())
             actual, headers, body = future.result()
             connection.close()
     assert (actual, json.loads(body)["error"]["code"]) == (status, code)
-    assert headers["x-request-id"] == "theirs"
+    assert f"\r\nX-Request-Id: {headers['x-request-id']}\r\n" in passed_on
 
 
 def test_a_busy_server_refuses_at_once() -> None:

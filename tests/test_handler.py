@@ -227,12 +227,14 @@ def test_during_a_shutdown_every_row_gets_503_and_is_counted_and_logged(
     monkeypatch.setenv(REQUEST_LOG_VARIABLE, "json")
     refused = metrics.ERRORS.labels("overloaded")._value
     before, rows = refused.get(), ({"body": CLIP}, {"data": b"12345"}, {})
-    bodies, context = responses(DrainingHandler(), unpacked, *((row, {}) for row in rows))
+    bodies, context = responses(DrainingHandler(), unpacked, *((row, {"X-Request-Id": "mine"}) for row in rows))
     assert context.statuses == dict.fromkeys(range(3), 503)
     assert {context.response_headers[number, "Retry-After"] for number in range(3)} == {"1"}
     assert {json.loads(body)["error"]["code"] for body in bodies} == {"overloaded"}
     lines = [json.loads(line.removeprefix("request ")) for line in capsys.readouterr().out.splitlines()]
     assert [(line["status"], line["bytes"]) for line in lines] == [(503, len(CLIP)), (503, 5), (503, 0)]
+    assert {line["request_id"] for line in lines} == {"mine"}
+    assert {context.response_headers[number, "X-Request-Id"] for number in range(3)} == {"mine"}
     assert refused.get() == before + 3
 
 
@@ -253,7 +255,7 @@ def test_refused_clips_leave_no_garbage(handler: EtenetHandler, unpacked: Path) 
 def test_a_bug_is_an_error_for_each_row_and_a_lost_device_ends_the_worker(
     handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(handler, "captioner", SimpleNamespace(caption_batch=fails))
@@ -263,7 +265,7 @@ def test_a_bug_is_an_error_for_each_row_and_a_lost_device_ends_the_worker(
     assert context.statuses == {0: 500, 1: 400}
     error, ended = DeviceFailed("gone"), []
     monkeypatch.setattr("os._exit", ended.append)
-    handler._outcomes([], context)
+    handler._outcomes([], [], context)
     assert ended == [1]
 
 

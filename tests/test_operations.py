@@ -32,8 +32,7 @@ from benchmarks.rig.servers import config_on_free_ports
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.cli import main
-from etenet.errors import UsageError
-from etenet.serving import archive, without_grpc
+from etenet.serving import archive
 from etenet.serving.config import ServerConfig
 from etenet.serving.health import Health
 from etenet.serving.loopback import Address, SocketFile
@@ -186,14 +185,6 @@ def test_the_management_api_has_a_port_only_if_the_configuration_gives_it_one(
     read = ServerConfig.read(config)
     assert read.management == management
     assert (management in read.addresses) == isinstance(management, Address)
-
-
-def test_a_torchserve_whose_grpc_would_listen_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "model-server.jar", "w") as jar:
-        jar.writestr("org/pytorch/serve/ModelServer.class", bytes(range(256)))
-    with pytest.raises(UsageError, match=r"another TorchServe.*pip install -c constraints\.txt torchserve"):
-        without_grpc.write_main_class(tmp_path / "model-server.jar", tmp_path / "classes")
-    assert not (tmp_path / "classes").exists()
 
 
 def test_whoever_sends_the_test_clip_of_the_server_is_counted_and_logged(server: Server) -> None:

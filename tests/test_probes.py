@@ -128,7 +128,6 @@ def test_a_connection_that_sends_slowly_is_closed(server: Server) -> None:
     [
         (b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
         (b"GET /ready?from=kubelet HTTP/1.0\n\n", b"200"),
-        (b"HEAD /ready HTTP/1.1\r\n\r\n", b"405"),
         (b"POST /ready HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", b"405"),
         (b"GET /ready\r\n\r\n", b"400"),
         (b"\0\xff\r\n\r\n", b"400"),
@@ -144,7 +143,19 @@ def test_the_port_of_probes_answers_malformed_requests(server: Server, request_b
     head, _, body = response.partition(b"\r\n\r\n")
     assert head.split()[1] == status
     assert b"Content-Length: %d\r\n" % len(body) in head
-    assert (b"\r\nAllow: GET\r\n" in head) == (status == b"405")
+    assert (b"\r\nAllow: GET, HEAD\r\n" in head) == (status == b"405")
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/ready", "/live", "/none"])
+def test_head_is_answered_as_get_without_the_body(server: Server, path: str) -> None:
+    responses = {}
+    for method in ("GET", "HEAD"):
+        with connected(server) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\n\r\n".encode())
+            responses[method] = b"".join(iter(lambda: connection.recv(4096), b""))
+    head, end, body = responses["GET"].partition(b"\r\n\r\n")
+    assert body
+    assert responses["HEAD"] == head + end
 
 
 def test_a_stopped_worker_is_seen_within_ten_seconds_on_an_idle_server(server: Server) -> None:

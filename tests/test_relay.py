@@ -18,11 +18,12 @@ from benchmarks.rig.servers import free_ports
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
 from etenet.serving.loopback import Address
-from etenet.serving.relay import AT_ONCE, PATHS, Relay
+from etenet.serving.relay import AT_ONCE, Relay
 from tests.conftest import EXAMPLES, REPOSITORY, Response, Server, ask
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
-PATH = "/explanations/etenet"
+PATHS = ("/predictions/etenet", "/explanations/etenet")
+PATH = PATHS[1]
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def code_of(response: Response) -> str:
     return str(response.json()["error"]["code"])
 
 
-@pytest.mark.parametrize("path", [path for path, of_torchserve in PATHS.items() if path == of_torchserve])
+@pytest.mark.parametrize("path", PATHS)
 def test_the_exporter_gives_the_response_of_torchserve(server: Server, path: str) -> None:
     options = {"X-Etenet-Captions": "2", "X-Etenet-Thumbnails": "32"}
     direct, relayed = (ask(url + path, CLIP, options) for url in (server.inference, server.exporter))

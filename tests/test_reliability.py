@@ -296,11 +296,10 @@ def _raw(server: Server, request: bytes) -> str:
 
 
 def breaks_torchserve(request: bytes) -> bool:
-    """Whether TorchServe's front end responds with 500 to such a request. SECURITY.md describes the three kinds."""
+    """Whether TorchServe's front end responds with 500 to such a request. SECURITY.md describes the two kinds."""
     line, *headers = request.split(b"\r\n")
     target = b"".join(line.split(b" ")[1:2])
-    forms = (b"multipart/form-data", b"application/x-www-form-urlencoded")
-    return not target.startswith(b"/") or any(form in header.lower() for header in headers for form in forms)
+    return not target.startswith(b"/") or any(b"multipart/form-data" in header.lower() for header in headers)
 
 
 _METHODS = [

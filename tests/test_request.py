@@ -17,8 +17,8 @@ def read(row: dict[str, Any], headers: dict[str, Any] | None = None) -> Request:
 
 
 @pytest.mark.parametrize("value", [b"clip", bytearray(b"clip"), "clip"])
-@pytest.mark.parametrize("field", ["body", "data"])
-def test_the_video_is_the_body_or_the_field_data(field: str, value: object) -> None:
+@pytest.mark.parametrize("field", ["body", "data", "file", "video"])
+def test_the_video_is_the_body_or_a_field_of_a_form(field: str, value: object) -> None:
     request = read({field: value})
     assert (request.id, request.body, request.options, request.error) == ("7", b"clip", CaptionOptions(), None)
     assert (request.accept, request.explain, request.waited_s) == ("", False, None)
@@ -63,3 +63,39 @@ def test_a_compressed_body_is_the_video_in_it_and_a_form_was_taken_apart_before(
 
 def test_of_two_errors_the_options_come_first() -> None:
     assert isinstance(read({}, {"x-etenet-captions": "many"}).error, BadOption)
+
+
+def test_a_form_with_several_videos_is_refused() -> None:
+    error = read({"video": b"clip", "data": b"clip"}).error
+    assert isinstance(error, BadOption)
+    assert "in data and video" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("header", "nearest"),
+    [
+        ("X-Etenet-Beam-Sise", "X-Etenet-Beam-Size"),
+        ("x-etenet-beams", "X-Etenet-Beam-Size"),
+        ("X-ETENET-SEGMENTS", "X-Etenet-Segment"),
+        ("X-Etenet-Max_Words", "X-Etenet-Max-Words"),
+        ("X-Etenet-", "X-Etenet-End-S"),
+    ],
+)
+def test_an_unknown_header_is_refused_with_the_nearest_known_one(header: str, nearest: str) -> None:
+    request = read({"body": b"clip"}, {"X-Etenet-Captions": "2", header: "3", "X-Other": "4"})
+    assert isinstance(request.error, BadOption)
+    assert str(request.error) == f"there is no header {header.title()}; the nearest one is {nearest}"
+    assert request.body == b"clip"
+
+
+def test_an_unknown_form_field_is_refused_with_the_nearest_known_one() -> None:
+    for field, nearest in (("beam-size", "beam_size"), ("Captions", "captions"), ("dota", "data"), ("x" * 10**7, "")):
+        error = read({"data": b"clip", field: b"3"}).error
+        assert isinstance(error, BadOption)
+        assert f"no form field {field[:40]}; the nearest one is {nearest}" in str(error)
+
+
+def test_a_form_whose_video_has_another_name_is_told_the_name() -> None:
+    error = read({"upload": b"clip", "captions": b"2"}).error
+    assert isinstance(error, EmptyBody)
+    assert "form field 'data'" in str(error)

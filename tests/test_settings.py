@@ -26,7 +26,8 @@ def written(text: str) -> dict[str, str]:
 def test_every_setting_of_the_file_can_be_given_by_the_environment() -> None:
     shipped = written(SHIPPED.read_text())
     for key in shipped:
-        value = {"request_log": "off"}.get(key, "http://127.0.0.1:17" if key.endswith("_address") else "17")
+        otherwise = "http://127.0.0.1:17" if key.endswith("_address") else "17"
+        value = {"request_log": "off", "cors_allowed_origin": "*"}.get(key, otherwise)
         config = ServerConfig.read(SHIPPED, {f"ETENET_{key.upper()}": value})
         assert written(config.text) == shipped | {key: value}
 
@@ -82,6 +83,8 @@ def test_the_command_line_counts_more_than_the_environment() -> None:
         ({}, 65533, "--port 65533"),
         ({"ETENET_JOB_QUEUE_SIZE": "many"}, None, "job_queue_size must be a number, got 'many'"),
         ({"ETENET_REQUEST_LOG": "xml"}, None, "request_log must be plain, json, off, got 'xml'"),
+        ({"ETENET_CORS_ALLOWED_ORIGIN": "https://app.example.org/"}, None, "without a slash at its end.*example.org/'"),
+        ({"ETENET_CORS_ALLOWED_ORIGIN": "app.example.org"}, None, "cors_allowed_origin must be an origin"),
         ({"ETENET_EXPORTER_ADDRESS": "http://x:y"}, None, "exporter_address must look like http://127.0.0.1:8083"),
     ],
 )
@@ -119,3 +122,9 @@ def value(settings: Any, path: tuple[str, ...]) -> Any:
 def test_a_wrong_setting_of_the_archive_is_named() -> None:
     with pytest.raises(UsageError, match="ETENET_GPU_WORKERS must be a number like 1, got 'two'"):
         from_environment(SETTINGS, {"ETENET_GPU_WORKERS": "two"})
+
+
+@pytest.mark.parametrize("origin", ["", "*", "https://app.example.org", "http://[::1]:3000", "capacitor://localhost"])
+def test_one_setting_lets_the_pages_of_another_origin_in(origin: str) -> None:
+    assert ServerConfig.read(SHIPPED).cors_allowed_origin == ""
+    assert ServerConfig.read(SHIPPED, {"ETENET_CORS_ALLOWED_ORIGIN": origin}).cors_allowed_origin == origin

@@ -22,7 +22,16 @@ import torch
 
 from etenet.captioning.captions import Caption, Outcome, Sentence
 from etenet.captioning.options import CaptionOptions
-from etenet.captioning.stream import JOB_DECODE_TRIES, KeyT, OnCaption, Schedule, Video, caption_videos, captions_of
+from etenet.captioning.stream import (
+    JOB_DECODE_TRIES,
+    KeyT,
+    OnCaption,
+    OnStage,
+    Schedule,
+    Video,
+    caption_videos,
+    captions_of,
+)
 from etenet.errors import BadOption, CaptionError, Overloaded, counted
 from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
@@ -78,6 +87,8 @@ class Captioner:
         bodies: Sequence[bytes],
         options: Sequence[CaptionOptions],
         on_caption: Sequence[Callable[[Caption], None] | None] = (),
+        *,
+        on_stage: OnStage[int] = lambda _: None,
     ) -> list[Outcome]:
         """One outcome per body, in order. A bad video changes nothing for the others.
 
@@ -85,7 +96,8 @@ class Captioner:
         is there. Then captions are made a few at a time.
 
         All videos of a batch together may have only as many segments as one may have; videos beyond that get
-        `Overloaded`. Raises `DeviceFailed` if the device no longer computes.
+        `Overloaded`. `on_stage` is called after each stage, with the numbers of its bodies. Raises `DeviceFailed` if
+        the device no longer computes.
         """
         room = self._decoders.limits.max_segments + len(bodies)
 
@@ -107,7 +119,7 @@ class Captioner:
             if number in wanted_soon:
                 wanted_soon[number](caption)
 
-        outcomes = dict(caption_videos(self, videos, schedule, accept=accept, on_caption=tell))
+        outcomes = dict(caption_videos(self, videos, schedule, accept=accept, on_caption=tell, on_stage=on_stage))
         return [outcomes[number] for number in range(len(bodies))]
 
     def caption_stream(

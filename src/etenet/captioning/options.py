@@ -6,8 +6,9 @@ Knows no HTTP and no command line. A test holds docs/openapi.yaml to the table.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from etenet.errors import BadOption
@@ -16,6 +17,8 @@ from etenet.video.segments import SHORTEST_SEGMENT_S, WHOLE, Cut
 
 if TYPE_CHECKING:
     from etenet.model.confidence import Calibration
+
+HEADER_PREFIX = "X-Etenet-"  # of requests: no header that is not an option begins with it
 
 _SHOWN_LETTERS = 40
 _OF_CUT = {field.name for field in fields(Cut)}  # which checks them itself
@@ -37,7 +40,7 @@ class Option:
     @property
     def header(self) -> str:
         """Of a request, matched without regard to case."""
-        return f"X-Etenet-{self.name.replace('_', '-').title()}"
+        return f"{HEADER_PREFIX}{self.name.replace('_', '-').title()}"
 
     @property
     def flag(self) -> str:
@@ -170,6 +173,13 @@ class CaptionOptions:
         """The headers of a request for the same."""
         texts = self.as_texts()
         return {option.header: texts[option.name] for option in OPTIONS if option.name in texts}
+
+
+def unknown_option(name: str, names: Iterable[str], kind: str) -> BadOption:
+    """The refusal of a name that no option has, as a `kind` of thing. It says which of the names comes nearest."""
+    shown = name[:_SHOWN_LETTERS]  # to compare long texts takes long
+    (nearest,) = get_close_matches(shown, names, n=1, cutoff=0)
+    return BadOption(f"there is no {kind} {shown}; the nearest one is {nearest}")
 
 
 def _values(options: CaptionOptions) -> dict[str, Any]:

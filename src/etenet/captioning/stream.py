@@ -32,6 +32,19 @@ OnCaption = Callable[[KeyT, Caption], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Stage(Generic[KeyT]):
+    """What was done at a time: decode (with the wait for a decoder), encode or search. Times are of `perf_counter`."""
+
+    name: str
+    videos: frozenset[KeyT]  # their keys
+    began_s: float
+    ended_s: float
+
+
+OnStage = Callable[[Stage[KeyT]], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Video(Generic[KeyT]):
     """A video to caption. `key` names it in the output."""
 
@@ -81,6 +94,23 @@ Accept = Callable[[list[Clip], int], list[Clip] | CaptionError]
 """Called with the clips of a video and how many videos are still being decoded: the clips, or why they are refused."""
 
 
+@dataclass(slots=True)
+class _Decoding(Generic[KeyT]):
+    """A video that is being decoded, and since when (perf_counter)."""
+
+    video: Video[KeyT]
+    began_s: float
+    ended_s: float | None = None
+
+    def end(self, _: Future[list[Clip]]) -> None:
+        self.ended_s = time.perf_counter()
+
+    @property
+    def stage(self) -> Stage[KeyT]:
+        """Once it is decoded; the callback that says when may come a moment later."""
+        return Stage("decode", frozenset((self.video.key,)), self.began_s, self.ended_s or time.perf_counter())
+
+
 @dataclass(frozen=True, slots=True)
 class _Part(Generic[KeyT]):
     """A clip on its way, or the error of its video."""
@@ -97,20 +127,21 @@ def caption_videos(
     *,
     accept: Accept = lambda clips, _: clips,
     on_caption: OnCaption[KeyT] = lambda *_: None,
+    on_stage: OnStage[KeyT] = lambda _: None,
 ) -> Iterator[tuple[KeyT, Outcome]]:
     """One outcome per video, by its key, in the order in which they are ready."""
     started, encode_s = time.perf_counter(), 0.0
     unread, more, numbers = iter(videos), True, count()
     unfinished: deque[Video[KeyT]] = deque()
     held_up: Counter[KeyT] = Counter()
-    decoding: dict[Future[list[Clip]], Video[KeyT]] = {}
+    decoding: dict[Future[list[Clip]], _Decoding[KeyT]] = {}
     decoded: dict[int, _Part[KeyT]] = {}
     encoded: dict[int, _Part[KeyT]] = {}
     features: dict[int, Any] = {}
     captions: defaultdict[KeyT, list[Caption | CaptionError]] = defaultdict(list)
 
     def has_room() -> bool:
-        held_bytes = sum(len(video.body) for video in decoding.values())
+        held_bytes = sum(len(each.video.body) for each in decoding.values())
         clips = len(decoding) + len(decoded) + len(encoded)
         return clips < schedule.max_clips and (not decoding or held_bytes < schedule.max_bytes)
 
@@ -122,11 +153,16 @@ def caption_videos(
             elif refusal := steps.refusal(video.options):
                 decoded[next(numbers)] = _Part(video, refusal, is_last=True)
             else:
-                decoding[steps.decode(video.body, video.options.cut)] = video
+                under_way = _Decoding(video, time.perf_counter())
+                future = steps.decode(video.body, video.options.cut)
+                future.add_done_callback(under_way.end)
+                decoding[future] = under_way
         if encoded and (len(encoded) >= schedule.search_clips or not (decoded or decoding)):
             clips = _clips(encoded)
             options = {number: encoded[number].video.options for number in clips}
+            began = time.perf_counter()
             of_clips = captions_of(steps, clips, features, options, encode_s=encode_s, started=started)
+            on_stage(Stage("search", _keys(encoded), began, time.perf_counter()))
             for number, part in encoded.items():
                 key, of_clip = part.video.key, part.clip if isinstance(part.clip, CaptionError) else of_clips[number]
                 captions[key].append(of_clip)
@@ -139,13 +175,17 @@ def caption_videos(
             began = time.perf_counter()
             batch = dict(islice(decoded.items(), schedule.max_batch))
             features |= steps.encode(_clips(batch))
-            encode_s += time.perf_counter() - began
+            ended = time.perf_counter()
+            on_stage(Stage("encode", _keys(batch), began, ended))
+            encode_s += ended - began
             encoded |= batch
             decoded = {number: part for number, part in decoded.items() if number not in batch}
         elif decoding:
             done, _ = wait(decoding, return_when=FIRST_COMPLETED)
             for future in done:
-                video = decoding.pop(future)
+                under_way = decoding.pop(future)
+                on_stage(under_way.stage)
+                video = under_way.video
                 result = decoded_by(future)
                 if isinstance(result, Overloaded):
                     held_up[video.key] += 1
@@ -213,6 +253,11 @@ def decoded_by(future: Future[list[Clip]]) -> list[Clip] | CaptionError:
     except Exception:
         _log.exception("decoding failed because of a bug of ours")
         return InternalError("the video could not be decoded because of a bug in the server")
+
+
+def _keys(parts: Mapping[int, _Part[KeyT]]) -> frozenset[KeyT]:
+    """Of the videos that have clips among the parts."""
+    return frozenset(part.video.key for part in parts.values() if isinstance(part.clip, Clip))
 
 
 def _clips(parts: Mapping[int, _Part[KeyT]]) -> dict[int, Clip]:

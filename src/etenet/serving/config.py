@@ -21,17 +21,20 @@ FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # the file in which a worker writ
 PROBE_SECRET_VARIABLE = "ETENET_PROBE_SECRET"  # what marks the server's own test clip, other at each start
 PROBE_HEADER = "Etenet-Probe"  # of a request: that secret
 REQUEST_LOG_VARIABLE = "ETENET_REQUEST_LOG"
+CORS_VARIABLE = "ETENET_CORS_ALLOWED_ORIGIN"
 REQUEST_LOGS = ("plain", "json", "off")
 
 CONFIG_FILE = "config.properties"
 PORTS = {"inference": 8080, "management": 8081, "metrics": 8082, "exporter": 8083}
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\sA-Z/?#,;]+")  # as browsers write theirs. Source: RFC 6454, 6.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
     """The settings that `etenet serve` uses. TorchServe reads `text` for its own.
 
-    Those of its gRPC (`grpc_*`) have no effect: see `without_grpc`.
+    Those of its gRPC (`grpc_*`) have no effect: see `torchserve_classes`.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class ServerConfig:
     queue: int  # how many requests may wait
     max_body_bytes: int
     request_log: str  # json, plain or off
+    cors_allowed_origin: str  # * for all; empty for none
     drain_deadline_s: float  # how long a shutdown waits for accepted requests
 
     @classmethod
@@ -90,6 +94,12 @@ class ServerConfig:
         request_log = properties.get("request_log", "plain")
         if request_log not in REQUEST_LOGS:
             raise UsageError(f"{path}: request_log must be {', '.join(REQUEST_LOGS)}, got {request_log!r}")
+        origin = properties.get("cors_allowed_origin", "")
+        if origin and not _ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"{path}: cors_allowed_origin must be an origin as browsers write it, such as https://app.example.org "
+                f"without a slash at its end, or * for all, or empty for none; got {origin!r}"
+            )
         return cls(
             path=path.resolve(),
             text="\n".join([path.read_text(), *(f"{key}={value}" for key, value in changes.items()), ""]),
@@ -100,6 +110,7 @@ class ServerConfig:
             queue=int(number("job_queue_size", 100)),
             max_body_bytes=int(number("max_request_size", 6553500)),
             request_log=request_log,
+            cors_allowed_origin=origin,
             drain_deadline_s=number("drain_deadline_s", 60),
         )
 

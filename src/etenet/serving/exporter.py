@@ -10,19 +10,20 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 
 from etenet import metrics
+from etenet.serving import cors
 from etenet.serving.chat import MODELS
 from etenet.serving.health import Health
-from etenet.serving.http import END_OF_HEAD, Head, error_response, json_response, response
+from etenet.serving.http import END_OF_HEAD, Head, error_response, json_response, response, without_body
 from etenet.serving.loopback import Address
 from etenet.serving.page import HEADERS, page
-from etenet.serving.relay import METHODS, PATHS, Relay
+from etenet.serving.relay import METHODS, Relay, captions_at
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class _Exporter:
                     received = await _until_end_of_head(connection)
                 end = END_OF_HEAD.search(received)
                 head = Head.read(received[: end.end()]) if end else None
-                if end and head and head.path in PATHS and head.method in METHODS:
+                if end and head and captions_at(head.path) and head.method in METHODS:
                     deadline.reschedule(None)
                     answer = await self._relay(connection, head, received[end.end() :])
                     deadline.reschedule(asyncio.get_running_loop().time() + DEADLINE_S)
@@ -98,21 +99,23 @@ class _Exporter:
 
     async def _response(self, head: Head | None, *, too_long: bool) -> bytes:
         try:
-            return await self._answer(head, too_long=too_long)
+            answer = await self._answer(head, too_long=too_long)
         except Exception:  # one request must not end the others
             _log.exception("a request to the port of probes failed because of a bug")
-            return error_response(HTTPStatus.INTERNAL_SERVER_ERROR)
+            answer = error_response(HTTPStatus.INTERNAL_SERVER_ERROR)
+        return without_body(answer) if head and head.method == "HEAD" else answer
 
     async def _answer(self, head: Head | None, *, too_long: bool) -> bytes:
         if too_long:
             return error_response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         if not head:
             return error_response(HTTPStatus.BAD_REQUEST)
-        if head.method != "GET":
-            status, allow = HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET"}
-            if head.method == "HEAD":
-                return response(status, b"", headers=allow)
-            return error_response(status, "use GET", headers=allow)
+        if captions_at(head.path):
+            if head.method == "OPTIONS" and self._relay.cors_allowed_origin:
+                return response(HTTPStatus.OK, b"", headers=cors.preflight_headers(self._relay.cors_allowed_origin))
+            return _not_allowed("send the video with PUT or POST", METHODS)
+        if head.method not in ("GET", "HEAD"):
+            return _not_allowed("use GET", ("GET", "HEAD"))
         match head.path:
             case "/ready":
                 fault = self._health.fault
@@ -125,9 +128,12 @@ class _Exporter:
                 text = await asyncio.get_running_loop().run_in_executor(self._reader, self._exposition)
                 return response(HTTPStatus.OK, text, metrics.CONTENT_TYPE)
             case path if path in MODELS:
-                return json_response(HTTPStatus.OK, MODELS[path])
+                return json_response(
+                    HTTPStatus.OK, MODELS[path], cors.response_headers(self._relay.cors_allowed_origin)
+                )
             case path if file := self._files.get(path):
-                return response(HTTPStatus.OK, file.content, file.content_type, HEADERS)
+                headers = HEADERS | cors.response_headers(self._relay.cors_allowed_origin)
+                return response(HTTPStatus.OK, file.content, file.content_type, headers)
         return error_response(HTTPStatus.NOT_FOUND, "try /, /ready, /live or /metrics")
 
     def _exposition(self) -> bytes:
@@ -167,6 +173,10 @@ async def _send(connection: socket.socket, answer: bytes) -> None:
     connection.shutdown(socket.SHUT_WR)
     while await loop.sock_recv(connection, _PIECE_BYTES):
         pass  # closing a connection with unread bytes would take the response back
+
+
+def _not_allowed(message: str, methods: Sequence[str]) -> bytes:
+    return error_response(HTTPStatus.METHOD_NOT_ALLOWED, message, headers={"Allow": ", ".join(methods)})
 
 
 def _health(good: bool, body: dict[str, object]) -> bytes:

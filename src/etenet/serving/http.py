@@ -68,3 +68,9 @@ def error_response(
 ) -> bytes:
     error = {"code": code or status.name.lower(), "message": message or status.phrase, **more}
     return json_response(status, {"error": error}, headers)
+
+
+def without_body(answer: bytes) -> bytes:
+    """What HEAD gets instead of the response to GET. Source: RFC 9110, 9.3.2."""
+    head, end, _ = answer.partition(b"\r\n\r\n")
+    return head + end

@@ -75,7 +75,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
             probe_secret=torchserve.probe_secret,
         )
         try:
-            relay = Relay(config.inference, config.max_body_bytes)
+            relay = Relay(config.inference, config.max_body_bytes, config.cors_allowed_origin)
             with health.watching(), exporter(health, config.exporter, torchserve.figures, relay):
                 _await_ready(torchserve, health, stop)
                 if not stop.is_set():

@@ -8,30 +8,48 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import re
 import socket
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 
 from etenet.errors import ERROR_HEADER
-from etenet.serving import archive, chat
+from etenet.serving import archive, chat, cors
 from etenet.serving.http import Head, error_response, headers_of, response_head
 from etenet.serving.loopback import Address
+from etenet.serving.trace_context import REQUEST_ID_HEADER, TRACE_HEADER, TRACE_STATE_HEADER, TraceParent, request_id
 
-_PREDICTIONS, _EXPLANATIONS = (f"/{kind}/{archive.MODEL_NAME}" for kind in ("predictions", "explanations"))
-PATHS = {_PREDICTIONS: _PREDICTIONS, _EXPLANATIONS: _EXPLANATIONS, chat.PATH: _PREDICTIONS}  # and what they are there
-METHODS = ("PUT", "POST")
+METHODS = cors.METHODS
+# What curl -T clip.mp4 adds to a path that ends with a slash is not looked at.
+_PATH = re.compile(f"(/(?:predictions|explanations)/{archive.MODEL_NAME})(?:/[^/]*)?")
+_OF_CHATS = f"/predictions/{archive.MODEL_NAME}"
 AT_ONCE = 8
 PIECE_DEADLINE_S, RESPONSE_DEADLINE_S = 10.0, 120.0  # as in deploy/nginx/nginx.conf
 _PIECE_BYTES = 65536
-_PASSED_BACK = ("X-Request-Id", "X-Etenet-Error", "Retry-After")
+_PASSED_ON = ("content-encoding", TRACE_HEADER, TRACE_STATE_HEADER)
+_PASSED_BACK = ("X-Etenet-Error", "Retry-After", TRACE_HEADER)
+
+
+def captions_at(path: str) -> str | None:
+    """The path under which TorchServe captions what is sent to this one; None if it is no path for captions."""
+    if path == chat.PATH:
+        return _OF_CHATS
+    found = _PATH.fullmatch(path)
+    return found[1] if found else None
 
 
 class Relay:
-    """Passes requests for captions on to TorchServe, with bodies of at most `max_body_bytes`."""
+    """Passes requests for captions on to TorchServe, with bodies of at most `max_body_bytes`.
 
-    def __init__(self, torchserve: Address, max_body_bytes: int) -> None:
+    `cors_allowed_origin` is whose pages may ask, beside the server's own.
+    """
+
+    def __init__(self, torchserve: Address, max_body_bytes: int, cors_allowed_origin: str = "") -> None:
         self._torchserve, self._max_body_bytes = torchserve, max_body_bytes
+        self.cors_allowed_origin = cors_allowed_origin
         self._running = 0
 
     async def __call__(self, client: socket.socket, head: Head, body: bytes) -> bytes:
@@ -39,56 +57,63 @@ class Relay:
 
         Of a response in pieces, what the client did not get yet.
         """
+        id = request_id(head.headers.get(REQUEST_ID_HEADER.lower(), "")) or str(uuid.uuid4())
+        headers = {REQUEST_ID_HEADER: id, **cors.response_headers(self.cors_allowed_origin)}
+        if trace := TraceParent.read(head.headers.get(TRACE_HEADER, "")):
+            headers[TRACE_HEADER] = str(trace)
+        refusal = partial(_refusal, head, headers)
         length = head.headers.get("content-length", "")
         if not length.isdecimal():
-            message = "the length of the video must be in the header"
-            return _refusal(head, HTTPStatus.LENGTH_REQUIRED, message, code="bad_request")
+            return refusal(HTTPStatus.LENGTH_REQUIRED, "the length of the video must be in the header", "bad_request")
         if int(length) > self._max_body_bytes:
             message = "the video is too large; send a shorter or smaller one"
-            return _refusal(head, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, code="too_large")
+            return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, "too_large")
         if self._running >= AT_ONCE:
-            message = "the page is busy; try again in a moment"
-            return _refusal(head, HTTPStatus.SERVICE_UNAVAILABLE, message, code="overloaded")
+            return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the page is busy; try again in a moment", "overloaded")
         self._running += 1
         try:
-            return await self._passed_on(client, head, body, int(length))
+            return await self._passed_on(client, head, headers, body, int(length))
         except TimeoutError:
-            return _refusal(head, HTTPStatus.GATEWAY_TIMEOUT, "the video was not captioned in time; try again")
+            return refusal(HTTPStatus.GATEWAY_TIMEOUT, "the video was not captioned in time; try again")
         except (OSError, EOFError, KeyError, ValueError, asyncio.LimitOverrunError, http.client.HTTPException):
-            return _refusal(head, HTTPStatus.BAD_GATEWAY, "the captioner cannot be reached; try again in a moment")
+            return refusal(HTTPStatus.BAD_GATEWAY, "the captioner cannot be reached; try again in a moment")
         finally:
             self._running -= 1
 
-    async def _passed_on(self, client: socket.socket, head: Head, body: bytes, length: int) -> bytes:
+    async def _passed_on(
+        self, client: socket.socket, head: Head, headers: Mapping[str, str], body: bytes, length: int
+    ) -> bytes:
+        """What TorchServe responds, with these headers, and of a response in pieces what the client did not get yet."""
         reader, writer = await asyncio.open_connection(self._torchserve.host, self._torchserve.port)
         try:
-            fields = {name: value for name, value in head.headers.items() if name.startswith("x-etenet-")} | {
+            fields = {
+                name: value
+                for name, value in head.headers.items()
+                if name.startswith("x-etenet-") or name in _PASSED_ON
+            } | {
                 "accept": head.headers.get("accept", "*/*"),
                 "connection": "close",
                 "content-length": str(length),
                 "content-type": "application/octet-stream",
                 "host": f"{self._torchserve.host}:{self._torchserve.port}",
+                REQUEST_ID_HEADER: headers[REQUEST_ID_HEADER],
             }
             if head.path == chat.PATH:
                 fields[chat.FORM_HEADER] = chat.FORM
-            lines = [
-                f"PUT {PATHS[head.path]} HTTP/1.1",
-                *(f"{name}: {value}" for name, value in fields.items()),
-                "",
-                "",
-            ]
+            path = captions_at(head.path)
+            lines = [f"PUT {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
             writer.write("\r\n".join(lines).encode("latin-1"))
             await _pass_body(client, writer, body[:length], length)
             async with asyncio.timeout(RESPONSE_DEADLINE_S):
-                status, headers = await _head_of(reader)
-                passed = {name: value for name in _PASSED_BACK if (value := headers.get(name.lower()))}
-                passed = {"Content-Type": headers.get("content-type", "application/json"), **passed}
-                if "content-length" in headers:
-                    answer = await reader.readexactly(int(headers["content-length"]))
-                    if head.path == chat.PATH and status >= 400 and ERROR_HEADER not in headers:  # TorchServe's own
+                status, of_answer = await _head_of(reader)
+                passed = {name: value for name in _PASSED_BACK if (value := of_answer.get(name.lower()))}
+                passed = {"Content-Type": of_answer.get("content-type", "application/json"), **headers, **passed}
+                if "content-length" in of_answer:
+                    answer = await reader.readexactly(int(of_answer["content-length"]))
+                    if head.path == chat.PATH and status >= 400 and ERROR_HEADER not in of_answer:  # TorchServe's own
                         code = "overloaded" if status == HTTPStatus.SERVICE_UNAVAILABLE else "internal_error"
                         message = "no caption was made; try again in a moment"
-                        return _refusal(head, HTTPStatus(status), message, code=code)
+                        return _refusal(head, headers, HTTPStatus(status), message, code)
                     return response_head(status, {**passed, "Content-Length": str(len(answer))}) + answer
             return await _pass_pieces(client, reader, response_head(status, {**passed, "Transfer-Encoding": "chunked"}))
         finally:
@@ -132,6 +157,6 @@ async def _pass_pieces(client: socket.socket, torchserve: asyncio.StreamReader, 
     return b""
 
 
-def _refusal(head: Head, status: HTTPStatus, message: str, *, code: str = "") -> bytes:
+def _refusal(head: Head, headers: Mapping[str, str], status: HTTPStatus, message: str, code: str = "") -> bytes:
     more = chat.error_fields(status) if head.path == chat.PATH else {}
-    return error_response(status, message, code=code, more=more)
+    return error_response(status, message, code=code, headers=headers, more=more)

@@ -11,19 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from etenet import metrics
-from etenet.captioning.options import OPTIONS, CaptionOptions
-from etenet.errors import CaptionError, EmptyBody, NotAVideo
+from etenet.captioning.options import HEADER_PREFIX, OPTIONS, CaptionOptions, unknown_option
+from etenet.errors import BadOption, CaptionError, EmptyBody, NotAVideo
 from etenet.serving import chat as chats
 from etenet.serving import content_encoding
 from etenet.serving.chat import Chat
 from etenet.serving.config import PROBE_HEADER
+from etenet.serving.trace_context import REQUEST_ID_HEADER, TRACE_HEADER, TRACE_STATE_HEADER, TraceParent, request_id
 from etenet.video.limits import DecodeLimits
+
+BODY = "body"  # TorchServe's name for what is no form
+VIDEO_FIELDS = ("data", "file", "video")  # of a form, each as good as the others
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """`error` says why it cannot be captioned; then `options` are the default ones, and `body` may be empty.
 
+    `id` is the client's own if it gave one, and `trace` the client's span, or the one that the server made in it.
     `waited_s` is the time from the front to the worker, None without a front. `is_probe`: the server itself sent it, to
     see that it captions. `chat` is what it asks for if it has the form of a chat.
     """
@@ -34,6 +39,8 @@ class Request:
     accept: str
     explain: bool
     waited_s: float | None
+    trace: TraceParent | None = None
+    trace_state: str = ""
     error: CaptionError | None = None
     is_probe: bool = False
     chat: Chat | None = None
@@ -62,7 +69,7 @@ class Request:
                 chat = Chat.read(_body(row, encoding, chats.longest(max_body_bytes)), max_words=max_words)
             except CaptionError as wrong:
                 chat, error = Chat(options={}), wrong.without_frames()
-            row = {"body": chat.video, **chat.options}
+            row = {BODY: chat.video, **chat.options}
         try:
             options = CaptionOptions.parse(_option_texts(row, texts))
         except CaptionError as wrong:
@@ -72,12 +79,14 @@ class Request:
         except CaptionError as wrong:
             error = error or wrong.without_frames()
         return cls(
-            id=id,
+            id=request_id(texts.get(REQUEST_ID_HEADER.lower(), "")) or id,
             body=body,
             options=options,
             accept=texts.get("accept", ""),
             explain=texts.get("explain") == "True",
             waited_s=metrics.seconds_since(texts.get("x-request-start", "")),
+            trace=TraceParent.read(texts.get(TRACE_HEADER, "")),
+            trace_state=texts.get(TRACE_STATE_HEADER, ""),
             error=error,
             is_probe=_is_secret(probe_secret, texts.get(PROBE_HEADER.lower(), "")),
             chat=chat,
@@ -89,21 +98,31 @@ def _is_secret(secret: str, text: str) -> bool:
 
 
 def _option_texts(row: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
-    """A form field goes before the header of the same option."""
+    """A form field goes before the header of the same option. Raises `BadOption` for one that is unknown."""
+    named = {option.header: option.name for option in OPTIONS}
     texts = {}
-    for option in OPTIONS:
-        if option.name in row:
-            texts[option.name] = _bytes(row[option.name]).decode(errors="replace")
-        elif option.header.lower() in headers:
-            texts[option.name] = headers[option.header.lower()]
+    for header, text in headers.items():
+        if (name := header.title()).startswith(HEADER_PREFIX):
+            if name not in named:
+                raise unknown_option(name, named, "header")
+            texts[named[name]] = text
+    videos = [field for field in (BODY, *VIDEO_FIELDS) if field in row]
+    for field in [field for field in row if field not in videos]:
+        if field in named.values():
+            texts[field] = _bytes(row[field]).decode(errors="replace")
+        elif videos:  # else it may be the video itself, under a name that is none
+            raise unknown_option(field, (*VIDEO_FIELDS, *named.values()), "form field")
     return texts
 
 
 def _body(row: Mapping[str, Any], encoding: str, max_bytes: int) -> bytes:
-    if "body" in row:
-        return content_encoding.undo(encoding, _bytes(row["body"]), max_bytes)
-    if "data" in row:
-        return _bytes(row["data"])
+    if BODY in row:
+        return content_encoding.undo(encoding, _bytes(row[BODY]), max_bytes)
+    match [field for field in VIDEO_FIELDS if field in row]:
+        case [field]:
+            return _bytes(row[field])
+        case [_, *_] as fields:
+            raise BadOption(f"the form has several videos, in {' and '.join(fields)}; send one in each request")
     if encoding:  # TorchServe finds no field in what it does not decompress
         raise NotAVideo("a form cannot be compressed; send it bare, or the compressed video alone as the body")
     raise EmptyBody(

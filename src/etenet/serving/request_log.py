@@ -1,6 +1,7 @@
 """What a worker records of each request: a line in the log, and figures for Prometheus.
 
-A line holds no text that a client or a clip wrote, but numbers, and names that the decoder knows.
+A line holds no text that a client or a clip wrote, but numbers, names that the decoder knows, and ids that were
+checked.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def _fields(record: RequestRecord) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "request_id": request.id,
+        **({"trace_id": request.trace.trace_id} if request.trace else {}),
         "status": int(outcome.status) if isinstance(outcome, CaptionError) else 200,
         "bytes": len(request.body),
         "total_ms": round(1000 * record.seconds, 1),

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from etenet.errors import ERROR_HEADER, CaptionError, Overloaded
-from etenet.serving import chat
+from etenet.serving import chat, cors
+from etenet.serving.config import CORS_VARIABLE
+from etenet.serving.request import Request
+from etenet.serving.trace_context import REQUEST_ID_HEADER, TRACE_HEADER
+
+
+def set_headers(context: Any, number: int, request: Request) -> None:
+    """Set the headers of every response."""
+    context.set_response_header(number, REQUEST_ID_HEADER, request.id)
+    if request.trace:
+        context.set_response_header(number, TRACE_HEADER, str(request.trace))
+    if os.environ.get(CORS_VARIABLE):  # TorchServe itself sends which origin may read it
+        context.set_response_header(number, cors.EXPOSE_HEADER, cors.EXPOSED)
 
 
 def error_body(context: Any, number: int, error: CaptionError) -> bytes:

@@ -19,9 +19,10 @@ from etenet.errors import UsageError
 from etenet.java import find_java
 from etenet.linux import end_with_parent, thread_settings
 from etenet.runtime import CPU_BATCH_CLIPS
-from etenet.serving import archive, without_grpc
+from etenet.serving import archive, cors, torchserve_classes
 from etenet.serving.config import (
     CONFIG_FILE,
+    CORS_VARIABLE,
     FAILURE_FILE_VARIABLE,
     PROBE_SECRET_VARIABLE,
     REQUEST_LOG_VARIABLE,
@@ -64,9 +65,11 @@ class TorchServe:
         own = SocketFile(scratch / "management")
         self.management = config.management or own
         frontend, changed = packages / "ts" / "frontend", scratch / "classes"
-        without_grpc.write_main_class(frontend / "model-server.jar", changed)
+        torchserve_classes.write_classes(frontend / "model-server.jar", changed)
         settings = scratch / CONFIG_FILE
-        settings.write_text(config.text + ("" if config.management else f"\nmanagement_address=unix:{own.path}\n"))
+        own_settings = {"management_address": f"unix:{own.path}"} if not config.management else {}
+        own_settings |= cors.torchserve_settings(config.cors_allowed_origin)
+        settings.write_text("\n".join([config.text, *(f"{key}={value}" for key, value in own_settings.items()), ""]))
         java_memory_bytes = config.java_memory_bytes(worker_clips)
         command = [
             str(find_java()),
@@ -84,7 +87,7 @@ class TorchServe:
             f"-Xmx{java_memory_bytes}",
             f"-XX:MaxDirectMemorySize={java_memory_bytes}",
             *("-cp", os.pathsep.join((str(changed), str(frontend / "*")))),
-            without_grpc.MAIN_CLASS,
+            torchserve_classes.MAIN_CLASS,
             *("--python", sys.executable),
             *("-f", str(settings)),
             *("-s", str(model.parent)),
@@ -105,6 +108,7 @@ class TorchServe:
                 FAILURE_FILE_VARIABLE: str(self._failure),
                 PROBE_SECRET_VARIABLE: self.probe_secret,
                 REQUEST_LOG_VARIABLE: config.request_log,
+                CORS_VARIABLE: config.cors_allowed_origin,
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # it tells there that no GPU was found; what matters it logs to stderr

@@ -9,14 +9,16 @@ from etenet.serving.config import REQUEST_LOG_VARIABLE
 
 LINE_START = "warning: "  # handler/log4j2.xml finds the lines by it
 _LETTERS = 1000
+_LEVELS = {"etenet": logging.WARNING, "opentelemetry": logging.ERROR}  # that warns of each try to reach its collector
 
 
 def show_warnings() -> None:
     """From now on, if `etenet serve` started this process. Tracebacks stay in the file; the line names the error."""
-    logger = logging.getLogger("etenet")
-    shows = any(isinstance(handler, _Console) for handler in logger.handlers)
-    if REQUEST_LOG_VARIABLE in os.environ and not shows:
-        logger.addHandler(_Console(logging.WARNING))
+    for name, level in _LEVELS.items():
+        logger = logging.getLogger(name)
+        shows = any(isinstance(handler, _Console) for handler in logger.handlers)
+        if REQUEST_LOG_VARIABLE in os.environ and not shows:
+            logger.addHandler(_Console(level))
 
 
 class _Console(logging.Handler):
