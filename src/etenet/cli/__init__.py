@@ -41,8 +41,8 @@ TRAINING = ("calibrate", "curves", "evaluate", "prepare", "ship", "stills", "tra
 def main(arguments: Sequence[str] | None = None) -> int:
     occupy_closed_streams()
     options = _parser().parse_args(arguments)
-    os.environ.update(thread_settings(os.environ))
     try:
+        os.environ.update(thread_settings(os.environ))
         status: int = options.run(options)
     except EtenetError as error:
         if isinstance(error, OutputLost) and isinstance(error.__cause__, BrokenPipeError):  # `| head`: no mistake
@@ -72,6 +72,7 @@ def serve(options: argparse.Namespace) -> int:
 def caption(options: argparse.Namespace) -> int:
     from etenet.jobs import inputs, remote, run
     from etenet.jobs.progress import say
+    from etenet.serving import archive
 
     texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
     caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
@@ -80,22 +81,24 @@ def caption(options: argparse.Namespace) -> int:
     format = format_for(options.format, out, segments=caption_options.cut.into_segments)
     skipped = inputs.Skipped()
     clips = inputs.clips(options.paths, shard=options.shard, skipped=skipped)
-    job = _job(options, caption_options)
-    if report or format.pictures:
-        caption_options = replace(caption_options, thumbnails=THUMBNAIL_PX)
-    summary = run.run(
-        clips,
-        _engine(options, caption_options, job),
-        out=out,
-        format=format,
-        publication=publication,
-        report=report,
-        job=job,
-        about="; ".join(filter(None, (f"skipping {skipped}" if str(skipped) else "", _by(options)))),
-        in_order=options.in_order,
-        retry_failed=options.retry_failed,
-        overwrite=options.overwrite,
-    )
+    about = "; ".join(filter(None, (f"skipping {skipped}" if str(skipped) else "", _by(options))))
+    with archive.opened(options.checkpoint) as (options.checkpoint, options.encoder_graph):
+        job = _job(options, caption_options)
+        if report or format.pictures:
+            caption_options = replace(caption_options, thumbnails=THUMBNAIL_PX)
+        summary = run.run(
+            clips,
+            _engine(options, caption_options, job),
+            out=out,
+            format=format,
+            publication=publication,
+            report=report,
+            job=job,
+            about=about,
+            in_order=options.in_order,
+            retry_failed=options.retry_failed,
+            overwrite=options.overwrite,
+        )
     say(str(summary))
     return 1 if summary.failed or summary.failed_before else 0
 
@@ -172,7 +175,10 @@ def _engine(options: argparse.Namespace, caption_options: CaptionOptions, job: J
 
     def load_and_caption(clips: Iterable[JobClip], on_progress: OnProgress[str]) -> Iterator[Record]:
         todo = list(clips)
-        engine = local.engine(options.checkpoint, caption_options, details=details, clips=len(todo))
+        graph = options.encoder_graph
+        engine = local.engine(
+            options.checkpoint, caption_options, details=details, clips=len(todo), encoder_graph=graph
+        )
         return engine(todo, on_progress)
 
     return load_and_caption
@@ -331,7 +337,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th clip, from the I-th"
     )
-    command.add_argument("--checkpoint", type=Path, default=checkpoint, metavar="F.pt")
+    command.add_argument(
+        "--checkpoint", type=Path, default=checkpoint, metavar="F.pt", help="or F.mar, an archive, which is ready sooner"
+    )
     command.add_argument("--server", metavar="URL", help="caption by this server, not in this process")
     command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")
     command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster; default: one on this machine")

@@ -34,7 +34,7 @@ from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.remote import is_remote
 from etenet.jobs.run import Engine, part_of, read, segments_expected, size_of
-from etenet.linux import thread_settings
+from etenet.linux import CORES_VARIABLE, cores, waiting_settings
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
 from etenet.sandbox.pool import InProcess, Sandbox
@@ -65,7 +65,7 @@ def engine(
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": thread_settings(os.environ)},
+                runtime_env={"env_vars": _settings(os.environ)},
             )
         except (ConnectionError, ValueError) as error:
             raise JobStopped(f"there is no Ray cluster at {address}: {error}; correct --ray-address") from error
@@ -76,7 +76,7 @@ def engine(
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
             gpus = 1 if resources.get("GPU") else 0
             # One core stays free for decoding: without it, captioning would wait for frames forever.
-            cores = 0.0 if gpus else min(1.0, (resources["CPU"] - 1) / actors)
+            reserved_cores = 0.0 if gpus else min(1.0, (resources["CPU"] - 1) / actors)
             sources = without_copies(sources, _digests)
             names = list(sources.values())
             items = [{"clip": number, "source": pickle.dumps(source)} for number, source in enumerate(sources)]
@@ -89,7 +89,7 @@ def engine(
                     fn_constructor_args=([weights], options, details, segments_expected(len(items), options.cut)),
                     batch_size=GPU_BATCH_CLIPS if gpus else CPU_BATCH_CLIPS,
                     compute=ray.data.ActorPoolStrategy(size=actors),
-                    num_cpus=cores,
+                    num_cpus=reserved_cores,
                     num_gpus=gpus,
                 )
             )
@@ -112,6 +112,12 @@ def engine(
             ray.shutdown()
 
     return captions
+
+
+def _settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of the processes on all nodes: what is set here, but not how many cores a node has."""
+    chosen = {CORES_VARIABLE: environment[CORES_VARIABLE]} if CORES_VARIABLE in environment else {}
+    return chosen | waiting_settings(environment)
 
 
 def without_copies(
@@ -197,6 +203,7 @@ class _Captions:
 
     def __init__(self, weights: list[Any], options: CaptionOptions, details: bool, clips: int) -> None:
         """`weights` has one reference. Ray would resolve a bare one, and then could not restart the actor."""
+        os.environ["OMP_NUM_THREADS"] = str(cores())  # Ray lets an actor have one thread
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             file.write(ray.get(weights[0]).data)
             file.flush()
