@@ -200,12 +200,11 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
             encoder = Encoder.unloaded(name) if with_encoder else AbsentEncoder(name)
             with torch.device("meta"):
                 model = EtENet(encoder, Decoder(config))
-            shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-            prefix = "" if with_encoder else "decoder."
-            weights = _weights(contents["weights"], shapes, prefix=prefix)
             own = model.state_dict()
-            state = {name: torch.from_numpy(value).to(own[name].dtype) for name, value in weights.items()}
-            model.load_state_dict(state, assign=True)
+            kinds = {name: (tuple(value.shape), value.is_floating_point()) for name, value in own.items()}
+            weights = _weights(contents["weights"], kinds, prefix="" if with_encoder else "decoder.")
+            tensors = {name: torch.from_numpy(value).to(own[name].dtype) for name, value in weights.items()}
+            model.load_state_dict(tensors, assign=True)
     model.to(device).eval().requires_grad_(False)
     return replace(checkpoint, _model=model)
 
@@ -217,9 +216,9 @@ def load_arrays(path: Path) -> Checkpoint:
         with _damage_named(path):
             checkpoint = _without_weights(contents, digest)
             arrays = checkpoint.decoder_arrays
-            shapes = {f"decoder.{name}": shape for name, shape in arrays.config.weight_shapes.items()}
-            weights = _weights(contents["weights"], shapes, prefix="decoder.")
-            if absent := shapes.keys() - weights.keys():
+            kinds = {f"decoder.{name}": (shape, True) for name, shape in arrays.config.weight_shapes.items()}
+            weights = _weights(contents["weights"], kinds, prefix="decoder.")
+            if absent := kinds.keys() - weights.keys():
                 raise ValueError(f"it has no {min(absent)}")
             of_decoder = {name.removeprefix("decoder."): value for name, value in weights.items()}
     return replace(checkpoint, _model=replace(arrays, weights=of_decoder))
@@ -262,14 +261,17 @@ def _without_weights(contents: Mapping[str, Any], digest: str) -> Checkpoint:
 
 
 def _weights(
-    weights: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], *, prefix: str
+    weights: Mapping[str, StoredTensor], kinds: Mapping[str, tuple[tuple[int, ...], bool]], *, prefix: str
 ) -> dict[str, NDArray[Any]]:
-    """Those whose names begin so, in float32 or whole numbers. `ValueError` if one does not fit or is not finite."""
+    """Those whose names begin so. `kinds` has the shape of each and whether it holds floating-point numbers.
+
+    These become float32. `ValueError` if one does not fit or is not finite.
+    """
     kept = {}
     for name, value in weights.items():
         if name.startswith(prefix):
-            if value.shape != shapes[name]:
-                raise ValueError(f"{name} is {value.shape}, and not {shapes[name]}")
+            if (value.shape, value.is_floating_point) != kinds[name]:
+                raise ValueError(f"{name} is no tensor of {kinds[name][0]} such numbers, but of {value.shape}")
             kept[name] = _array(value)
             if not np.isfinite(kept[name]).all():
                 raise ValueError(f"{name} has numbers that are not finite")
