@@ -75,7 +75,8 @@ def encode_clips(
     features = concatenate(parts)
     if not all(is_new):
         features = features[np.cumsum(is_new) - 1]
-    return features.reshape(clips, length, -1)
+    of_clips: FeaturesT = features.reshape(clips, length, -1)
+    return of_clips
 
 
 def _equal(frame: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
