@@ -22,6 +22,7 @@ from etenet.model.decoder import Decoder
 from etenet.model.generate import generate, log_probs
 from etenet.model.hypothesis import Hypothesis
 from etenet.runtime.decoder import ArrayDecoder
+from etenet.runtime.openvino import CompiledProducts
 from etenet.serving import archive
 from etenet.serving.torchserve import delay_torch
 from tests.conftest import DEMO, EXAMPLES, REAL, REPOSITORY, Server
@@ -42,7 +43,7 @@ def decoder_of(config: DecoderConfig, *, seed: int = 0) -> Decoder:
 
 def array_decoder(decoder: Decoder) -> ArrayDecoder:
     weights = {name: value.numpy() for name, value in decoder.state_dict().items()}
-    return ArrayDecoder(decoder.config, weights)
+    return ArrayDecoder(decoder.config, weights, CompiledProducts)
 
 
 def assert_same(beams: Sequence[Sequence[Hypothesis]], expected: Sequence[Sequence[Hypothesis]]) -> None:
@@ -70,7 +71,7 @@ def test_all_beams_of_the_shipped_checkpoints_are_those_of_torch(path: Path) -> 
     decoder, arrays = checkpoints.load(path, with_encoder=False).model.decoder, checkpoints.load_arrays(path)
     size = decoder.config.feature_size
     features = torch.randn(8, 16, size, generator=torch.Generator().manual_seed(0)).abs()
-    ours = ArrayDecoder(arrays.decoder_arrays.config, arrays.decoder_arrays.weights)
+    ours = ArrayDecoder(arrays.decoder_arrays.config, arrays.decoder_arrays.weights, CompiledProducts)
     for clip in features.split(1):
         expected = generate(decoder, clip, beam_size=5, max_words=20)
         assert_same(ours.sentences(clip.numpy(), beam_size=5, max_words=20), expected)
