@@ -1,8 +1,8 @@
 """`python -m benchmarks.neighbours`: a caption on a machine that is shared.
 
 One client asks a server with the demo model: alone, beside one busy loop per core, and in a control group with half the
-cores, where such groups can be made. The fair share of a caption's time is the time alone, times how many programs want a
-core for each core that there is. The first two take turns, so that a machine that slows down slows both.
+cores, where such groups can be made. The fair share of a caption's time is the time alone, times how many programs want
+a core for each core that there is. The first two take turns, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations

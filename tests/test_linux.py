@@ -153,9 +153,8 @@ def test_a_variable_that_is_no_number_of_cores_is_wrong_use(text: str) -> None:
     environment = os.environ | {CORES_VARIABLE: text}
     ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr == f"etenet score: ETENET_CORES must be a whole number of at least 1, got {text!r}; " + (
-        "correct or unset it\n"
-    )
+    message = f"ETENET_CORES must be a whole number of at least 1, got {text!r}; correct it"
+    assert ended.stderr == f"etenet score: {message}\n"
 
 
 def test_decoders_torch_and_batches_follow_one_count() -> None:

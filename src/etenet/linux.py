@@ -56,7 +56,7 @@ def cores(process: Path = Path("/proc/self"), environment: Mapping[str, str] = o
     """
     if text := environment.get(CORES_VARIABLE, "").strip():
         if not (text.isdecimal() and int(text)):
-            raise UsageError(f"{CORES_VARIABLE} must be a whole number of at least 1, got {text!r}; correct or unset it")
+            raise UsageError(f"{CORES_VARIABLE} must be a whole number of at least 1, got {text!r}; correct it")
         return int(text)
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(mine, max(1, math.ceil(_quota(process)))) if sys.platform == "linux" else mine

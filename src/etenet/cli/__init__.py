@@ -338,7 +338,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th clip, from the I-th"
     )
     command.add_argument(
-        "--checkpoint", type=Path, default=checkpoint, metavar="F.pt", help="or F.mar, an archive, which is ready sooner"
+        "--checkpoint", type=Path, default=checkpoint, metavar="F.pt", help="or F.mar: an archive is ready sooner"
     )
     command.add_argument("--server", metavar="URL", help="caption by this server, not in this process")
     command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")

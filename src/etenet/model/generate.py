@@ -1,4 +1,4 @@
-"""Features -> the best sentences: the search of `search.py` with the decoder as its step. And what a sentence is worth."""
+"""Features -> the best sentences: the search of `search.py` with the decoder as its step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A file of `torch.save`, read without torch, which takes seconds and 265 MiB to import.
 
-The file is a zip in which NAME/data.pkl holds the objects, pickled, and NAME/data/N the numbers of storage N. Only plain
-values and dense tensors are read, and nothing in a file is run. Source: torch/serialization.py and torch/_utils.py.
+The file is a zip in which NAME/data.pkl holds the objects, pickled, and NAME/data/N the numbers of storage N. Only
+plain values and dense tensors are read, and nothing in a file is run. Source: torch/serialization.py, torch/_utils.py.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ once and copies none:
 - The products with large matrices are compiled (`openvino.py`). NumPy's would take twice the time of a search, because
   they copy a matrix each time, to lay it out as they need it.
 
-Shapes as in `model/decoder.py`: B clips, L frames per clip, D feature size, K sentences per clip, H hidden, E embedding,
-A attention, V words. N is B K.
+Shapes as in `model/decoder.py`: B clips, L frames per clip, D feature size, K sentences per clip, H hidden,
+E embedding, A attention, V words. N is B K.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class ArrayDecoder:
         return [float(total) for total in totals]
 
     def _prepare(self, features: Floats, sentences: int) -> tuple[_Memory, _State]:
-        """features (B, L, D) -> what is attended to, and h_0 and c_0, the same for each of the K sentences of a clip."""
+        """features (B, L, D) -> what is attended to; h_0 and c_0, the same for each of the K sentences of a clip."""
         if self._project:
             features = _linear(features, self._project[0]) + self._project[1]
         attention_size, hidden_size = self._config.attention_size, self._config.hidden_size

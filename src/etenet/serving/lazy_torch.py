@@ -1,8 +1,8 @@
 """What a worker of TorchServe imports as torch: torch, but only once something of it is used.
 
-TorchServe imports torch in every worker, to recognise tensors in responses: 265 MiB and seconds of two cores. Ours sends
-none, and on a CPU it captions without. This file is copied into the folder of the model as `torch.py`, where it comes
-before the installed torch; it is never imported under its own name, and imports nothing of this package.
+TorchServe imports torch in every worker, to recognise tensors in responses: 265 MiB and seconds of two cores. Ours
+sends none, and on a CPU it captions without. This file is copied into the folder of the model as `torch.py`, where it
+comes before the installed torch; it is never imported under its own name, and imports nothing of this package.
 """
 
 import importlib.util
