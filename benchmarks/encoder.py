@@ -84,7 +84,7 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
         return features
 
     return {
-        "ours": lambda: ours(frames).numpy(),
+        "ours": lambda: ours(frames),
         "eager torch": eager,
         PEERS[0]: lambda: session.run(None, {name: ready().numpy()})[0],
         PEERS[1]: by_openvino("LATENCY"),

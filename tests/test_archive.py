@@ -46,13 +46,12 @@ handler.initialize(context)
 bodies = [open(path, "rb").read() for path in sys.argv[3:]]
 responses = [json.loads(body) for body in handler.handle([{"body": bytearray(body)} for body in bodies], context)]
 captions = [response.get("caption") or response["error"]["code"] for response in responses]
-slow = [name for name in ("torchvision", "timm", "pretrainedmodels", "nltk", "torch._dynamo") if name in sys.modules]
+slow = ("torch", "torchvision", "timm", "pretrainedmodels", "nltk", "torch._dynamo")
+slow = [name for name in slow if name in sys.modules]
 print(json.dumps({"from": etenet.__file__, "captions": captions, "statuses": context.statuses, "slow": slow}))
 """
 
 BREAK = """
-import torch
-
 from etenet.errors import DeviceFailed
 
 def broken(frames):

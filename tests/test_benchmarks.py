@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import etenet
-from benchmarks import decode, encoder, saturation, scale, search, server, training
+from benchmarks import decode, encoder, neighbours, saturation, scale, search, server, training
 from benchmarks.rig import chip
 from tests import clips
 
@@ -153,3 +153,14 @@ def test_the_scale_benchmark_counts_workers_and_memory(tmp_path: Path, last_line
     for workers in ("1", "2"):
         assert record["workers"][workers]["clips_per_s"] > 0
         assert min(record["workers"][workers]["peak_mib"].values()) > 0
+
+
+@pytest.mark.long
+def test_a_caption_on_a_shared_machine_takes_at_most_five_times_as_long(
+    tmp_path: Path, last_line: Callable[[], Any]
+) -> None:
+    neighbours.main(["--rounds", "3", "--captions", "10", "--out", str(tmp_path)])
+    record = last_line()
+    for shared in (record["beside_a_busy_loop_per_core"], record["with_half_the_cores"] or record["alone"]):
+        assert 0 < shared["p50_ms"] <= 5 * record["alone"]["p50_ms"]
+        assert shared["captions_per_processor_s"] > 0

@@ -109,12 +109,22 @@ IN_DECODER_PROCESSES = [
 ]
 
 
+ON_A_CPU = ["handler.etenet_handler", "etenet.jobs.engines.local", "etenet.runtime.openvino"]
+
+
 @pytest.mark.parametrize(
-    "modules", [["etenet.serving.launcher"], ["etenet.cli"], ["handler.draining_handler"], IN_DECODER_PROCESSES]
+    "modules",
+    [["etenet.serving.launcher"], ["etenet.cli"], ["handler.draining_handler"], ON_A_CPU, IN_DECODER_PROCESSES],
 )
-def test_the_launcher_the_command_and_the_decoder_processes_do_not_import_torch(modules: list[str]) -> None:
+def test_whatever_needs_no_torch_does_not_import_it(modules: list[str]) -> None:
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_cores_are_counted_in_one_place() -> None:
+    for path in python_files("src", "handler", "training"):
+        counts = [name for name in ("cpu_count", "sched_getaffinity") if name in path.read_text()]
+        assert not counts or path == CORE / "linux.py", path
 
 
 def test_no_file_is_a_catch_all_and_none_is_too_long() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
 from concurrent.futures import ALL_COMPLETED
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from etenet.captioning.options import CaptionOptions
 from etenet.errors import DeviceFailed, InternalError
 from etenet.jobs.engines import local
 from etenet.model import checkpoint as checkpoints
-from etenet.model.search import Hypothesis
+from etenet.model.hypothesis import Hypothesis
 from etenet.runtime import load
 from etenet.runtime.network import TorchNetwork
 from etenet.serving.config import REQUEST_LOG_VARIABLE
@@ -57,7 +59,7 @@ class StandIn(TorchNetwork):
         self._use("features", len(frames))
         return super().features(frames)
 
-    def sentences(self, features: Tensor, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
+    def sentences(self, features: Sequence[Any], *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
         self._use("sentences", len(features))
         return super().sentences(features, beam_size=beam_size, max_words=max_words)
 
@@ -125,7 +127,7 @@ def test_a_network_that_does_not_fit_into_memory_is_refused_with_the_fix(
     def full(*_: object, **__: object) -> None:
         raise FULL
 
-    monkeypatch.setattr(load, "TorchNetwork", full)
+    monkeypatch.setattr("etenet.runtime.network.TorchNetwork", full)
     with pytest.raises(DeviceFailed, match=r"cuda:1 has too little free memory.*CUDA_VISIBLE_DEVICES="):
         load.load_network(small_checkpoint, device="cuda:1", frames_per_clip=16)
 
@@ -168,6 +170,7 @@ def test_captions_are_computed_on_the_cpu_where_a_gpu_does_not_compute(
 ) -> None:
     network.fault = fault
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(local, "_SIGNS_OF_GPU", (os.devnull,))
     assert load.working_device("cuda:3") == "cpu"
     assert local.load(DEMO, limits=local.JOB_LIMITS, clips=1, sandboxed=False).caption(BODIES[0]).text == CAPTIONS[0]
     for gpu in ("cuda:3", "cuda"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from etenet.captioning import captioner
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.jobs.engines import local
-from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS, cuda, load
+from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS, cuda
 from etenet.serving import archive
 from etenet.serving.torchserve import gpus_of
 from handler.etenet_handler import EtenetHandler
@@ -121,7 +122,8 @@ def test_without_a_gpu_nothing_is_compiled_for_one(tmp_path: Path, capsys: pytes
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make torch report a GPU that computes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(load, "gpu_fault", lambda _: None)
+    monkeypatch.setattr("etenet.runtime.network.gpu_fault", lambda _: None)
+    monkeypatch.setattr(local, "_SIGNS_OF_GPU", (os.devnull,))
 
 
 @pytest.mark.usefixtures("gpu")

@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from etenet.linux import cores
+from etenet.linux import CORES_VARIABLE, cores
 from tests.conftest import REPOSITORY, runs, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prctl(2) is Linux's")
+
+UNSET = {name: value for name, value in os.environ.items() if name not in (CORES_VARIABLE, "OMP_NUM_THREADS")}
 
 # A parent that starts a child, prints its pid, and waits to be killed.
 PARENT = """
@@ -66,10 +69,105 @@ def test_a_process_whose_parent_has_ended_already_does_not_go_on() -> None:
 def test_cores_are_those_that_this_process_may_use() -> None:
     code = """
 import os
-from etenet.linux import cores
+from etenet.linux import CORES_VARIABLE, cores
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 print(cores())
 """
-    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=UNSET, capture_output=True, text=True, check=True
+    )
     assert ended.stdout == "1\n"
-    assert cores() == len(os.sched_getaffinity(0))
+
+
+V2, V1 = "cgroup2", "cgroup"
+UNLIMITED = {"cpu.max": "max 100000\n"}
+
+
+def process_in(folder: Path, kind: str, groups: dict[str, dict[str, str]], *, path: str, root: str = "/") -> Path:
+    """What /proc says of a process in the group `path`, where the mount shows the tree from `root` downwards."""
+    top = folder / "a mount" / "cpu"
+    for name, files in groups.items():
+        (top / name).mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (top / name / file).write_text(text)
+    process = folder / "process"
+    process.mkdir()
+    escaped, options = str(top).replace(" ", "\\040"), "rw" if kind == V2 else "rw,cpu,cpuacct"
+    elsewhere = f"40 1 0:9 / {folder}/memory rw - cgroup cgroup rw,memory\n"
+    (process / "mountinfo").write_text(
+        f"30 1 0:8 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n{elsewhere}"
+        f"41 1 0:9 {root} {escaped} rw,nosuid shared:2 master:3 - {kind} {kind} {options}\n"
+    )
+    of_v1 = f"5:memory:{path}\n3:cpuacct,cpu:{path}\n1:name=systemd:{path}\n"
+    (process / "cgroup").write_text(of_v1 if kind == V1 else f"0::{path}\n")
+    return process
+
+
+def quota_v1(us: int, period_us: int = 100_000) -> dict[str, str]:
+    return {"cpu.cfs_quota_us": f"{us}\n", "cpu.cfs_period_us": f"{period_us}\n"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "path", "root", "expected"),
+    [
+        (V2, {"": {}, "a": {"cpu.max": "200000 100000\n"}}, "/a", "/", 2),
+        (V2, {"": {}, "a": {"cpu.max": "250000 100000\n"}}, "/a", "/", 3),  # rounded up
+        (V2, {"": {}, "a": {"cpu.max": "1000 100000\n"}}, "/a", "/", 1),
+        (V2, {"": {}, "a": UNLIMITED}, "/a", "/", 64),
+        (V2, {"": {}, "a": {"cpu.max": "300000 100000\n"}, "a/b c": UNLIMITED}, "/a/b c", "/", 3),  # of the one around
+        (V2, {"": {"cpu.max": "400000 100000\n"}}, "/", "/", 4),  # a container with a name space of its own
+        (V2, {"": {"cpu.max": "400000 100000\n"}}, "/../../elsewhere", "/", 4),
+        (V2, {"": {"cpu.max": "nonsense\n"}}, "/", "/", 64),
+        (V2, {}, "/gone", "/", 64),
+        (V1, {"": quota_v1(-1), "docker/x": quota_v1(150_000)}, "/docker/x", "/", 2),
+        (V1, {"": quota_v1(-1), "x": quota_v1(-1)}, "/x", "/", 64),
+        (V1, {"": quota_v1(500_000)}, "/docker/x", "/docker/x", 5),  # a container without a name space
+        (V1, {"": quota_v1(-1), "y": quota_v1(50_000, 25_000)}, "/docker/x/y", "/docker/x", 2),
+    ],
+)
+def test_a_quota_of_processor_time_counts_as_so_many_cores(
+    kind: str,
+    groups: dict[str, dict[str, str]],
+    path: str,
+    root: str,
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert cores(process_in(tmp_path, kind, groups, path=path, root=root), {}) == expected
+
+
+def test_without_control_groups_affinity_alone_counts(tmp_path: Path) -> None:
+    assert cores(tmp_path, {}) == len(os.sched_getaffinity(0))
+
+
+def test_a_variable_overrules_affinity_and_quota(tmp_path: Path) -> None:
+    process = process_in(tmp_path, V2, {"": {"cpu.max": "100000 100000\n"}}, path="/")
+    assert [cores(process, {CORES_VARIABLE: text}) for text in ("7", " 3 ", "")] == [7, 3, 1]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
+def test_a_variable_that_is_no_number_of_cores_is_wrong_use(text: str) -> None:
+    command = [sys.executable, "-m", "etenet", "score", "--predictions", "missing", "--references", "missing"]
+    environment = os.environ | {CORES_VARIABLE: text}
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    message = f"ETENET_CORES must be a whole number of at least 1, got {text!r}; correct it"
+    assert ended.stderr == f"etenet score: {message}\n"
+
+
+def test_decoders_torch_and_batches_follow_one_count() -> None:
+    code = """
+import os
+from etenet.linux import thread_settings
+os.environ.update(thread_settings(os.environ))
+from etenet.sandbox.pool import InProcess, Sandbox
+import torch
+print(len(Sandbox(resize_px=16).pids), InProcess(resize_px=16)._threads._max_workers, torch.get_num_threads())
+"""
+    environment = {**UNSET, CORES_VARIABLE: "3"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "3 3 3\n"

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nltk.util import ngrams
@@ -15,9 +16,9 @@ from etenet.captioning.captioner import decoders_for
 from etenet.model import checkpoint as checkpoints
 from etenet.model.config import DecoderConfig
 from etenet.model.decoder import Decoder
-from etenet.model.generate import generate
-from etenet.model.minimum_risk import MinimumRisk, log_probs
-from etenet.model.search import Hypothesis
+from etenet.model.generate import generate, log_probs
+from etenet.model.hypothesis import Hypothesis
+from etenet.model.minimum_risk import LogProbs, MinimumRisk
 from etenet.model.vocabulary import EOS_ID, Vocabulary
 from etenet.runtime.network import TorchNetwork
 
@@ -40,6 +41,10 @@ def features() -> torch.Tensor:
 
 def beams_of(decoder: Decoder, features: torch.Tensor) -> list[list[Hypothesis]]:
     return generate(decoder, features, beam_size=5, max_words=7)
+
+
+def log_probs_of(decoder: Decoder) -> LogProbs:
+    return lambda feature, sentences: log_probs(decoder, torch.from_numpy(feature), sentences)
 
 
 def test_log_probs_are_those_of_the_search(decoder: Decoder, features: torch.Tensor) -> None:
@@ -68,8 +73,8 @@ def test_the_order_is_that_of_the_expected_similarity(
     decoder: Decoder, features: torch.Tensor, power: float, prior_weight: float
 ) -> None:
     beams, typical = beams_of(decoder, features), features.mean((0, 1))
-    minimum_risk = MinimumRisk(typical=typical, power=power, prior_weight=prior_weight)
-    for beam in minimum_risk.compared(decoder, beams):
+    minimum_risk = MinimumRisk(typical=typical.numpy(), power=power, prior_weight=prior_weight)
+    for beam in minimum_risk.compared(log_probs_of(decoder), beams):
         order = minimum_risk.order(beam)
         priors = log_probs(decoder, typical, [hypothesis.words for hypothesis in beam])
         assert [hypothesis.typical_log_prob for hypothesis in beam] == pytest.approx(priors, abs=1e-4)
@@ -86,7 +91,7 @@ def test_sentences_that_agree_beat_a_more_probable_one_that_stands_alone() -> No
         Hypothesis(words, (), math.log(probability), ())
         for words, probability in [((3, 4, 5), 0.2), ((6, 7, 8), 0.18), ((6, 7, 8, 9), 0.17)]
     ]
-    assert MinimumRisk(typical=torch.zeros(6), power=1.0, prior_weight=0.0).order(beam)[-1] == 0
+    assert MinimumRisk(typical=np.zeros(6, np.float32), power=1.0, prior_weight=0.0).order(beam)[-1] == 0
 
 
 def test_what_a_typical_clip_makes_probable_is_worth_less() -> None:
@@ -94,12 +99,12 @@ def test_what_a_typical_clip_makes_probable_is_worth_less() -> None:
         Hypothesis(words, (), math.log(0.2), (), math.log(typical))
         for words, typical in [((3, 4), 0.1), ((5, 6), 1e-6)]
     )
-    assert MinimumRisk(typical=torch.zeros(6)).order([generic, special]) == [1, 0]
+    assert MinimumRisk(typical=np.zeros(6, np.float32)).order([generic, special]) == [1, 0]
 
 
 def test_clips_without_sentences_have_no_order(decoder: Decoder) -> None:
-    minimum_risk = MinimumRisk(typical=torch.zeros(6))
-    assert [minimum_risk.order(beam) for beam in minimum_risk.compared(decoder, [[], []])] == [[], []]
+    minimum_risk = MinimumRisk(typical=np.zeros(6, np.float32))
+    assert [minimum_risk.order(beam) for beam in minimum_risk.compared(log_probs_of(decoder), [[], []])] == [[], []]
 
 
 @pytest.fixture
@@ -109,12 +114,12 @@ def captioner(tmp_path: Path) -> etenet.Captioner:
     checkpoint = checkpoints.initialise(
         "squeezenet1_1", Vocabulary(["a", "dog", "runs", "cat", "sits", "the", "on"]), crop_px=64
     )
-    typical = torch.linspace(-1, 1, checkpoint.model.decoder.config.feature_size)
+    typical = np.linspace(-1, 1, checkpoint.model.decoder.config.feature_size, dtype=np.float32)
     minimum_risk = MinimumRisk(typical=typical, power=0.1, prior_weight=1.0)
     checkpoints.save(replace(checkpoint, minimum_risk=minimum_risk), tmp_path / "with.pt")
     read = checkpoints.load(tmp_path / "with.pt")
     assert read.minimum_risk is not None
-    assert torch.equal(read.minimum_risk.typical, typical)
+    np.testing.assert_array_equal(read.minimum_risk.typical, typical)
     return etenet.Captioner(read, TorchNetwork(read), decoders_for(read, sandboxed=False))
 
 
@@ -126,7 +131,7 @@ def test_a_captioner_says_the_sentence_of_least_risk_unless_a_length_penalty_is_
     beams = captioner.network.sentences(features, beam_size=5, max_words=20)
     minimum_risk = captioner.checkpoint.minimum_risk
     assert minimum_risk is not None
-    orders = [minimum_risk.order(b) for b in minimum_risk.compared(captioner.checkpoint.model.decoder, beams)]
+    orders = [minimum_risk.order(b) for b in minimum_risk.compared(captioner.network.log_probs, beams)]
     assert any(order[0] != 0 for order in orders)
     reordered = captioner.caption_features(features, etenet.CaptionOptions(captions=5))
     plain = captioner.caption_features(features, etenet.CaptionOptions(length_penalty=0.0001))

@@ -7,19 +7,48 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from etenet.model import search
-from etenet.model.search import Hypothesis, Words, greedy_search
+from etenet.model.hypothesis import Hypothesis, Words
+from etenet.model.search import greedy_search
+from etenet.runtime import search as array_search
 
 V, SOS, EOS = 5, 0, 1
 WORDS = Words(sos=SOS, eos=EOS)
 
 
-def beam_search(*arguments: Any, words: Words, **shape: Any) -> list[list[Hypothesis]]:
-    return search.beam_search(*arguments, words=words, **shape).hypotheses(words.eos)
+def beam_search(step: Any, start: Any, *, words: Words, **shape: Any) -> list[list[Hypothesis]]:
+    """By the search on torch, after the search on NumPy arrays has found the same."""
+    found = search.beam_search(step, start, words=words, **shape).hypotheses(words.eos)
+    for beam, of_torch in zip(on_arrays(step, start, words=words, **shape), found, strict=True):
+        assert [one.words for one in beam] == [one.words for one in of_torch]
+        for one, other in zip(beam, of_torch, strict=True):
+            assert one.log_prob == pytest.approx(other.log_prob)
+            assert one.word_log_probs == pytest.approx(other.word_log_probs)
+            assert one.attention == other.attention
+    return found
+
+
+def on_arrays(step: Any, start: Any, **shape: Any) -> list[list[Hypothesis]]:
+    """The search on NumPy arrays, with a step on torch."""
+
+    @dataclass(frozen=True)
+    class State:
+        on_torch: Any
+
+        def select(self, beams: NDArray[np.intp]) -> State:
+            return State(self.on_torch.select(torch.from_numpy(beams)))
+
+    def arrays(words: NDArray[np.intp], state: State) -> tuple[NDArray[Any], State, NDArray[Any]]:
+        output = step(torch.from_numpy(words), state.on_torch)
+        return output.log_probs.numpy().copy(), State(output.state), output.attention.numpy()
+
+    return array_search.beam_search(arrays, State(start), **shape)
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from etenet.linux import SPIN_COUNT, thread_settings
+from etenet.linux import CORES_VARIABLE, SPIN_COUNT, cores, thread_settings
 from tests.conftest import REPOSITORY, Server
 
 
 @pytest.mark.parametrize("variable", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
 def test_the_setting_of_the_user_wins(variable: str) -> None:
-    assert thread_settings({"PATH": "/bin"}) == {"GOMP_SPINCOUNT": SPIN_COUNT}
-    assert thread_settings({variable: "ACTIVE"}) == {}
+    default = {"GOMP_SPINCOUNT": SPIN_COUNT, "OMP_NUM_THREADS": str(cores(environment={}))}
+    assert thread_settings({"PATH": "/bin"}) == default
+    chosen = {variable: "ACTIVE", "OMP_NUM_THREADS": "7"}
+    assert thread_settings(chosen) == chosen
+    assert thread_settings({CORES_VARIABLE: "5"})["OMP_NUM_THREADS"] == "5"
 
 
 def test_a_worker_of_the_server_has_the_setting(server: Server) -> None:
     worker = server.worker()
     assert worker is not None
-    assert worker.environ()["GOMP_SPINCOUNT"] == SPIN_COUNT
+    environment = worker.environ()
+    assert {name: environment[name] for name in thread_settings(os.environ)} == thread_settings(os.environ)
 
 
 def test_the_command_sets_it_before_it_imports_torch() -> None:

@@ -18,15 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import etenet
 from etenet.errors import UsageError
 from etenet.files import replacing
 from etenet.model import checkpoint as checkpoints
 from etenet.model.confidence import FEATURES, Calibration, features_of
+from etenet.model.hypothesis import Hypothesis
 from etenet.model.minimum_risk import MinimumRisk
-from etenet.model.search import Hypothesis
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.scoring.scores import TOKENIZERS, Scorer, Tokenizer
 from training import command
@@ -187,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clips = _enough(dataset, split)
         features = clip_features(captioner, dataset, clips)
         if options.minimum_risk and not of_splits:
-            typical = torch.from_numpy(features.means(clips).mean(axis=0))
+            typical = features.means(clips).mean(axis=0)
             captioner.checkpoint = replace(captioner.checkpoint, minimum_risk=MinimumRisk(typical=typical))
         of_splits.append(caption_clips(captioner, features, clips, settings, options.tokenizer))
     calibration = calibration_of(of_splits[0], settings.beam_size)

@@ -20,7 +20,8 @@ from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import Video
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime.cuda import GpuEncoder
-from etenet.runtime.network import TorchNetwork, encode_clips
+from etenet.runtime.interface import encode_clips
+from etenet.runtime.network import TorchNetwork
 from etenet.video.clip import FRAMES_PER_CLIP
 from training.demo import world
 
@@ -64,7 +65,7 @@ class _Bfloat16Network(TorchNetwork):
         )
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
-        return encode_clips(frames, self._encoder)
+        return encode_clips(frames, self._encoder, torch.cat)
 
 
 def _in_bfloat16(device: torch.device) -> etenet.Captioner:

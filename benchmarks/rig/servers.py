@@ -33,6 +33,7 @@ _HANDLER = REPOSITORY / "benchmarks" / "peers" / "torchserve_handler.py"
 class Served:
     url: str
     ready_s: float  # from the command to the first caption
+    process: psutil.Process | None = None  # that started the others, where there is one
 
 
 @contextmanager
@@ -100,7 +101,7 @@ def _started(url: str, clip: bytes, folder: Path, *module: str) -> Iterator[Serv
     process = psutil.Popen([sys.executable, "-m", *module], cwd=folder, stdout=subprocess.DEVNULL)
     try:
         await_caption(url, clip, process.is_running)
-        yield Served(url, time.monotonic() - started)
+        yield Served(url, time.monotonic() - started, process)
     finally:
         family = process.children(recursive=True)
         process.terminate()

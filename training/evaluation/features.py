@@ -92,7 +92,8 @@ def _encoded(captioner: Captioner, dataset: Dataset, rows: NDArray[np.int64]) ->
     with tqdm(total=len(rows), desc="features", unit="frame", disable=None) as bar:
         for start in range(0, len(rows), FRAMES_AT_ONCE):
             some = rows[start : start + FRAMES_AT_ONCE]
-            yield captioner.network.features(dataset.pixels(some)[:, None].numpy())[:, 0].cpu().numpy()
+            features = captioner.network.features(dataset.pixels(some)[:, None].numpy())[:, 0]
+            yield features.cpu().numpy() if isinstance(features, Tensor) else features
             bar.update(len(some))
 
 

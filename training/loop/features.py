@@ -145,7 +145,7 @@ def _read(dataset: Dataset, pictures: Sequence[_Picture], *, pinned: bool) -> Te
 def _encoder(trainee: Trainee, device: torch.device, *, frames: int) -> Encode:
     if device.type == "cpu" and frames >= COMPILED_FROM_FRAMES:
         network = compile_network(Checkpoint(trainee.model, Vocabulary([]), trainee.preprocessing))
-        return lambda pixels: network.features(pixels.numpy()[:, None])[:, 0].numpy()
+        return lambda pixels: np.asarray(network.features(pixels.numpy()[:, None])[:, 0])
     return lambda pixels: trainee.features(pixels.to(device, non_blocking=True)[:, None])[:, 0].cpu().numpy()
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from etenet.captioning.captions import Caption, Outcome, Sentence
 from etenet.captioning.options import CaptionOptions
@@ -35,10 +34,10 @@ from etenet.captioning.stream import (
 from etenet.errors import BadOption, CaptionError, Overloaded, counted
 from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
-from etenet.model.search import Hypothesis
+from etenet.model.hypothesis import Hypothesis
 from etenet.model.vocabulary import sentence
+from etenet.runtime.interface import Features, FeaturesOfClips, Network
 from etenet.runtime.load import load_network
-from etenet.runtime.network import Network
 from etenet.sandbox.pool import Decoders, InProcess, Sandbox
 from etenet.video.clip import FRAMES_PER_CLIP, Clip
 from etenet.video.ffmpeg import require_supported_ffmpeg
@@ -70,7 +69,7 @@ class Captioner:
 
     @property
     def encoder(self) -> str:
-        return self.checkpoint.model.encoder.name
+        return self.checkpoint.encoder_name
 
     def caption(self, body: bytes, options: CaptionOptions | None = None) -> Caption:
         """Caption one video file as one clip. Raises `CaptionError`."""
@@ -158,17 +157,17 @@ class Captioner:
         captions = captions_of(self, good, features, dict.fromkeys(good, options), encode_s=encode_s, started=started)
         return [captions[number] if isinstance(clip, Clip) else clip for number, clip in enumerate(clips)]
 
-    def caption_features(self, features: torch.Tensor, options: CaptionOptions) -> list[tuple[Sentence, ...]]:
-        """features (B, L, D) -> the sentences of each clip; none if its probabilities are not finite."""
+    def caption_features(self, features: FeaturesOfClips, options: CaptionOptions) -> list[tuple[Sentence, ...]]:
+        """Features (L, D) of B clips -> the sentences of each; none if its probabilities are not finite."""
         max_words = options.max_words or self.checkpoint.max_words
         beams = self.beams(features, beam_size=options.beam_size, max_words=max_words)
         return [self._sentences(beam, options) for beam in beams]
 
-    def beams(self, features: torch.Tensor, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
-        """features (B, L, D) -> the sentences of each clip, most probable first, with all that `order` needs."""
+    def beams(self, features: FeaturesOfClips, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
+        """Features (L, D) of B clips -> the sentences of each, most probable first, with all that `order` needs."""
         beams = self.network.sentences(features, beam_size=beam_size, max_words=max_words)
         minimum_risk = self.checkpoint.minimum_risk
-        return minimum_risk.compared(self.checkpoint.model.decoder, beams) if minimum_risk else beams
+        return minimum_risk.compared(self.network.log_probs, beams) if minimum_risk else beams
 
     def order(self, beam: Sequence[Hypothesis], length_penalty: float) -> list[int]:
         """The numbers of the sentences of a beam, the one to say first. A length penalty overrules minimum risk."""
@@ -188,31 +187,31 @@ class Captioner:
         """The frames of a clip as JPEGs, if they are asked for."""
         return thumbnails(clip, longer_px=options.thumbnails) if options.thumbnails else ()
 
-    def encode(self, clips: Mapping[int, Clip]) -> dict[int, torch.Tensor]:
+    def encode(self, clips: Mapping[int, Clip]) -> dict[int, Features]:
         """The features (L, D) of each clip. A clip whose features are not finite is missing."""
 
-        def encode(some: Sequence[Clip], network: Network) -> list[torch.Tensor | None]:
+        def encode(some: Sequence[Clip], network: Network) -> list[Features | None]:
             features = network.features(np.stack([clip.frames for clip in some]))
-            finite = features.isfinite().flatten(1).all(dim=1).tolist()
-            return [of_clip if good else None for of_clip, good in zip(features, finite, strict=True)]
+            good = network.finite(features)
+            return [of_clip if is_good else None for of_clip, is_good in zip(features, good, strict=True)]
 
         exact = self.network.exact
         last_resort = None if exact is self.network else partial(encode, network=exact)
         return self._isolated(partial(encode, network=self.network), clips, last_resort)
 
     def search(
-        self, features: Mapping[int, torch.Tensor], options: Mapping[int, CaptionOptions]
+        self, features: Mapping[int, Features], options: Mapping[int, CaptionOptions]
     ) -> dict[int, tuple[Sentence, ...]]:
         """The sentences of each clip. A clip whose probabilities are not finite is missing."""
 
-        def search(clips: Sequence[tuple[torch.Tensor, CaptionOptions]]) -> list[tuple[Sentence, ...] | None]:
+        def search(clips: Sequence[tuple[Features, CaptionOptions]]) -> list[tuple[Sentence, ...] | None]:
             """Clips with the same beam and length are searched together."""
             sentences: list[tuple[Sentence, ...] | None] = [None] * len(clips)
             shapes = [(of_clip.beam_size, of_clip.max_words or self.checkpoint.max_words) for _, of_clip in clips]
             for beam_size, max_words in sorted(set(shapes)):
                 chosen = [number for number, shape in enumerate(shapes) if shape == (beam_size, max_words)]
-                stacked = torch.stack([clips[number][0] for number in chosen])
-                beams = self.beams(stacked, beam_size=beam_size, max_words=max_words)
+                together = [clips[number][0] for number in chosen]
+                beams = self.beams(together, beam_size=beam_size, max_words=max_words)
                 for number, beam in zip(chosen, beams, strict=True):
                     sentences[number] = self._sentences(beam, clips[number][1]) or None
             return sentences

@@ -33,8 +33,8 @@ TRAINING = ("calibrate", "curves", "evaluate", "prepare", "ship", "stills", "tra
 def main(argv: Sequence[str] | None = None) -> int:
     occupy_closed_streams()
     options = _parser().parse_args(argv)
-    os.environ.update(thread_settings(os.environ))
     try:
+        os.environ.update(thread_settings(os.environ))
         status: int = options.run(options)
     except EtenetError as error:
         if isinstance(error, OutputLost) and isinstance(error.__cause__, BrokenPipeError):  # `| head`: no mistake

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def caption(options: argparse.Namespace) -> int:
     from etenet.jobs import inputs, remote, run, watch
     from etenet.jobs.progress import say
+    from etenet.serving import archive
 
     texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
     caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
@@ -40,24 +41,26 @@ def caption(options: argparse.Namespace) -> int:
     else:
         sample = (options.sample, options.seed) if options.sample else None
         clips = inputs.clips(options.paths, sample=sample, shard=options.shard, skipped=skipped)
-    job = _job(options, caption_options)
-    if report or format.pictures:
-        caption_options = replace(caption_options, thumbnails=THUMBNAIL_PX)
-    summary = run.run(
-        clips,
-        _engine(options, caption_options, job),
-        out=out,
-        format=format,
-        publication=publication,
-        report=report,
-        job=job,
-        about="; ".join(filter(None, (f"skipping {skipped}" if str(skipped) else "", _by(options)))),
-        in_order=options.in_order,
-        retry_failed=options.retry_failed,
-        overwrite=options.overwrite,
-        watch=watched,
-        follow=options.follow,
-    )
+    about = "; ".join(filter(None, (f"skipping {skipped}" if str(skipped) else "", _by(options))))
+    with archive.opened(options.checkpoint) as (options.checkpoint, options.encoder_graph):
+        job = _job(options, caption_options)
+        if report or format.pictures:
+            caption_options = replace(caption_options, thumbnails=THUMBNAIL_PX)
+        summary = run.run(
+            clips,
+            _engine(options, caption_options, job),
+            out=out,
+            format=format,
+            publication=publication,
+            report=report,
+            job=job,
+            about=about,
+            in_order=options.in_order,
+            retry_failed=options.retry_failed,
+            overwrite=options.overwrite,
+            watch=watched,
+            follow=options.follow,
+        )
     say(str(summary))
     return 1 if summary.failed or summary.failed_before else 0
 
@@ -147,7 +150,14 @@ def _engine(options: argparse.Namespace, caption_options: CaptionOptions, job: J
         )
     from etenet.jobs.engines import local
 
-    load = partial(local.engine, options.checkpoint, caption_options, details=details, soon=options.follow)
+    load = partial(
+        local.engine,
+        options.checkpoint,
+        caption_options,
+        details=details,
+        soon=options.follow,
+        encoder_graph=options.encoder_graph,
+    )
     if options.watch:
         load_for_more = cache(partial(load, clips=sys.maxsize))
         return lambda clips, on_segments: load_for_more()(clips, on_segments)
@@ -195,7 +205,9 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
     command.add_argument(
         "--watch", action="store_true", help="caption what arrives in folders, too, until Ctrl-C or SIGTERM"
     )
-    command.add_argument("--checkpoint", type=Path, default=checkpoint, metavar="F.pt")
+    command.add_argument(
+        "--checkpoint", type=Path, default=checkpoint, metavar="F.pt", help="or F.mar: an archive is ready sooner"
+    )
     command.add_argument("--server", metavar="URL", help="caption by this server, not in this process")
     command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")
     command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster; default: one on this machine")

@@ -1,33 +1,50 @@
 """One file with weights, sizes, vocabulary, encoder name and preprocessing: everything that captioning needs.
 
-It is read with `weights_only`, so a checkpoint cannot run code. It is sealed, and every field has bounds, so a damaged
-one does not load. It is replaced atomically, so a crash leaves the old file.
+It is written by torch and read without it (`torch_file.py`), so a checkpoint cannot run code. It is sealed, and every
+field has bounds, so a damaged one does not load. It is replaced atomically, so a crash leaves the old file. Only what
+makes a network on torch imports torch, which takes seconds.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from etenet.errors import CheckpointError, UsageError
 from etenet.files import replacing
+from etenet.model import torch_file
 from etenet.model.confidence import Calibration
-from etenet.model.config import MAX_WORDS, DecoderConfig, Preprocessing, check_whole
-from etenet.model.decoder import Decoder
-from etenet.model.encoder import GIVEN_FEATURES, AbsentEncoder, Encoder, default_preprocessing, feature_size
-from etenet.model.etenet import EtENet
+from etenet.model.config import GIVEN_FEATURES, MAX_WORDS, DecoderConfig, Preprocessing, check_whole
 from etenet.model.minimum_risk import MinimumRisk
 from etenet.model.seal import seal, sha256_of_whole
+from etenet.model.torch_file import StoredTensor
 from etenet.model.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+    from etenet.model.encoder import Encoder
+    from etenet.model.etenet import EtENet
 
 FORMAT = "etenet-checkpoint"
 FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecoderArrays:
+    """A network without its encoder and without torch: the weights of its decoder, by their names in its state dict."""
+
+    encoder_name: str
+    config: DecoderConfig
+    weights: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +55,7 @@ class Checkpoint:
     are those under which the weights may be used.
     """
 
-    model: EtENet
+    _model: EtENet | DecoderArrays
     vocabulary: Vocabulary
     preprocessing: Preprocessing
     max_words: int = 20
@@ -53,11 +70,36 @@ class Checkpoint:
         check_whole("max_words", self.max_words, 1, MAX_WORDS)
 
     @property
+    def model(self) -> EtENet:
+        """The network on torch. `CheckpointError` if the checkpoint was loaded without."""
+        if isinstance(self._model, DecoderArrays):
+            raise CheckpointError("the checkpoint was loaded without its network on torch")
+        return self._model
+
+    @property
     def encoder(self) -> Encoder:
         """The encoder. `CheckpointError` if the checkpoint has none."""
+        from etenet.model.encoder import AbsentEncoder
+
         if isinstance(self.model.encoder, AbsentEncoder):
-            raise CheckpointError(f"the checkpoint was loaded without its encoder ({self.model.encoder.name})")
+            raise CheckpointError(f"the checkpoint was loaded without its encoder ({self.encoder_name})")
         return self.model.encoder
+
+    @property
+    def encoder_name(self) -> str:
+        return self._model.encoder_name if isinstance(self._model, DecoderArrays) else self._model.encoder.name
+
+    @property
+    def decoder_arrays(self) -> DecoderArrays:
+        if isinstance(self._model, DecoderArrays):
+            return self._model
+        decoder = self._model.decoder
+        weights = {name: value.detach().cpu().float().numpy() for name, value in decoder.state_dict().items()}
+        return DecoderArrays(self.encoder_name, decoder.config, weights)
+
+    def without_weights(self) -> Checkpoint:
+        """The same without its network, for whoever has that in another form."""
+        return replace(self, _model=replace(self.decoder_arrays, weights={}))
 
 
 def initialise(
@@ -69,16 +111,22 @@ def initialise(
     dropout: float = 0.0,
 ) -> Checkpoint:
     """A new network: a random decoder on the given encoder, or on a random encoder of that name."""
+    from etenet.model.decoder import Decoder
+    from etenet.model.encoder import Encoder, default_preprocessing, feature_size
+    from etenet.model.etenet import EtENet
+
     encoder = Encoder(encoder) if isinstance(encoder, str) else encoder
     decoder = DecoderConfig(feature_size=feature_size(encoder.name), vocabulary_size=len(vocabulary), dropout=dropout)
     preprocessing = default_preprocessing(encoder.name, crop_px=crop_px)
     return Checkpoint(EtENet(encoder, Decoder(decoder)), vocabulary, preprocessing, max_words)
 
 
-def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write atomically. Floating-point weights are stored as `dtype` (torch.float16 halves the file)."""
+def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write atomically. Floating-point weights are stored as `dtype`, by default float32; float16 halves the file."""
+    import torch
+
     weights = {
-        name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+        name: (value.to(dtype or torch.float32) if value.is_floating_point() else value).cpu().contiguous()
         for name, value in checkpoint.model.state_dict().items()
     }
     contents = {
@@ -91,7 +139,7 @@ def save(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype = torch.float
         "max_words": checkpoint.max_words,
         "provenance": checkpoint.provenance,
         "confidence": checkpoint.confidence and asdict(checkpoint.confidence),
-        "minimum_risk": checkpoint.minimum_risk and asdict(checkpoint.minimum_risk),
+        "minimum_risk": _as_stored(checkpoint.minimum_risk),
         "name": checkpoint.name,
         "terms": checkpoint.terms,
         "weights": weights,
@@ -106,13 +154,26 @@ def calibrate(
 
     Everything else stays as it is in the file, the precision of the weights included. Raises `CheckpointError`.
     """
-    contents, _ = _read(path, mmap=False)
+    import torch
+
+    with _read(path):
+        contents = torch.load(path, map_location="cpu", weights_only=True)
     provenance = {**(contents.get("provenance") or {}), "confidence": dict(measured)}
-    fitted = {"confidence": asdict(calibration), "minimum_risk": minimum_risk and asdict(minimum_risk)}
+    fitted = {"confidence": asdict(calibration), "minimum_risk": _as_stored(minimum_risk)}
     _write({**contents, **fitted, "provenance": provenance}, out)
 
 
+def _as_stored(minimum_risk: MinimumRisk | None) -> dict[str, Any] | None:
+    import torch
+
+    if minimum_risk is None:
+        return None
+    return {**asdict(minimum_risk), "typical": torch.from_numpy(minimum_risk.typical)}
+
+
 def _write(contents: dict[str, Any], path: Path) -> None:
+    import torch
+
     body = io.BytesIO()
     torch.save(contents, body)
     seal(body)
@@ -126,62 +187,111 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
     `with_encoder=False` gives an `AbsentEncoder` and reads only the rest of the file. A decoder that was trained on
     features alone can only be loaded this way.
     """
-    contents, digest = _read(path, mmap=not with_encoder)
-    if with_encoder:
-        _require_encoder(path, contents.get("encoder"))
-    try:
-        vocabulary = Vocabulary(contents["vocabulary"])
-        decoder = DecoderConfig(**contents["decoder"])
-        preprocessing = Preprocessing(**contents["preprocessing"])
-        if decoder.vocabulary_size != len(vocabulary):
-            raise ValueError(f"{len(vocabulary)} words for a decoder of {decoder.vocabulary_size}")
-        encoder = Encoder.unloaded(contents["encoder"]) if with_encoder else AbsentEncoder(contents["encoder"])
-        with torch.device("meta"):
-            model = EtENet(encoder, Decoder(decoder))
-        model.load_state_dict(_weights(contents["weights"], model, with_encoder=with_encoder), assign=True)
-        confidence = Calibration(**contents["confidence"]) if contents.get("confidence") else None
-        minimum_risk = MinimumRisk(**contents["minimum_risk"]) if contents.get("minimum_risk") else None
-        if minimum_risk and minimum_risk.typical.shape != (decoder.feature_size,):
-            raise ValueError(f"typical features {tuple(minimum_risk.typical.shape)} for {decoder.feature_size}")
-        checkpoint = Checkpoint(
-            model,
-            vocabulary,
-            preprocessing,
-            contents["max_words"],
-            id=f"sha256:{digest}",
-            provenance=dict(contents.get("provenance") or {}),
-            confidence=confidence,
-            minimum_risk=minimum_risk,
-            name=str(contents.get("name") or ""),
-            terms=str(contents.get("terms") or ""),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not from this version ({_first_line(error)}); make it again with training.train"
-        ) from error
+    import torch
+
+    from etenet.model.decoder import Decoder
+    from etenet.model.encoder import AbsentEncoder, Encoder
+    from etenet.model.etenet import EtENet
+
+    with _read(path) as (contents, digest):
+        if with_encoder:
+            _require_encoder(path, contents.get("encoder"))
+        with _damage_named(path):
+            checkpoint = _without_weights(contents, digest)
+            name, config = checkpoint.encoder_name, checkpoint.decoder_arrays.config
+            encoder = Encoder.unloaded(name) if with_encoder else AbsentEncoder(name)
+            with torch.device("meta"):
+                model = EtENet(encoder, Decoder(config))
+            own = model.state_dict()
+            kinds = {name: (tuple(value.shape), value.is_floating_point()) for name, value in own.items()}
+            weights = _weights(contents["weights"], kinds, prefix="" if with_encoder else "decoder.")
+            tensors = {name: torch.from_numpy(value).to(own[name].dtype) for name, value in weights.items()}
+            model.load_state_dict(tensors, assign=True)
     model.to(device).eval().requires_grad_(False)
-    return checkpoint
+    return replace(checkpoint, _model=model)
+
+
+def load_arrays(path: Path) -> Checkpoint:
+    """The same without torch, and so without its encoder and its `model`: for a form that has another encoder."""
+    with _read(path) as (contents, digest):
+        _require_encoder(path, contents.get("encoder"))
+        with _damage_named(path):
+            checkpoint = _without_weights(contents, digest)
+            arrays = checkpoint.decoder_arrays
+            kinds = {f"decoder.{name}": (shape, True) for name, shape in arrays.config.weight_shapes.items()}
+            weights = _weights(contents["weights"], kinds, prefix="decoder.")
+            if absent := kinds.keys() - weights.keys():
+                raise ValueError(f"it has no {min(absent)}")
+            of_decoder = {name.removeprefix("decoder."): value for name, value in weights.items()}
+    return replace(checkpoint, _model=replace(arrays, weights=of_decoder))
 
 
 def inspect(path: Path) -> Checkpoint:
-    """A checkpoint without its encoder. `CheckpointError` if it cannot caption video."""
-    checkpoint = load(path, with_encoder=False)
-    _require_encoder(path, checkpoint.model.encoder.name)
-    return checkpoint
+    """A checkpoint without its weights, read without torch. `CheckpointError` if it cannot caption video."""
+    with _read(path) as (contents, digest):
+        _require_encoder(path, contents.get("encoder"))
+        with _damage_named(path):
+            return _without_weights(contents, digest)
 
 
-def _weights(weights: Mapping[str, Tensor], model: EtENet, *, with_encoder: bool) -> dict[str, Tensor]:
-    """The weights that the model has, in its own precision. `ValueError` if one does not fit or is not finite."""
-    own, kept = model.state_dict(), {}
+def _without_weights(contents: Mapping[str, Any], digest: str) -> Checkpoint:
+    """Raises `ValueError`, or another error, for what is damaged."""
+    vocabulary = Vocabulary(contents["vocabulary"])
+    config = DecoderConfig(**contents["decoder"])
+    preprocessing = Preprocessing(**contents["preprocessing"])
+    if config.vocabulary_size != len(vocabulary):
+        raise ValueError(f"{len(vocabulary)} words for a decoder of {config.vocabulary_size}")
+    if not isinstance(contents["encoder"], str):
+        raise ValueError(f"the name of its encoder is {contents['encoder']!r}")
+    minimum_risk = None
+    if stored := contents.get("minimum_risk"):
+        minimum_risk = MinimumRisk(**{**stored, "typical": _array(stored["typical"])})
+        if minimum_risk.typical.shape != (config.feature_size,):
+            raise ValueError(f"typical features {minimum_risk.typical.shape} for {config.feature_size}")
+    return Checkpoint(
+        DecoderArrays(contents["encoder"], config, {}),
+        vocabulary,
+        preprocessing,
+        contents["max_words"],
+        id=f"sha256:{digest}",
+        provenance=dict(contents.get("provenance") or {}),
+        confidence=Calibration(**contents["confidence"]) if contents.get("confidence") else None,
+        minimum_risk=minimum_risk,
+        name=str(contents.get("name") or ""),
+        terms=str(contents.get("terms") or ""),
+    )
+
+
+def _weights(
+    weights: Mapping[str, StoredTensor], kinds: Mapping[str, tuple[tuple[int, ...], bool]], *, prefix: str
+) -> dict[str, NDArray[Any]]:
+    """Those whose names begin so. `kinds` has the shape of each and whether it holds floating-point numbers.
+
+    These become float32. `ValueError` if one does not fit or is not finite.
+    """
+    kept = {}
     for name, value in weights.items():
-        if not with_encoder and name.startswith("encoder."):
-            continue
-        if value.shape != own[name].shape or value.is_floating_point() != own[name].is_floating_point():
-            raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, and not {tuple(own[name].shape)}")
-        if value.layout != torch.strided or not value.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite")
-        kept[name] = value.to(own[name].dtype, copy=not with_encoder)
+        if name.startswith(prefix):
+            if (value.shape, value.is_floating_point) != kinds[name]:
+                raise ValueError(f"{name} is no tensor of {kinds[name][0]} such numbers, but of {value.shape}")
+            kept[name] = _array(value)
+            if not np.isfinite(kept[name]).all():
+                raise ValueError(f"{name} has numbers that are not finite")
     return kept
+
+
+def _array(value: StoredTensor) -> NDArray[Any]:
+    return value.array().astype(np.float32, copy=False) if value.is_floating_point else value.array()
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not from this version ({_first_line(error)}); make it again with training.train"
+        ) from error
 
 
 def _require_encoder(path: Path, encoder: object) -> None:
@@ -191,26 +301,28 @@ def _require_encoder(path: Path, encoder: object) -> None:
         )
 
 
-def _read(path: Path, *, mmap: bool) -> tuple[dict[str, Any], str]:
-    """What is in the file, and its SHA-256."""
+@contextmanager
+def _read(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """What is in the file, with a `StoredTensor` for each tensor, and its SHA-256."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give the path of a .pt file made by training.train")
-    try:
-        digest = sha256_of_whole(path)
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({_first_line(error)}); give a .pt file made by training.train, or "
-            "copy it again if it was whole elsewhere"
-        ) from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not an EtENet checkpoint; give a .pt file made by training.train")
-    if contents.get("version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint version {contents.get('version')}, this etenet reads version {FORMAT_VERSION}; "
-            "use the etenet that wrote it, or train again"
-        )
-    return contents, digest
+    with ExitStack() as stack:
+        try:
+            digest = sha256_of_whole(path)
+            contents = stack.enter_context(torch_file.opened(path))
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} cannot be read as a checkpoint ({_first_line(error)}); give a .pt file made by "
+                "training.train, or copy it again if it was whole elsewhere"
+            ) from error
+        if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not an EtENet checkpoint; give a .pt file made by training.train")
+        if contents.get("version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has checkpoint version {contents.get('version')}, this etenet reads version {FORMAT_VERSION}; "
+                "use the etenet that wrote it, or train again"
+            )
+        yield contents, digest
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from etenet.model.config import WIDEST_BEAM, check_number, check_whole
-from etenet.model.search import Hypothesis
+from etenet.model.hypothesis import Hypothesis
 
 VERSION = 2
 FEATURES = ("mean_log_prob", "opening_log_prob", "beam_log_prob", "gain")

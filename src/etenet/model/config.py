@@ -13,6 +13,8 @@ MAX_LAYER_SIZE = 2**20
 MAX_WORDS = 1000  # of a sentence
 WIDEST_BEAM = 10
 
+GIVEN_FEATURES = "given features"  # the encoder's name in a checkpoint that was trained on features alone
+
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:
     """It is a whole number in these bounds."""
@@ -63,6 +65,11 @@ class Preprocessing:
         _require(self.channels in ("RGB", "BGR"), f"channels is RGB or BGR, got {self.channels!r}")
 
 
+def crop_start(preprocessing: Preprocessing) -> int:
+    """First row and column of the centre crop. Halves are rounded to even, as in torchvision's CenterCrop."""
+    return round((preprocessing.resize_px - preprocessing.crop_px) / 2)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
     """Sizes of the soft-attention LSTM. Hidden and embedding sizes are the paper's; the attention size is ours.
@@ -90,3 +97,31 @@ class DecoderConfig:
     def attended_size(self) -> int:
         """The size of the features that the decoder attends to."""
         return self.projection_size or self.feature_size
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of a `Decoder`, by the names in its state dict."""
+        features, hidden, attention = self.attended_size, self.hidden_size, self.attention_size
+        embedding, words = self.embedding_size, self.vocabulary_size
+        matrices = {
+            "embedding.weight": (words, embedding),
+            "attend_hidden.weight": (attention, hidden),
+            "attend_feature.weight": (attention, features),
+            "attend_score.weight": (1, attention),
+            "gate.weight": (1, hidden),
+            "to_embedding.weight": (embedding, features + hidden),
+            "to_words.weight": (words, embedding),
+            "first_hidden.weight": (hidden, features),
+            "first_cell.weight": (hidden, features),
+            **({"project.weight": (features, self.feature_size)} if self.projection_size else {}),
+        }
+        without_bias = {"embedding.weight", "attend_hidden.weight"}
+        biases = {
+            name.replace("weight", "bias"): shape[:1] for name, shape in matrices.items() if name not in without_bias
+        }
+        lstm = {
+            "lstm.weight_ih": (4 * hidden, features + embedding),
+            "lstm.weight_hh": (4 * hidden, hidden),
+            **dict.fromkeys(("lstm.bias_ih", "lstm.bias_hh"), (4 * hidden,)),
+        }
+        return {**matrices, **biases, **lstm}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from etenet.errors import UsageError
-from etenet.model.config import Preprocessing
+from etenet.model.config import GIVEN_FEATURES, Preprocessing
 from etenet.model.libraries import CLASSIFIERS, PRETRAINEDMODELS, RESIZE_OVER_CROP, Library, library_of
 
 __all__ = [
@@ -24,8 +24,6 @@ __all__ = [
     "encoder_names",
     "feature_size",
 ]
-
-GIVEN_FEATURES = "given features"  # the encoder's name in a checkpoint that was trained on features alone
 
 
 def encoder_names() -> list[str]:

@@ -10,40 +10,42 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from etenet.model.config import check_number
-from etenet.model.decoder import Decoder
-from etenet.model.search import Hypothesis
-from etenet.model.vocabulary import EOS_ID, SOS_ID
+from etenet.model.hypothesis import Hypothesis
+from etenet.model.vocabulary import EOS_ID
 
 LONGEST_NGRAM = 4
 POWER = 0.5  # of the probabilities: a beam holds few sentences, and the best of them too much of the probability
 PRIOR_WEIGHT = 0.25
+
+LogProbs = Callable[[NDArray[np.float32], Sequence[Sequence[int]]], list[float]]
+"""Of each sentence, its end included, for a clip whose frames all have this feature (D,)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MinimumRisk:
     """Of one checkpoint. `typical` are the mean features of many clips."""
 
-    typical: Tensor  # (D,) float32
+    typical: NDArray[np.float32]  # (D,)
     power: float = POWER
     prior_weight: float = PRIOR_WEIGHT
 
     def __post_init__(self) -> None:
-        if not self.typical.is_floating_point() or not self.typical.isfinite().all():
+        if self.typical.dtype != np.float32 or not np.isfinite(self.typical).all():
             raise ValueError("its typical features are no numbers, or not finite")
         check_number("power", self.power, 0)
         check_number("prior_weight", self.prior_weight)
 
-    def compared(self, decoder: Decoder, beams: Sequence[Sequence[Hypothesis]]) -> list[list[Hypothesis]]:
+    def compared(self, log_probs: LogProbs, beams: Sequence[Sequence[Hypothesis]]) -> list[list[Hypothesis]]:
         """The same beams, each sentence with its log probability for a typical clip."""
         sentences = sorted({hypothesis.words for beam in beams for hypothesis in beam})
-        typical = dict(zip(sentences, log_probs(decoder, self.typical, sentences), strict=True)) if sentences else {}
+        typical = dict(zip(sentences, log_probs(self.typical, sentences), strict=True)) if sentences else {}
         return [[replace(one, typical_log_prob=typical[one.words]) for one in beam] for beam in beams]
 
     def order(self, beam: Sequence[Hypothesis]) -> list[int]:
@@ -56,29 +58,6 @@ class MinimumRisk:
             for of_one in ngrams
         ]
         return sorted(range(len(beam)), key=worth.__getitem__, reverse=True)
-
-
-@torch.inference_mode()
-def log_probs(decoder: Decoder, feature: Tensor, sentences: Sequence[Sequence[int]]) -> list[float]:
-    """Of each sentence, its end included, for a clip whose frames all have this feature (D,)."""
-    device = decoder.embedding.weight.device
-    lengths = torch.tensor([len(sentence) for sentence in sentences])
-    words = torch.full((len(sentences), int(lengths.max()) + 1), EOS_ID)
-    for row, sentence in enumerate(sentences):
-        words[row, : len(sentence)] = torch.tensor(sentence)
-    is_word = (torch.arange(words.shape[1]) <= lengths[:, None]).to(device)
-    words = words.to(device)
-    previous = torch.cat([torch.full_like(words[:, :1], SOS_ID), words[:, :-1]], dim=1)
-    memory = decoder.prepare(feature.to(device)[None, None])
-    state = decoder.first_state(memory, len(sentences))
-    outputs = []
-    for position in range(words.shape[1]):
-        output, state, _ = decoder.advance(previous[None, :, position], state, memory)
-        outputs.append(output[0])
-    logits = decoder.logits(torch.stack(outputs, dim=1)[is_word])  # none where a shorter sentence has ended
-    of_words = logits.log_softmax(dim=-1).gather(-1, words[is_word][:, None])[:, 0]
-    totals: list[float] = of_words.new_zeros(words.shape).masked_scatter(is_word, of_words).sum(dim=-1).tolist()
-    return totals
 
 
 def _ngrams(words: Sequence[int]) -> list[Counter[tuple[int, ...]]]:

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from etenet.model.config import Preprocessing
+from etenet.model.config import Preprocessing, crop_start
 
 
 def preprocess(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -35,8 +35,3 @@ def _mean_and_std(preprocessing: Preprocessing, device: torch.device) -> tuple[T
             torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
         )
     return mean, std
-
-
-def crop_start(preprocessing: Preprocessing) -> int:
-    """First row and column of the centre crop. Halves are rounded to even, as in torchvision's CenterCrop."""
-    return round((preprocessing.resize_px - preprocessing.crop_px) / 2)

@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from etenet.model.hypothesis import Hypothesis, Words, best_first
+
 StateT = TypeVar("StateT", bound="SearchState")
 StateT_co = TypeVar("StateT_co", bound="SearchState", covariant=True)
 
@@ -45,31 +47,6 @@ class SearchStep(Protocol[StateT_co]):
 StepFunction = Callable[[Tensor, StateT], SearchStep[StateT]]  # previous words (B, K) and the state before them
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Words:
-    """The ids that a search must know: start and end of a sentence, and the words that are never chosen."""
-
-    sos: int
-    eos: int
-    never: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """A sentence. `word_log_probs` has one entry per word and one for the end; `log_prob` is their sum."""
-
-    words: tuple[int, ...]
-    word_log_probs: tuple[float, ...]
-    log_prob: float
-    attention: tuple[tuple[float, ...], ...]  # per word, the weight of each frame
-    typical_log_prob: float | None = None  # its log_prob for a typical clip, if that is known
-
-    def score(self, length_penalty: float = 0.0) -> float:
-        """log_prob / length ** length_penalty; the length counts the end."""
-        length = float(len(self.word_log_probs))
-        return self.log_prob / math.pow(length, length_penalty)
-
-
 @dataclass(frozen=True, slots=True)
 class Sentences:
     """The result of a search, on its device: K sentences per clip, in no order."""
@@ -81,19 +58,8 @@ class Sentences:
 
     def hypotheses(self, eos: int) -> list[list[Hypothesis]]:
         """The same on the host, best first."""
-        words, log_probs, weights = self.words.tolist(), self.log_probs.tolist(), self.attention.tolist()
-        return [
-            sorted(
-                (
-                    _hypothesis(words[clip][k], log_probs[clip][k], total, weights[clip][k], eos)
-                    for k, total in enumerate(clip_totals)
-                    if total > -math.inf
-                ),
-                key=Hypothesis.score,
-                reverse=True,
-            )
-            for clip, clip_totals in enumerate(self.totals.tolist())
-        ]
+        parts = (self.words, self.log_probs, self.attention, self.totals)
+        return [best_first(*of_clip, eos=eos) for of_clip in zip(*(part.tolist() for part in parts), strict=True)]
 
 
 @dataclass(slots=True)
@@ -116,14 +82,6 @@ class _Trace:
             beam = parent.gather(1, beam)
         words, log_probs, attention = (torch.stack(part, dim=2) for part in zip(*reversed(choices), strict=True))
         return Sentences(words, log_probs, attention, totals)
-
-
-def _hypothesis(
-    words: list[int], log_probs: list[float], total: float, attention: list[list[float]], eos: int
-) -> Hypothesis:
-    length = words.index(eos)
-    weights = tuple(tuple(frames) for frames in attention[:length])
-    return Hypothesis(tuple(words[:length]), tuple(log_probs[: length + 1]), total, weights)
 
 
 def _gather_beams(values: Tensor, beams: Tensor) -> Tensor:

@@ -1,21 +1,26 @@
 """A checkpoint -> the fastest form of its network that works here.
 
-If a fast form does not work, the log says why and the torch form is used. OpenVINO and CUDA are imported only when
-they are needed.
+If a fast form does not work, the log says why and the torch form is used. torch, OpenVINO and CUDA are imported only
+when they are needed.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from etenet.errors import DeviceFailed
+from etenet.linux import cores
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
-from etenet.runtime.network import Encode, Network, TorchNetwork, gpu_fault
+from etenet.runtime.interface import Network
+
+if TYPE_CHECKING:
+    from etenet.runtime.network import TorchNetwork
+    from etenet.runtime.openvino import CompiledEncoder
 
 _log = logging.getLogger(__name__)
 
@@ -31,29 +36,37 @@ def load_network(
 ) -> tuple[Checkpoint, Network]:
     """A checkpoint and the fastest form of its network that works here. Raises `CheckpointError` and `DeviceFailed`.
 
-    `encoder_graph` is the file that `openvino.compile_encoder` made of this checkpoint, for a CPU. With `capture` a GPU
-    gets its own form, which takes minutes without `gpu_kernels`, the file that `cuda.compiled_kernels` made of this
-    checkpoint on such a GPU.
+    `encoder_graph` is the file that `openvino.compile_encoder` made of this checkpoint, for a CPU: with it, nothing
+    needs torch, and the checkpoint comes without its `model`. With `capture` a GPU gets its own form, which takes
+    minutes without `gpu_kernels`, the file that `cuda.compiled_kernels` made of this checkpoint on such a GPU.
     """
-    on_gpu = torch.device(device).type == "cuda"
-    encode = _openvino_encoder(encoder_graph) if encoder_graph and not on_gpu else None
-    checkpoint = checkpoints.load(path, with_encoder=encode is None)
-    if encode:
+    if device == "cpu" and encoder_graph and (encode := _openvino_encoder(encoder_graph)):
         from etenet.runtime.openvino import OpenVinoNetwork
 
-        return checkpoint, OpenVinoNetwork(checkpoint, encode)
+        checkpoint = checkpoints.load_arrays(path)
+        return checkpoint.without_weights(), OpenVinoNetwork(checkpoint, encode)
+    import torch
+
+    from etenet.runtime.network import TorchNetwork
+
+    _use_cores()
+    checkpoint = checkpoints.load(path)
     try:
         network = TorchNetwork(checkpoint, device=device)
     except torch.OutOfMemoryError as error:
         fix = "end what else uses it, or hide it with CUDA_VISIBLE_DEVICES= to caption on the CPU"
         raise DeviceFailed(f"{device} has too little free memory for the network; {fix}") from error
-    if on_gpu and capture:
+    if torch.device(device).type == "cuda" and capture:
         return checkpoint, _cuda_network(checkpoint, network, frames_per_clip, gpu_kernels)
     return checkpoint, network
 
 
 def working_device(gpu: str) -> str:
     """This GPU; the CPU if it does not compute, and the log says why."""
+    import torch
+
+    from etenet.runtime.network import gpu_fault
+
     if fault := gpu_fault(torch.device(gpu)):
         _log.warning("captions are computed on the CPU, which is slower: %s does not compute (%s)", gpu, fault)
         return "cpu"
@@ -62,14 +75,17 @@ def working_device(gpu: str) -> str:
 
 def compile_network(checkpoint: Checkpoint) -> Network:
     """The form for a CPU, compiled here and now; the torch form if that fails."""
+    _use_cores()
     try:
         from etenet.runtime.openvino import CompiledEncoder, OpenVinoNetwork, compile_encoder
 
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder) / "encoder.xml"
             compile_encoder(checkpoint, graph)
-            return OpenVinoNetwork(checkpoint, CompiledEncoder(graph, threads=torch.get_num_threads()))
+            return OpenVinoNetwork(checkpoint, CompiledEncoder(graph, threads=cores()))
     except (ImportError, RuntimeError) as error:
+        from etenet.runtime.network import TorchNetwork
+
         _log.warning("the encoder runs on torch, which is slower: it cannot be compiled (%s)", error)
         return TorchNetwork(checkpoint)
 
@@ -90,14 +106,22 @@ def compiled_encoder(checkpoint: Checkpoint, name: str) -> dict[str, bytes]:
         return {}
 
 
-def _openvino_encoder(graph: Path) -> Encode | None:
+def _openvino_encoder(graph: Path) -> CompiledEncoder | None:
     try:
         from etenet.runtime.openvino import CompiledEncoder
 
-        return CompiledEncoder(graph, threads=torch.get_num_threads())
+        return CompiledEncoder(graph, threads=cores())
     except (ImportError, RuntimeError) as error:
         _log.warning("the encoder runs on torch, which is slower: its compiled form cannot be used (%s)", error)
         return None
+
+
+def _use_cores() -> None:
+    """torch knows no quota. Who has told it to use fewer threads, in this process or by OMP_NUM_THREADS, wins."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
 def _cuda_network(checkpoint: Checkpoint, exact: TorchNetwork, frames_per_clip: int, kernels: Path | None) -> Network:

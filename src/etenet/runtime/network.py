@@ -1,59 +1,28 @@
-"""What computes: resized frames -> features -> sentences. One interface, three forms.
-
-The torch form is here and defines the results. `openvino.py` has the form for CPUs, whose encoder is compiled;
-`cuda/` has the form for GPUs, in half precision and captured as CUDA graphs. `load.py` chooses. Knows no video and no
-caption.
-"""
+"""The network as torch runs it, on a CPU or a GPU: the form that defines the results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from etenet import metrics
 from etenet.errors import DeviceFailed
 from etenet.model.checkpoint import Checkpoint
-from etenet.model.generate import generate
+from etenet.model.generate import generate, log_probs
+from etenet.model.hypothesis import Hypothesis
 from etenet.model.preprocess import preprocess
-from etenet.model.search import Hypothesis
 from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
+from etenet.runtime.interface import MAX_FRAMES, Network, encode_clips
 
-# Frames encoded in one call. On a GPU more need more memory and are no faster. On a CPU, a call of the largest network
-# must not take so long that the worker seems to hang.
-MAX_FRAMES = 256
+# A call of the largest network must not take so long that the worker seems to hang.
 MAX_FRAMES_ON_CPU = 16
-
-Encode = Callable[[NDArray[np.uint8]], Tensor]  # frames (N, resize_px, resize_px, 3) -> features (N, D)
-
-
-class Network(Protocol):
-    """Encoder and decoder of one checkpoint, ready to run. One instance serves one thread at a time."""
-
-    batch_clips: int  # how many clips to bring at once where there are many
-    few_clips: int  # how many, where the first caption should be there soon
-
-    @property
-    def exact(self) -> Network:
-        """The form that clips go to whose numbers leave this form's range; itself if it has float32's range."""
-
-    def features(self, frames: NDArray[np.uint8]) -> Tensor:
-        """frames (B, L, resize_px, resize_px, 3) uint8 RGB -> features (B, L, D) float32."""
-
-    def sentences(self, features: Tensor, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
-        """features (B, L, D) -> the sentences of each clip, best first; none if its probabilities are not finite."""
-
-    def recover(self) -> None:
-        """After an error: free the device's memory. Raises `DeviceFailed` if the device no longer computes."""
 
 
 class TorchNetwork:
-    """The network as torch runs it, without changes."""
+    """Encoder and decoder without changes."""
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -69,7 +38,8 @@ class TorchNetwork:
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
         on_gpu = self.device.type == "cuda"
-        return encode_clips(frames, self._encode, max_frames=MAX_FRAMES if on_gpu else MAX_FRAMES_ON_CPU)
+        max_frames = MAX_FRAMES if on_gpu else MAX_FRAMES_ON_CPU
+        return encode_clips(frames, self._encode, torch.cat, max_frames=max_frames)
 
     @torch.inference_mode()
     def _encode(self, frames: NDArray[np.uint8]) -> Tensor:
@@ -77,10 +47,22 @@ class TorchNetwork:
         features: Tensor = self._checkpoint.encoder(pixels)
         return features
 
-    def sentences(self, features: Tensor, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
-        return generate(
-            self._checkpoint.model.decoder, features.to(self.device), beam_size=beam_size, max_words=max_words
-        )
+    def finite(self, features: Tensor) -> list[bool]:
+        of_clips: list[bool] = features.isfinite().flatten(1).all(dim=1).tolist()
+        return of_clips
+
+    def sentences(
+        self, features: Sequence[Tensor | NDArray[np.float32]], *, beam_size: int, max_words: int
+    ) -> list[list[Hypothesis]]:
+        decoder = self._checkpoint.model.decoder
+        return generate(decoder, self.stacked(features), beam_size=beam_size, max_words=max_words)
+
+    def stacked(self, features: Sequence[Tensor | NDArray[np.float32]]) -> Tensor:
+        """Features (L, D) of B clips -> (B, L, D) on the device."""
+        return torch.stack([torch.as_tensor(of_clip, device=self.device) for of_clip in features])
+
+    def log_probs(self, feature: NDArray[np.float32], sentences: Sequence[Sequence[int]]) -> list[float]:
+        return log_probs(self._checkpoint.model.decoder, torch.from_numpy(feature), sentences)
 
     def recover(self) -> None:
         if self.device.type == "cuda" and (fault := gpu_fault(self.device)):
@@ -97,25 +79,3 @@ def gpu_fault(gpu: torch.device) -> str | None:
     except Exception as error:
         return str(error).partition("\n")[0]  # the rest is advice to programmers
     return None
-
-
-def encode_clips(frames: NDArray[np.uint8], encode: Encode, *, max_frames: int = MAX_FRAMES) -> Tensor:
-    """frames (B, L, resize_px, resize_px, 3) -> features (B, L, D). Of equal consecutive frames one is encoded."""
-    clips, length = frames.shape[:2]
-    flat = frames.reshape(-1, *frames.shape[2:])
-    is_new = [True, *(not _equal(before, frame) for before, frame in pairwise(flat))]
-    distinct = flat if all(is_new) else flat[is_new]
-    parts = []
-    for at in range(0, len(distinct), max_frames):
-        parts.append(encode(distinct[at : at + max_frames]))
-        metrics.STEPS.inc()
-    features = torch.cat(parts)
-    if not all(is_new):
-        features = features[np.cumsum(is_new) - 1]
-    return features.view(clips, length, -1)
-
-
-def _equal(frame: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    """Of two frames that differ, the middle rows nearly always differ, so these are compared first."""
-    middle = len(frame) // 2
-    return np.array_equal(frame[middle], other[middle]) and np.array_equal(frame, other)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +116,21 @@ def unpack(archive: Path, folder: Path) -> None:
     verify(folder)
     if strangers := set(names) - _sums(folder).keys() - {SUMS_FILE}:
         raise UsageError(f"{archive} was changed ({named(sorted(strangers))} came later); package it again")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Path, Path | None]]:
+    """The checkpoint in an archive and its compiled encoder, if it has one; any other file is a checkpoint itself.
+
+    Raises `UsageError` as `unpack` does.
+    """
+    if path.suffix != ".mar":
+        yield path, None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(path, Path(folder))
+        graph = Path(folder) / ENCODER_FILE
+        yield Path(folder) / CHECKPOINT_FILE, graph if graph.exists() else None
 
 
 def verify(unpacked: Path) -> None:

@@ -14,21 +14,19 @@ import yaml
 
 from etenet.assets import bundled
 from etenet.serving import archive
+from etenet.serving.torchserve import delay_torch
 
 VERSION = "draining"
 HANDLER_FILE = "draining_handler.py"
 
 _SETTINGS = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 8, "maxBatchDelay": 1, "responseTimeout": 120}
-# TorchServe's worker imports torch to recognise tensors in responses: 265 MiB, and seconds of two cores, for a process
-# that has none.
-_TORCH = "class Tensor:\n    pass\n"
 
 
 def write_model(folder: Path) -> Path:
     """Write the version that refuses, as TorchServe reads an unpacked archive; returns the folder."""
     folder.mkdir()
     shutil.copy(bundled("handler") / HANDLER_FILE, folder)
-    (folder / "torch.py").write_text(_TORCH)
+    delay_torch(folder)
     (folder / archive.CONFIG_FILE).write_text(yaml.safe_dump(_SETTINGS))
     manifest = folder / archive.MANIFEST_FILE
     manifest.parent.mkdir()

@@ -26,7 +26,7 @@ from etenet.serving.health import Health
 from etenet.serving.loopback import Address
 from etenet.serving.relay import Relay
 from etenet.serving.scratch import scratch_folder
-from etenet.serving.torchserve import TorchServe, gpus_of
+from etenet.serving.torchserve import TorchServe, delay_torch, gpus_of
 
 START_DEADLINE_S = 620.0  # a little more than TorchServe gives a worker (`startupTimeout`)
 # A shutdown waits until nothing was pending for so long: a batch on its way to its worker is counted nowhere.
@@ -107,6 +107,7 @@ def _set_up(model: Path, gpus: int) -> int:
         _log(f"{counted(gpus, 'GPU')}: {counted(workers, 'worker')} with {batch} clips at a time")
         archive.configure(model, {"minWorkers": workers, "maxWorkers": workers, "batchSize": batch})
         return int(workers * batch)
+    delay_torch(model)
     return int(settings.get("maxWorkers", 1) * settings.get("batchSize", CPU_BATCH_CLIPS))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from etenet.captioning import captioner as captioners
 from etenet.captioning.captioner import SANDBOX_EXISTS, Captioner, decoders_for
@@ -17,8 +17,6 @@ from etenet.errors import CaptionError
 from etenet.jobs.journal import part_of_record, record_of
 from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies, segments_expected
 from etenet.model import checkpoint as checkpoints
-from etenet.model.encoder import AbsentEncoder
-from etenet.model.etenet import EtENet
 from etenet.runtime.load import compile_network, working_device
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import Cut
@@ -33,13 +31,24 @@ JOB_LIMITS = DecodeLimits(
 )
 WORTH_COMPILING_CLIPS = 16
 
+_SIGNS_OF_GPU = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # NVIDIA's driver, AMD's, and WSL's
 
-def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: int, soon: bool = False) -> Engine:
+
+def engine(
+    checkpoint: Path,
+    options: CaptionOptions,
+    *,
+    details: bool,
+    clips: int,
+    soon: bool = False,
+    encoder_graph: Path | None = None,
+) -> Engine:
     """For about so many clips, each captioned as soon as it can be if `soon`, else in full batches.
 
-    Raises `CheckpointError`, and `BadOption` for what the checkpoint cannot do.
+    `encoder_graph` is that of `load`. Raises `CheckpointError`, and `BadOption` for what the checkpoint cannot do.
     """
-    captioner = load(checkpoint, limits=JOB_LIMITS, clips=segments_expected(clips, options.cut))
+    expected = segments_expected(clips, options.cut)
+    captioner = load(checkpoint, limits=JOB_LIMITS, clips=expected, encoder_graph=encoder_graph)
     if refusal := captioner.refusal(options):
         raise refusal
     batch_clips = captioner.network.few_clips if soon else None
@@ -59,17 +68,34 @@ def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: i
     return of_bodies(captions, JOB_LIMITS.max_body_bytes, options.cut)
 
 
-def load(checkpoint: Path, *, limits: DecodeLimits, clips: int, sandboxed: bool = SANDBOX_EXISTS) -> Captioner:
-    """The captioner that finishes so many clips first: on a GPU if there is one, else compiled if that is worth it."""
+def load(
+    checkpoint: Path,
+    *,
+    limits: DecodeLimits,
+    clips: int,
+    sandboxed: bool = SANDBOX_EXISTS,
+    encoder_graph: Path | None = None,
+) -> Captioner:
+    """The captioner that finishes so many clips first: on a GPU if there is one, else compiled if that is worth it.
+
+    With `encoder_graph`, which an archive has, it is compiled already, and torch is not imported without a GPU.
+    """
     worth_compiling = clips >= WORTH_COMPILING_CLIPS
-    if torch.cuda.is_available() and working_device("cuda") == "cuda":
+    if _has_gpu():
         return captioners.load(
             checkpoint, device="cuda", limits=limits, sandboxed=sandboxed, record_gpu=worth_compiling
         )
-    if not worth_compiling:
-        return captioners.load(checkpoint, limits=limits, sandboxed=sandboxed)
+    if encoder_graph or not worth_compiling:
+        return captioners.load(checkpoint, limits=limits, sandboxed=sandboxed, compiled_encoder=encoder_graph)
     loaded = checkpoints.load(checkpoint)
     network, decoders = compile_network(loaded), decoders_for(loaded, limits=limits, sandboxed=sandboxed)
     # 200 MB less for Inception-ResNet-v2: the compiled encoder has weights of its own.
-    without_encoder = EtENet(AbsentEncoder(loaded.model.encoder.name), loaded.model.decoder)
-    return Captioner(replace(loaded, model=without_encoder), network, decoders)
+    return Captioner(loaded.without_weights(), network, decoders)
+
+
+def _has_gpu() -> bool:
+    if sys.platform == "linux" and not any(map(os.path.exists, _SIGNS_OF_GPU)):
+        return False
+    import torch
+
+    return torch.cuda.is_available() and working_device("cuda") == "cuda"

@@ -26,11 +26,9 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
-import torch
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from etenet.captioning import captioner as captioners
 from etenet.captioning.captioner import SANDBOX_EXISTS
 from etenet.captioning.captions import Caption, outcome_of
 from etenet.captioning.options import CaptionOptions
@@ -42,7 +40,7 @@ from etenet.jobs.inputs import JobClip, Source
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.remote import is_remote
 from etenet.jobs.run import Engine, OnSegments, part_of, read, segments_expected, size_of
-from etenet.linux import cores, thread_settings
+from etenet.linux import CORES_VARIABLE, cores, waiting_settings
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
 from etenet.runtime.load import compiled_encoder
@@ -79,7 +77,7 @@ def engine(
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": thread_settings(os.environ)},
+                runtime_env={"env_vars": _settings(os.environ)},
             )
         except (ConnectionError, ValueError) as error:
             raise JobStopped(f"there is no Ray cluster at {address}: {error}; correct --ray-address") from error
@@ -127,6 +125,12 @@ def engine(
             ray.shutdown()
 
     return captions
+
+
+def _settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of the processes on all nodes: what is set here, but not how many cores a node has."""
+    chosen = {CORES_VARIABLE: environment[CORES_VARIABLE]} if CORES_VARIABLE in environment else {}
+    return chosen | waiting_settings(environment)
 
 
 def without_copies(
@@ -248,19 +252,21 @@ class _Captions:
         """`model` has references to the checkpoint and to the compiled encoder, if there is one. Ray would resolve bare
         ones, and then could not restart the actor.
         """
-        torch.set_num_threads(_share_of_node(actors_here))
+        # Ray lets an actor have one thread.
+        os.environ |= dict.fromkeys((CORES_VARIABLE, "OMP_NUM_THREADS"), str(_share_of_node(actors_here)))
         weights, graph = model
         with tempfile.TemporaryDirectory() as folder:
             checkpoint, encoder = Path(folder) / _CHECKPOINT, Path(folder) / _ENCODER
             checkpoint.write_bytes(ray.get(weights).data)
             for name, contents in (ray.get(graph) if graph else {}).items():
                 (Path(folder) / name).write_bytes(contents)
-            if encoder.exists():
-                self._captioner = captioners.load(
-                    checkpoint, limits=JOB_LIMITS, sandboxed=False, compiled_encoder=encoder
-                )
-            else:
-                self._captioner = local.load(checkpoint, limits=JOB_LIMITS, clips=clips, sandboxed=False)
+            self._captioner = local.load(
+                checkpoint,
+                limits=JOB_LIMITS,
+                clips=clips,
+                sandboxed=False,
+                encoder_graph=encoder if encoder.exists() else None,
+            )
         self._options, self._details = options, details
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

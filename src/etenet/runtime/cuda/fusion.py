@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from etenet.model.config import Preprocessing
+from etenet.model.config import Preprocessing, crop_start
 from etenet.model.encoder import Encoder
-from etenet.model.preprocess import crop_start
 
 
 class FusedEncoder(nn.Module):

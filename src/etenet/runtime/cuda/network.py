@@ -14,7 +14,7 @@ asking whether all sentences have ended would cost more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,14 @@ from etenet.model.config import Preprocessing
 from etenet.model.decoder import Decoder
 from etenet.model.encoder import Encoder
 from etenet.model.generate import beam
-from etenet.model.search import Hypothesis, Sentences
+from etenet.model.hypothesis import Hypothesis
+from etenet.model.search import Sentences
 from etenet.model.vocabulary import EOS_ID
 from etenet.runtime import GPU_BATCH_CLIPS
 from etenet.runtime.cuda.fusion import FusedEncoder
 from etenet.runtime.cuda.graph import Replay, capturer
-from etenet.runtime.network import Network, TorchNetwork, encode_clips
+from etenet.runtime.interface import Network, encode_clips
+from etenet.runtime.network import TorchNetwork
 
 BATCH_CLIPS = (GPU_BATCH_CLIPS, 8, 4, 2, 1)
 BEAM_SIZE = 5
@@ -71,12 +73,20 @@ class CudaNetwork:
         return self._exact
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
-        return encode_clips(frames, self._encoder)
+        return encode_clips(frames, self._encoder, torch.cat)
 
-    def sentences(self, features: Tensor, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
+    def finite(self, features: Tensor) -> list[bool]:
+        return self._exact.finite(features)
+
+    def sentences(
+        self, features: Sequence[Tensor | NDArray[np.float32]], *, beam_size: int, max_words: int
+    ) -> list[list[Hypothesis]]:
         if (beam_size, max_words) == (BEAM_SIZE, self._search.max_words):
-            return self._search(features)
+            return self._search(self._exact.stacked(features))
         return self._exact.sentences(features, beam_size=beam_size, max_words=max_words)
+
+    def log_probs(self, feature: NDArray[np.float32], sentences: Sequence[Sequence[int]]) -> list[float]:
+        return self._exact.log_probs(feature, sentences)
 
     def recover(self) -> None:
         self._exact.recover()

@@ -1,0 +1,178 @@
+"""On a CPU, an archive captions without torch: the same sentences, by the decoder on NumPy arrays."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from etenet.captioning.captioner import Captioner
+from etenet.captioning.captions import Caption
+from etenet.captioning.options import CaptionOptions
+from etenet.model import checkpoint as checkpoints
+from etenet.model.config import DecoderConfig
+from etenet.model.decoder import Decoder
+from etenet.model.generate import generate, log_probs
+from etenet.model.hypothesis import Hypothesis
+from etenet.runtime.decoder import ArrayDecoder
+from etenet.runtime.openvino import CompiledProducts
+from etenet.serving import archive
+from etenet.serving.torchserve import delay_torch
+from tests.conftest import DEMO, EXAMPLES, REAL, REPOSITORY, Server
+
+CLIPS = [REPOSITORY / "examples" / name for name in EXAMPLES]
+CONFIG = DecoderConfig(
+    feature_size=9, vocabulary_size=40, hidden_size=16, embedding_size=11, attention_size=7, projection_size=0
+)
+WORKER_MIB = 120
+
+
+def decoder_of(config: DecoderConfig, *, seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    decoder = Decoder(config).eval().requires_grad_(False)
+    decoder.to_words.weight.mul_(3)  # or nearly all words would be equally probable
+    return decoder
+
+
+def array_decoder(decoder: Decoder) -> ArrayDecoder:
+    weights = {name: value.numpy() for name, value in decoder.state_dict().items()}
+    return ArrayDecoder(decoder.config, weights, CompiledProducts)
+
+
+def assert_same(beams: Sequence[Sequence[Hypothesis]], expected: Sequence[Sequence[Hypothesis]]) -> None:
+    assert [[one.words for one in beam] for beam in beams] == [[one.words for one in beam] for beam in expected]
+    for beam, of_torch in zip(beams, expected, strict=True):
+        for one, other in zip(beam, of_torch, strict=True):
+            assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
+            assert one.word_log_probs == pytest.approx(other.word_log_probs, abs=1e-4)
+            np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, replace(CONFIG, projection_size=5), DecoderConfig(feature_size=64, vocabulary_size=900)]
+)
+@pytest.mark.parametrize("beam_size", [1, 2, 5, 10])
+def test_all_beams_are_those_of_torch(config: DecoderConfig, beam_size: int) -> None:
+    decoder = decoder_of(config)
+    features = torch.randn(3, 16, config.feature_size, generator=torch.Generator().manual_seed(beam_size))
+    expected = generate(decoder, features, beam_size=beam_size, max_words=7)
+    assert_same(array_decoder(decoder).sentences(features.numpy(), beam_size=beam_size, max_words=7), expected)
+
+
+@pytest.mark.parametrize("path", [DEMO, REAL])
+def test_all_beams_of_the_shipped_checkpoints_are_those_of_torch(path: Path) -> None:
+    decoder, arrays = checkpoints.load(path, with_encoder=False).model.decoder, checkpoints.load_arrays(path)
+    size = decoder.config.feature_size
+    features = torch.randn(8, 16, size, generator=torch.Generator().manual_seed(0)).abs()
+    ours = ArrayDecoder(arrays.decoder_arrays.config, arrays.decoder_arrays.weights, CompiledProducts)
+    for clip in features.split(1):
+        expected = generate(decoder, clip, beam_size=5, max_words=20)
+        assert_same(ours.sentences(clip.numpy(), beam_size=5, max_words=20), expected)
+
+
+def test_log_probs_for_a_feature_are_those_of_torch() -> None:
+    decoder, feature = decoder_of(CONFIG), torch.randn(9, generator=torch.Generator().manual_seed(0))
+    sentences = [(5, 7), (3,), (8, 9, 10, 11), (7, 5)]
+    expected = log_probs(decoder, feature, sentences)
+    assert array_decoder(decoder).log_probs(feature.numpy(), sentences) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_sentence_does_not_depend_on_what_was_said_before() -> None:
+    decoder = decoder_of(CONFIG)
+    first, second = np.random.default_rng(0).normal(size=(2, 1, 16, 9)).astype(np.float32)
+    used = array_decoder(decoder)
+    used.sentences(first, beam_size=5, max_words=7)
+    again = used.sentences(second, beam_size=5, max_words=7)
+    assert again == array_decoder(decoder).sentences(second, beam_size=5, max_words=7)
+
+
+def test_features_that_are_not_finite_give_no_sentence_and_change_no_other_clip() -> None:
+    ours, features = array_decoder(decoder_of(CONFIG)), np.ones((2, 16, 9), np.float32)
+    features[0, 3] = np.nan
+    without, good = ours.sentences(features, beam_size=5, max_words=7)
+    assert without == []
+    assert_same([good], ours.sentences(features[1:], beam_size=5, max_words=7))
+
+
+@pytest.mark.parametrize("projection_size", [0, 5])
+def test_the_config_knows_the_shapes_of_the_weights(projection_size: int) -> None:
+    decoder = Decoder(replace(CONFIG, projection_size=projection_size))
+    shapes = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
+    assert decoder.config.weight_shapes == shapes
+
+
+COMMAND = """
+import sys
+from etenet.cli import main
+status = main(sys.argv[1:])
+print(status, sorted({"torch", "torchvision", "timm", "pretrainedmodels", "nltk"} & sys.modules.keys()))
+"""
+
+
+@pytest.fixture(scope="module")
+def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return archive.package(DEMO, tmp_path_factory.mktemp("archive") / "demo.mar")
+
+
+def test_the_command_captions_from_an_archive_without_torch(
+    demo_archive: Path, captioner: Captioner, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    options = ["--checkpoint", str(demo_archive), "--out", str(out), "--captions", "5"]
+    command = [sys.executable, "-c", COMMAND, "caption", *map(str, CLIPS), *options]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.stdout == "0 []\n", ended.stderr
+    given = {Path(line["video"]).name: line["captions"] for line in map(json.loads, out.read_text().splitlines())}
+    outcomes = captioner.caption_batch([clip.read_bytes() for clip in CLIPS], [CaptionOptions(captions=5)] * len(CLIPS))
+    for clip, outcome in zip(CLIPS, outcomes, strict=True):
+        assert isinstance(outcome, Caption)
+        assert [sentence["caption"] for sentence in given[clip.name]] == [each.text for each in outcome.sentences]
+        log_probs = [sentence["log_prob"] for sentence in given[clip.name]]
+        assert log_probs == pytest.approx([each.log_prob for each in outcome.sentences], abs=2e-3)
+
+
+def test_a_worker_on_a_cpu_is_small_and_has_no_torch(server: Server) -> None:
+    assert server.caption(CLIPS[0].read_bytes()).status == 200
+    worker = server.worker()
+    assert worker is not None
+    assert not [mapped.path for mapped in worker.memory_maps() if "libtorch" in mapped.path]
+    assert worker.memory_full_info().uss <= WORKER_MIB * 2**20
+    (java,) = worker.parents()[:1]
+    workers = [each for each in java.children() if "model_service_worker" in " ".join(each.cmdline())]
+    assert len(workers) == 2  # the other one refuses while the server shuts down
+    assert not [mapped for each in workers for mapped in each.memory_maps() if "libtorch" in mapped.path]
+
+
+FAKE_TORCH = """
+print("loaded")
+from torch import nn
+class Tensor: pass
+"""
+USE = """
+import sys
+import torch
+print("imported")
+print(torch.Tensor.__name__, sys.modules["torch"] is torch, __import__("torch.nn").nn.Linear)
+from torch import Tensor
+"""
+
+
+def test_torch_is_loaded_when_something_of_it_is_used(tmp_path: Path) -> None:
+    installed, model = tmp_path / "installed", tmp_path / "model"
+    (installed / "torch").mkdir(parents=True)
+    (installed / "torch" / "__init__.py").write_text(FAKE_TORCH)
+    (installed / "torch" / "nn.py").write_text("Linear = 'linear'")
+    model.mkdir()
+    delay_torch(model)
+    paths = f"import sys; sys.path[:0] = [{str(model)!r}, {str(installed)!r}]"
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", paths + USE], cwd=model, capture_output=True, text=True, check=False
+    )
+    assert ended.stdout.splitlines() == ["imported", "loaded", "Tensor True linear"], ended.stderr
