@@ -9,13 +9,18 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from etenet.errors import DeviceFailed
+from etenet.errors import DeviceFailed, UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
-from etenet.runtime.network import Encode, Network, TorchNetwork, gpu_fault
+from etenet.runtime import BF16, PACKAGED, PRECISIONS
+from etenet.runtime.network import Network, TorchNetwork, gpu_fault
+
+if TYPE_CHECKING:
+    from etenet.runtime.openvino import CompiledEncoder
 
 _log = logging.getLogger(__name__)
 
@@ -26,17 +31,23 @@ def load_network(
     device: str = "cpu",
     frames_per_clip: int,
     encoder_graph: Path | None = None,
+    precision: str = PACKAGED,
     gpu_kernels: Path | None = None,
     capture: bool = False,
 ) -> tuple[Checkpoint, Network]:
     """A checkpoint and the fastest form of its network that works here. Raises `CheckpointError` and `DeviceFailed`.
 
-    `encoder_graph` is the file that `openvino.compile_encoder` made of this checkpoint, for a CPU. With `capture` a GPU
+    `encoder_graph` is the file that `openvino.compile_encoder` made of this checkpoint, for a CPU, which computes it in
+    `precision`, one of `PRECISIONS`; `UsageError` if it cannot. A GPU has a precision of its own. With `capture` a GPU
     gets its own form, which takes minutes without `gpu_kernels`, the file that `cuda.compiled_kernels` made of this
     checkpoint on such a GPU.
     """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
     on_gpu = torch.device(device).type == "cuda"
-    encode = _openvino_encoder(encoder_graph) if encoder_graph and not on_gpu else None
+    encode = _openvino_encoder(encoder_graph, bf16=precision == BF16) if encoder_graph and not on_gpu else None
+    if precision == BF16 and not (encode or on_gpu):
+        raise UsageError(f"bf16 needs OpenVINO and an encoder compiled by it; set precision to {PACKAGED}")
     checkpoint = checkpoints.load(path, with_encoder=encode is None)
     if encode:
         from etenet.runtime.openvino import OpenVinoNetwork
@@ -74,11 +85,11 @@ def compile_network(checkpoint: Checkpoint) -> Network:
         return TorchNetwork(checkpoint)
 
 
-def _openvino_encoder(graph: Path) -> Encode | None:
+def _openvino_encoder(graph: Path, *, bf16: bool) -> CompiledEncoder | None:
     try:
         from etenet.runtime.openvino import CompiledEncoder
 
-        return CompiledEncoder(graph, threads=torch.get_num_threads())
+        return CompiledEncoder(graph, threads=torch.get_num_threads(), bf16=bf16)
     except (ImportError, RuntimeError) as error:
         _log.warning("the encoder runs on torch, which is slower: its compiled form cannot be used (%s)", error)
         return None

@@ -15,19 +15,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from etenet import metrics
-from etenet.errors import DeviceFailed
+from etenet.errors import DeviceFailed, UsageError
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.generate import generate
 from etenet.model.preprocess import preprocess
 from etenet.model.search import Hypothesis
-from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
+from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS, PACKAGED
 
 # Frames encoded in one call. On a GPU more need more memory and are no faster. On a CPU, a call of the largest network
 # must not take so long that the worker seems to hang.
 MAX_FRAMES = 256
 MAX_FRAMES_ON_CPU = 16
+# The cosine of the features of a frame to those of float32. bfloat16 has .9997 where it works.
+LEAST_SIMILARITY = 0.999
 
 Encode = Callable[[NDArray[np.uint8]], Tensor]  # frames (N, resize_px, resize_px, 3) -> features (N, D)
 
@@ -36,6 +39,7 @@ class Network(Protocol):
     """Encoder and decoder of one checkpoint, ready to run. One instance serves one thread at a time."""
 
     batch_clips: int  # how many clips to bring at once where there are many
+    precision: str  # what the encoder computes in: float32, float16, bf16 or int8
 
     @property
     def exact(self) -> Network:
@@ -53,6 +57,8 @@ class Network(Protocol):
 
 class TorchNetwork:
     """The network as torch runs it, without changes."""
+
+    precision = "float32"
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -82,6 +88,17 @@ class TorchNetwork:
     def recover(self) -> None:
         if self.device.type == "cuda" and (fault := gpu_fault(self.device)):
             raise DeviceFailed(f"{self.device} no longer computes: {fault}")
+
+
+def require_similar_features(network: Network, exact: Network, frames: NDArray[np.uint8]) -> None:
+    """Both networks must agree on frames (L, resize_px, resize_px, 3). Raises `UsageError`."""
+    features, expected = network.features(frames[None]), exact.features(frames[None])
+    similarity = float(cosine_similarity(features, expected, dim=-1).min())
+    if not similarity >= LEAST_SIMILARITY:
+        raise UsageError(
+            f"in {network.precision} the features of the test clip have a cosine of {similarity:.4f} to those in "
+            f"{exact.precision}, and {LEAST_SIMILARITY} is needed; set precision to {PACKAGED}"
+        )
 
 
 def gpu_fault(gpu: torch.device) -> str | None:

@@ -19,13 +19,14 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from openvino.preprocess import PrePostProcessor
 
 from etenet import metrics
+from etenet.errors import UsageError
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.config import Preprocessing
 from etenet.model.generate import generate
 from etenet.model.preprocess import crop_start, preprocess
 from etenet.model.search import Hypothesis
-from etenet.runtime import CPU_BATCH_CLIPS
-from etenet.runtime.network import Encode, Network, encode_clips
+from etenet.runtime import BF16, CPU_BATCH_CLIPS, PACKAGED
+from etenet.runtime.network import Network, encode_clips
 
 # Relative to the largest feature of the torch form. A larger error means another network.
 TOLERANCE = 1e-4
@@ -34,12 +35,27 @@ TOLERANCE = 1e-4
 class CompiledEncoder:
     """Resized frames -> features. One instance serves one thread at a time."""
 
-    def __init__(self, graph: Path, *, threads: int) -> None:
-        """`graph` is a file of `compile_encoder`. `RuntimeError` if it cannot be read."""
-        self._compiled = ov.Core().compile_model(
-            graph,
+    def __init__(self, graph: Path, *, threads: int, bf16: bool = False) -> None:
+        """`graph` is a file of `compile_encoder` or `int8.quantise`. `RuntimeError` if it cannot be read.
+
+        With `bf16` a graph in float32 is computed in bfloat16; `UsageError` if that is not possible.
+        """
+        core = ov.Core()
+        model = core.read_model(graph)
+        quantised = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+        if bf16 and quantised:
+            raise UsageError(f"the archive is packaged in int8, which excludes bf16; set precision to {PACKAGED}")
+        if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise UsageError(f"this processor has no instructions for bfloat16; set precision to {PACKAGED}")
+        self.precision = "int8" if quantised else BF16 if bf16 else "float32"
+        self._compiled = core.compile_model(
+            model,
             "CPU",
-            {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "INFERENCE_PRECISION_HINT": "f32"},
+            {
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": threads,
+                "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            },
         )
         self._requests = ov.AsyncInferQueue(self._compiled, threads)
         self._requests.set_callback(self._keep)
@@ -63,9 +79,9 @@ class OpenVinoNetwork:
 
     batch_clips = CPU_BATCH_CLIPS
 
-    def __init__(self, checkpoint: Checkpoint, encode: Encode) -> None:
-        """`encode` is a `CompiledEncoder` of the checkpoint, which need not have its encoder."""
-        self._decoder, self._encode = checkpoint.model.decoder, encode
+    def __init__(self, checkpoint: Checkpoint, encode: CompiledEncoder) -> None:
+        """`encode` is that of the checkpoint, which need not have its encoder."""
+        self._decoder, self._encode, self.precision = checkpoint.model.decoder, encode, encode.precision
 
     @property
     def exact(self) -> Network:

@@ -14,11 +14,11 @@ import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
@@ -47,10 +47,15 @@ _PACKAGE = Path(__file__).parent.parent
 _EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
+Quantise: TypeAlias = "Callable[[Checkpoint, Path], None]"
+"""Replaces the compiled graph of a checkpoint by one in int8. Raises `UsageError` if that harms the captions."""
+
+
+def package(checkpoint: Path, out: Path, *, gpu: bool = False, quantise: Quantise | None = None) -> Path:
     """Write the archive atomically and return its path. Raises `CheckpointError` for a checkpoint that does not load.
 
     With `gpu` the archive carries the encoder compiled for GPUs like this machine's; `UsageError` if there is none.
+    With `quantise` workers on a CPU encode in int8.
     """
     from etenet.model import checkpoint as checkpoints
 
@@ -65,9 +70,14 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     listed = manifest(version=MODEL_VERSION, handler=HANDLER_FILE)
     contents = {MANIFEST_FILE: json.dumps(listed, indent=2).encode()}
     contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
-    described = About(name=loaded.name, encoder=loaded.encoder.name, terms=loaded.terms)
+    described = About(
+        name=loaded.name,
+        encoder=loaded.encoder.name,
+        precision="int8" if quantise else "float32",
+        terms=loaded.terms,
+    )
     contents[ABOUT_FILE] = json.dumps(asdict(described), indent=2).encode()
-    contents |= _compiled_encoder(loaded)
+    contents |= _compiled_encoder(loaded, quantise)
     if gpu:
         contents[GPU_KERNELS_FILE] = _gpu_kernels(loaded)
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
@@ -80,17 +90,22 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     return out
 
 
-def _compiled_encoder(checkpoint: Checkpoint) -> dict[str, bytes]:
+def _compiled_encoder(checkpoint: Checkpoint, quantise: Quantise | None) -> dict[str, bytes]:
     """The encoder for workers on a CPU; empty if OpenVINO is missing or does not compute exactly the same."""
-    try:
-        from etenet.runtime.openvino import compile_encoder
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / ENCODER_FILE
+        try:
+            from etenet.runtime.openvino import compile_encoder
 
-        with tempfile.TemporaryDirectory() as folder:
-            compile_encoder(checkpoint, Path(folder) / ENCODER_FILE)
-            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-    except (ImportError, RuntimeError) as error:
-        _log.warning("the encoder is packaged uncompiled, which is slower on a CPU: %s", error)
-        return {}
+            compile_encoder(checkpoint, graph)
+        except (ImportError, RuntimeError) as error:
+            if quantise:
+                raise UsageError(f"the encoder cannot be compiled, and so not quantised: {error}") from error
+            _log.warning("the encoder is packaged uncompiled, which is slower on a CPU: %s", error)
+            return {}
+        if quantise:
+            quantise(checkpoint, graph)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
 def _gpu_kernels(checkpoint: Checkpoint) -> bytes:
@@ -153,14 +168,16 @@ def _sums(unpacked: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class About:
-    """Which model an archive holds, and under what terms it may be used. Older archives say neither."""
+    """Which model an archive holds, in what precision, and under what terms it may be used. Older archives say less."""
 
     name: str = ""
     encoder: str = "an unknown encoder"
+    precision: str = "float32"  # of the encoder's graph for a CPU
     terms: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name or 'a model without a name'} ({self.encoder}); terms: {self.terms or 'not stated'}"
+        encoder = self.encoder if self.precision == "float32" else f"{self.encoder} in {self.precision}"
+        return f"{self.name or 'a model without a name'} ({encoder}); terms: {self.terms or 'not stated'}"
 
 
 def about(unpacked: Path) -> About:

@@ -38,6 +38,11 @@ def engine(checkpoint: Path, options: CaptionOptions, *, details: bool, clips: i
     captioner = load(checkpoint, limits=JOB_LIMITS, clips=segments_expected(clips, options.cut))
     if refusal := captioner.refusal(options):
         raise refusal
+    return engine_of(captioner, options, details=details)
+
+
+def engine_of(captioner: Captioner, options: CaptionOptions, *, details: bool) -> Engine:
+    """The engine of a captioner that can do what the options ask for."""
 
     def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_progress: OnProgress[str]) -> KeyedRecords:
         videos = (Video(key, body, replace(options, cut=cut)) for key, body, cut in bodies)
