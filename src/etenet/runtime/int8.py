@@ -16,6 +16,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from etenet.errors import UsageError
+from etenet.runtime.openvino import save
 
 
 def require_nncf() -> None:
@@ -43,4 +44,4 @@ def quantise(graph: Path, out: Path, frames: NDArray[np.uint8]) -> None:
             target_device=nncf.TargetDevice.CPU,
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
-    ov.save_model(quantised, out, compress_to_fp16=False)
+    save(quantised, out)

@@ -112,11 +112,19 @@ def compile_encoder(checkpoint: Checkpoint, graph: Path) -> None:
         traced = TorchScriptPythonDecoder(encoder, example_input=pixels[:1])
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = _on_frames(frontend.convert(frontend.load(traced)), preprocessing)
-        ov.save_model(model, graph, compress_to_fp16=False)
+        save(model, graph)
         expected = encoder(pixels)
     error = float((CompiledEncoder(graph, threads=1)(example) - expected).abs().max() / expected.abs().max())
     if not error <= TOLERANCE:
         raise RuntimeError(f"OpenVINO's features of {encoder.name} are off by {error:.1e}")
+
+
+def save(model: ov.Model, graph: Path) -> None:
+    """Write the same bytes in every run: OpenVINO's own names hold a counter."""
+    model.set_friendly_name("encoder")
+    for number, operation in enumerate(model.get_ordered_ops()):
+        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
+    ov.save_model(model, graph, compress_to_fp16=False)
 
 
 def _on_frames(model: ov.Model, preprocessing: Preprocessing) -> ov.Model:
@@ -134,10 +142,4 @@ def _on_frames(model: ov.Model, preprocessing: Preprocessing) -> ov.Model:
     if preprocessing.channels == "BGR":
         pixels = pixels.reverse_channels()
     pixels.mean([value * unit for value in preprocessing.mean]).scale([value * unit for value in preprocessing.std])
-    whole = steps.build()
-    whole.set_friendly_name("encoder")
-    for number, operation in enumerate(
-        whole.get_ordered_ops()
-    ):  # OpenVINO's own names hold a counter, so no two runs would give the same bytes
-        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
-    return whole
+    return steps.build()
