@@ -3,8 +3,8 @@
 All start from decoded frames: uint8, before crop and normalisation. Ours does both inside the compiled network, the
 others with torch (`model/preprocess.py`, whose time is also reported). The ceiling is the time that the machine's
 matrix product (torch.mm, 2048 x 2048, float32) would take for the network's multiplications. An engine can be faster
-than this if it multiplies faster or avoids multiplications. In int8, and in bf16 where the processor has it, the time of
-ours is compared with its own in float32; what that does to captions, `etenet package --int8` says.
+than this if it multiplies faster or avoids multiplications. In int8, and in bf16 where the processor has it, ours is
+compared with itself in float32; what that does to captions, `etenet package --int8` says.
 """
 
 from __future__ import annotations

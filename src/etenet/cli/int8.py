@@ -53,7 +53,7 @@ class Quantiser:
         """Raises `UsageError` if something is missing, before any work is done."""
         int8.require_nncf()
         if len(clips) < LEAST_CLIPS:
-            raise UsageError(f"{counted(len(clips), 'clip')} to calibrate with; give at least {LEAST_CLIPS}, better 200")
+            raise UsageError(f"{counted(len(clips), 'clip')} to calibrate with; give {LEAST_CLIPS} or more, better 200")
         step = max(CALIBRATING_SHARE, len(clips) // MOST_CALIBRATING)
         calibrating = clips[::step][:MOST_CALIBRATING]
         held_out = [clip for clip in clips if clip not in calibrating]

@@ -2,7 +2,9 @@
 
 The encoder is compiled when a checkpoint is packaged, and a worker only reads the result. Frames are computed one by
 one, as many at a time as there are threads, so a clip's features are the same bits alone and in a batch, and no thread
-waits for another: a core that a decoder process takes delays one frame, not all. Only this file and `int8.py` import openvino.
+waits for another: a core that a decoder process takes delays one frame, not all.
+
+Only this file and `int8.py` import openvino.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ class Agreement:
         return self.share >= (LEAST_AGREEMENT if least is None else least)
 
     def __str__(self) -> str:
-        text = f"{self.same} of {counted(self.clips, 'held-out clip')} ({self.same / self.clips:.1%}) keep their caption"
+        share = f"{self.same} of {counted(self.clips, 'held-out clip')} ({self.same / self.clips:.1%})"
+        text = f"{share} keep their caption"
         if self.cider_points:
             exact, cheaper = self.cider_points
             text += f", {self.as_good} get one as good; CIDEr {cheaper:.1f} instead of {exact:.1f}"
