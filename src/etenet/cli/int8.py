@@ -60,9 +60,7 @@ class Quantiser:
         if references is not None:
             references = _of_clips(held_out, references)
             Scorer(references, meteor=False)
-        return cls(
-            calibrating=calibrating, held_out=held_out, references=references, least_agreement=least_agreement
-        )
+        return cls(calibrating=calibrating, held_out=held_out, references=references, least_agreement=least_agreement)
 
     def __call__(self, checkpoint: Checkpoint, graph: Path) -> None:
         """`graph` is that of the checkpoint in float32. Raises `UsageError` if int8 changes too many captions."""
