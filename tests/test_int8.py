@@ -66,6 +66,7 @@ def test_an_int8_archive_says_so_and_captions_as_float32_does(mar: Path, tmp_pat
     assert [sample.value for sample in info.samples if sample.labels["precision"] == "int8"] == [1.0]
 
 
+@pytest.mark.long
 def test_int8_that_changes_captions_is_refused_with_the_figures_and_leaves_no_archive(
     parts: Path, tmp_path: Path, capsys: Capture
 ) -> None:
