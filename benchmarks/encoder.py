@@ -3,7 +3,8 @@
 All start from decoded frames: uint8, before crop and normalisation. Ours does both inside the compiled network, the
 others with torch (`model/preprocess.py`, whose time is also reported). The ceiling is the time that the machine's
 matrix product (torch.mm, 2048 x 2048, float32) would take for the network's multiplications. An engine can be faster
-than this if it multiplies faster or avoids multiplications.
+than this if it multiplies faster or avoids multiplications. In int8, and in bf16 where the processor has it, ours is
+compared with itself in float32; what that does to captions, `etenet package --int8` says.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +27,11 @@ from benchmarks.rig import command
 from benchmarks.rig.chip import clip_flops
 from benchmarks.rig.timing import medians_s
 from benchmarks.rig.untrained import untrained
+from etenet.errors import UsageError
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.encoder import default_preprocessing
 from etenet.model.preprocess import preprocess
+from etenet.runtime import int8
 from etenet.runtime.openvino import CompiledEncoder, compile_encoder
 from etenet.video.clip import FRAMES_PER_CLIP
 
@@ -46,6 +51,10 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
 
     compile_encoder(checkpoint, folder / "ours.xml")
     ours = CompiledEncoder(folder / "ours.xml", threads=threads)
+    int8.quantise(folder / "ours.xml", folder / "int8.xml", frames)
+    cheaper = {"ours, int8": CompiledEncoder(folder / "int8.xml", threads=threads)}
+    with suppress(UsageError):  # not every processor can
+        cheaper["ours, bf16"] = CompiledEncoder(folder / "ours.xml", threads=threads, bf16=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about torch's own code
@@ -84,7 +93,8 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
         return features
 
     return {
-        "ours": lambda: ours(frames),
+        "ours": partial(ours, frames),
+        **{name: partial(encode, frames) for name, encode in cheaper.items()},
         "eager torch": eager,
         PEERS[0]: lambda: session.run(None, {name: ready().numpy()})[0],
         PEERS[1]: by_openvino("LATENCY"),
@@ -120,6 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "encoder": options.encoder,
             "threads": torch.get_num_threads(),
             "median_ms": {name: round(1000 * median, 2) for name, median in medians.items()},
+            "ratios_to_float32": {
+                name: median / medians["ours"] for name, median in medians.items() if name.startswith("ours, ")
+            },
             "ratio_to_best_peer": medians["ours"] / min(medians[name] for name in PEERS),
             "ratio_to_eager": medians["ours"] / medians["eager torch"],
             "ratio_to_sgemm": medians["ours"] / medians["ceiling"],

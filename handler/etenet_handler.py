@@ -23,6 +23,7 @@ from etenet.captioning import subtitles
 from etenet.captioning.captions import Caption, Outcome, SegmentCaptions
 from etenet.captioning.stream import Stage
 from etenet.errors import DeviceFailed, InternalError
+from etenet.runtime import PACKAGED
 from etenet.runtime.load import working_device
 from etenet.serving import streaming
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
@@ -74,6 +75,7 @@ class EtenetHandler:
             device=device,
             limits=limits,
             compiled_encoder=graph if graph.exists() else None,
+            precision=config.get("precision", PACKAGED),
             record_gpu=True,
             gpu_kernels=kernels if kernels.exists() else None,
         )
@@ -81,14 +83,15 @@ class EtenetHandler:
         self.probe_secret = os.environ.get(PROBE_SECRET_VARIABLE, "")
         self.max_words = self.captioner.checkpoint.max_words
         self.spans = _spans()
-        checkpoint = self.captioner.checkpoint_id
+        checkpoint, precision = self.captioner.checkpoint_id, self.captioner.network.precision
         metrics.allocate()
         metrics.WORKER_START.set_to_current_time()
-        metrics.MODEL_INFO.labels(model["modelVersion"], self.captioner.encoder, checkpoint, device).set(1)
+        metrics.MODEL_INFO.labels(model["modelVersion"], self.captioner.encoder, precision, checkpoint, device).set(1)
         self.model = {
             "name": context.model_name,
             "version": model["modelVersion"],
             "encoder": self.captioner.encoder,
+            "precision": precision,
             "checkpoint": checkpoint,
         }
 

@@ -69,7 +69,7 @@ WORKER_START = Gauge(
 MODEL_INFO = Gauge(
     "etenet_model_info",
     "1; the labels say what is served.",
-    ["version", "encoder", "checkpoint", "device"],
+    ["version", "encoder", "precision", "checkpoint", "device"],
     multiprocess_mode="livemax",
 )
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from etenet.assets import CANARY_CLIP
 from etenet.captioning.captions import Caption, Outcome, Sentence
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import (
@@ -36,7 +37,8 @@ from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.hypothesis import Hypothesis
 from etenet.model.vocabulary import sentence
-from etenet.runtime.interface import Features, FeaturesOfClips, Network
+from etenet.runtime import BF16, PACKAGED
+from etenet.runtime.interface import Features, FeaturesOfClips, Network, require_similar_features
 from etenet.runtime.load import load_network
 from etenet.sandbox.pool import Decoders, InProcess, Sandbox
 from etenet.video.clip import FRAMES_PER_CLIP, Clip
@@ -278,16 +280,19 @@ def load(
     limits: DecodeLimits | None = None,
     sandboxed: bool = SANDBOX_EXISTS,
     compiled_encoder: Path | None = None,
+    precision: str = PACKAGED,
     record_gpu: bool = False,
     gpu_kernels: Path | None = None,
 ) -> Captioner:
     """Load a checkpoint for captioning. `device` is a torch device name. Raises `CheckpointError`.
 
     `sandboxed` videos are decoded in processes that a hostile clip cannot get out of.
-    `compiled_encoder`, `record_gpu` and `gpu_kernels` are `encoder_graph`, `capture` and `gpu_kernels` of
-    `runtime.load.load_network`.
+    `compiled_encoder`, `precision`, `record_gpu` and `gpu_kernels` are `encoder_graph`, `precision`, `capture` and
+    `gpu_kernels` of `runtime.load.load_network`. In bf16 the features of a test clip must be nearly those of float32;
+    `UsageError` if they are not.
     """
-    checkpoint, network = load_network(
+    load_form = partial(
+        load_network,
         Path(path),
         device=device,
         frames_per_clip=FRAMES_PER_CLIP,
@@ -295,5 +300,10 @@ def load(
         gpu_kernels=gpu_kernels,
         capture=record_gpu,
     )
+    checkpoint, network = load_form(precision=precision)
     decoders = decoders_for(checkpoint, limits=limits, sandboxed=sandboxed)
+    if network.precision == BF16:
+        (clip,) = decoders.submit(CANARY_CLIP.read_bytes()).result()
+        _, exact = load_form()
+        require_similar_features(network, exact, clip.frames)
     return Captioner(checkpoint, network, decoders)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import etenet
 from etenet.assets import bundled
-from etenet.cli import arguments, captioning
+from etenet.cli import arguments, captioning, packaging
 from etenet.cli.captioning import caption
 from etenet.errors import EtenetError, JavaError, JobStopped, OutputLost, UsageError
 from etenet.files import occupy_closed_streams, print_bytes
@@ -65,9 +65,7 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def package(options: argparse.Namespace) -> int:
-    from etenet.serving import archive
-
-    _print(archive.package(options.source, options.out, gpu=options.gpu))
+    _print(packaging.package(options))
     return 0
 
 
@@ -186,9 +184,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("package", help="make a TorchServe archive from a checkpoint")
     command.set_defaults(run=package)
-    command.add_argument("source", type=Path, metavar="CHECKPOINT")
-    command.add_argument("--out", type=Path, default=DEFAULT_ARCHIVE, metavar="F.mar")
-    command.add_argument("--gpu", action="store_true", help="compile for GPUs like this machine's, which takes minutes")
+    packaging.add_flags(command, DEFAULT_ARCHIVE)
 
     command = commands.add_parser("init", help="make a randomly initialised checkpoint, to try sizes and speeds")
     command.set_defaults(run=init)

@@ -6,6 +6,8 @@ asks the proxies of the environment and outlives the server where the network sw
 
 import sys
 
+PACKAGED, BF16 = PRECISIONS = ("packaged", "bf16")  # what a CPU encodes in: as the archive has it, or bfloat16
+
 CPU_BATCH_CLIPS = 8
 GPU_BATCH_CLIPS = 16
 

@@ -15,10 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etenet import metrics
+from etenet.errors import UsageError
 from etenet.model.hypothesis import Hypothesis
+from etenet.runtime import PACKAGED
 
 # Frames encoded in one call. On a GPU more need more memory and are no faster.
 MAX_FRAMES = 256
+# The cosine of the features of a frame to those of float32. bfloat16 has .9997 where it works.
+LEAST_SIMILARITY = 0.999
 
 Features: TypeAlias = Any
 """float32 features in the array of a network's own kind and on its own device: of NumPy or of torch."""
@@ -32,6 +36,7 @@ class Network(Protocol):
 
     batch_clips: int  # how many clips to bring at once where there are many
     few_clips: int  # how many, where the first caption should be there soon
+    precision: str  # what the encoder computes in: float32, float16, bf16 or int8
 
     @property
     def exact(self) -> Network:
@@ -51,6 +56,18 @@ class Network(Protocol):
 
     def recover(self) -> None:
         """After an error: free the device's memory. Raises `DeviceFailed` if the device no longer computes."""
+
+
+def require_similar_features(network: Network, exact: Network, frames: NDArray[np.uint8]) -> None:
+    """Both networks, on a CPU, must agree on frames (L, resize_px, resize_px, 3). Raises `UsageError`."""
+    features, expected = (np.asarray(each.features(frames[None])) for each in (network, exact))
+    norms = np.linalg.norm(features, axis=-1) * np.linalg.norm(expected, axis=-1)
+    similarity = float(((features * expected).sum(axis=-1) / np.maximum(norms, np.finfo(norms.dtype).tiny)).min())
+    if not similarity >= LEAST_SIMILARITY:
+        raise UsageError(
+            f"in {network.precision} the features of the test clip have a cosine of {similarity:.4f} to those in "
+            f"{exact.precision}, and {LEAST_SIMILARITY} is needed; set precision to {PACKAGED}"
+        )
 
 
 def encode_clips(

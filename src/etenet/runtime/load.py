@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from etenet.errors import DeviceFailed
+from etenet.errors import DeviceFailed, UsageError
 from etenet.linux import cores
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
+from etenet.runtime import BF16, PACKAGED, PRECISIONS
 from etenet.runtime.interface import Network
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+Quantise: TypeAlias = Callable[[Checkpoint, Path], None]
+"""Replaces the compiled graph of a checkpoint by one in int8. Raises `UsageError` if that harms the captions."""
+
 
 def load_network(
     path: Path,
@@ -31,16 +36,24 @@ def load_network(
     device: str = "cpu",
     frames_per_clip: int,
     encoder_graph: Path | None = None,
+    precision: str = PACKAGED,
     gpu_kernels: Path | None = None,
     capture: bool = False,
 ) -> tuple[Checkpoint, Network]:
     """A checkpoint and the fastest form of its network that works here. Raises `CheckpointError` and `DeviceFailed`.
 
-    `encoder_graph` is the file that `openvino.compile_encoder` made of this checkpoint, for a CPU: with it, nothing
-    needs torch, and the checkpoint comes without its `model`. With `capture` a GPU gets its own form, which takes
-    minutes without `gpu_kernels`, the file that `cuda.compiled_kernels` made of this checkpoint on such a GPU.
+    `encoder_graph` is the file that `openvino.compile_encoder` made of this checkpoint, for a CPU, which computes it in
+    `precision`, one of `PRECISIONS`; `UsageError` if it cannot. With it, nothing needs torch, and the checkpoint comes
+    without its `model`. A GPU has a precision of its own. With `capture` a GPU gets its own form, which takes minutes
+    without `gpu_kernels`, the file that `cuda.compiled_kernels` made of this checkpoint on such a GPU.
     """
-    if device == "cpu" and encoder_graph and (encode := _openvino_encoder(encoder_graph)):
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
+    on_cpu, bf16 = device == "cpu", precision == BF16
+    encode = _openvino_encoder(encoder_graph, bf16=bf16) if on_cpu and encoder_graph else None
+    if on_cpu and bf16 and not encode:
+        raise UsageError(f"bf16 needs OpenVINO and an encoder compiled by it; set precision to {PACKAGED}")
+    if encode:
         from etenet.runtime.openvino import OpenVinoNetwork
 
         checkpoint = checkpoints.load_arrays(path)
@@ -90,27 +103,33 @@ def compile_network(checkpoint: Checkpoint) -> Network:
         return TorchNetwork(checkpoint)
 
 
-def compiled_encoder(checkpoint: Checkpoint, name: str) -> dict[str, bytes]:
-    """The files of the encoder compiled for a CPU: `name` (.xml) and its weights.
+def compiled_encoder(checkpoint: Checkpoint, name: str, quantise: Quantise | None = None) -> dict[str, bytes]:
+    """The files of the encoder compiled for a CPU: `name` (.xml) and its weights, in int8 with `quantise`.
 
-    None, and the log says why, if OpenVINO is missing or does not compute exactly the same.
+    None, and the log says why, if OpenVINO is missing or does not compute exactly the same; with `quantise` that is a
+    `UsageError`.
     """
-    try:
-        from etenet.runtime.openvino import compile_encoder
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / name
+        try:
+            from etenet.runtime.openvino import compile_encoder
 
-        with tempfile.TemporaryDirectory() as folder:
-            compile_encoder(checkpoint, Path(folder) / name)
-            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-    except (ImportError, RuntimeError) as error:
-        _log.warning("the encoder is left uncompiled, which is slower on a CPU: %s", error)
-        return {}
+            compile_encoder(checkpoint, graph)
+        except (ImportError, RuntimeError) as error:
+            if quantise:
+                raise UsageError(f"the encoder cannot be compiled, and so not quantised: {error}") from error
+            _log.warning("the encoder is left uncompiled, which is slower on a CPU: %s", error)
+            return {}
+        if quantise:
+            quantise(checkpoint, graph)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
-def _openvino_encoder(graph: Path) -> CompiledEncoder | None:
+def _openvino_encoder(graph: Path, *, bf16: bool) -> CompiledEncoder | None:
     try:
         from etenet.runtime.openvino import CompiledEncoder
 
-        return CompiledEncoder(graph, threads=cores())
+        return CompiledEncoder(graph, threads=cores(), bf16=bf16)
     except (ImportError, RuntimeError) as error:
         _log.warning("the encoder runs on torch, which is slower: its compiled form cannot be used (%s)", error)
         return None

@@ -24,6 +24,8 @@ MAX_FRAMES_ON_CPU = 16
 class TorchNetwork:
     """Encoder and decoder without changes."""
 
+    precision = "float32"
+
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._checkpoint = checkpoint

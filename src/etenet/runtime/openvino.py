@@ -2,14 +2,15 @@
 
 The encoder is compiled when a checkpoint is packaged, and a worker only reads the result. Frames are computed one by
 one, as many at a time as there are threads, so a clip's features are the same bits alone and in a batch, and no thread
-waits for another: a core that a decoder process takes delays one frame, not all. The only file that imports openvino.
-That needs torch; computing does not.
+waits for another: a core that a decoder process takes delays one frame, not all.
+
+Only this file and `int8.py` import openvino. To compile needs torch; to compute does not.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
 
 from etenet import metrics
+from etenet.errors import UsageError
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.config import Preprocessing, crop_start
 from etenet.model.hypothesis import Hypothesis
-from etenet.runtime import CPU_BATCH_CLIPS
+from etenet.runtime import BF16, CPU_BATCH_CLIPS, PACKAGED
 from etenet.runtime.decoder import ArrayDecoder, Matrices
 from etenet.runtime.interface import Network, encode_clips
 
@@ -33,12 +35,27 @@ TOLERANCE = 1e-4
 class CompiledEncoder:
     """Resized frames -> features. One instance serves one thread at a time."""
 
-    def __init__(self, graph: Path, *, threads: int) -> None:
-        """`graph` is a file of `compile_encoder`. `RuntimeError` if it cannot be read."""
-        self._compiled = ov.Core().compile_model(
-            graph,
+    def __init__(self, graph: Path, *, threads: int, bf16: bool = False) -> None:
+        """`graph` is a file of `compile_encoder` or `int8.quantise`. `RuntimeError` if it cannot be read.
+
+        With `bf16` a graph in float32 is computed in bfloat16; `UsageError` if that is not possible.
+        """
+        core = ov.Core()
+        model = core.read_model(graph)
+        quantised = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+        if bf16 and quantised:
+            raise UsageError(f"the archive is packaged in int8, which excludes bf16; set precision to {PACKAGED}")
+        if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise UsageError(f"this processor has no instructions for bfloat16; set precision to {PACKAGED}")
+        self.precision = "int8" if quantised else BF16 if bf16 else "float32"
+        self._compiled = core.compile_model(
+            model,
             "CPU",
-            {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "INFERENCE_PRECISION_HINT": "f32"},
+            {
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": threads,
+                "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            },
         )
         self._requests = ov.AsyncInferQueue(self._compiled, threads)
         self._requests.set_callback(self._keep)
@@ -98,10 +115,11 @@ class OpenVinoNetwork:
     batch_clips = CPU_BATCH_CLIPS
     few_clips = 1
 
-    def __init__(self, checkpoint: Checkpoint, encode: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> None:
-        """`encode` is a `CompiledEncoder` of the checkpoint, which need not have its encoder."""
+    def __init__(self, checkpoint: Checkpoint, encode: CompiledEncoder) -> None:
+        """`encode` is that of the checkpoint, which need not have its encoder."""
         arrays = checkpoint.decoder_arrays
-        self._decoder, self._encode = ArrayDecoder(arrays.config, arrays.weights, CompiledProducts), encode
+        self._decoder = ArrayDecoder(arrays.config, arrays.weights, CompiledProducts)
+        self._encode, self.precision = encode, encode.precision
 
     @property
     def exact(self) -> Network:
@@ -146,11 +164,19 @@ def compile_encoder(checkpoint: Checkpoint, graph: Path) -> None:
         traced = TorchScriptPythonDecoder(encoder, example_input=pixels[:1])
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = _on_frames(frontend.convert(frontend.load(traced)), preprocessing)
-        ov.save_model(model, graph, compress_to_fp16=False)
+        save(model, graph)
         expected = encoder(pixels).numpy()
     error = float(np.abs(CompiledEncoder(graph, threads=1)(example) - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:
         raise RuntimeError(f"OpenVINO's features of {encoder.name} are off by {error:.1e}")
+
+
+def save(model: ov.Model, graph: Path) -> None:
+    """Write the same bytes in every run: OpenVINO's own names hold a counter."""
+    model.set_friendly_name("encoder")
+    for number, operation in enumerate(model.get_ordered_ops()):
+        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
+    ov.save_model(model, graph, compress_to_fp16=False)
 
 
 def _on_frames(model: ov.Model, preprocessing: Preprocessing) -> ov.Model:
@@ -168,10 +194,4 @@ def _on_frames(model: ov.Model, preprocessing: Preprocessing) -> ov.Model:
     if preprocessing.channels == "BGR":
         pixels = pixels.reverse_channels()
     pixels.mean([value * unit for value in preprocessing.mean]).scale([value * unit for value in preprocessing.std])
-    whole = steps.build()
-    whole.set_friendly_name("encoder")
-    for number, operation in enumerate(
-        whole.get_ordered_ops()
-    ):  # OpenVINO's own names hold a counter, so no two runs would give the same bytes
-        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
-    return whole
+    return steps.build()

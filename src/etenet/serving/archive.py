@@ -29,6 +29,7 @@ from etenet.model.seal import seal, sha256_of_whole
 
 if TYPE_CHECKING:
     from etenet.model.checkpoint import Checkpoint
+    from etenet.runtime.load import Quantise
 
 MODEL_NAME = "etenet"
 MODEL_VERSION = "1.0"  # of the archive, in every response; not the version of this package
@@ -45,10 +46,11 @@ _PACKAGE = Path(__file__).parent.parent
 _EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
+def package(checkpoint: Path, out: Path, *, gpu: bool = False, quantise: Quantise | None = None) -> Path:
     """Write the archive atomically and return its path. Raises `CheckpointError` for a checkpoint that does not load.
 
     With `gpu` the archive carries the encoder compiled for GPUs like this machine's; `UsageError` if there is none.
+    With `quantise` workers on a CPU encode in int8.
     """
     from etenet.model import checkpoint as checkpoints
     from etenet.runtime.load import compiled_encoder
@@ -64,9 +66,14 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False) -> Path:
     listed = manifest(version=MODEL_VERSION, handler=HANDLER_FILE)
     contents = {MANIFEST_FILE: json.dumps(listed, indent=2).encode()}
     contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
-    described = About(name=loaded.name, encoder=loaded.encoder.name, terms=loaded.terms)
+    described = About(
+        name=loaded.name,
+        encoder=loaded.encoder.name,
+        precision="int8" if quantise else "float32",
+        terms=loaded.terms,
+    )
     contents[ABOUT_FILE] = json.dumps(asdict(described), indent=2).encode()
-    contents |= compiled_encoder(loaded, ENCODER_FILE)
+    contents |= compiled_encoder(loaded, ENCODER_FILE, quantise)
     if gpu:
         contents[GPU_KERNELS_FILE] = _gpu_kernels(loaded)
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
@@ -154,14 +161,16 @@ def _sums(unpacked: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class About:
-    """Which model an archive holds, and under what terms it may be used. Older archives say neither."""
+    """Which model an archive holds, in what precision, and under what terms it may be used. Older archives say less."""
 
     name: str = ""
     encoder: str = "an unknown encoder"
+    precision: str = "float32"  # of the encoder's graph for a CPU
     terms: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name or 'a model without a name'} ({self.encoder}); terms: {self.terms or 'not stated'}"
+        encoder = self.encoder if self.precision == "float32" else f"{self.encoder} in {self.precision}"
+        return f"{self.name or 'a model without a name'} ({encoder}); terms: {self.terms or 'not stated'}"
 
 
 def about(unpacked: Path) -> About:

@@ -51,6 +51,11 @@ def engine(
     captioner = load(checkpoint, limits=JOB_LIMITS, clips=expected, encoder_graph=encoder_graph)
     if refusal := captioner.refusal(options):
         raise refusal
+    return engine_of(captioner, options, details=details, soon=soon)
+
+
+def engine_of(captioner: Captioner, options: CaptionOptions, *, details: bool, soon: bool = False) -> Engine:
+    """The engine of a captioner that can do what the options ask for."""
     batch_clips = captioner.network.few_clips if soon else None
 
     def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_segments: OnSegments) -> KeyedRecords:

@@ -50,6 +50,7 @@ class CudaNetwork:
     """One instance serves one thread at a time."""
 
     batch_clips = few_clips = GPU_BATCH_CLIPS
+    precision = "float16"
 
     def __init__(
         self, checkpoint: Checkpoint, exact: TorchNetwork, *, frames_per_clip: int, kernels: bytes | None = None

@@ -1,0 +1,121 @@
+"""`etenet package --int8`: the encoder's graph in int8, and whether its captions are still those of float32.
+
+Some of the user's clips set the ranges of the quantised layers. The others are captioned by both forms, and where the
+captions agree too rarely, int8 is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from etenet.captioning.captioner import Captioner, decoders_for
+from etenet.captioning.options import CaptionOptions
+from etenet.errors import CaptionError, UsageError, counted, named
+from etenet.jobs import run
+from etenet.jobs.engines import local
+from etenet.jobs.inputs import JobClip
+from etenet.linux import cores
+from etenet.model.checkpoint import Checkpoint
+from etenet.runtime import int8
+from etenet.runtime.openvino import CompiledEncoder, OpenVinoNetwork
+from etenet.sandbox.pool import Decoders
+from etenet.scoring import agreement
+from etenet.scoring.scores import Captions, Scorer
+
+LEAST_CLIPS = 10
+CALIBRATING_SHARE = 4  # every fourth clip, but no more than
+MOST_CALIBRATING = 32
+FRAMES_OF_A_CLIP = 4  # are used to calibrate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantiser:
+    """Replaces a graph by its int8 form. `references` are for the held-out clips, by their `video`."""
+
+    calibrating: Sequence[JobClip]
+    held_out: Sequence[JobClip]
+    references: Captions | None
+    least_agreement: float | None
+
+    @classmethod
+    def of(cls, clips: Sequence[JobClip], references: Captions | None, least_agreement: float | None) -> Quantiser:
+        """Raises `UsageError` if something is missing, before any work is done."""
+        int8.require_nncf()
+        if len(clips) < LEAST_CLIPS:
+            raise UsageError(f"{counted(len(clips), 'clip')} to calibrate with; give {LEAST_CLIPS} or more, better 200")
+        step = max(CALIBRATING_SHARE, len(clips) // MOST_CALIBRATING)
+        calibrating = clips[::step][:MOST_CALIBRATING]
+        held_out = [clip for clip in clips if clip not in calibrating]
+        if references is not None:
+            references = _of_clips(held_out, references)
+            Scorer(references, meteor=False)
+        return cls(calibrating=calibrating, held_out=held_out, references=references, least_agreement=least_agreement)
+
+    def __call__(self, checkpoint: Checkpoint, graph: Path) -> None:
+        """`graph` is that of the checkpoint in float32. Raises `UsageError` if int8 changes too many captions."""
+        decoders = decoders_for(checkpoint, limits=local.JOB_LIMITS)
+        quantised = graph.with_name("int8.xml")
+        int8.quantise(graph, quantised, self._frames(decoders))
+        exact, cheaper = (self._captions(checkpoint, each, decoders) for each in (graph, quantised))
+        if not exact:
+            raise UsageError("none of the held-out clips can be captioned; give other clips to --calibrate")
+        references = self.references and {clip: self.references[clip] for clip in exact}
+        compared = agreement.compare(exact, {clip: cheaper.get(clip, "") for clip in exact}, references)
+        if not compared.reaches(self.least_agreement):
+            raise UsageError(f"int8 changes too much: {compared}; {self._wanted()}. Package without --int8")
+        print(f"etenet package: int8: {compared}", file=sys.stderr)
+        for suffix in (".xml", ".bin"):
+            os.replace(quantised.with_suffix(suffix), graph.with_suffix(suffix))
+
+    def _frames(self, decoders: Decoders) -> NDArray[np.uint8]:
+        """(N, resize_px, resize_px, 3)."""
+        frames = []
+        for clip in self.calibrating:
+            body = run.read(clip.source, decoders.limits.max_body_bytes)
+            if isinstance(body, bytes):
+                with suppress(CaptionError):
+                    (decoded,) = decoders.submit(body, run.part_of(clip, CaptionOptions().cut)).result()
+                    frames.append(decoded.frames[:: len(decoded.frames) // FRAMES_OF_A_CLIP])
+        if not frames:
+            raise UsageError(
+                f"none of the clips to calibrate with can be decoded, among them {named([self.calibrating[0].path])}; "
+                "give other clips to --calibrate"
+            )
+        return np.concatenate(frames)
+
+    def _captions(self, checkpoint: Checkpoint, graph: Path, decoders: Decoders) -> dict[str, str]:
+        """Those of the held-out clips, as far as they have any."""
+        network = OpenVinoNetwork(checkpoint, CompiledEncoder(graph, threads=cores()))
+        captioner = Captioner(checkpoint.without_weights(), network, decoders)
+        engine = local.engine_of(captioner, CaptionOptions(), details=False)
+        with tqdm(total=len(self.held_out), desc=network.precision, unit="clip", disable=None) as bar:
+            captions = {}
+            for record in engine(self.held_out, lambda *_: None):
+                bar.update()
+                if "caption" in record:
+                    captions[record["video"]] = record["caption"]
+        return captions
+
+    def _wanted(self) -> str:
+        least = self.least_agreement
+        if self.references is None:
+            return f"{agreement.LEAST_AGREEMENT if least is None else least:.0%} are needed"
+        share = f", and {least:.0%} that are the same or as good" if least else ""
+        return f"at most {agreement.MOST_LOST_POINTS} points of CIDEr less are allowed{share}"
+
+
+def _of_clips(clips: Sequence[JobClip], references: Captions) -> dict[str, Sequence[str]]:
+    """The references of each clip: those by its `video`, or else by the name of its file without the suffix."""
+    names = {clip.video: clip.video if clip.video in references else PurePath(clip.path).stem for clip in clips}
+    if missing := [clip for clip, name in names.items() if name not in references]:
+        raise UsageError(f"no reference for {named(missing)}; add references, or leave these clips out")
+    return {clip: references[name] for clip, name in names.items()}
