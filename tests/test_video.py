@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import runpy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -15,8 +15,10 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from etenet import errors
-from etenet.video import ffmpeg, film, sampling
+from etenet.video import ffmpeg, sampling
+from etenet.video.decoder import Decoder, VideoPacket
 from etenet.video.limits import DecodeLimits, Stopwatch
+from etenet.video.packet_runs import TimedPacket
 from etenet.video.tone_mapping import is_hdr, to_sdr
 from tests import clips
 
@@ -84,14 +86,14 @@ def test_frames_are_those_of_a_full_decode(name: str) -> None:
 def test_frames_that_are_neither_sampled_nor_referenced_are_not_decoded(
     monkeypatch: pytest.MonkeyPatch, name: str, share: float
 ) -> None:
-    def counted(clip: film.Film, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-        for frame in checked(clip, frames):
+    def counted(self: Decoder, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in checked(self, frames):
             decoded.append(frame.pts)
             yield frame
 
     decoded: list[int] = []
-    checked = film.Film._checked
-    monkeypatch.setattr(film.Film, "_checked", counted)
+    checked = Decoder._checked
+    monkeypatch.setattr(Decoder, "_checked", counted)
     sampling.sample_frames(RENDERED[name], resize_px=SIZE_PX)
     assert 16 <= len(decoded) <= share * len(every_frame(RENDERED[name]))
 
@@ -213,15 +215,15 @@ def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(referen
 def test_only_the_groups_of_pictures_that_are_needed_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     body = clips.video(640, size=(32, 32), g="5", sc_threshold="0")
     fed = []
-    decode = film.Film.decode
+    decode_run = Decoder.decode_run
 
-    def counting(self: film.Film, packets: list[film.VideoPacket]) -> object:
-        fed.append(len(packets))
-        return decode(self, packets)
+    def counting(self: Decoder, run: Sequence[TimedPacket[VideoPacket]], wanted: Collection[int]) -> object:
+        fed.append(len(run))
+        return decode_run(self, run, wanted)
 
-    monkeypatch.setattr(film.Film, "decode", counting)
+    monkeypatch.setattr(Decoder, "decode_run", counting)
     sampling.sample_frames(body, resize_px=SIZE_PX)
-    assert sum(fed) <= 16 * 5
+    assert 16 <= sum(fed) <= 16 * 5
 
 
 REFUSED = {
