@@ -19,6 +19,7 @@ from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
 from etenet.captioning.captions import Outcome, SegmentCaptions
+from etenet.captioning.feature_cache import DEFAULT_BYTES
 from etenet.errors import DeviceFailed, InternalError
 from etenet.runtime.load import working_device
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
@@ -56,7 +57,9 @@ class EtenetHandler:
         config = context.model_yaml_config or {}
         gpu = properties.get("gpu_id")
         device = "cpu" if gpu is None else working_device(f"cuda:{gpu}")
-        model, limits = context.manifest["model"], etenet.DecodeLimits(**config.get("etenet", {}))
+        model, settings = context.manifest["model"], dict(config.get("etenet", {}))
+        feature_cache_bytes = settings.pop("feature_cache_bytes", DEFAULT_BYTES)
+        limits = etenet.DecodeLimits(**settings)
         self.max_body_bytes = limits.max_body_bytes
         graph, kernels = (folder / name for name in (ENCODER_FILE, GPU_KERNELS_FILE))
         self.captioner = etenet.load(
@@ -66,8 +69,9 @@ class EtenetHandler:
             compiled_encoder=graph if graph.exists() else None,
             record_gpu=True,
             gpu_kernels=kernels if kernels.exists() else None,
+            feature_cache_bytes=feature_cache_bytes,
         )
-        self.captioner.caption(CANARY_CLIP.read_bytes())
+        self.captioner.caption(CANARY_CLIP.read_bytes(), fresh=True)
         self.probe_secret = os.environ.get(PROBE_SECRET_VARIABLE, "")
         checkpoint = self.captioner.checkpoint_id
         metrics.allocate()
@@ -104,9 +108,12 @@ class EtenetHandler:
     def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
         good = [request for request in requests if not request.error]
         try:
-            captions = iter(
-                self.captioner.caption_batch([request.body for request in good], [request.options for request in good])
+            outcomes = self.captioner.caption_batch(
+                [request.body for request in good],
+                [request.options for request in good],
+                fresh=[number for number, request in enumerate(good) if request.is_probe],
             )
+            captions = iter(outcomes)
             return [request.error or next(captions) for request in requests]
         except DeviceFailed:
             _log.exception("this worker cannot go on; TorchServe starts another")

@@ -238,7 +238,7 @@ def test_during_a_shutdown_every_row_gets_503_and_is_counted_and_logged(
 def test_a_bug_is_an_error_for_each_row_and_a_lost_device_ends_the_worker(
     handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(handler, "captioner", SimpleNamespace(caption_batch=fails))

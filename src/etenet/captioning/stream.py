@@ -20,7 +20,6 @@ from etenet.captioning.captions import Caption, Outcome, Sentence, Timing, outco
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import BadOption, CaptionError, InternalError, Overloaded
 from etenet.video.clip import Clip
-from etenet.video.segments import Cut
 
 JOB_DECODE_TRIES = 3
 
@@ -33,11 +32,19 @@ OnProgress = Callable[[KeyT, float, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Video(Generic[KeyT]):
-    """A video to caption. `key` names it in the output."""
+    """A video to caption. `key` names it in the output. `fresh`: it is decoded and encoded even if it is known."""
 
     key: KeyT
     body: bytes
     options: CaptionOptions
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedClip(Clip):
+    """A clip whose features are known. It may have no frames."""
+
+    features: Any
 
 
 class Steps(Protocol):
@@ -46,7 +53,7 @@ class Steps(Protocol):
     def refusal(self, options: CaptionOptions) -> BadOption | None:
         """Why videos with these options are not even decoded; None if they are."""
 
-    def decode(self, body: bytes, cut: Cut) -> Future[list[Clip]]: ...
+    def decode(self, video: Video[Any]) -> Future[list[Clip]]: ...
 
     def encode(self, clips: Mapping[int, Clip]) -> Mapping[int, Any]:
         """Clips -> features."""
@@ -122,7 +129,7 @@ def caption_videos(
             elif refusal := steps.refusal(video.options):
                 decoded[next(numbers)] = _Part(video, refusal, is_last=True)
             else:
-                decoding[steps.decode(video.body, video.options.cut)] = video
+                decoding[steps.decode(video)] = video
         if encoded and (len(encoded) >= schedule.search_clips or not (decoded or decoding)):
             clips = _clips(encoded)
             options = {number: encoded[number].video.options for number in clips}
@@ -189,6 +196,7 @@ def captions_of(
             encode=1000 * encode_s,
             search=1000 * (now - began),
             total=1000 * (now - started),
+            cached=isinstance(clip, EncodedClip),
         )
         captions[number] = (
             Caption(
