@@ -287,10 +287,10 @@ def test_a_job_tries_again_where_the_machine_was_too_busy_and_a_batch_does_not(
     """Each part of a film and each clip is held up so often before it is decoded."""
     tries: Counter[tuple[bytes, Cut]] = Counter()
 
-    def busy(body: bytes, cut: Cut) -> Future[list[Clip]]:
-        tries[body, cut] += 1
-        if tries[body, cut] > held_up:
-            return decode(body, cut)
+    def busy(video: Video[str]) -> Future[list[Clip]]:
+        tries[video.body, video.options.cut] += 1
+        if tries[video.body, video.options.cut] > held_up:
+            return decode(video)
         future: Future[list[Clip]] = Future()
         future.set_exception(DecodeLimits().held_up(0.5))
         return future
