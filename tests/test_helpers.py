@@ -74,6 +74,29 @@ def test_a_clip_is_the_same_with_helpers(cut: Cut, threads: int, decoders: list[
     assert_same(helped, sample_segments(FILM, cut, resize_px=SIZE_PX))
 
 
+def joined_flv(first: bytes, second: bytes, second_starts_ms: int) -> bytes:
+    """As a recorder writes it whose encoder starts anew: what it says about its pictures changes on the way."""
+    tags, at = bytearray(), 13
+    while at < len(second):
+        size, of_tag = int.from_bytes(second[at + 1 : at + 4]), bytearray(second[at : at + 11])
+        time_ms = int.from_bytes(bytes([of_tag[7], *of_tag[4:7]])) + second_starts_ms
+        of_tag[7], of_tag[4:7] = time_ms >> 24, (time_ms & 0xFFFFFF).to_bytes(3)
+        if of_tag[0] == 9:  # a picture, or what is said about them
+            tags += of_tag + second[at + 11 : at + 15 + size]
+        at += 15 + size
+    return first + tags
+
+
+def test_a_header_that_changes_on_the_way_is_seen_by_whoever_decodes_what_follows(decoders: list[Decoder]) -> None:
+    """The second half has another form of entropy coding, and says so once."""
+    halves = [clips.video(40, container="flv", g="8", bf="0", sc_threshold="0", coder=coder) for coder in ("1", "0")]
+    body = joined_flv(halves[0], halves[1], 1600)
+    helped = sample_frames(body, resize_px=SIZE_PX, helpers=EAGER)
+    assert_same([helped], [sample_frames(body, resize_px=SIZE_PX)])
+    assert helped.info.distinct_frames == 16
+    assert not decoders
+
+
 FLAWED = {
     "a flag of fields that the header does not announce": clips.video(60, g="12", fields="tff", flags="+ildct"),
     "a turned picture": clips.with_display_matrix(FILM, (0, 1, -1, 0)),

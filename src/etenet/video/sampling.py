@@ -158,18 +158,20 @@ class _Sampler:
     ) -> dict[int, _Still] | None:
         """The wanted frames by their places; None if a run gives other frames than its timestamps say."""
         own = _Taker(self.decoder, self.resizer, self.resize_px, windows, timeline)
-        if self.helpers and (count := self._most_helpers(len(todo), windows)):
+        if self.helpers and (count := self._most_helpers(todo, windows)):
             with suppress(MemoryError):  # this decoder alone may have enough
                 return self._with_helpers(own, todo, self.helpers.executor, count)
         return own.take(todo)
 
-    def _most_helpers(self, todo: int, windows: Windows) -> int:
+    def _most_helpers(self, todo: Sequence[Run[VideoPacket]], windows: Windows) -> int:
         """How many can help. All decoders together take as much memory as one may for the largest frames."""
-        width_px, height_px = self.decoder.size_px
-        fitting = self.film.limits.max_pixels // max(1, width_px * height_px)
         if not self.helpers or windows.with_neighbours:  # which reach from run to run
             return 0
-        return max(0, min(self.helpers.count, todo - 1, fitting - 1))
+        if any(packet.data.has_sidedata("new_extradata") for run in todo for packet in run.packets):
+            return 0  # what the container says about pictures changes, and a decoder must have seen it
+        width_px, height_px = self.decoder.size_px
+        fitting = self.film.limits.max_pixels // max(1, width_px * height_px)
+        return max(0, min(self.helpers.count, len(todo) - 1, fitting - 1))
 
     def _with_helpers(
         self, own: _Taker, todo: Sequence[Run[VideoPacket]], executor: Executor, count: int
