@@ -25,12 +25,13 @@ class Decoder:
     """A decoder of a stream, for one thread.
 
     `size_px` is what the header says until a frame has come, then the size of the first. `interlaced`: the header says
-    so, or a frame that has come.
+    so, or a frame that has come. `skips`: frames that are neither wanted nor needed by another are left out of a run.
     """
 
     def __init__(self, context: VideoCodecContext, *, limits: DecodeLimits, stopwatch: Stopwatch) -> None:
         self.limits, self.stopwatch = limits, stopwatch
         self._context = context
+        self.skips = context.codec.canonical_name in _CODECS_THAT_SKIP
         self.size_px = context.width, context.height
         self._has_frame = False
         self._check_pixels(*self.size_px)
@@ -38,11 +39,6 @@ class Decoder:
         self.interlaced = context.field_order in FIELD_ORDERS
         # How a decoder conceals damage depends on its number of threads, and a clip must always look the same.
         context.thread_count = 1
-
-    @property
-    def skips(self) -> bool:
-        """Whether frames that are neither wanted nor needed by another are left out of a run."""
-        return self._context.codec.canonical_name in _CODECS_THAT_SKIP
 
     @property
     def pixel_aspect(self) -> float:
