@@ -1,4 +1,4 @@
-"""`python -m benchmarks.decode`: bytes -> 16 frames of 314 x 314, with one and two threads, beside torchcodec and Pillow.
+"""`python -m benchmarks.decode`: bytes -> 16 frames of 314 x 314 in one and two threads, beside torchcodec and Pillow.
 
 torchcodec seeks exactly, or by its index of key frames. The third contender decodes every frame and resizes with
 Pillow, in one thread. All read the same clips in turn, in one process. Clips of different kinds are reported apart,

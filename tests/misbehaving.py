@@ -1,7 +1,7 @@
 """Runs in a decoder process in place of the real worker: takes the action that the body names, with all defences on.
 
-After "in a helper: ", a thread takes it that helps to decode. `unfiltered_main` runs without the system-call filter, `no_allow_lists_main` without the allow-lists, `undefended_main`
-without both.
+After "in a helper: ", a thread takes it that helps to decode. `unfiltered_main` runs without the system-call filter,
+`no_allow_lists_main` without the allow-lists, `undefended_main` without both.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ def test_without_room_nothing_is_kept(captioner: Captioner) -> None:
 
 def features(kilobytes: int, value: float = 0.0) -> _Features:
     info = ClipInfo(
-        **{name: 0.0 for name in ClipInfo.__slots__} | {"times_s": (), "codec": "h264"}  # type: ignore[arg-type]
+        **dict.fromkeys(ClipInfo.__slots__, 0.0) | {"times_s": (), "codec": "h264"}  # type: ignore[arg-type]
     )
     return _Features.kept(info, torch.full((256 * kilobytes,), value))
 

@@ -136,8 +136,8 @@ def test_damage_in_any_run_gives_the_same_with_helpers() -> None:
 def test_all_decoders_together_hold_no_more_pixels_than_one_may(
     times: int, count: int, decoders: list[Decoder]
 ) -> None:
-    limits = DecodeLimits(max_pixels=times * 96 * 64)
-    sample_frames(FILM, resize_px=SIZE_PX, limits=limits, helpers=Helpers(Eager(), 3))
+    body, limits = clips.video(60, size=(128, 64), g="12"), DecodeLimits(max_pixels=times * 128 * 64)
+    sample_frames(body, resize_px=SIZE_PX, limits=limits, helpers=Helpers(Eager(), 3))
     assert len(decoders) == count
 
 

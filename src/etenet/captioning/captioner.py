@@ -84,8 +84,9 @@ class Captioner:
     ) -> list[Outcome]:
         """One outcome per body, in order. A bad video changes nothing for the others.
 
-        The bodies with the numbers `fresh` are decoded and encoded even if their features are known. All videos of a batch together may have only as many segments as one may have; videos beyond that get
-        `Overloaded`. Raises `DeviceFailed` if the device no longer computes.
+        The bodies with the numbers `fresh` are decoded and encoded even if their features are known. All videos of a
+        batch together may have only as many segments as one may have; videos beyond that get `Overloaded`. Raises
+        `DeviceFailed` if the device no longer computes.
         """
         room = self._decoders.limits.max_segments + len(bodies)
 

@@ -199,9 +199,7 @@ class _Supervisor:
                 self._quarantine.add(body, crash, cut)
             raise crash from death
 
-    def _try(
-        self, body: bytes, cut: Cut, left_s: float, *, helpers: int = 0, spent_cpu_s: float = 0.0
-    ) -> list[Clip]:
+    def _try(self, body: bytes, cut: Cut, left_s: float, *, helpers: int = 0, spent_cpu_s: float = 0.0) -> list[Clip]:
         try:
             return self.process.sample(body, cut, left_s, helpers=helpers, spent_cpu_s=spent_cpu_s)
         except (DecodeTimeout, Hung) as late:
