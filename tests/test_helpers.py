@@ -206,7 +206,7 @@ def test_each_item_is_taken_once_and_the_first_by_the_thread_that_has_them() -> 
 @pytest.mark.parametrize("failing", ["own", "other"])
 @pytest.mark.parametrize("raises", [True, False])
 def test_once_one_fails_no_further_item_is_taken_and_nobody_works_on(failing: str, raises: bool) -> None:
-    at_work, both_began = [0], threading.Barrier(2)
+    at_work, taken_by_the_other, both_began = [0], [0], threading.Barrier(2)
 
     def works(items: Iterable[int]) -> list[int] | None:
         at_work[0] += 1
@@ -215,6 +215,8 @@ def test_once_one_fails_no_further_item_is_taken_and_nobody_works_on(failing: st
         both_began.wait(10)
         failed.wait(10)
         taken += begun
+        taken_by_the_other[0] = len(taken)
+        _burn(0.05)
         at_work[0] -= 1
         return taken
 
@@ -235,6 +237,7 @@ def test_once_one_fails_no_further_item_is_taken_and_nobody_works_on(failing: st
         else:
             assert shared_out(range(10**6), own, [other], executor) is None
         assert at_work == [0]
+    assert 1 <= taken_by_the_other[0] < 10**6 - 1
 
 
 def test_the_cores_of_a_pool_are_shared_by_its_videos() -> None:
