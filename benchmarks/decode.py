@@ -1,21 +1,24 @@
-"""`python -m benchmarks.decode`: bytes -> 16 frames of 314 x 314 in one thread, beside torchcodec and Pillow.
+"""`python -m benchmarks.decode`: bytes -> 16 frames of 314 x 314 in one and two threads, beside torchcodec and Pillow.
 
 torchcodec seeks exactly, or by its index of key frames. The third contender decodes every frame and resizes with
-Pillow. All read the same clips in turn, in one process.
+Pillow, in one thread. All read the same clips in turn, in one process. Clips of different kinds are reported apart,
+because what can be left out differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import random
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -25,32 +28,52 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.rig import command
-from benchmarks.rig.timing import timed_s
+from benchmarks.rig.timing import Cost, cost, timed_s
 from etenet.assets import MOVING_CLIP
 from etenet.errors import CaptionError, UsageError
 from etenet.video.ffmpeg import LENIENT_METADATA
+from etenet.video.helpers import Helpers
 from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import middle_of_slices, sample_frames
 
 SIZE_PX = 314
 NO_DEADLINE = DecodeLimits(decode_cpu_s=3600, decode_deadline_s=7200)
 
+THREADS = (1, 2)
+SLOW_FPS = 2.5
+NO_B_FRAMES, SLOW, OTHERS = "no B-frames", "1 to 2 frames per second", "others"
+
 Frames = NDArray[np.uint8]
 Contender = Callable[[bytes], Frames]
 
 
-def ours(body: bytes) -> Frames:
-    return sample_frames(body, resize_px=SIZE_PX, limits=NO_DEADLINE).frames
+class Entrant(NamedTuple):
+    """A contender with a number of threads."""
+
+    name: str
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.threads} thread{'s' * (self.threads > 1)}"
 
 
-def torchcodec(seek_mode: Literal["exact", "approximate"], *, own_resize: bool) -> Contender:
+def ours(threads: int = 1) -> Contender:
+    helpers = Helpers(ThreadPoolExecutor(threads - 1), threads - 1) if threads > 1 else None
+
+    def read(body: bytes) -> Frames:
+        return sample_frames(body, resize_px=SIZE_PX, limits=NO_DEADLINE, helpers=helpers).frames
+
+    return read
+
+
+def torchcodec(seek_mode: Literal["exact", "approximate"], threads: int, *, own_resize: bool) -> Contender:
     """torchcodec's frames, resized to 314 x 314 by FFmpeg's filter inside torchcodec, or by torch afterwards."""
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 
     def read(body: bytes) -> Frames:
         transforms = [Resize((SIZE_PX, SIZE_PX))] if own_resize else None
-        decoder = VideoDecoder(body, seek_mode=seek_mode, num_ffmpeg_threads=1, transforms=transforms)
+        decoder = VideoDecoder(body, seek_mode=seek_mode, num_ffmpeg_threads=threads, transforms=transforms)
         frames = decoder.get_frames_at(middle_of_slices(len(decoder))).data
         if not own_resize:
             shape = (SIZE_PX, SIZE_PX)
@@ -69,14 +92,18 @@ def everything_then_pillow(body: bytes) -> Frames:
     return np.stack([np.asarray(frame.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR)) for frame in chosen])
 
 
-def contenders() -> dict[str, Contender]:
-    always: dict[str, Contender] = {"ours": ours, "everything, then Pillow": everything_then_pillow}
+def contenders() -> dict[Entrant, Contender]:
+    always = {Entrant("ours", threads): ours(threads) for threads in THREADS}
+    always[Entrant("everything, then Pillow", 1)] = everything_then_pillow
     modes: tuple[Literal["exact", "approximate"], ...] = ("exact", "approximate")
     try:
         theirs = {
-            f"torchcodec {mode}{', its own resize' if own else ''}": torchcodec(mode, own_resize=own)
+            Entrant(f"torchcodec {mode}{', its own resize' if own else ''}", threads): torchcodec(
+                mode, threads, own_resize=own
+            )
             for mode in modes
             for own in (False, True)
+            for threads in THREADS
         }
         for read in theirs.values():
             read(MOVING_CLIP.read_bytes())  # torchcodec looks for FFmpeg when it first needs it
@@ -84,6 +111,16 @@ def contenders() -> dict[str, Contender]:
         print("decode: torchcodec is left out: it finds no FFmpeg (apt install ffmpeg)", file=sys.stderr)
         return always
     return always | theirs
+
+
+def kind_of(body: bytes) -> str:
+    """How much of the clip can be left out: all packets without B-frames depend on each other."""
+    with av.open(io.BytesIO(body), **LENIENT_METADATA) as container:
+        frames = [(frame.time or 0.0, frame.pict_type) for frame in container.decode(video=0)]
+    times_s = sorted(time_s for time_s, _ in frames)
+    if (len(frames) - 1) < SLOW_FPS * (times_s[-1] - times_s[0]):
+        return SLOW
+    return OTHERS if av.video.frame.PictureType.B in {kind for _, kind in frames} else NO_B_FRAMES
 
 
 def full_decode(body: bytes) -> Frames:
@@ -112,7 +149,7 @@ def full_decode_once(body: bytes) -> Frames:
     return np.stack([frame.to_ndarray() for frame in frames])
 
 
-def readable(paths: Sequence[Path], readers: Mapping[str, Contender]) -> list[Path]:
+def readable(paths: Sequence[Path], readers: Mapping[Entrant, Contender]) -> list[Path]:
     """The clips that every contender can read. The others are named on stderr."""
     good = []
     for path in paths:
@@ -128,19 +165,40 @@ def readable(paths: Sequence[Path], readers: Mapping[str, Contender]) -> list[Pa
     return good
 
 
-def measured(paths: Sequence[Path], readers: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender for each clip: the median of `rounds`, each in another order of the contenders."""
-    order = random.Random(0)
-    medians_s: dict[str, list[float]] = {name: [] for name in readers}
+def measured(
+    paths: Sequence[Path], readers: Mapping[Entrant, Contender], rounds: int
+) -> dict[Path, dict[Entrant, Cost]]:
+    """The cost of each contender for each clip: medians of `rounds`, each in another order of the contenders."""
+    order, costs = random.Random(0), {}
     for path in paths:
         body = path.read_bytes()
-        times_s: dict[str, list[float]] = {name: [] for name in readers}
+        of_rounds: dict[Entrant, list[Cost]] = {entrant: [] for entrant in readers}
         for _ in range(rounds):
-            for name in order.sample(list(readers), len(readers)):
-                times_s[name].append(timed_s(partial(readers[name], body)))
-        for name, of_rounds in times_s.items():
-            medians_s[name].append(statistics.median(of_rounds))
-    return medians_s
+            for entrant in order.sample(list(readers), len(readers)):
+                of_rounds[entrant].append(cost(partial(readers[entrant], body)))
+        costs[path] = {entrant: _medians(of_entrant) for entrant, of_entrant in of_rounds.items()}
+    return costs
+
+
+def _medians(costs: Iterable[Cost]) -> Cost:
+    return Cost(*(statistics.median(seconds) for seconds in zip(*costs, strict=True)))
+
+
+def summary(costs: Sequence[Mapping[Entrant, Cost]]) -> dict[str, Any]:
+    """Of some clips: medians of wall and processor time in ms, and ratios of them, for each number of threads."""
+    of = {entrant: _medians(each[entrant] for each in costs) for entrant in costs[0]}
+    figures: dict[str, Any] = {"clips": len(costs)}
+    for threads in THREADS:
+        same = {entrant.name: of[entrant] for entrant in of if entrant.threads == threads}
+        theirs = [cost for name, cost in same.items() if name.startswith("torchcodec")]
+        figures["one_thread" if threads == 1 else "two_threads"] = {
+            "median_ms": {name: round(1000 * cost.wall_s, 2) for name, cost in same.items()},
+            "median_cpu_ms": {name: round(1000 * cost.cpu_s, 2) for name, cost in same.items()},
+            "ratio_to_torchcodec": same["ours"].wall_s / min(cost.wall_s for cost in theirs) if theirs else None,
+        }
+    one, two = (of[Entrant("ours", threads)] for threads in THREADS)
+    figures["two_threads"] |= {"ratio_to_one": two.wall_s / one.wall_s, "cpu_ratio_to_one": two.cpu_s / one.cpu_s}
+    return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -157,24 +215,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     readers = contenders()
     paths = readable(sorted(path for folder in options.clips for path in folder.iterdir()), readers)
-    equal = all(np.array_equal(ours(path.read_bytes()), full_decode(path.read_bytes())) for path in paths)
-    times = measured(paths, readers, options.rounds)
-    medians = {name: statistics.median(of_clips) for name, of_clips in times.items()}
-    for name, median in medians.items():
-        print(f"{name:40} {1000 * median:7.1f} ms")
-    theirs = [median for name, median in medians.items() if name.startswith("torchcodec")]
-    figures = {
-        "clips": len(paths),
-        "median_ms": {name: round(1000 * median, 2) for name, median in medians.items()},
-        "ratio_to_torchcodec": medians["ours"] / min(theirs) if theirs else None,
-        "ratio_to_decode_all": medians["ours"] / medians["everything, then Pillow"],
+    equal = all(
+        np.array_equal(readers[Entrant("ours", threads)](path.read_bytes()), full_decode(path.read_bytes()))
+        for path in paths
+        for threads in THREADS
+    )
+    kinds = {path: kind_of(path.read_bytes()) for path in paths}
+    costs = measured(paths, readers, options.rounds)
+    figures = summary(list(costs.values()))
+    one, two = figures["one_thread"], figures["two_threads"]
+    for name, median_ms in one["median_ms"].items():
+        print(f"{name:40} {median_ms:7.1f} ms, two threads {two['median_ms'].get(name, math.nan):7.1f} ms")
+    by_kind = {kind: summary([costs[path] for path in paths if kinds[path] == kind]) for kind in set(kinds.values())}
+    for kind, of_kind in by_kind.items():
+        print(f"{kind}: {of_kind['clips']} clips, {of_kind['one_thread']['ratio_to_torchcodec']} of torchcodec's best")
+    figures |= {
+        "median_ms": one["median_ms"],
+        "ratio_to_torchcodec": one["ratio_to_torchcodec"],
+        "ratio_to_decode_all": one["median_ms"]["ours"] / one["median_ms"]["everything, then Pillow"],
+        "by_kind": by_kind,
         "frames_equal": equal,
     }
     if long:
         body = long.read_bytes()
         of_long = {
             name: statistics.median(timed_s(partial(read, body)) for _ in range(3))
-            for name, read in (("ours", ours), ("full decode", full_decode_once))
+            for name, read in (("ours", readers[Entrant("ours", 1)]), ("full decode", full_decode_once))
         }
         print(f"{long.name}: {of_long['ours']:.2f} s, all of it {of_long['full decode']:.2f} s")
         figures["long_ratio_to_decode_all"] = of_long["ours"] / of_long["full decode"]

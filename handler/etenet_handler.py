@@ -21,6 +21,7 @@ from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.captioning import subtitles
 from etenet.captioning.captions import Caption, Outcome, SegmentCaptions
+from etenet.captioning.feature_cache import DEFAULT_BYTES
 from etenet.captioning.stream import Stage
 from etenet.errors import DeviceFailed, InternalError
 from etenet.runtime import PACKAGED
@@ -67,7 +68,9 @@ class EtenetHandler:
         config = context.model_yaml_config or {}
         gpu = properties.get("gpu_id")
         device = "cpu" if gpu is None else working_device(f"cuda:{gpu}")
-        model, limits = context.manifest["model"], etenet.DecodeLimits(**config.get("etenet", {}))
+        model, settings = context.manifest["model"], dict(config.get("etenet", {}))
+        feature_cache_bytes = settings.pop("feature_cache_bytes", DEFAULT_BYTES)
+        limits = etenet.DecodeLimits(**settings)
         self.max_body_bytes = limits.max_body_bytes
         graph, kernels = (folder / name for name in (ENCODER_FILE, GPU_KERNELS_FILE))
         self.captioner = etenet.load(
@@ -78,8 +81,9 @@ class EtenetHandler:
             precision=config.get("precision", PACKAGED),
             record_gpu=True,
             gpu_kernels=kernels if kernels.exists() else None,
+            feature_cache_bytes=feature_cache_bytes,
         )
-        self.captioner.caption(CANARY_CLIP.read_bytes())
+        self.captioner.caption(CANARY_CLIP.read_bytes(), fresh=True)
         self.probe_secret = os.environ.get(PROBE_SECRET_VARIABLE, "")
         self.max_words = self.captioner.checkpoint.max_words
         self.spans = _spans()
@@ -128,14 +132,14 @@ class EtenetHandler:
             stages.append(replace(stage, videos=frozenset(good[number] for number in stage.videos)))
 
         try:
-            captions = iter(
-                self.captioner.caption_batch(
-                    [requests[number].body for number in good],
-                    [requests[number].options for number in good],
-                    [self._sender(number, requests[number], context) for number in good],
-                    on_stage=on_stage,
-                )
+            captioned = self.captioner.caption_batch(
+                [requests[number].body for number in good],
+                [requests[number].options for number in good],
+                [self._sender(number, requests[number], context) for number in good],
+                fresh=[place for place, number in enumerate(good) if requests[number].is_probe],
+                on_stage=on_stage,
             )
+            captions = iter(captioned)
             return [request.error or next(captions) for request in requests]
         except DeviceFailed:
             _log.exception("this worker cannot go on; TorchServe starts another")

@@ -217,8 +217,13 @@ def decoders_of(parent: int) -> list[int]:
 
 
 @contextmanager
-def running_server(*arguments: str, config: Path | None = None, folder: Path = REPOSITORY) -> Iterator[Server]:
-    """Start `etenet serve` in a folder, on free ports, and wait until it is ready."""
+def running_server(
+    *arguments: str, config: Path | None = None, folder: Path = REPOSITORY, remembers: bool = False
+) -> Iterator[Server]:
+    """Start `etenet serve` in a folder, on free ports, and wait until it is ready.
+
+    Unless it `remembers`, a clip that comes again is as much work as before.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         where = ServerConfig.read(config or config_on_free_ports(Path(scratch)))
         log = Path(scratch) / "serve.log"
@@ -226,6 +231,7 @@ def running_server(*arguments: str, config: Path | None = None, folder: Path = R
             process = subprocess.Popen(
                 [sys.executable, "-m", "etenet", "serve", "--config", str(where.path), *arguments],
                 cwd=folder,
+                env=dict(os.environ) if remembers else {**os.environ, "ETENET_FEATURE_CACHE_BYTES": "0"},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -251,8 +257,8 @@ def wait_until(condition: Callable[[], bool], deadline_s: float) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A real TorchServe with the demo checkpoint."""
-    with running_server("--checkpoint", str(DEMO)) as running:
+    """A real TorchServe with the demo checkpoint, as it is shipped."""
+    with running_server("--checkpoint", str(DEMO), remembers=True) as running:
         yield running
 
 

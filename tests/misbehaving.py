@@ -1,7 +1,7 @@
 """Runs in a decoder process in place of the real worker: takes the action that the body names, with all defences on.
 
-`unfiltered_main` runs without the system-call filter, `no_allow_lists_main` without the allow-lists, `undefended_main`
-without both.
+After "in a helper: ", a thread takes it that helps to decode. `unfiltered_main` runs without the system-call filter,
+`no_allow_lists_main` without the allow-lists, `undefended_main` without both.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from etenet.errors import DecodeTimeout, NotAVideo, Overloaded
 from etenet.sandbox import worker
 from etenet.video import film
 from etenet.video.clip import Clip
+from etenet.video.helpers import Helpers
 from etenet.video.sampling import sample_segments
 from etenet.video.segments import Cut
 
@@ -92,11 +93,21 @@ ACTIONS: dict[bytes, Callable[[], object]] = {
 }
 
 
-def _act_or_decode(body: bytes, cut: Cut, **settings: Any) -> list[Clip]:
-    if body not in ACTIONS:
-        return sample_segments(body, cut, **settings)
+IN_A_HELPER = b"in a helper: "
+
+
+def _act_or_decode(body: bytes, cut: Cut, *, helpers: Helpers | None, **settings: Any) -> list[Clip]:
+    if body == b"count helpers":
+        raise NotAVideo(f"{helpers.count if helpers else 0} helpers")
+    name = body.removeprefix(IN_A_HELPER)
+    if name not in ACTIONS:
+        return sample_segments(body, cut, helpers=helpers, **settings)
     try:
-        ACTIONS[body]()
+        if name == body:
+            ACTIONS[name]()
+        else:
+            assert helpers
+            helpers.executor.submit(ACTIONS[name]).result()
     except OSError as error:
         raise NotAVideo(f"denied: {error.strerror}") from error
     raise NotAVideo("done")

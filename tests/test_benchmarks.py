@@ -96,13 +96,20 @@ def last_line(capfd: pytest.CaptureFixture[str]) -> Callable[[], Any]:
 
 
 def test_the_decode_benchmark_finds_equal_frames(tmp_path: Path, last_line: Callable[[], Any]) -> None:
-    for number in range(2):
-        (tmp_path / f"{number}.mp4").write_bytes(clips.video(40 + number, bf="2"))
+    bodies = clips.video(40, bf="2"), clips.video(41, bf="0", g="10"), clips.video(20, moments=range(0, 500, 25))
+    for number, body in enumerate(bodies):
+        (tmp_path / f"{number}.mp4").write_bytes(body)
     (tmp_path / "not a clip.txt").write_bytes(b"text")
     decode.main(["--clips", str(tmp_path), "--long", str(tmp_path / "0.mp4"), "--out", str(tmp_path / "results")])
     record = last_line()
-    assert record["clips"] == 2
+    assert record["clips"] == 3
+    assert {kind: of_kind["clips"] for kind, of_kind in record["by_kind"].items()} == dict.fromkeys(
+        (decode.NO_B_FRAMES, decode.SLOW, decode.OTHERS), 1
+    )
     assert record["frames_equal"] is True
+    for of_kind in (record, *record["by_kind"].values()):
+        times = [*of_kind["one_thread"]["median_cpu_ms"].values(), *of_kind["two_threads"]["median_ms"].values()]
+        assert min(times) > 0
     assert record["ratio_to_torchcodec"] is None or record["ratio_to_torchcodec"] > 0  # torchcodec needs FFmpeg
     assert record["ratio_to_decode_all"] > 0
 

@@ -13,6 +13,7 @@ import torch
 
 import etenet
 from etenet import errors
+from etenet.captioning.stream import Video
 from etenet.cli import main
 from etenet.model import checkpoint as checkpoints
 from etenet.model.confidence import FEATURES, Calibration, features_of
@@ -182,7 +183,7 @@ def test_a_minimum_that_no_confidence_can_meet_is_refused_for_its_clip_alone(
     assert isinstance(refused, errors.BadOption)
     assert message in str(refused)
     assert isinstance(given, etenet.Caption)
-    clip = captioner.decode(BODIES[0]).result()[0]
+    clip = captioner.decode(Video(0, BODIES[0], wanting)).result()[0]
     (of_decoded,) = captioner.caption_decoded([clip], wanting)
     assert isinstance(of_decoded, errors.BadOption)
 

@@ -212,6 +212,17 @@ def test_only_who_knows_the_secret_of_this_start_is_neither_counted_nor_logged(
     assert metrics.BUSY_SECONDS._value.get() > busy_s
 
 
+def test_the_servers_own_clip_is_decoded_and_encoded_each_time(handler: EtenetHandler, unpacked: Path) -> None:
+    own, client = (({"body": CANARY_CLIP.read_bytes()}, headers) for headers in ({PROBE_HEADER: SECRET}, {}))
+    responses(handler, unpacked, client)
+    for request, answered_from_memory in ((client, True), (own, False), (own, False), (client, True)):
+        hits, misses = metrics.FEATURE_CACHE_HITS._value.get(), metrics.FEATURE_CACHE_MISSES._value.get()
+        (body,), _ = responses(handler, unpacked, request)
+        assert ("cached" in json.loads(body)["timing_ms"]) == answered_from_memory
+        assert metrics.FEATURE_CACHE_HITS._value.get() == hits + answered_from_memory
+        assert metrics.FEATURE_CACHE_MISSES._value.get() == misses
+
+
 def test_a_server_without_a_secret_counts_every_request(
     handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

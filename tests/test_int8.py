@@ -13,6 +13,8 @@ import pytest
 import etenet
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
+from etenet.captioning.options import CaptionOptions
+from etenet.captioning.stream import Video
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.model import checkpoint as checkpoints
@@ -179,7 +181,7 @@ def test_bf16_is_refused_where_the_features_of_the_test_clip_differ(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = etenet.load(DEMO, compiled_encoder=graph, sandboxed=False)
-    (clip,) = plain.decode(CANARY_CLIP.read_bytes()).result()
+    (clip,) = plain.decode(Video(0, CANARY_CLIP.read_bytes(), CaptionOptions())).result()
     interface.require_similar_features(plain.network, plain.network, clip.frames)
     monkeypatch.setattr(interface, "LEAST_SIMILARITY", 1.1)
     with pytest.raises(UsageError, match=r"^in float32 .* cosine of 1\.0000 .* set precision to packaged$"):
@@ -214,7 +216,7 @@ frames = np.load(sys.argv[2])
 np.save(sys.argv[3], CompiledEncoder(Path(sys.argv[1]), threads=1)(frames))
 """
     plain = etenet.load(DEMO, sandboxed=False)
-    frames = np.concatenate([plain.decode(body).result()[0].frames for body in BODIES])
+    frames = np.concatenate([plain.decode(Video(0, body, CaptionOptions())).result()[0].frames for body in BODIES])
     np.save(tmp_path / "frames.npy", frames)
     features = {}
     for isa in ("AVX2", "DEFAULT"):

@@ -231,7 +231,7 @@ def test_a_flag_that_the_header_does_not_announce_changes_nothing() -> None:
     """The header is that of a progressive clip; a decoder believes what each picture says."""
     body = case(panning, 40, "tff", "h264 in mp4")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("etenet.video.film.FIELD_ORDERS", frozenset())
+        patch.setattr("etenet.video.decoder.FIELD_ORDERS", frozenset())
         patch.delattr("etenet.video.sampling._Sampler._by_counting")  # that would decode all of a long recording
         unannounced = sample_frames(body, resize_px=SIZE_PX).frames
     np.testing.assert_array_equal(unannounced, sample_frames(body, resize_px=SIZE_PX).frames)
@@ -294,4 +294,5 @@ def test_tiny_interlaced_pictures_are_shown(size: tuple[int, int]) -> None:
     frame = av.VideoFrame.from_ndarray(clips.pattern(0, *size), format="rgb24").reformat(format="yuv420p")
     (frame,) = filtered([frame], "setfield", "tff")
     assert frame.interlaced_frame
-    assert pictures.Resizer().upright(Window((frame,) * 3, 1), 8).shape == (8, 8, 3)
+    pixels, _ = pictures.Resizer().upright(Window((frame,) * 3, 1), 8)
+    assert pixels.shape == (8, 8, 3)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from etenet.captioning.feature_cache import DEFAULT_BYTES
 from etenet.captioning.options import OPTIONS
 from etenet.errors import CaptionError
 from etenet.video.ffmpeg import CONTAINERS, DECODERS
@@ -227,4 +228,5 @@ def test_the_security_page_names_the_lists_and_limits_in_force() -> None:
     for name, value in SHOWN_LIMITS.items():
         assert f"| {value} | `{name}` |" in page
     settings = yaml.safe_load((REPOSITORY / "handler" / "model-config.yaml").read_text())["etenet"]
+    assert settings.pop("feature_cache_bytes") == DEFAULT_BYTES
     assert DecodeLimits(**settings) == DecodeLimits()

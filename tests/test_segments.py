@@ -24,7 +24,7 @@ from etenet.captioning.captions import Caption, Outcome, SegmentCaptions
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import JOB_DECODE_TRIES, Video
 from etenet.sandbox.pool import Sandbox
-from etenet.video import film, sampling
+from etenet.video import decoder, film, sampling
 from etenet.video.clip import Clip
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import SHORTEST_SEGMENT_S, Cut, Segment
@@ -206,14 +206,14 @@ def test_scenes_begin_where_the_picture_changes() -> None:
 
 
 def test_nothing_is_decoded_after_the_last_scene_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, decoded_s = film.Film.decode, []
+    decode, decoded_s = decoder.Decoder.decode, []
 
-    def counted(clip: film.Film, packets: Iterable[film.VideoPacket]) -> Iterator[av.VideoFrame]:
-        for frame in decode(clip, packets):
+    def counted(self: decoder.Decoder, packets: Iterable[decoder.VideoPacket]) -> Iterator[av.VideoFrame]:
+        for frame in decode(self, packets):
             decoded_s.append(frame.time)
             yield frame
 
-    monkeypatch.setattr(film.Film, "decode", counted)
+    monkeypatch.setattr(decoder.Decoder, "decode", counted)
     sampling.sample_segments(FILM, replace(SCENES, end_s=4.0), resize_px=SIZE_PX)
     assert 4.0 < max(decoded_s) < 4.5
     decoded_s.clear()
@@ -225,7 +225,7 @@ def test_a_video_without_presentation_times_is_cut_up_to_its_end(monkeypatch: py
     """Some AVI files have none. Then the numbers of the frames give their times."""
     demux = film.Film._demux
 
-    def without_times(clip: film.Film, streams: list[av.VideoStream]) -> dict[int, list[film.VideoPacket]]:
+    def without_times(clip: film.Film, streams: list[av.VideoStream]) -> dict[int, list[decoder.VideoPacket]]:
         demuxed = demux(clip, streams)
         for packet in demuxed[0]:
             packet.pts = packet.dts = None
@@ -287,10 +287,10 @@ def test_a_job_tries_again_where_the_machine_was_too_busy_and_a_batch_does_not(
     """Each part of a film and each clip is held up so often before it is decoded."""
     tries: Counter[tuple[bytes, Cut]] = Counter()
 
-    def busy(body: bytes, cut: Cut) -> Future[list[Clip]]:
-        tries[body, cut] += 1
-        if tries[body, cut] > held_up:
-            return decode(body, cut)
+    def busy(video: Video[str]) -> Future[list[Clip]]:
+        tries[video.body, video.options.cut] += 1
+        if tries[video.body, video.options.cut] > held_up:
+            return decode(video)
         future: Future[list[Clip]] = Future()
         future.set_exception(DecodeLimits().held_up(0.5))
         return future

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import runpy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -15,10 +16,14 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from etenet import errors
-from etenet.video import ffmpeg, film, sampling
+from etenet.video import ffmpeg, sampling
+from etenet.video.decoder import Decoder, VideoPacket
+from etenet.video.helpers import Helpers
 from etenet.video.limits import DecodeLimits, Stopwatch
+from etenet.video.packet_runs import TimedPacket
 from etenet.video.tone_mapping import is_hdr, to_sdr
 from tests import clips
+from tests.test_helpers import EAGER
 
 SIZE_PX = 48
 
@@ -71,10 +76,11 @@ RENDERED = {
 }
 
 
+@pytest.mark.parametrize("helpers", [None, EAGER], ids=["alone", "helped"])
 @pytest.mark.parametrize("name", RENDERED)
-def test_frames_are_those_of_a_full_decode(name: str) -> None:
+def test_frames_are_those_of_a_full_decode(name: str, helpers: Helpers | None) -> None:
     body = RENDERED[name]
-    sampled = sampling.sample_frames(body, resize_px=SIZE_PX)
+    sampled = sampling.sample_frames(body, resize_px=SIZE_PX, helpers=helpers)
     expected = every_frame(body)
     np.testing.assert_array_equal(sampled.frames, sixteen_of(expected))
     assert sampled.info.distinct_frames == min(16, len(expected))
@@ -84,14 +90,14 @@ def test_frames_are_those_of_a_full_decode(name: str) -> None:
 def test_frames_that_are_neither_sampled_nor_referenced_are_not_decoded(
     monkeypatch: pytest.MonkeyPatch, name: str, share: float
 ) -> None:
-    def counted(clip: film.Film, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-        for frame in checked(clip, frames):
+    def counted(self: Decoder, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in checked(self, frames):
             decoded.append(frame.pts)
             yield frame
 
     decoded: list[int] = []
-    checked = film.Film._checked
-    monkeypatch.setattr(film.Film, "_checked", counted)
+    checked = Decoder._checked
+    monkeypatch.setattr(Decoder, "_checked", counted)
     sampling.sample_frames(RENDERED[name], resize_px=SIZE_PX)
     assert 16 <= len(decoded) <= share * len(every_frame(RENDERED[name]))
 
@@ -178,19 +184,19 @@ def test_the_start_of_the_picture_counts_from_the_start_of_the_file(
 
 
 def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(reference_data: Path, thorough: bool) -> None:
-    """The short form takes all odd clips and every eighth of the others."""
+    """The short form takes all odd clips and every eighth of the others, half of them with a helper."""
     odd, others = (
         sorted(path for folder in folders for path in (reference_data / folder).iterdir())
         for folders in (["odd_clips"], ["msvd/clips", "msrvtt/clips"])
     )
     assert len(odd) + len(others) == 87
     refused = {}
-    for path in [*odd, *others[:: 1 if thorough else 8]]:
+    taken, limits = [*odd, *others[:: 1 if thorough else 8]], DecodeLimits(decode_cpu_s=60, decode_deadline_s=120)
+    ways = [[(path, None), (path, EAGER)] for path in taken]
+    for path, helpers in chain(*ways) if thorough else (both[number % 2] for number, both in enumerate(ways)):
         body = path.read_bytes()
         try:
-            sampled = sampling.sample_frames(
-                body, resize_px=SIZE_PX, limits=DecodeLimits(decode_cpu_s=60, decode_deadline_s=120)
-            )
+            sampled = sampling.sample_frames(body, resize_px=SIZE_PX, limits=limits, helpers=helpers)
         except errors.CaptionError as error:
             refused[path.name] = error.code
             continue
@@ -213,15 +219,15 @@ def test_every_readable_reference_clip_gives_the_frames_of_a_full_decode(referen
 def test_only_the_groups_of_pictures_that_are_needed_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     body = clips.video(640, size=(32, 32), g="5", sc_threshold="0")
     fed = []
-    decode = film.Film.decode
+    decode_run = Decoder.decode_run
 
-    def counting(self: film.Film, packets: list[film.VideoPacket]) -> object:
-        fed.append(len(packets))
-        return decode(self, packets)
+    def counting(self: Decoder, run: Sequence[TimedPacket[VideoPacket]], wanted: Collection[int]) -> object:
+        fed.append(len(run))
+        return decode_run(self, run, wanted)
 
-    monkeypatch.setattr(film.Film, "decode", counting)
+    monkeypatch.setattr(Decoder, "decode_run", counting)
     sampling.sample_frames(body, resize_px=SIZE_PX)
-    assert sum(fed) <= 16 * 5
+    assert 16 <= sum(fed) <= 16 * 5
 
 
 REFUSED = {

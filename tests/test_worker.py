@@ -26,7 +26,7 @@ def reply_to(body: bytes, cut: Cut = WHOLE) -> tuple[Mapping[str, Any], bytes]:
     try:
         os.pwrite(file, body, 0)
         request = {"body_bytes": len(body), "cut": asdict(cut)}
-        reply = worker._reply(file, request, SIZE_PX, LIMITS)
+        reply = worker._reply(file, request, SIZE_PX, LIMITS, None)
         return reply, os.pread(file, os.fstat(file).st_size, 0)
     finally:
         os.close(file)

@@ -1,8 +1,12 @@
-"""Captioning servers, each in its own processes: ours, and two with the plain code of `benchmarks.peers`."""
+"""Captioning servers, each in its own processes: ours, and two with the plain code of `benchmarks.peers`.
+
+Ours remembers no features: the clips of a benchmark come again and again.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -55,7 +59,8 @@ def ours_with(archive: Path, clip: bytes, **settings: int) -> Iterator[Served]:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model_store" / "etenet"
         archives.unpack(archive, model)
-        archives.configure(model, settings)
+        forgetful = archives.configuration(model)["etenet"] | {"feature_cache_bytes": 0}
+        archives.configure(model, {**settings, "etenet": forgetful})
         with _torchserve(model, clip, Path(scratch)) as served:
             yield served
 
@@ -98,7 +103,8 @@ def _torchserve(model: Path, clip: bytes, scratch: Path) -> Iterator[Served]:
 @contextmanager
 def _started(url: str, clip: bytes, folder: Path, *module: str) -> Iterator[Served]:
     started = time.monotonic()
-    process = psutil.Popen([sys.executable, "-m", *module], cwd=folder, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "ETENET_FEATURE_CACHE_BYTES": "0"}
+    process = psutil.Popen([sys.executable, "-m", *module], cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     try:
         await_caption(url, clip, process.is_running)
         yield Served(url, time.monotonic() - started, process)

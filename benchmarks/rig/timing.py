@@ -1,14 +1,22 @@
-"""How long a call takes, until its results are there: once, as a median, and beside others."""
+"""How long a call takes, until its results are there: once, as a median, and beside others; and its processor time."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
 CPU = torch.device("cpu")
+
+
+class Cost(NamedTuple):
+    """Seconds of the wall clock, and of the processor for all threads of this process."""
+
+    wall_s: float
+    cpu_s: float
 
 
 def median_ms(run: Callable[[], object], rounds: int, device: torch.device = CPU) -> float:
@@ -33,6 +41,12 @@ def timed_s(run: Callable[[], object], device: torch.device = CPU) -> float:
     run()
     wait_for(device)
     return time.perf_counter() - started
+
+
+def cost(run: Callable[[], object]) -> Cost:
+    """Of one call on a CPU."""
+    cpu_began_s = time.process_time()
+    return Cost(timed_s(run), time.process_time() - cpu_began_s)
 
 
 def wait_for(device: torch.device) -> None:

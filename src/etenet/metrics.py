@@ -47,7 +47,7 @@ STAGE_SECONDS = Histogram(
 BUSY_SECONDS = Counter("etenet_busy_seconds", "Time that workers spent on batches.")
 BATCH_CLIPS = Histogram("etenet_batch_size_clips", "Requests in a batch.", buckets=_CLIPS)
 CLIP_BYTES = Histogram("etenet_clip_size_bytes", "Size of request bodies.", buckets=_BYTES)
-FRAMES = Counter("etenet_frames_decoded", "Distinct frames that were captioned.")
+FRAMES = Counter("etenet_frames_decoded", "Distinct frames that were captioned, without those of known features.")
 CAPTIONS = Counter("etenet_captions", "Requests that got a caption.")
 ERRORS = Counter("etenet_errors", "Requests that got an error from a worker, by error code.", ["code"])
 for _kind in CaptionError.__subclasses__():  # so that a rate exists before the first error
@@ -58,6 +58,11 @@ PROBES = Counter(
 STEPS = Counter(
     "etenet_steps",
     "Steps of work: a frame encoded, a word of a search, a second of decoding. A hung worker makes none.",
+)
+FEATURE_CACHE_HITS = Counter("etenet_feature_cache_hits", "Videos whose features were known.")
+FEATURE_CACHE_MISSES = Counter("etenet_feature_cache_misses", "Videos that were looked up in vain.")
+FEATURE_CACHE_BYTES = Gauge(
+    "etenet_feature_cache_bytes", "What the features take that workers remember.", multiprocess_mode="livesum"
 )
 IN_PROGRESS = Gauge("etenet_requests_in_progress", "Requests that workers are working on.", multiprocess_mode="livesum")
 DECODERS = Gauge("etenet_decoder_processes", "Decoder processes that run.", multiprocess_mode="livesum")

@@ -10,17 +10,18 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from etenet.assets import CANARY_CLIP
 from etenet.captioning.captions import Caption, Outcome, Sentence
+from etenet.captioning.feature_cache import CachedSteps, FeatureCache
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import (
     JOB_DECODE_TRIES,
@@ -44,7 +45,6 @@ from etenet.sandbox.pool import Decoders, InProcess, Sandbox
 from etenet.video.clip import FRAMES_PER_CLIP, Clip
 from etenet.video.ffmpeg import require_supported_ffmpeg
 from etenet.video.limits import DecodeLimits
-from etenet.video.segments import WHOLE, Cut
 from etenet.video.thumbnails import thumbnails
 
 _log = logging.getLogger(__name__)
@@ -60,10 +60,16 @@ _Step = Callable[[Sequence[_X]], Sequence[_Y | None]]  # None: nothing for this 
 
 
 class Captioner:
-    """A checkpoint, a form of its network and decoders, ready to caption. One instance serves one thread at a time."""
+    """A checkpoint, a form of its network and decoders, ready to caption. One instance serves one thread at a time.
 
-    def __init__(self, checkpoint: Checkpoint, network: Network, decoders: Decoders) -> None:
+    With `feature_cache_bytes`, `caption` and `caption_batch` remember the features of the last videos, up to so many.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, network: Network, decoders: Decoders, *, feature_cache_bytes: int = 0
+    ) -> None:
         self.checkpoint, self.network, self._decoders = checkpoint, network, decoders
+        self._cache = FeatureCache(feature_cache_bytes) if feature_cache_bytes > 0 else None
 
     @property
     def checkpoint_id(self) -> str:
@@ -73,11 +79,11 @@ class Captioner:
     def encoder(self) -> str:
         return self.checkpoint.encoder_name
 
-    def caption(self, body: bytes, options: CaptionOptions | None = None) -> Caption:
-        """Caption one video file as one clip. Raises `CaptionError`."""
+    def caption(self, body: bytes, options: CaptionOptions | None = None, *, fresh: bool = False) -> Caption:
+        """Caption one video file as one clip. `fresh`: even if its features are known. Raises `CaptionError`."""
         options = options or CaptionOptions()
         as_one = replace(options, cut=replace(options.cut, segment_s=None, segment=None))
-        (outcome,) = self.caption_batch([body], [as_one])
+        (outcome,) = self.caption_batch([body], [as_one], fresh=[0] if fresh else [])
         if isinstance(outcome, CaptionError):
             raise outcome
         assert isinstance(outcome, Caption)
@@ -89,12 +95,14 @@ class Captioner:
         options: Sequence[CaptionOptions],
         on_caption: Sequence[Callable[[Caption], None] | None] = (),
         *,
+        fresh: Collection[int] = (),
         on_stage: OnStage[int] = lambda _: None,
     ) -> list[Outcome]:
         """One outcome per body, in order. A bad video changes nothing for the others.
 
         `on_caption` may have a function for a body, to be called with the caption of each of its segments as soon as it
-        is there. Then captions are made a few at a time.
+        is there. Then captions are made a few at a time. The bodies with the numbers `fresh` are decoded and encoded
+        even if their features are known.
 
         All videos of a batch together may have only as many segments as one may have; videos beyond that get
         `Overloaded`. `on_stage` is called after each stage, with the numbers of its bodies. Raises `DeviceFailed` if
@@ -109,7 +117,10 @@ class Captioner:
             room -= len(clips)
             return clips
 
-        videos = [Video(number, *request) for number, request in enumerate(zip(bodies, options, strict=True))]
+        videos = [
+            Video(number, *request, fresh=number in fresh)
+            for number, request in enumerate(zip(bodies, options, strict=True))
+        ]
         wanted_soon = {number: function for number, function in enumerate(on_caption) if function}
         schedule = Schedule()
         if wanted_soon:
@@ -120,7 +131,8 @@ class Captioner:
             if number in wanted_soon:
                 wanted_soon[number](caption)
 
-        outcomes = dict(caption_videos(self, videos, schedule, accept=accept, on_caption=tell, on_stage=on_stage))
+        steps = CachedSteps(self, self._cache) if self._cache else self
+        outcomes = dict(caption_videos(steps, videos, schedule, accept=accept, on_caption=tell, on_stage=on_stage))
         return [outcomes[number] for number in range(len(bodies))]
 
     def caption_stream(
@@ -181,9 +193,9 @@ class Captioner:
         """Why this checkpoint cannot do what the options ask for; None if it can."""
         return options.refusal(self.checkpoint.confidence)
 
-    def decode(self, body: bytes, cut: Cut = WHOLE) -> Future[list[Clip]]:
+    def decode(self, video: Video[Any]) -> Future[list[Clip]]:
         """The clips of a video, one for each segment, or a `CaptionError`."""
-        return self._decoders.submit(body, cut)
+        return self._decoders.submit(video.body, video.options.cut)
 
     def thumbnails(self, clip: Clip, options: CaptionOptions) -> tuple[bytes, ...]:
         """The frames of a clip as JPEGs, if they are asked for."""
@@ -283,13 +295,14 @@ def load(
     precision: str = PACKAGED,
     record_gpu: bool = False,
     gpu_kernels: Path | None = None,
+    feature_cache_bytes: int = 0,
 ) -> Captioner:
     """Load a checkpoint for captioning. `device` is a torch device name. Raises `CheckpointError`.
 
     `sandboxed` videos are decoded in processes that a hostile clip cannot get out of.
     `compiled_encoder`, `precision`, `record_gpu` and `gpu_kernels` are `encoder_graph`, `precision`, `capture` and
-    `gpu_kernels` of `runtime.load.load_network`. In bf16 the features of a test clip must be nearly those of float32;
-    `UsageError` if they are not.
+    `gpu_kernels` of `runtime.load.load_network`, `feature_cache_bytes` is that of `Captioner`. In bf16 the features of
+    a test clip must be nearly those of float32; `UsageError` if they are not.
     """
     load_form = partial(
         load_network,
@@ -306,4 +319,4 @@ def load(
         (clip,) = decoders.submit(CANARY_CLIP.read_bytes()).result()
         _, exact = load_form()
         require_similar_features(network, exact, clip.frames)
-    return Captioner(checkpoint, network, decoders)
+    return Captioner(checkpoint, network, decoders, feature_cache_bytes=feature_cache_bytes)

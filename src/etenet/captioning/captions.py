@@ -45,16 +45,20 @@ class Sentence:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Milliseconds. `encode` and `search` are those of the whole batch, `total` from its start to its end."""
+    """Milliseconds. `encode` and `search` are those of the whole batch, `total` from its start to its end.
+
+    `cached`: the features were known, so this video took no part of `encode`.
+    """
 
     decode: float
     encode: float
     search: float
     total: float
+    cached: bool = False
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         stages = {"decode": self.decode, "encode": self.encode, "search": self.search, "total": self.total}
-        return {name: round(ms, 1) for name, ms in stages.items()}
+        return {name: round(ms, 1) for name, ms in stages.items()} | ({"cached": True} if self.cached else {})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

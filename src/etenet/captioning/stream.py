@@ -20,7 +20,6 @@ from etenet.captioning.captions import Caption, Outcome, Sentence, Timing, outco
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import BadOption, CaptionError, InternalError, Overloaded
 from etenet.video.clip import Clip
-from etenet.video.segments import Cut
 
 JOB_DECODE_TRIES = 3
 
@@ -46,11 +45,19 @@ OnStage = Callable[[Stage[KeyT]], None]
 
 @dataclass(frozen=True, slots=True)
 class Video(Generic[KeyT]):
-    """A video to caption. `key` names it in the output."""
+    """A video to caption. `key` names it in the output. `fresh`: it is decoded and encoded even if it is known."""
 
     key: KeyT
     body: bytes
     options: CaptionOptions
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedClip(Clip):
+    """A clip whose features are known. It may have no frames."""
+
+    features: Any
 
 
 class Steps(Protocol):
@@ -59,7 +66,7 @@ class Steps(Protocol):
     def refusal(self, options: CaptionOptions) -> BadOption | None:
         """Why videos with these options are not even decoded; None if they are."""
 
-    def decode(self, body: bytes, cut: Cut) -> Future[list[Clip]]: ...
+    def decode(self, video: Video[Any]) -> Future[list[Clip]]: ...
 
     def encode(self, clips: Mapping[int, Clip]) -> Mapping[int, Any]:
         """Clips -> features."""
@@ -154,7 +161,7 @@ def caption_videos(
                 decoded[next(numbers)] = _Part(video, refusal, is_last=True)
             else:
                 under_way = _Decoding(video, time.perf_counter())
-                future = steps.decode(video.body, video.options.cut)
+                future = steps.decode(video)
                 future.add_done_callback(under_way.end)
                 decoding[future] = under_way
         if encoded and (len(encoded) >= schedule.search_clips or not (decoded or decoding)):
@@ -229,6 +236,7 @@ def captions_of(
             encode=1000 * encode_s,
             search=1000 * (now - began),
             total=1000 * (now - started),
+            cached=isinstance(clip, EncodedClip),
         )
         captions[number] = (
             Caption(

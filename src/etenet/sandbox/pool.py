@@ -5,6 +5,9 @@ that decoding needs (`worker.py`). If a process crashes on a video, the video is
 crash may have had another cause. A video that crashes two processes, or uses up its CPU time, is refused at once for
 the next hour (`quarantine.py`). If only the wall clock ran out, the machine was busy, and the video may come again.
 
+There is a process for each core. While the pool has fewer videos than cores, threads of a video's own process help to
+decode it, on the cores whose processes have nothing to do: another process would have to open the file again.
+
 Why not a library: in pebble and concurrent.futures all processes share one pipe. A process that is stopped while it
 holds the pipe's lock stops all the others. Both also pickle every body and every frame.
 """
@@ -33,6 +36,7 @@ from etenet.video.segments import WHOLE, Cut
 _log = logging.getLogger(__name__)
 
 CLIPS_PER_PROCESS = 1000
+MOST_HELPERS = 3  # of one video: the median of real clips has three parts that can be decoded at the same time
 
 _Job = tuple[bytes, Cut, "Future[list[Clip]]"]
 
@@ -65,9 +69,10 @@ class Sandbox:
         self.limits = limits or DecodeLimits()
         self._quarantine = Quarantine()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._share = _Share(processes or cores())
         self._supervisors = [
-            _Supervisor(resize_px, self.limits, entry, self._jobs, self._quarantine)
-            for _ in range(processes or cores())
+            _Supervisor(resize_px, self.limits, entry, self._jobs, self._quarantine, self._share)
+            for _ in range(self._share.cores)
         ]
         started = [supervisor.start() for supervisor in self._supervisors]
         self.close = weakref.finalize(self, _close, self._jobs, len(started))
@@ -91,6 +96,7 @@ class Sandbox:
         if verdict := self._quarantine.verdict(body, cut):
             future.set_exception(verdict)
         else:
+            self._share.enter(future)
             self._jobs.put((body, cut, future))
         return future
 
@@ -105,6 +111,24 @@ class InProcess:
 
     def submit(self, body: bytes, cut: Cut = WHOLE) -> Future[list[Clip]]:
         return self._threads.submit(self._sample, body, cut)
+
+
+class _Share:
+    """Of each video in the cores of a pool."""
+
+    def __init__(self, cores: int) -> None:
+        self.cores = cores
+        self._videos: set[Future[list[Clip]]] = set()
+
+    def enter(self, video: Future[list[Clip]]) -> None:
+        """Until it is done."""
+        self._videos.add(video)
+        video.add_done_callback(self._videos.discard)
+
+    @property
+    def helpers(self) -> int:
+        """How many threads may help the one of a video."""
+        return max(0, min(self.cores // max(1, len(self._videos)) - 1, MOST_HELPERS))
 
 
 def _close(jobs: SimpleQueue[_Job | None], supervisors: int) -> None:
@@ -125,9 +149,10 @@ class _Supervisor:
         entry: str,
         jobs: SimpleQueue[_Job | None],
         quarantine: Quarantine,
+        share: _Share,
     ) -> None:
-        self._new_process = partial(DecoderProcess, resize_px, limits, entry)
-        self._limits, self._jobs, self._quarantine = limits, jobs, quarantine
+        self._new_process = partial(DecoderProcess, resize_px, limits, entry, min(share.cores - 1, MOST_HELPERS))
+        self._limits, self._jobs, self._quarantine, self._share = limits, jobs, quarantine, share
 
     def start(self) -> Future[str | None]:
         """Start the thread. The result comes with its first process: why that has no system-call filter, or None."""
@@ -162,7 +187,7 @@ class _Supervisor:
         self._renew()
         left_s, started = self._limits.decode_deadline_s + GRACE_S, time.monotonic()
         try:
-            return self._try(body, cut, left_s)
+            return self._try(body, cut, left_s, helpers=self._share.helpers)
         except Died as death:
             _log.warning("a decoder process died (%s); its video is tried again", str(death))
             left_s -= time.monotonic() - started
@@ -176,9 +201,9 @@ class _Supervisor:
                 self._quarantine.add(body, crash, cut)
             raise crash from death
 
-    def _try(self, body: bytes, cut: Cut, left_s: float, *, spent_cpu_s: float = 0.0) -> list[Clip]:
+    def _try(self, body: bytes, cut: Cut, left_s: float, *, helpers: int = 0, spent_cpu_s: float = 0.0) -> list[Clip]:
         try:
-            return self.process.sample(body, cut, left_s, spent_cpu_s=spent_cpu_s)
+            return self.process.sample(body, cut, left_s, helpers=helpers, spent_cpu_s=spent_cpu_s)
         except (DecodeTimeout, Hung) as late:
             metrics.DECODERS_TIMED_OUT.inc()
             cpu_s = self.process.clip_cpu_s

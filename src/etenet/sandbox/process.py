@@ -43,6 +43,7 @@ _CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
 _MESSAGE_LETTERS = 1000
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
+_ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}  # or malloc would reserve memory beyond the limit for each thread
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _START = """
 import json, sys
@@ -73,8 +74,8 @@ class Hung(Exception):
 class DecoderProcess:
     """A decoder process and the channel to it. `clip_cpu_s` is what its last video cost in all."""
 
-    def __init__(self, resize_px: int, limits: DecodeLimits, entry: str) -> None:
-        """Raises `Died` if the process does not get ready."""
+    def __init__(self, resize_px: int, limits: DecodeLimits, entry: str, helpers: int) -> None:
+        """`helpers` threads can help to decode a video. Raises `Died` if the process does not get ready."""
         self.clips, self.clip_cpu_s, self._ready = 0, 0.0, False
         self._limits, self._frames_shape = limits, (FRAMES_PER_CLIP, resize_px, resize_px, 3)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -85,13 +86,14 @@ class DecoderProcess:
             "parent": os.getpid(),
             "resize_px": resize_px,
             "limits": asdict(limits),
+            "helpers": helpers,
         }
         # The working directory is deleted as soon as the process runs: it is empty, and there is nothing to clean up.
         with theirs, tempfile.TemporaryDirectory(prefix="decoder-") as nowhere:
             self._program = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, json.dumps(settings)],
                 cwd=nowhere,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _ONE_THREAD,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _ONE_THREAD | _ONE_ARENA,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -123,11 +125,13 @@ class DecoderProcess:
         self._program.wait()
         self._channel.close()
 
-    def sample(self, body: bytes, cut: Cut, deadline_s: float, *, spent_cpu_s: float = 0.0) -> list[Clip]:
+    def sample(
+        self, body: bytes, cut: Cut, deadline_s: float, *, helpers: int = 0, spent_cpu_s: float = 0.0
+    ) -> list[Clip]:
         """The clips of a video, or the `CaptionError` that the process reports. After `Died` it is gone.
 
-        `deadline_s` is wall-clock time; the processor time is that of the limits, less what another process has spent
-        on the video. Beyond either, `Hung`.
+        `deadline_s` is wall-clock time; the processor time is that of the limits, for all threads together, less what
+        another process has spent on the video. Beyond either, `Hung`.
         """
         max_segments = self._limits.max_segments if cut.into_segments else 1
         began_s = time.monotonic()
@@ -136,7 +140,7 @@ class DecoderProcess:
             os.ftruncate(memory, max(len(body), max_segments * math.prod(self._frames_shape)))
             os.pwrite(memory, body, 0)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            request = {"body_bytes": len(body), "cut": asdict(cut)}
+            request = {"body_bytes": len(body), "cut": asdict(cut), "helpers": helpers}
             reply = self._ask(request, memory, deadline_s, spent_cpu_s)
             self.clips += 1
             if (

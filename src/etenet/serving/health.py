@@ -1,8 +1,8 @@
 """Whether a server is ready and alive: the state behind GET /ready and /live.
 
 A server is ready while it works: TorchServe has a worker, which makes steps (`metrics.STEPS`) while it has something to
-do, and requests get captions. Where no client's did for a moment, a small test clip goes through the whole server, to
-see that it would. A full queue is no fault. /live fails only if a restart would help.
+do, and requests get captions. Where no client's did for a moment, or only from remembered features, a small test clip
+goes through the whole server, to see that it would. A full queue is no fault. /live fails only if a restart would help.
 
 The state is looked at in a thread of its own, so a probe waits for nothing.
 """
@@ -65,7 +65,7 @@ class Health:
         self._figures = figures
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="canary")
         self._canary: Future[str | None] | None = None
-        self._steps = self._captions = self._finished = 0.0
+        self._steps = self._frames = self._finished = 0.0
         self._stepped_at = self._finished_at = time.monotonic()
         self._captioned_at = float("-inf")
         self._no_worker, self._no_caption, self._fault = "TorchServe starts", "nothing was captioned yet", "it starts"
@@ -121,13 +121,13 @@ class Health:
     def _look(self) -> None:
         self._look_for_workers()
         now = time.monotonic()
-        steps, captions, errors, probes = metrics.totals(
-            self._figures, metrics.STEPS, metrics.CAPTIONS, metrics.ERRORS, metrics.PROBES
+        steps, frames, captions, errors, probes = metrics.totals(
+            self._figures, metrics.STEPS, metrics.FRAMES, metrics.CAPTIONS, metrics.ERRORS, metrics.PROBES
         )
         if steps != self._steps:
             self._steps, self._stepped_at = steps, now
-        if captions != self._captions:
-            self._captions, self._captioned_at, self._no_caption = captions, now, ""
+        if frames != self._frames:
+            self._frames, self._captioned_at, self._no_caption = frames, now, ""
         if (finished := captions + errors + probes) != self._finished:
             self._finished = finished
             self._finished_at = self._stepped_at = now

@@ -71,6 +71,8 @@ def _count(record: RequestRecord) -> None:
         metrics.ERRORS.labels(outcome.code).inc()
         return
     metrics.CAPTIONS.inc()
+    if record.captions[0].timing_ms.cached:
+        return
     metrics.FRAMES.inc(sum(caption.video.distinct_frames for caption in record.captions))
     metrics.STAGE_SECONDS.labels("decode").observe(record.captions[0].timing_ms.decode / 1000)
 
@@ -92,6 +94,8 @@ def _fields(record: RequestRecord) -> dict[str, Any]:
     timing, video = record.captions[0].timing_ms, record.captions[0].video
     stages = {"decode_ms": timing.decode, "encode_ms": timing.encode, "search_ms": timing.search}
     fields |= {name: round(value, 1) for name, value in stages.items()}
+    if timing.cached:
+        fields["cached"] = True
     if isinstance(outcome, SegmentCaptions):
         fields["segments"] = len(outcome.segments)
     return {**fields, "codec": video.codec, "width": video.width_px, "height": video.height_px}

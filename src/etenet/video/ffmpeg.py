@@ -23,7 +23,7 @@ _OLDEST_LIBRARIES = {"libavformat": (62, 12, 102), "libavcodec": (62, 28, 102), 
 
 _DECODER_NAMES = {"av1": "libdav1d", "flv1": "flv"}  # where decoder and codec have different names
 CODEC_WHITELIST = ",".join(_DECODER_NAMES.get(codec, codec) for codec in DECODERS)
-# These bind the decoders that probe a container. `film.py` binds the decoder that is used.
+# These bind the decoders that probe a container. `decoder.py` binds the decoder that is used.
 OPEN_OPTIONS = {
     "protocol_whitelist": "none",
     "format_whitelist": ",".join(CONTAINERS),

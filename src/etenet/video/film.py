@@ -1,34 +1,29 @@
-"""The film of an open file: the stream that a player shows, its packets on one clock, and its frames as they come.
+"""The film of an open file: the stream that a player shows, its packets on one clock, and its decoders.
 
-Whatever is demuxed or decoded here stays within the limits. Knows nothing of which frames are wanted, or why.
+Whatever is demuxed here stays within the limits. Knows nothing of which frames are wanted, or why.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import dropwhile
-from typing import TypeAlias, cast
+from typing import cast
 
 import av
 from av.container import InputContainer
 from av.video import VideoStream
 
-from etenet.errors import EmptyBody, NotAVideo, TooLarge, TooManyPixels, UndecodableVideo
+from etenet.errors import EmptyBody, NotAVideo, TooLarge, UndecodableVideo
 from etenet.video import not_videos
 from etenet.video.clock import Clock, as_browsers_play
-from etenet.video.deinterlacing import FIELD_ORDERS
-from etenet.video.ffmpeg import CODEC_WHITELIST, DECODERS, LENIENT_METADATA, OPEN_OPTIONS
+from etenet.video.decoder import Decoder, VideoPacket
+from etenet.video.ffmpeg import DECODERS, LENIENT_METADATA, OPEN_OPTIONS
 from etenet.video.limits import DecodeLimits, Stopwatch
-from etenet.video.packet_runs import TimedPacket
-from etenet.video.pictures import check_memory
 from etenet.video.presentation import presentation
 from etenet.video.streams import film_of, without_covers
 
-VideoPacket: TypeAlias = "av.Packet[VideoStream]"
-
-_CODECS_THAT_SKIP = ("h264", "hevc")  # can skip frames that no other depends on; the others stay bit-exact
 # Their decoders invent what is missing before the first key frame; the others show nothing.
 _CODECS_THAT_INVENT = ("mpeg4", "h263", "flv1", "wmv1", "wmv2")
 _BROADCAST = ("mpegts", "mpeg")
@@ -84,7 +79,7 @@ class Film:
                 "send it as HDR10, HLG or SDR"
             )
         self.crop = shown.crop
-        self._context, self.tick_s = self._stream.codec_context, float(self._stream.time_base or 1)
+        self.tick_s = float(self._stream.time_base or 1)
         rate = self._stream.guessed_rate or self._stream.average_rate or _USUAL_RATE
         self.clock = Clock(
             tick_s=self.tick_s,
@@ -92,23 +87,21 @@ class Film:
             is_broadcast=container.format.name in _BROADCAST,
             stores_dts=container.format.name == "flv",
         )
-        self.size_px = self._context.width, self._context.height  # once a frame has come, that of the first
-        self._has_frame = False
-        self._check_pixels(*self.size_px)
-        self._context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": CODEC_WHITELIST}
-        self.interlaced = self._context.field_order in FIELD_ORDERS  # or a frame that says so has come
-        # How a decoder conceals damage depends on its number of threads, and a clip must always look the same.
-        self._context.thread_count = 1
+        self.decoder = Decoder(self._stream.codec_context, limits=limits, stopwatch=stopwatch)
 
-    @property
-    def skips(self) -> bool:
-        """Whether frames that are neither wanted nor needed by another are left out of a run."""
-        return self.codec in _CODECS_THAT_SKIP
+    def another_decoder(self) -> Decoder | None:
+        """Of the same stream, for another thread: it gives the same frames. None where PyAV cannot make one.
 
-    @property
-    def pixel_aspect(self) -> float:
-        """The width of a pixel over its height."""
-        return float(self._context.sample_aspect_ratio or 1)
+        PyAV gives a stream one decoder. A stream that is copied from it has one of its own, with all that the container
+        says about the pictures; opening the file again would cost as much as some frames. Nothing is written.
+        """
+        with av.open(io.BytesIO(), "w", format="null") as nowhere:
+            copy = nowhere.add_stream_from_template(self._stream, opaque=True)
+        try:
+            copy.codec_context.codec_tag = self._stream.codec_context.codec_tag  # of which some encoders' faults depend
+        except UnicodeDecodeError:
+            return None
+        return Decoder(copy.codec_context, limits=self.limits, stopwatch=self.stopwatch)
 
     def since_start_of_file(self, pts: int) -> float:
         """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
@@ -146,46 +139,3 @@ class Film:
         except (av.FFmpegError, IndexError):
             pass  # the part before the damage is captioned. IndexError: a stream that the header did not list
         return packets
-
-    def decode(self, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
-        """Frames in presentation order. A packet that cannot be decoded is left out."""
-        try:
-            for packet in (*packets, None):
-                self.stopwatch.check(self.limits)
-                try:
-                    frames = self._context.decode(packet)
-                except av.FFmpegError as error:
-                    check_memory(error, self.size_px)
-                    continue
-                yield from self._checked(frames)
-        finally:
-            self._context.flush_buffers()
-
-    def decode_run(self, run: Sequence[TimedPacket[VideoPacket]], wanted: Collection[int]) -> Iterator[av.VideoFrame]:
-        """The same, without frames that are neither wanted nor needed by another. Raises `av.FFmpegError`."""
-        try:
-            for packet in run:
-                self.stopwatch.check(self.limits)
-                if self.skips:
-                    may_be_cut_short = packet is run[-1]
-                    self._context.skip_frame = "DEFAULT" if packet.pts in wanted or may_be_cut_short else "NONREF"
-                yield from self._checked(self._context.decode(packet.data))
-            yield from self._checked(self._context.decode(None))
-        finally:
-            self._context.skip_frame = "DEFAULT"
-            self._context.flush_buffers()
-
-    def _checked(self, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-        for frame in frames:
-            self._check_pixels(frame.width, frame.height)
-            if not self._has_frame:
-                self.size_px, self._has_frame = (frame.width, frame.height), True
-            if frame.interlaced_frame:
-                self.interlaced = True
-            yield frame
-
-    def _check_pixels(self, width: int, height: int) -> None:
-        if width * height > self.limits.max_pixels:
-            raise TooManyPixels(
-                f"a frame has {width} x {height} pixels, the limit is {self.limits.max_pixels} in all; scale it down"
-            )

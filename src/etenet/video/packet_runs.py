@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 _P = TypeVar("_P")
 
@@ -18,6 +18,13 @@ class TimedPacket(Generic[_P]):
     pts: int
     shown: bool
     starts_group: bool  # a key frame
+
+
+class Run(NamedTuple, Generic[_P]):
+    """Consecutive packets that are decoded together, and the first pts that they can show."""
+
+    packets: Sequence[TimedPacket[_P]]
+    first_shown: int
 
 
 def doubtful_head(packets: Sequence[TimedPacket[_P]]) -> Sequence[TimedPacket[_P]]:
@@ -47,8 +54,8 @@ def without_hidden(
     return [*believed, *packets[len(head) :]]
 
 
-def runs(packets: Sequence[TimedPacket[_P]], wanted: frozenset[int]) -> Iterator[tuple[Sequence[TimedPacket[_P]], int]]:
-    """Runs of packets that hold every wanted frame and everything it depends on, each with the first pts it can show.
+def runs(packets: Sequence[TimedPacket[_P]], wanted: frozenset[int]) -> Iterator[Run[_P]]:
+    """Runs of packets that hold every wanted frame and everything it depends on. None depends on another.
 
     A run is a group of pictures up to its last wanted packet. The last run of a clip is whole, because files are most
     often damaged at the end and its frames can then be checked. Frames that are shown before the key frame of their
@@ -71,4 +78,4 @@ def runs(packets: Sequence[TimedPacket[_P]], wanted: frozenset[int]) -> Iterator
         run = [packet for group in groups[number:end] for packet in group]
         if end < len(groups):
             run = run[: 1 + max(place for place, packet in enumerate(run) if packet.pts in wanted)]
-        yield run, run[0].pts if number else min(packet.pts for packet in run)
+        yield Run(run, run[0].pts if number else min(packet.pts for packet in run))

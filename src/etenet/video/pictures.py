@@ -25,11 +25,13 @@ class Resizer:
 
     def __init__(self, crop: Crop = UNCROPPED) -> None:
         self.crop = crop
-        self.turned = False  # whether the last upright picture was turned by a quarter
         self._reformatter = VideoReformatter()
 
-    def upright(self, window: Window, size_px: int) -> NDArray[np.uint8]:
-        """As a player shows it: deinterlaced, cropped, in SDR, rotated and mirrored by the display matrix."""
+    def upright(self, window: Window, size_px: int) -> tuple[NDArray[np.uint8], bool]:
+        """As a player shows it: deinterlaced, cropped, in SDR, rotated and mirrored by the display matrix.
+
+        Also whether it was turned by a quarter.
+        """
         try:
             frame = self._cropped(deinterlaced(window))
             hdr = is_hdr(frame.color_trc)
@@ -39,8 +41,7 @@ class Resizer:
         pixels = _pixels(small)
         if hdr:
             pixels = to_sdr(pixels, transfer=frame.color_trc, primaries=frame.color_primaries)
-        pixels, self.turned = _upright(pixels, small)
-        return pixels
+        return _upright(pixels, small)
 
     def as_coded(self, frame: av.VideoFrame, size_px: int) -> NDArray[np.uint8]:
         """For comparisons between frames: whatever else a player does to them changes no scene."""
