@@ -32,9 +32,9 @@ from benchmarks.rig.timing import Cost, cost, timed_s
 from etenet.assets import MOVING_CLIP
 from etenet.errors import CaptionError, UsageError
 from etenet.video.ffmpeg import LENIENT_METADATA
-from etenet.video.helpers import Helpers
 from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import middle_of_slices, sample_frames
+from etenet.video.sharing import Helpers
 
 SIZE_PX = 314
 NO_DEADLINE = DecodeLimits(decode_cpu_s=3600, decode_deadline_s=7200)

@@ -24,9 +24,9 @@ from etenet.errors import DecodeTimeout, NotAVideo, Overloaded
 from etenet.sandbox import worker
 from etenet.video import film
 from etenet.video.clip import Clip
-from etenet.video.helpers import Helpers
 from etenet.video.sampling import sample_segments
 from etenet.video.segments import Cut
+from etenet.video.sharing import Helpers
 
 
 def _spin() -> None:

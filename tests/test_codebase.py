@@ -27,11 +27,8 @@ AT_THE_TOP = {"doctor", "cli", "__init__", "__main__"}  # may import everything
 
 ALLOWED_IN = {
     "av": {
-        *(f"src/etenet/video/{name}.py" for name in ("ffmpeg", "film", "pictures", "sampling", "scenes", "thumbnails")),
-        *(
-            f"src/etenet/video/{name}.py"
-            for name in ("deinterlacing", "filters", "presentation", "streams", "thumbnails")
-        ),
+        *(f"src/etenet/video/{name}.py" for name in ("decoder", "deinterlacing", "ffmpeg", "film", "filters", "pictures")),
+        *(f"src/etenet/video/{name}.py" for name in ("presentation", "sampling", "scenes", "streams", "thumbnails")),
         "training/demo/world.py",
     },
     "openvino": {"src/etenet/runtime/openvino.py", "src/etenet/runtime/int8.py"},

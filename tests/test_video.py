@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from etenet import errors
 from etenet.video import ffmpeg, sampling
 from etenet.video.decoder import Decoder, VideoPacket
-from etenet.video.helpers import Helpers
 from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.packet_runs import TimedPacket
+from etenet.video.sharing import Helpers
 from etenet.video.tone_mapping import is_hdr, to_sdr
 from tests import clips
-from tests.test_helpers import EAGER
+from tests.test_sharing import EAGER
 
 SIZE_PX = 48
 

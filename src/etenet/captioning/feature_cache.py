@@ -47,7 +47,7 @@ class _Features:
     @classmethod
     def kept(cls, info: ClipInfo, features: Features) -> _Features:
         """A copy: the features may be a view of those of a whole batch."""
-        return cls(info, np.array(features if isinstance(features, np.ndarray) else features.cpu()))
+        return cls(info, np.array(features if isinstance(features, np.ndarray) else features.cpu().numpy()))
 
     @property
     def nbytes(self) -> int:

@@ -27,10 +27,10 @@ from etenet.errors import CaptionError, TooMuchMemory
 from etenet.linux import end_with_parent
 from etenet.sandbox.seccomp import allow_only_decoding
 from etenet.video.ffmpeg import import_all_of_pyav
-from etenet.video.helpers import Helpers
 from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import sample_frames, sample_segments
 from etenet.video.segments import Cut
+from etenet.video.sharing import Helpers
 
 MESSAGE_BYTES = 128 * 1024  # enough for `config.MOST_SEGMENTS`
 

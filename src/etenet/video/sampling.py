@@ -10,7 +10,7 @@ pictures that may depend on others before them, its first group is decoded to se
 The segments of a video are cut from its frame list in the same way, each as a clip of its own. Only scenes need every
 frame decoded, to find where they begin.
 
-Runs do not depend on each other: where a process has idle threads, they decode some of them (`helpers.py`).
+Runs do not depend on each other: where a process has idle threads, they decode some of them (`sharing.py`).
 
 Knows nothing of networks, batches or servers.
 """
@@ -31,12 +31,12 @@ from etenet.video.clip import FRAMES_PER_CLIP, Clip, ClipInfo
 from etenet.video.decoder import Decoder, VideoPacket
 from etenet.video.deinterlacing import Window, Windows
 from etenet.video.film import Film, open_film
-from etenet.video.helpers import Helpers, shared_out
 from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.packet_runs import Run, TimedPacket, doubtful_head, runs, without_hidden
 from etenet.video.pictures import Resizer, check_memory
 from etenet.video.scenes import COMPARED_PX, SceneChanges
 from etenet.video.segments import Cut, Segment
+from etenet.video.sharing import Helpers, shared_out
 
 
 @dataclass(frozen=True, slots=True)

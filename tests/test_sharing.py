@@ -17,10 +17,10 @@ from etenet.sandbox.pool import MOST_HELPERS, Sandbox, _Share
 from etenet.video.clip import Clip
 from etenet.video.decoder import Decoder
 from etenet.video.film import Film
-from etenet.video.helpers import Helpers, shared_out
 from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.sampling import sample_frames, sample_segments
 from etenet.video.segments import Cut
+from etenet.video.sharing import Helpers, shared_out
 from tests import clips
 from tests.conftest import wait_until
 from tests.test_sandbox import LIMITS, decoding, error_of
