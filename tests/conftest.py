@@ -125,7 +125,7 @@ def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = No
     if body is not None and not request.has_header("Content-type"):
         request.add_header("Content-type", "application/octet-stream")
     try:
-        with WITHOUT_PROXY.open(request, timeout=120) as response:
+        with WITHOUT_PROXY.open(request, timeout=600) as response:
             return _response(response.status, response)
     except urllib.error.HTTPError as error:
         return _response(error.code, error)

@@ -19,12 +19,13 @@ import threading
 import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
 
 from etenet import metrics
-from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError
+from etenet.errors import CaptionError, DecoderCrashed, DecodeTimeout, EtenetError, Overloaded
 from etenet.linux import cores
 from etenet.sandbox.process import GRACE_S, DecoderProcess, Died, Hung
 from etenet.sandbox.quarantine import Quarantine
@@ -177,10 +178,8 @@ class _Supervisor:
                 except Exception as error:
                     future.set_exception(error)
             del job, body, future
-            try:
+            with suppress(Overloaded):  # the next video tries again
                 self._renew()
-            except Exception:
-                _log.exception("a decoder process could not be started; the next video tries again")
         self.process.end()
 
     def _sample(self, body: bytes, cut: Cut) -> list[Clip]:
@@ -215,8 +214,12 @@ class _Supervisor:
             raise timeout from late
 
     def _renew(self) -> None:
-        """Replace the process if it is not fit for another video."""
+        """Replace the process if it is not fit for another video. Raises `Overloaded` if none can be started."""
         if not self.process.alive or self.process.clips >= CLIPS_PER_PROCESS:
             self.process.end()
-            self.process = self._new_process()
+            try:
+                self.process = self._new_process()
+            except Exception as error:
+                _log.exception("a decoder process could not be started")
+                raise Overloaded("no process could be started to decode this video; send it again") from error
             metrics.DECODERS_REPLACED.inc()
