@@ -27,7 +27,10 @@ AT_THE_TOP = {"doctor", "cli", "__init__", "__main__"}  # may import everything
 
 ALLOWED_IN = {
     "av": {
-        *(f"src/etenet/video/{name}.py" for name in ("decoder", "deinterlacing", "ffmpeg", "film", "filters", "pictures")),
+        *(
+            f"src/etenet/video/{name}.py"
+            for name in ("decoder", "deinterlacing", "ffmpeg", "film", "filters", "pictures")
+        ),
         *(f"src/etenet/video/{name}.py" for name in ("presentation", "sampling", "scenes", "streams", "thumbnails")),
         "training/demo/world.py",
     },
