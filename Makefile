@@ -70,7 +70,7 @@ $(PROGRAMS_READY): Makefile tests/bring_programs.sh $(READY)
 $(NPM_READY): tests/typescript/package.json tests/typescript/package-lock.json | $(BIN)/python
 	mkdir -p $(@D)
 	cp $^ $(@D)
-	! command -v npm || npm ci --prefix $(@D)
+	! command -v npm || (cd $(@D) && npm ci)
 	touch $@
 
 serve: $(SERVING)
