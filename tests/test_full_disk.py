@@ -28,7 +28,7 @@ from tests.test_snapshots import files_no_larger_than
 CLIPS = [JobClip(f"{number}.mp4", f"{number}.mp4") for number in range(20)]
 JOB = Job(checkpoint=f"sha256:{'1' * 64}", settings={})
 SEGMENTS = [{"start_s": 0.0, "end_s": 1.0, "caption": "a dog"}]
-SIZES_BYTES = (0, 300, 600, 1000, 1500, 2500, 20_000)
+SIZES_BYTES = (0, 300, 600, 1000, 1500, 2500, 80_000)
 HOWS = [{}, {"in_order": True}, {"retry_failed": True}, {"overwrite": True}]
 
 
@@ -56,9 +56,12 @@ def captioned(journal: Path) -> set[str]:
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.usefixtures("capsys")  # else what is printed counts as a file
 def test_a_job_on_a_full_disk_stops_with_one_line_and_goes_on_later(
-    name: str, how: dict[str, bool], tmp_path: Path
+    name: str, how: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     format = FORMATS[name]
+    monkeypatch.chdir(tmp_path)
+    for clip in CLIPS:
+        Path(clip.path).write_bytes(b"video")
     stopped = 0
     for size_bytes in SIZES_BYTES:
         folder = tmp_path / str(size_bytes)

@@ -99,7 +99,7 @@ class Spans:
             span.set_attribute("error.type", outcome.code)
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 span.set_status(Status(StatusCode.ERROR, outcome.code))
-        queue = Stage[int]("queue", frozenset(), received_s, began_s)
+        queue: Stage[int] = Stage("queue", frozenset(), received_s, began_s)
         waited = [queue] if request.waited_s is not None else []
         for stage in (*waited, *stages):
             inner = self._tracer.start_span(stage.name, set_span_in_context(span), start_time=at(stage.began_s))
