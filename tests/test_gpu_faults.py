@@ -147,7 +147,7 @@ def test_a_worker_whose_gpu_is_lost_ends_so_that_torchserve_starts_another(
     monkeypatch.setattr("os._exit", ended.append)
     handler, network.fault = EtenetHandler(), fault
     handler.captioner = captioner
-    handler._outcomes([Request.read("1", {"body": bytearray(BODIES[0])}, {}, max_body_bytes=2**20)])
+    handler._outcomes([Request.read("1", {"body": bytearray(BODIES[0])}, {}, max_body_bytes=2**20)], [], None)
     assert ended == [1]
     assert "this worker cannot go on; TorchServe starts another" in caplog.text
     lost = f"cuda:0 no longer computes: {str(fault).splitlines()[0]}"

@@ -159,7 +159,13 @@ def test_an_encoder_that_does_not_compile_is_not_packaged(
 def test_a_worker_with_a_gpu_captions_on_it(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with settings of older releases: `decode_from_pixels` no longer exists."""
     settings: dict[str, Any] = {}
-    ready = SimpleNamespace(caption=lambda _: None, checkpoint_id="sha256:0", encoder="squeezenet1_1")
+    ready = SimpleNamespace(
+        caption=lambda _, *, fresh: None,
+        checkpoint=SimpleNamespace(max_words=20),
+        checkpoint_id="sha256:0",
+        encoder="squeezenet1_1",
+        network=SimpleNamespace(precision="float32"),
+    )
     monkeypatch.setattr(etenet, "load", lambda _, **given: settings.update(given) or ready)
     context = SimpleNamespace(
         system_properties={"model_dir": str(unpacked), "gpu_id": 3},
