@@ -33,7 +33,7 @@ INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install -
 # PyTorch's index of builds for a CPU. What the registry has is built for CUDA.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # What the tests start beside TorchServe.
-PROGRAMS := nginx prometheus kubectl zsh zsh-common chromium-headless-shell
+PROGRAMS := nginx prometheus zsh zsh-common chromium-headless-shell
 PROGRAMS_READY := $(VENV)/debian/.ready
 # The generator of clients in TypeScript, where there is npm.
 NPM_READY := $(VENV)/npm/.ready

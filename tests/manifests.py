@@ -185,7 +185,7 @@ def _nginx(cluster: Cluster) -> Iterator[str]:
         for name in re.findall(r"^\s*include (\S+);", mounted["nginx.conf"], re.MULTILINE):
             if name not in mounted:
                 yield f"{pods.name} has no {name}, which nginx.conf includes"
-        (page,) = re.findall(r"location ~ \^/\((\S+)\)\?\\z", mounted["nginx.conf"])
+        (page,) = re.findall(r"location ~ \^/\((index\S+)\)\?\\z", mounted["nginx.conf"])
         if missing := {name.replace("\\", "") for name in page.split("|")} - mounted.keys():
             yield f"{pods.name} has no {missing} of the page"
         listen = [int(port) for port in re.findall(r"^listen (\d+);", mounted.get("listen.conf", ""), re.MULTILINE)]

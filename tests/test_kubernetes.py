@@ -24,6 +24,8 @@ from tests.conftest import EXAMPLES, REPOSITORY, Server, ask, wait_until
 from tests.front import edit, running_nginx
 from tests.manifests import KUBERNETES, Cluster, Manifest, Pods, built, loose_ends
 
+pytestmark = pytest.mark.long  # needs kubectl, which Debian does not carry in a version that is new enough
+
 OVERLAYS = ("cpu", "gpu", "canary")
 RELEASES = ("1.30", "1.37")  # the oldest that knows preStop's sleep, and the newest whose schemas there are
 CLIP, CAPTION = next(iter(EXAMPLES.items()))
