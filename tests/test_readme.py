@@ -26,10 +26,10 @@ PAGES = {
     name: (REPOSITORY / name).read_text()
     for name in (
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
-        *("docs/http.md", "docs/scores.md", "model_store/README.md", "model_store/MODEL_CARD.md"),
+        *("docs/comparison.md", "docs/http.md", "docs/scores.md", "model_store/README.md", "model_store/MODEL_CARD.md"),
     )
 }
-README, HTTP = PAGES["README.md"], PAGES["docs/http.md"]
+README, HTTP, COMPARISON = PAGES["README.md"], PAGES["docs/http.md"], PAGES["docs/comparison.md"]
 ALL_PAGES = "\n".join(PAGES.values())
 BIN = f"{Path(sys.executable).parent}/"
 
@@ -153,6 +153,14 @@ def test_the_files_that_a_page_links_to_or_names_exist(page: str) -> None:
     assert not [name for name in named if not (REPOSITORY / name).exists()]
 
 
+def test_the_comparison_has_a_word_in_every_cell() -> None:
+    tables = re.findall(r"^\|.*?(?=\n\n)", COMPARISON, re.MULTILINE | re.DOTALL)
+    assert tables
+    for table in tables:
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        assert all(len(row) == 6 and all(row) for row in rows), rows[0]
+
+
 def test_its_figures_are_those_of_the_results() -> None:
     table = README[README.index("| measured |") :].split("\n\n")[0]
     results = {
@@ -170,6 +178,8 @@ def test_its_figures_are_those_of_the_results() -> None:
         [f"{server['throughput_per_s'][name]:.3f}" for name in ("ours", *peers)],
     ):
         assert any(all(figure in line for figure in row) for line in table.splitlines()), row
+    for name in ("ours", *peers):
+        assert f"{server['throughput_per_s'][name]:.3f}, measured" in COMPARISON
 
 
 def mean_cider(of_stages: Any, stage: str) -> float:
