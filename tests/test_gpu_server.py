@@ -160,7 +160,7 @@ def test_a_worker_with_a_gpu_captions_on_it(unpacked: Path, monkeypatch: pytest.
     """Also with settings of older releases: `decode_from_pixels` no longer exists."""
     settings: dict[str, Any] = {}
     ready = SimpleNamespace(
-        caption=lambda _, *, fresh: None,
+        caption=lambda _, **__: None,
         checkpoint=SimpleNamespace(max_words=20),
         checkpoint_id="sha256:0",
         encoder="squeezenet1_1",
