@@ -179,3 +179,4 @@ def test_errors_of_torchserve_are_told_as_by_nginx(content_type: str, theirs: in
     with serving(Failing) as torchserve, relayed_to(torchserve) as front:
         response = ask(front + PATH, b"video", {"Content-Type": content_type})
     assert (response.status, code_of(response)) == (status, code)
+    assert bool(response.retry_after) == (status > 500)
