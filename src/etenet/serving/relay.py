@@ -30,7 +30,7 @@ _OF_CHATS = f"/predictions/{archive.MODEL_NAME}"
 _FORM = re.compile(r'multipart/form-data.*boundary="?[^";\s].*', re.IGNORECASE)
 AT_ONCE = 8
 PIECE_DEADLINE_S, RESPONSE_DEADLINE_S = 10.0, 120.0  # as in deploy/nginx/nginx.conf
-_RETRY_AFTER_S = {HTTPStatus.BAD_GATEWAY: 5, HTTPStatus.SERVICE_UNAVAILABLE: 1, HTTPStatus.GATEWAY_TIMEOUT: 1}  # likewise
+_RETRY_AFTER_S = {502: 5, 503: 1, 504: 1}  # likewise
 _PIECE_BYTES = 65536
 _MOST_DIGITS = 18  # of a length: Python parses no number of thousands
 _PASSED_ON = ("content-encoding", TRACE_HEADER, TRACE_STATE_HEADER)
