@@ -132,7 +132,11 @@ def test_one_request_more_than_there_is_room_for_is_refused_and_the_next_is_not(
 
 
 @pytest.mark.parametrize(
-    ("length", "status"), [("9" * 5000, b"413"), ("1" * 19, b"413"), ("-1", b"411"), ("0x5", b"411"), ("", b"411")]
+    ("length", "status"),
+    [
+        pytest.param("9" * 5000, b"413", id="thousands of digits"),
+        *(("1" * 19, b"413"), ("-1", b"411"), ("0x5", b"411"), ("", b"411")),
+    ],
 )
 def test_no_length_of_a_body_ends_the_port(length: str, status: bytes) -> None:
     with relayed_to(1) as front:
@@ -180,3 +184,23 @@ def test_errors_of_torchserve_are_told_as_by_nginx(content_type: str, theirs: in
         response = ask(front + PATH, b"video", {"Content-Type": content_type})
     assert (response.status, code_of(response)) == (status, code)
     assert bool(response.retry_after) == (status > 500)
+
+
+def test_a_client_that_waits_to_be_asked_for_its_body_is_asked() -> None:
+    class Ready(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    with serving(Ready) as torchserve, relayed_to(torchserve) as front:
+        host, port = front.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(f"PUT {PATH} HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n".encode())
+            assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(b"video")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")

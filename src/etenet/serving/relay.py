@@ -32,6 +32,7 @@ AT_ONCE = 8
 PIECE_DEADLINE_S, RESPONSE_DEADLINE_S = 10.0, 120.0  # as in deploy/nginx/nginx.conf
 _RETRY_AFTER_S = {502: 5, 503: 1, 504: 1}  # likewise
 _PIECE_BYTES = 65536
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MOST_DIGITS = 18  # of a length: Python parses no number of thousands
 _PASSED_ON = ("content-encoding", TRACE_HEADER, TRACE_STATE_HEADER)
 _PASSED_BACK = ("X-Etenet-Error", "Retry-After", TRACE_HEADER)
@@ -107,6 +108,8 @@ class Relay:
             path = captions_at(head.path)
             lines = [f"PUT {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
             writer.write("\r\n".join(lines).encode("latin-1"))
+            if head.headers.get("expect", "").lower() == "100-continue":  # as curl says, which then waits for a second
+                await asyncio.get_running_loop().sock_sendall(client, _CONTINUE)
             await _pass_body(client, writer, body[:length], length)
             async with asyncio.timeout(RESPONSE_DEADLINE_S):
                 status, of_answer = await _head_of(reader)
