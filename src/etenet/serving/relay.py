@@ -80,7 +80,7 @@ class Relay:
             return await self._passed_on(client, head, headers, body, int(length))
         except TimeoutError:
             return refusal(HTTPStatus.GATEWAY_TIMEOUT, "the video was not captioned in time; try again")
-        except (OSError, EOFError, KeyError, ValueError, asyncio.LimitOverrunError, http.client.HTTPException):
+        except (OSError, EOFError, LookupError, ValueError, asyncio.LimitOverrunError, http.client.HTTPException):
             return refusal(HTTPStatus.BAD_GATEWAY, "the captioner cannot be reached; try again in a moment")
         finally:
             self._running -= 1
