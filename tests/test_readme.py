@@ -26,7 +26,7 @@ PAGES = {
     name: (REPOSITORY / name).read_text()
     for name in (
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
-        *("docs/compared.md", "docs/http.md", "docs/scores.md", "model_store/README.md", "model_store/MODEL_CARD.md"),
+        *("docs/http.md", "docs/scores.md", "model_store/README.md", "model_store/MODEL_CARD.md"),
     )
 }
 README, HTTP = PAGES["README.md"], PAGES["docs/http.md"]
@@ -212,15 +212,6 @@ SHOWN_LIMITS = {
     "decode_cpu_s": f"{DecodeLimits().decode_cpu_s:g} s",
     "decode_deadline_s": f"{DecodeLimits().decode_deadline_s:g} s",
 }
-
-
-def test_no_cell_of_the_comparison_is_empty() -> None:
-    rows = [line.strip("|").split("|") for line in PAGES["docs/compared.md"].splitlines() if line.startswith("|")]
-    header, _, *features = [[cell.strip() for cell in row] for row in rows]
-    peers = ["vLLM", "LitServe", "speaches (faster-whisper)", "TorchServe's examples"]
-    assert header == ["you want", "EtENet", *peers]
-    assert len(features) > 20
-    assert not [row for row in features if len(row) != len(header) or not all(row)]
 
 
 def test_its_limits_are_those_in_force() -> None:
