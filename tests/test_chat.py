@@ -262,6 +262,9 @@ def of_part(part: Any) -> bytes:
         (body(data_url(CLIP), beam_sise=3), BadOption, "'beam_sise'"),
         (body(data_url(CLIP), user="u" * MAX_JSON_BYTES), TooLarge, "beside its data: URLs"),
         (b'{"a": ' + b'["data:", ' * MAX_JSON_BYTES, TooLarge, "beside its data: URLs"),
+        # A search that begins anew at each quote would take hours.
+        pytest.param(b'{"' + rb'\"data:' * 10**6, TooLarge, "beside its data: URLs", id="escaped quotes"),
+        pytest.param(b'{"model": "data:' + b"A" * 10**6 + b"\\", BadRequest, "the body is not JSON", id="no end"),
     ],
 )
 def test_what_is_no_chat_about_a_video_is_refused_with_the_reason(

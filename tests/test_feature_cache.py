@@ -167,6 +167,19 @@ def test_thumbnails_of_a_known_clip_need_its_frames_only(remembering: Rememberin
     assert remembering.work() == (0, 0)
 
 
+def test_a_known_video_that_is_now_decoded_otherwise_is_an_error_and_no_wait_without_end(
+    remembering: Remembering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a decoder that has a bug: the same bytes give the same segments."""
+    remembering.captioner.caption(CLIP)
+    (segment,) = remembering.decoders.submit(CLIP).result()
+    twice: Future[list[Clip]] = Future()
+    twice.set_result([segment, segment])
+    monkeypatch.setattr(remembering.decoders, "submit", lambda *_: twice)
+    with pytest.raises(InternalError):
+        remembering.captioner.caption(CLIP, CaptionOptions(thumbnails=32))
+
+
 def test_known_and_new_clips_share_a_batch_with_bad_ones(remembering: Remembering, captioner: Captioner) -> None:
     remembering.captioner.caption_batch(BODIES[::2], [DEFAULT] * 3)
     remembering.work()

@@ -142,9 +142,9 @@ def captions_of(records: Iterator[Record]) -> dict[str, Any]:
 def test_each_node_with_cores_has_an_actor_that_computes_on_all_of_them_and_compiles_nothing(cluster: Cluster) -> None:
     def tell(actor: ray._Captions) -> tuple[str, int, str, str]:
         captioner = actor._captioner
-        encode, encoder = captioner.network._encode, captioner.checkpoint.model.encoder
+        encode, weights = captioner.network._encode, captioner.checkpoint._model
         node = peer.get_runtime_context().get_node_id()
-        return node, torch.get_num_threads(), type(encode).__name__, type(encoder).__name__
+        return node, torch.get_num_threads(), type(encode).__name__, type(weights).__name__
 
     peer.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     peer.init(address=cluster.address, log_to_driver=False)
@@ -161,8 +161,8 @@ def test_each_node_with_cores_has_an_actor_that_computes_on_all_of_them_and_comp
         peer.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert sorted(with_cores.values()) == sorted(CORES_OF_NODES)
     assert sorted(told) == sorted(
-        # It could compile nothing: it has no encoder but the compiled one.
-        (node, min(cores(), count), "CompiledEncoder", "AbsentEncoder")
+        # It could compile nothing: of the checkpoint it has no encoder.
+        (node, min(cores(), count), "CompiledEncoder", "DecoderArrays")
         for node, count in with_cores.items()
         if count
     )

@@ -269,6 +269,15 @@ def test_a_new_video_takes_the_place_of_the_one_before(tab: Tab) -> None:
     assert tab.text("#sentence").split() == second.split()
 
 
+def test_a_file_takes_the_place_of_a_link_that_is_still_fetched(tab: Tab, front: str) -> None:
+    (one, _), (two, second) = list(CLIPS.items())[:2]
+    tab.drop(link=f"{front}/clips/{one.name}")
+    tab.drop(files=[two])
+    wait_for_caption(tab)
+    assert tab.text("#sentence").split() == second.split()
+    assert two.name in tab.text("#curl")
+
+
 def test_no_script_runs_but_that_of_the_page(chromium: Browser, front: str) -> None:
     with chromium.tab(front) as tab:
         for attempt in (

@@ -68,7 +68,7 @@ def server_of() -> Iterator[Callable[[str], Server]]:
 
 def test_the_first_screen_has_both_commands_a_request_and_its_answer() -> None:
     first = "\n".join(README.splitlines()[:25])
-    for expected in ("make serve", "make test", "curl -T examples/", '"caption":', '"timing_ms":'):
+    for expected in ("](docs/page.png)", "make serve", "make test", "curl -T examples/", '"caption":', '"timing_ms":'):
         assert expected in first
 
 

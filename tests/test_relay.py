@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Barrier, Thread
@@ -129,3 +129,78 @@ def test_one_request_more_than_there_is_room_for_is_refused_and_the_next_is_not(
         assert (refused.status, code_of(refused)) == (503, "overloaded")
         together.wait()
         assert [future.result().status for future in held] == [200] * AT_ONCE
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [
+        pytest.param("9" * 5000, b"413", id="thousands of digits"),
+        *(("1" * 19, b"413"), ("-1", b"411"), ("0x5", b"411"), ("", b"411")),
+    ],
+)
+def test_no_length_of_a_body_ends_the_port(length: str, status: bytes) -> None:
+    with relayed_to(1) as front:
+        host, port = front.removeprefix("http://").split(":")
+        for _ in range(2):
+            with socket.create_connection((host, int(port)), timeout=10) as connection:
+                connection.sendall(f"PUT {PATH} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode())
+                assert connection.recv(100).split()[1] == status
+
+
+def test_a_bug_in_one_request_does_not_end_the_port() -> None:
+    class Broken(Relay):
+        async def __call__(self, *_: object) -> bytes:
+            raise RuntimeError("a bug")
+
+    address, relay = Address("127.0.0.1", free_ports(1)[0]), Broken(Address("127.0.0.1", 1), 1000)
+    with exporter(cast("Health", None), address, Path(), relay):
+        with suppress(OSError):
+            ask(address.url + PATH, b"video")
+        assert ask(f"{address.url}/v1/models").status == 200
+
+
+@pytest.mark.parametrize(
+    ("content_type", "theirs", "status", "code"),
+    [
+        ("video/mp4", 503, 503, "overloaded"),
+        ("video/mp4", 500, 502, "bad_gateway"),
+        ("multipart/form-data; boundary=x", 500, 400, "bad_request"),
+        ("multipart/form-data", 500, 502, "bad_gateway"),  # which is not passed on as a form
+    ],
+)
+def test_errors_of_torchserve_are_told_as_by_nginx(content_type: str, theirs: int, status: int, code: str) -> None:
+    class Failing(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(theirs)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    with serving(Failing) as torchserve, relayed_to(torchserve) as front:
+        response = ask(front + PATH, b"video", {"Content-Type": content_type})
+    assert (response.status, code_of(response)) == (status, code)
+    assert bool(response.retry_after) == (status > 500)
+
+
+def test_a_client_that_waits_to_be_asked_for_its_body_is_asked() -> None:
+    class Ready(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    with serving(Ready) as torchserve, relayed_to(torchserve) as front:
+        host, port = front.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(f"PUT {PATH} HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n".encode())
+            assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(b"video")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")

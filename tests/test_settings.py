@@ -85,6 +85,7 @@ def test_the_command_line_counts_more_than_the_environment() -> None:
         ({"ETENET_REQUEST_LOG": "xml"}, None, "request_log must be plain, json, off, got 'xml'"),
         ({"ETENET_CORS_ALLOWED_ORIGIN": "https://app.example.org/"}, None, "without a slash at its end.*example.org/'"),
         ({"ETENET_CORS_ALLOWED_ORIGIN": "app.example.org"}, None, "cors_allowed_origin must be an origin"),
+        ({"ETENET_CORS_ALLOWED_ORIGIN": "https://b\u00fccher.example"}, None, "cors_allowed_origin must be an origin"),
         ({"ETENET_EXPORTER_ADDRESS": "http://x:y"}, None, "exporter_address must look like http://127.0.0.1:8083"),
     ],
 )

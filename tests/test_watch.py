@@ -17,6 +17,7 @@ import pytest
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.jobs import formats, run, watch
+from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Record
 from etenet.jobs.progress import Summary
 from etenet.jobs.run import KeyedRecords, OnSegments
@@ -182,6 +183,23 @@ def test_each_clip_that_arrives_is_captioned_once_also_after_a_new_start(end: si
     summary = while_running(job, [there(7)], end)
     assert (summary.total, summary.captioned) == (1, 1)
     assert len(out.read_text().splitlines()) == 8
+
+
+def test_another_file_of_a_name_that_is_just_captioned_is_not_captioned_too(tmp_path: Path) -> None:
+    class Replaced(Watch):
+        def rounds(self) -> Iterator[Iterator[JobClip]]:
+            clip = JobClip("a", "a.mp4")
+            yield iter([clip, clip])
+            yield iter([clip])
+            raise KeyboardInterrupt
+
+    def engine(clips: Iterable[JobClip], _on_segments: OnSegments) -> Iterator[Record]:
+        for clip in list(clips):  # engines read ahead
+            yield {"video": clip.video, "caption": "one"}
+
+    out = tmp_path / "captions.jsonl"
+    summary = run.run([], engine, out=out, watch=Replaced([str(tmp_path)]))
+    assert len(records(out)) == summary.total == summary.captioned == 1
 
 
 @pytest.mark.parametrize("engine", ["here", "server"])

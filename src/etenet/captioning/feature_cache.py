@@ -161,14 +161,14 @@ def _new(key: _Key, clips: list[Clip]) -> list[Clip]:
 
 
 def _changed(future: Future[_X], change: Callable[[_X], _Y]) -> Future[_Y]:
-    """The same future with another result, or with the same error."""
+    """The same future with another result, or with the same error. An error of `change` is one of it, too."""
     changed: Future[_Y] = Future()
 
     def finish(done: Future[_X]) -> None:
-        if error := done.exception():
-            changed.set_exception(error)
-        else:
+        try:
             changed.set_result(change(done.result()))
+        except BaseException as error:  # or whoever waits for it would wait for ever
+            changed.set_exception(error)
 
     future.add_done_callback(finish)
     return changed

@@ -139,7 +139,7 @@ def _sample(clips: Sequence[JobClip], count: int, seed: int) -> list[JobClip]:
     """Those whose ids have the lowest hashes: for these, neither the order nor further clips matter."""
 
     def place(clip: JobClip) -> bytes:
-        return blake2b(clip.video.encode(), digest_size=8, salt=seed.to_bytes(blake2b.SALT_SIZE, "big")).digest()
+        return blake2b(f"{seed} {clip.video}".encode(), digest_size=8).digest()
 
     chosen = {clip.video for clip in heapq.nsmallest(count, clips, key=place)}
     return [clip for clip in clips if clip.video in chosen]

@@ -141,17 +141,23 @@ def _arriving(
     summary: Summary,
     on_segments: OnSegments,
 ) -> Iterator[Record]:
-    """The records of all clips that arrive and are not done. Adds the clips to `clips`."""
+    """The records of all clips that arrive and are not done or under way. Adds the clips to `clips`."""
+    under_way: set[str] = set()
 
     def new(arrived: Iterable[JobClip]) -> Iterator[JobClip]:
         for clip in arrived:
+            if clip.video in under_way:
+                continue
             clips.append(clip)
             if clip.video not in done:
+                under_way.add(clip.video)
                 summary.total += 1
                 yield clip
 
     for arrived in watch.rounds():
-        yield from engine(new(arrived), on_segments)
+        for record in engine(new(arrived), on_segments):
+            yield record
+            under_way.discard(record["video"])
 
 
 def _found(clips: Sequence[JobClip], summary: Summary, journal: Journal | None) -> str:

@@ -53,7 +53,9 @@ _ASKS_FOR_NOTHING: Mapping[str, Sequence[Any]] = {  # any other value asks for s
 }
 _EXAMPLE = '{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,..."}}'
 _OBJECT = re.compile(rb"\s*\{")
-_DATA_URL = re.compile(rb'"(?i:data):[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # with its quotes
+# With its quotes, or to the end of the body: what matched nothing would be looked through again from each quote in it.
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_DATA = b"data:"
 _WHITE_SPACE = b" \t\r\n"
 _SHOWN_LETTERS = 40
 
@@ -148,14 +150,14 @@ def _parsed(body: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     if not _OBJECT.match(body):
         raise BadRequest("the body is not a JSON object; send a chat in OpenAI's form")
     rest, urls, at = bytearray(), dict[str, bytes](), 0
-    for match in _DATA_URL.finditer(body):
-        if body[match.start() - 1 : match.start()] == b"\\":
-            continue  # within a text
+    for match in _TEXT.finditer(body):
+        if len(rest) + match.start() - at > MAX_JSON_BYTES:
+            break
+        if body[match.start() + 1 : match.start() + 1 + len(_DATA)].lower() != _DATA:
+            continue
         rest += body[at : match.start()] + b'"data:%d"' % len(urls)
         urls[f"data:{len(urls)}"] = match[0]
         at = match.end()
-        if len(rest) > MAX_JSON_BYTES:
-            break
     if len(rest) + len(body) - at > MAX_JSON_BYTES:
         raise TooLarge(f"the request has more than {MAX_JSON_BYTES} bytes beside its data: URLs; send less text")
     try:

@@ -27,7 +27,7 @@ REQUEST_LOGS = ("plain", "json", "off")
 CONFIG_FILE = "config.properties"
 PORTS = {"inference": 8080, "management": 8081, "metrics": 8082, "exporter": 8083}
 
-_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\sA-Z/?#,;]+")  # as browsers write theirs. Source: RFC 6454, 6.2
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")  # as browsers write theirs. Source: RFC 6454, 6.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -82,20 +82,26 @@ class _Exporter:
                 await asyncio.sleep(0)  # the new connection is read before the next is accepted
 
     async def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            async with asyncio.timeout(DEADLINE_S) as deadline:
-                with _place(self._silent):
-                    received = await _until_end_of_head(connection)
-                end = END_OF_HEAD.search(received)
-                head = Head.read(received[: end.end()]) if end else None
-                if end and head and captions_at(head.path) and head.method in METHODS:
-                    deadline.reschedule(None)
-                    answer = await self._relay(connection, head, received[end.end() :])
-                    deadline.reschedule(asyncio.get_running_loop().time() + DEADLINE_S)
-                    await _send(connection, answer)
-                elif received:
-                    with _place(self._answered):
-                        await _send(connection, await self._response(head, too_long=not end))
+        try:
+            with connection, suppress(OSError):
+                await self._answer_on(connection)
+        except Exception:  # it must not end the others
+            _log.exception("a connection to the port of probes was closed because of a bug")
+
+    async def _answer_on(self, connection: socket.socket) -> None:
+        async with asyncio.timeout(DEADLINE_S) as deadline:
+            with _place(self._silent):
+                received = await _until_end_of_head(connection)
+            end = END_OF_HEAD.search(received)
+            head = Head.read(received[: end.end()]) if end else None
+            if end and head and captions_at(head.path) and head.method in METHODS:
+                deadline.reschedule(None)
+                answer = await self._relay(connection, head, received[end.end() :])
+                deadline.reschedule(asyncio.get_running_loop().time() + DEADLINE_S)
+                await _send(connection, answer)
+            elif received:
+                with _place(self._answered):
+                    await _send(connection, await self._response(head, too_long=not end))
 
     async def _response(self, head: Head | None, *, too_long: bool) -> bytes:
         try:
@@ -110,9 +116,9 @@ class _Exporter:
             return error_response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         if not head:
             return error_response(HTTPStatus.BAD_REQUEST)
+        if head.method == "OPTIONS" and self._relay.cors_allowed_origin:
+            return response(HTTPStatus.OK, b"", headers=cors.preflight_headers(self._relay.cors_allowed_origin))
         if captions_at(head.path):
-            if head.method == "OPTIONS" and self._relay.cors_allowed_origin:
-                return response(HTTPStatus.OK, b"", headers=cors.preflight_headers(self._relay.cors_allowed_origin))
             return _not_allowed("send the video with PUT or POST", METHODS)
         if head.method not in ("GET", "HEAD"):
             return _not_allowed("use GET", ("GET", "HEAD"))

@@ -26,9 +26,14 @@ METHODS = cors.METHODS
 # What curl -T clip.mp4 adds to a path that ends with a slash is not looked at.
 _PATH = re.compile(f"(/(?:predictions|explanations)/{archive.MODEL_NAME})(?:/[^/]*)?")
 _OF_CHATS = f"/predictions/{archive.MODEL_NAME}"
+# TorchServe's parser fails on a form without a boundary; nginx.conf has the same.
+_FORM = re.compile(r'multipart/form-data.*boundary="?[^";\s].*', re.IGNORECASE)
 AT_ONCE = 8
 PIECE_DEADLINE_S, RESPONSE_DEADLINE_S = 10.0, 120.0  # as in deploy/nginx/nginx.conf
+_RETRY_AFTER_S = {502: 5, 503: 1, 504: 1}  # likewise
 _PIECE_BYTES = 65536
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MOST_DIGITS = 18  # of a length: Python parses no number of thousands
 _PASSED_ON = ("content-encoding", TRACE_HEADER, TRACE_STATE_HEADER)
 _PASSED_BACK = ("X-Etenet-Error", "Retry-After", TRACE_HEADER)
 
@@ -65,7 +70,7 @@ class Relay:
         length = head.headers.get("content-length", "")
         if not length.isdecimal():
             return refusal(HTTPStatus.LENGTH_REQUIRED, "the length of the video must be in the header", "bad_request")
-        if int(length) > self._max_body_bytes:
+        if len(length) > _MOST_DIGITS or int(length) > self._max_body_bytes:
             message = "the video is too large; send a shorter or smaller one"
             return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, "too_large")
         if self._running >= AT_ONCE:
@@ -75,7 +80,7 @@ class Relay:
             return await self._passed_on(client, head, headers, body, int(length))
         except TimeoutError:
             return refusal(HTTPStatus.GATEWAY_TIMEOUT, "the video was not captioned in time; try again")
-        except (OSError, EOFError, KeyError, ValueError, asyncio.LimitOverrunError, http.client.HTTPException):
+        except (OSError, EOFError, LookupError, ValueError, asyncio.LimitOverrunError, http.client.HTTPException):
             return refusal(HTTPStatus.BAD_GATEWAY, "the captioner cannot be reached; try again in a moment")
         finally:
             self._running -= 1
@@ -94,7 +99,7 @@ class Relay:
                 "accept": head.headers.get("accept", "*/*"),
                 "connection": "close",
                 "content-length": str(length),
-                "content-type": "application/octet-stream",
+                "content-type": head.headers["content-type"] if _is_form(head) else "application/octet-stream",
                 "host": f"{self._torchserve.host}:{self._torchserve.port}",
                 REQUEST_ID_HEADER: headers[REQUEST_ID_HEADER],
             }
@@ -103,6 +108,8 @@ class Relay:
             path = captions_at(head.path)
             lines = [f"PUT {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
             writer.write("\r\n".join(lines).encode("latin-1"))
+            if head.headers.get("expect", "").lower() == "100-continue":  # as curl says, which then waits for a second
+                await asyncio.get_running_loop().sock_sendall(client, _CONTINUE)
             await _pass_body(client, writer, body[:length], length)
             async with asyncio.timeout(RESPONSE_DEADLINE_S):
                 status, of_answer = await _head_of(reader)
@@ -110,14 +117,28 @@ class Relay:
                 passed = {"Content-Type": of_answer.get("content-type", "application/json"), **headers, **passed}
                 if "content-length" in of_answer:
                     answer = await reader.readexactly(int(of_answer["content-length"]))
-                    if head.path == chat.PATH and status >= 400 and ERROR_HEADER not in of_answer:  # TorchServe's own
-                        code = "overloaded" if status == HTTPStatus.SERVICE_UNAVAILABLE else "internal_error"
-                        message = "no caption was made; try again in a moment"
-                        return _refusal(head, headers, HTTPStatus(status), message, code)
+                    if status >= 400 and ERROR_HEADER not in of_answer:
+                        return _in_our_words(head, headers, status)
                     return response_head(status, {**passed, "Content-Length": str(len(answer))}) + answer
             return await _pass_pieces(client, reader, response_head(status, {**passed, "Transfer-Encoding": "chunked"}))
         finally:
             writer.close()
+
+
+def _is_form(head: Head) -> bool:
+    """Whether the body is a form. A chat is none, whatever its client declares."""
+    return head.path != chat.PATH and bool(_FORM.fullmatch(head.headers.get("content-type", "")))
+
+
+def _in_our_words(head: Head, headers: Mapping[str, str], status: int) -> bytes:
+    """In place of an error of TorchServe's own, what nginx responds."""
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return _refusal(head, headers, HTTPStatus(status), "the server is busy; try again in a moment", "overloaded")
+    if _is_form(head):
+        message = "the form cannot be read; send the video as the body, or as its file field data"
+        return _refusal(head, headers, HTTPStatus.BAD_REQUEST, message)
+    message = "the captioner died while it worked on this clip; try again in a moment"
+    return _refusal(head, headers, HTTPStatus.BAD_GATEWAY, message)
 
 
 async def _pass_body(client: socket.socket, writer: asyncio.StreamWriter, piece: bytes, length: int) -> None:
@@ -159,4 +180,5 @@ async def _pass_pieces(client: socket.socket, torchserve: asyncio.StreamReader, 
 
 def _refusal(head: Head, headers: Mapping[str, str], status: HTTPStatus, message: str, code: str = "") -> bytes:
     more = chat.error_fields(status) if head.path == chat.PATH else {}
-    return error_response(status, message, code=code, headers=headers, more=more)
+    retry = {"Retry-After": str(_RETRY_AFTER_S[status])} if status in _RETRY_AFTER_S else {}
+    return error_response(status, message, code=code, headers={**headers, **retry}, more=more)

@@ -17,7 +17,7 @@ const SENTENCES = {
 const PASSING = [0, 408, 502, 503, 504];
 
 const $ = (id) => document.getElementById(id);
-let asked = null; // the video being shown or sent: {file, headers, request, segments, sentences}
+let asked = null; // the video that is shown or sent: {file, headers, request, segments}; while it is fetched only {request}
 
 function element(tag, properties, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -55,7 +55,8 @@ async function take(data) {
 
 async function follow(link) {
   asked?.request?.abort();
-  asked = null;
+  const request = new AbortController();
+  asked = { request };
   $("error").hidden = $("again").hidden = true;
   let url;
   try {
@@ -69,11 +70,11 @@ async function follow(link) {
   const again = () => follow(link);
   say(`Fetching ${url.pathname} …`);
   try {
-    const response = await fetch(url);
+    const response = await fetch(url, { signal: request.signal });
     if (!response.ok) return fail(`There is nothing at ${url.pathname} (status ${response.status})`);
     start(new File([await response.blob()], decodeURIComponent(url.pathname.split("/").pop()) || "video"));
   } catch {
-    fail(SENTENCES[0], again);
+    if (!request.signal.aborted) fail(SENTENCES[0], again);
   }
 }
 
@@ -283,7 +284,7 @@ $("ask").addEventListener("submit", (event) => {
   if ($("link").value.trim()) follow($("link").value.trim());
   else $("link").focus();
 });
-$("cut").addEventListener("change", () => { if (asked) start(asked.file); });
+$("cut").addEventListener("change", () => { if (asked?.file) start(asked.file); });
 $("copy").addEventListener("click", async () => {
   try {
     await navigator.clipboard.writeText($("curl").textContent);
