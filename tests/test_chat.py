@@ -263,7 +263,7 @@ def of_part(part: Any) -> bytes:
         (body(data_url(CLIP), user="u" * MAX_JSON_BYTES), TooLarge, "beside its data: URLs"),
         (b'{"a": ' + b'["data:", ' * MAX_JSON_BYTES, TooLarge, "beside its data: URLs"),
         # A search that begins anew at each quote would take hours.
-        pytest.param(b'{"' + rb'\"data:' * 10**6, TooLarge, "beside its data: URLs", id="escaped quotes"),
+        pytest.param(b'{"' + rb"\"data:" * 10**6, TooLarge, "beside its data: URLs", id="escaped quotes"),
         pytest.param(b'{"model": "data:' + b"A" * 10**6 + b"\\", BadRequest, "the body is not JSON", id="no end"),
     ],
 )

@@ -138,6 +138,27 @@ def test_the_command_captions_from_an_archive_without_torch(
         assert log_probs == pytest.approx([each.log_prob for each in outcome.sentences], abs=2e-3)
 
 
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+import etenet
+checkpoint, graph = map(Path, sys.argv[1:])
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+captioner = etenet.load(checkpoint, compiled_encoder=graph, sandboxed=False)
+del captioner
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_a_network_has_ended_is_handled(demo_archive: Path, tmp_path: Path) -> None:
+    """On a processor with AMX, OpenVINO changes the stack on which a thread takes signals."""
+    archive.unpack(demo_archive, unpacked := tmp_path / "unpacked")
+    files = [str(unpacked / name) for name in (archive.CHECKPOINT_FILE, archive.ENCODER_FILE)]
+    command = [sys.executable, "-c", SIGNALLED, *files]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
+
+
 def test_a_worker_on_a_cpu_is_small_and_has_no_torch(server: Server) -> None:
     assert server.caption(CLIPS[0].read_bytes()).status == 200
     worker = server.worker()

@@ -12,11 +12,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
+from openvino._offline_transformations import apply_moc_transformations
 
 from etenet.errors import UsageError
-from etenet.runtime.openvino import save
+from etenet.runtime.openvino import core, save
 
 
 def require_nncf() -> None:
@@ -34,11 +34,15 @@ def quantise(graph: Path, out: Path, frames: NDArray[np.uint8]) -> None:
     frames (N, resize_px, resize_px, 3) RGB, of clips like those to come: what the layers give for them sets the ranges.
     """
     require_nncf()
+    model = core().read_model(graph)
+    # Batch normalisation becomes a part of the convolution before it. Else NNCF finds no bias there to correct, and
+    # real.pt loses 20 points of CIDEr instead of one.
+    apply_moc_transformations(model, cf=False)
     with redirect_stdout(sys.stderr):
         import nncf
 
         quantised = nncf.quantize(
-            ov.Core().read_model(graph),
+            model,
             nncf.Dataset([frame[None] for frame in frames]),
             subset_size=len(frames),
             target_device=nncf.TargetDevice.CPU,

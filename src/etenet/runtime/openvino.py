@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,16 @@ from etenet.runtime.interface import Network, encode_clips
 TOLERANCE = 1e-4
 
 
+@cache
+def core() -> ov.Core:
+    """OpenVINO, once for the process.
+
+    On a processor with AMX each one gives its thread another stack for signals, and the one before back at its end. If
+    two end in the order in which they began, the thread has a stack that is freed, and the next signal ends the process.
+    """
+    return ov.Core()
+
+
 class CompiledEncoder:
     """Resized frames -> features. One instance serves one thread at a time."""
 
@@ -40,15 +51,14 @@ class CompiledEncoder:
 
         With `bf16` a graph in float32 is computed in bfloat16; `UsageError` if that is not possible.
         """
-        core = ov.Core()
-        model = core.read_model(graph)
+        model = core().read_model(graph)
         quantised = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
         if bf16 and quantised:
             raise UsageError(f"the archive is packaged in int8, which excludes bf16; set precision to {PACKAGED}")
-        if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if bf16 and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UsageError(f"this processor has no instructions for bfloat16; set precision to {PACKAGED}")
         self.precision = "int8" if quantised else BF16 if bf16 else "float32"
-        self._compiled = core.compile_model(
+        self._compiled = core().compile_model(
             model,
             "CPU",
             {
@@ -100,7 +110,7 @@ def _product(vectors: ov.Node, matrix: NDArray[np.float32]) -> ov.Node:
 
 def _request(results: list[ov.Node], parameters: list[ov.Node]) -> ov.InferRequest:
     settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    return ov.Core().compile_model(ov.Model(results, parameters), "CPU", settings).create_infer_request()
+    return core().compile_model(ov.Model(results, parameters), "CPU", settings).create_infer_request()
 
 
 def _result(request: ov.InferRequest, *arrays: NDArray[np.float32]) -> NDArray[np.float32]:
