@@ -28,10 +28,12 @@ def require_nncf() -> None:
         raise UsageError(f"--int8 needs the extra: pip install 'etenet[int8]' ({error})") from error
 
 
-def quantise(graph: Path, out: Path, frames: NDArray[np.uint8]) -> None:
+def quantise(graph: Path, out: Path, frames: NDArray[np.uint8], *, careful: bool) -> None:
     """Write `out` (.xml, and .bin beside it), `graph` in int8. Raises `UsageError` without NNCF.
 
-    frames (N, resize_px, resize_px, 3) RGB, of clips like those to come: what the layers give for them sets the ranges.
+    frames (N, resize_px, resize_px, 3) RGB, of clips like those to come: what the layers give for them sets the ranges,
+    and how biases are corrected. With `careful` a bias is corrected by what all layers before it give in int8, which
+    takes several times as long, instead of by the means of its own layer.
     """
     require_nncf()
     model = core().read_model(graph)
@@ -46,6 +48,7 @@ def quantise(graph: Path, out: Path, frames: NDArray[np.uint8]) -> None:
             nncf.Dataset([frame[None] for frame in frames]),
             subset_size=len(frames),
             target_device=nncf.TargetDevice.CPU,
+            fast_bias_correction=not careful,
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
     save(quantised, out)

@@ -37,8 +37,8 @@ TOLERANCE = 1e-4
 def core() -> ov.Core:
     """OpenVINO, once for the process.
 
-    On a processor with AMX each one gives its thread another stack for signals, and the one before back at its end. If
-    two end in the order in which they began, the thread has a stack that is freed, and the next signal ends the process.
+    On a processor with AMX each one gives its thread another stack for signals, and at its end the one before back. If
+    two end in the order in which they began, the thread has a freed stack, and the next signal ends the process.
     """
     return ov.Core()
 
