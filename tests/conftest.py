@@ -48,6 +48,11 @@ for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "localhost", "127.0.0.1", "::1")))
 
 
+# What jobs keep for the next one stays apart from what the user keeps.
+_cache = tempfile.TemporaryDirectory(prefix="etenet-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hostile", action="store_true", help="run attacks at full length (make test-hostile)")
     parser.addoption("--soak-s", type=float, default=3600.0, help="how long the soak test with --hostile takes")

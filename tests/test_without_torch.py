@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from etenet.model.decoder import Decoder
 from etenet.model.generate import generate, log_probs
 from etenet.model.hypothesis import Hypothesis
 from etenet.runtime.decoder import ArrayDecoder
+from etenet.runtime.kept import kept_encoder
 from etenet.runtime.openvino import CompiledProducts
 from etenet.serving import archive
 from etenet.serving.torchserve import delay_torch
@@ -121,14 +123,21 @@ def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive.package(DEMO, tmp_path_factory.mktemp("archive") / "demo.mar")
 
 
+def captioned(checkpoint: Path, out: Path, cache: Path) -> str:
+    """Caption the examples in a process of its own; returns its status, and what it imported."""
+    options = ["--checkpoint", str(checkpoint), "--out", str(out), "--captions", "5"]
+    command = [sys.executable, "-c", COMMAND, "caption", *map(str, CLIPS), *options]
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert out.exists(), ended.stderr
+    return ended.stdout.strip()
+
+
 def test_the_command_captions_from_an_archive_without_torch(
     demo_archive: Path, captioner: Captioner, tmp_path: Path
 ) -> None:
     out = tmp_path / "captions.jsonl"
-    options = ["--checkpoint", str(demo_archive), "--out", str(out), "--captions", "5"]
-    command = [sys.executable, "-c", COMMAND, "caption", *map(str, CLIPS), *options]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert ended.stdout == "0 []\n", ended.stderr
+    assert captioned(demo_archive, out, tmp_path) == "0 []"
     given = {Path(line["video"]).name: line["captions"] for line in map(json.loads, out.read_text().splitlines())}
     outcomes = captioner.caption_batch([clip.read_bytes() for clip in CLIPS], [CaptionOptions(captions=5)] * len(CLIPS))
     for clip, outcome in zip(CLIPS, outcomes, strict=True):
@@ -136,6 +145,26 @@ def test_the_command_captions_from_an_archive_without_torch(
         assert [sentence["caption"] for sentence in given[clip.name]] == [each.text for each in outcome.sentences]
         log_probs = [sentence["log_prob"] for sentence in given[clip.name]]
         assert log_probs == pytest.approx([each.log_prob for each in outcome.sentences], abs=2e-3)
+
+
+def test_a_checkpoint_is_compiled_once_and_then_needs_no_torch(tmp_path: Path) -> None:
+    first, second, without = (tmp_path / f"{name}.jsonl" for name in ("first", "second", "without"))
+    assert "torch" in captioned(DEMO, first, tmp_path)
+    assert captioned(DEMO, second, tmp_path) == "0 []"
+    assert "torch" in captioned(DEMO, without, Path(os.devnull))  # where nothing can be kept
+    a, b, c = (sorted(out.read_text().splitlines()) for out in (first, second, without))
+    assert a == b == c
+
+
+def test_only_the_newest_encoders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("etenet.runtime.kept.compiled_encoder", lambda *_: {"encoder.xml": b"graph"})
+    monkeypatch.setattr("etenet.runtime.kept.MOST_KEPT", 1)
+    for checkpoint in (DEMO, REAL):
+        with kept_encoder(checkpoint) as graph:
+            assert graph is not None
+            assert graph.read_bytes() == b"graph"
+    assert list((tmp_path / "etenet" / "encoders").glob("*/*")) == [graph]
 
 
 SIGNALLED = """

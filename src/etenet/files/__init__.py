@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, logs that only grow, standard output, and hashes. `rows.py` reads tables."""
+"""Files that are replaced as a whole, logs that only grow, standard output, hashes, caches. `rows.py` reads tables."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError):
             raise CannotWrite(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept for the user. Source: XDG Base Directory Specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etenet"
 
 
 def sha256(path: Path) -> str:

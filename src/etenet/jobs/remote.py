@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from etenet.errors import UsageError
+from etenet.files import cache_folder
 
 PUBLISH_EVERY_S = 60.0
 UPLOAD_SHARE = 0.05  # of the time of a job, at most
@@ -65,8 +65,7 @@ class Publication:
         self._above, slash, name = self._place.rpartition("/")
         if not (slash and name):
             raise UsageError(f"{url} names no file; give one with --out, as in {self.url}/captions.jsonl")
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._folder = caches / "etenet" / "jobs" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        self._folder = cache_folder() / "jobs" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self.path = self._folder / name
         self._next_s = 0.0
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from etenet import metrics
 from etenet.assets import bundled
 from etenet.errors import UsageError
+from etenet.files import cache_folder
 from etenet.java import find_java
 from etenet.linux import end_with_parent, thread_settings
 from etenet.runtime import CPU_BATCH_CLIPS
@@ -148,17 +149,12 @@ def delay_torch(model: Path) -> None:
 def _environment(scratch: Path) -> Mapping[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
     return {
-        _COMPILED_CODE_VARIABLE: str(_compiled_code()),
+        _COMPILED_CODE_VARIABLE: str(cache_folder() / "compiled"),  # code for a GPU, across restarts
         **inherited,
         **thread_settings(inherited),
         **dict.fromkeys(("TEMP", "TMP", "TMPDIR"), str(scratch)),
         "LOG_LOCATION": str(scratch / "logs"),
     }
-
-
-def _compiled_code() -> Path:
-    """The folder that keeps code compiled for a GPU across restarts. Source: XDG Base Directory Specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etenet" / "compiled"
 
 
 def gpus_of(environment: Mapping[str, str]) -> int:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from etenet.captioning import captioner as captioners
-from etenet.captioning.captioner import SANDBOX_EXISTS, Captioner, decoders_for
+from etenet.captioning.captioner import SANDBOX_EXISTS, Captioner
 from etenet.captioning.captions import Caption
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import Video
 from etenet.errors import CaptionError
 from etenet.jobs.journal import part_of_record, record_of
 from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies, segments_expected
-from etenet.model import checkpoint as checkpoints
-from etenet.runtime.load import compile_network, working_device
+from etenet.runtime.kept import kept_encoder
+from etenet.runtime.load import working_device
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import Cut
 
@@ -81,21 +82,15 @@ def load(
     sandboxed: bool = SANDBOX_EXISTS,
     encoder_graph: Path | None = None,
 ) -> Captioner:
-    """The captioner that finishes so many clips first: on a GPU if there is one, else compiled if that is worth it.
+    """The captioner that finishes so many clips first: on a GPU if there is one, else with a compiled encoder.
 
-    With `encoder_graph`, which an archive has, it is compiled already, and torch is not imported without a GPU.
+    That is `encoder_graph`, which an archive has, or the one that is kept. With it, a CPU needs no torch.
     """
-    worth_compiling = clips >= WORTH_COMPILING_CLIPS
     if _has_gpu():
-        return captioners.load(
-            checkpoint, device="cuda", limits=limits, sandboxed=sandboxed, record_gpu=worth_compiling
-        )
-    if encoder_graph or not worth_compiling:
-        return captioners.load(checkpoint, limits=limits, sandboxed=sandboxed, compiled_encoder=encoder_graph)
-    loaded = checkpoints.load(checkpoint)
-    network, decoders = compile_network(loaded), decoders_for(loaded, limits=limits, sandboxed=sandboxed)
-    # 200 MB less for Inception-ResNet-v2: the compiled encoder has weights of its own.
-    return Captioner(loaded.without_weights(), network, decoders)
+        capture = clips >= WORTH_COMPILING_CLIPS
+        return captioners.load(checkpoint, device="cuda", limits=limits, sandboxed=sandboxed, record_gpu=capture)
+    with nullcontext(encoder_graph) if encoder_graph else kept_encoder(checkpoint) as graph:
+        return captioners.load(checkpoint, limits=limits, sandboxed=sandboxed, compiled_encoder=graph)
 
 
 def _has_gpu() -> bool:

@@ -1,0 +1,64 @@
+"""Encoders compiled for a CPU, kept from one job to the next: to compile one takes seconds, and imports torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+
+from etenet.files import cache_folder, replacing
+from etenet.model import checkpoint as checkpoints
+from etenet.runtime.load import compiled_encoder
+
+MOST_KEPT = 8
+
+_GRAPH = "encoder.xml"
+
+
+@contextmanager
+def kept_encoder(checkpoint: Path) -> Iterator[Path | None]:
+    """The compiled encoder of a checkpoint, which is compiled if it was not kept. It may be gone after the block.
+
+    None if it cannot be compiled, and the log says why. Raises `CheckpointError`.
+    """
+    digest = checkpoints.load_arrays(checkpoint).id.removeprefix("sha256:")
+    kept = cache_folder() / "encoders" / f"{digest}-{_compiler()}"
+    if (kept / _GRAPH).exists():
+        with suppress(OSError):
+            os.utime(kept)
+        yield kept / _GRAPH
+    elif files := compiled_encoder(checkpoints.load(checkpoint), _GRAPH):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                _write(files, kept)
+                _drop_oldest(kept.parent)
+            except OSError:  # a home that cannot be written, or is full
+                kept = Path(folder)
+                _write(files, kept)
+            yield kept / _GRAPH
+    else:
+        yield None
+
+
+def _compiler() -> str:
+    try:
+        return f"openvino-{metadata.version('openvino')}"
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _write(files: dict[str, bytes], folder: Path) -> None:
+    """The graph last: where it is, its weights are."""
+    for name in sorted(files):
+        with replacing(folder / name) as file:
+            file.write(files[name])
+
+
+def _drop_oldest(folder: Path) -> None:
+    newest_first = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in newest_first[MOST_KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
