@@ -37,6 +37,7 @@ from etenet.video.segments import WHOLE, Cut
 _log = logging.getLogger(__name__)
 
 CLIPS_PER_PROCESS = 1000
+START_DEADLINE_S = 60.0  # of the first processes. A later one gets the time that the video has that waits for it
 MOST_HELPERS = 3  # of one video: the median of real clips has three parts that can be decoded at the same time
 
 _Job = tuple[bytes, Cut, "Future[list[Clip]]"]
@@ -87,8 +88,9 @@ class Sandbox:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that run now."""
-        return [supervisor.process.pid for supervisor in self._supervisors if supervisor.process.alive]
+        """The processes that are ready for videos, or have one."""
+        processes = [supervisor.process for supervisor in self._supervisors]
+        return [process.pid for process in processes if process.ready and process.alive]
 
     def submit(self, body: bytes, cut: Cut = WHOLE) -> Future[list[Clip]]:
         if not self.close.alive:
@@ -164,6 +166,7 @@ class _Supervisor:
     def _run(self, first: Future[str | None]) -> None:
         try:
             self.process = self._new_process()
+            self.process.await_ready(START_DEADLINE_S)
         except BaseException as error:
             first.set_exception(error)
             return
@@ -178,29 +181,29 @@ class _Supervisor:
                 except Exception as error:
                     future.set_exception(error)
             del job, body, future
-            with suppress(Overloaded):  # the next video tries again
+            with suppress(OSError):  # the next video tries again
                 self._renew()
         self.process.end()
 
     def _sample(self, body: bytes, cut: Cut) -> list[Clip]:
-        self._renew()
-        left_s, started = self._limits.decode_deadline_s + GRACE_S, time.monotonic()
+        ends_s = time.monotonic() + self._limits.decode_deadline_s + GRACE_S
+        self._await_process(ends_s)
         try:
-            return self._try(body, cut, left_s, helpers=self._share.helpers)
+            return self._try(body, cut, ends_s, helpers=self._share.helpers)
         except Died as death:
             _log.warning("a decoder process died (%s); its video is tried again", str(death))
-            left_s -= time.monotonic() - started
         spent_cpu_s = self.process.clip_cpu_s
-        self._renew()
+        self._await_process(ends_s)
         try:
-            return self._try(body, cut, left_s, spent_cpu_s=spent_cpu_s)
+            return self._try(body, cut, ends_s, spent_cpu_s=spent_cpu_s)
         except Died as death:
             crash = DecoderCrashed("the decoder crashed on this video; encode it again, for example with ffmpeg")
             if not death.killed_from_outside:
                 self._quarantine.add(body, crash, cut)
             raise crash from death
 
-    def _try(self, body: bytes, cut: Cut, left_s: float, *, helpers: int = 0, spent_cpu_s: float = 0.0) -> list[Clip]:
+    def _try(self, body: bytes, cut: Cut, ends_s: float, *, helpers: int = 0, spent_cpu_s: float = 0.0) -> list[Clip]:
+        left_s = ends_s - time.monotonic()
         try:
             return self.process.sample(body, cut, left_s, helpers=helpers, spent_cpu_s=spent_cpu_s)
         except (DecodeTimeout, Hung) as late:
@@ -213,13 +216,22 @@ class _Supervisor:
                 self._quarantine.add(body, timeout, cut)
             raise timeout from late
 
+    def _await_process(self, ends_s: float) -> None:
+        """Raises `Overloaded` if no process is ready in time, or two in a row end before they are."""
+        for is_last in (False, True):
+            try:
+                self._renew()
+                self.process.await_ready(ends_s - time.monotonic())
+            except (OSError, Died) as error:
+                _log.warning("a decoder process could not be started (%s)", error)
+                if is_last:
+                    raise Overloaded("no process could be started to decode this video; send it again") from error
+            else:
+                return
+
     def _renew(self) -> None:
-        """Replace the process if it is not fit for another video. Raises `Overloaded` if none can be started."""
+        """Start another process if this one is not fit for another video. Raises `OSError` if that is not possible."""
         if not self.process.alive or self.process.clips >= CLIPS_PER_PROCESS:
             self.process.end()
-            try:
-                self.process = self._new_process()
-            except Exception as error:
-                _log.exception("a decoder process could not be started")
-                raise Overloaded("no process could be started to decode this video; send it again") from error
+            self.process = self._new_process()
             metrics.DECODERS_REPLACED.inc()

@@ -36,7 +36,6 @@ from etenet.video.segments import Cut
 
 _log = logging.getLogger(__name__)
 
-START_DEADLINE_S = 60.0
 STEP_S = 1.0  # of decoding, that metrics.STEPS counts
 GRACE_S = 0.25  # after a limit: a process that looks at the clock itself can still report
 _CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -72,11 +71,12 @@ class Hung(Exception):
 
 
 class DecoderProcess:
-    """A decoder process and the channel to it. `clip_cpu_s` is what its last video cost in all."""
+    """A decoder process and the channel to it. `ready` for videos; `clip_cpu_s` is what its last one cost in all."""
 
     def __init__(self, resize_px: int, limits: DecodeLimits, entry: str, helpers: int) -> None:
-        """`helpers` threads can help to decode a video. Raises `Died` if the process does not get ready."""
-        self.clips, self.clip_cpu_s, self._ready = 0, 0.0, False
+        """`helpers` threads can help to decode a video. The process starts; `await_ready` says when it has."""
+        self.clips, self.clip_cpu_s, self.ready = 0, 0.0, False
+        self.filter_fault: str | None = None
         self._limits, self._frames_shape = limits, (FRAMES_PER_CLIP, resize_px, resize_px, 3)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = {
@@ -88,26 +88,41 @@ class DecoderProcess:
             "limits": asdict(limits),
             "helpers": helpers,
         }
-        # The working directory is deleted as soon as the process runs: it is empty, and there is nothing to clean up.
-        with theirs, tempfile.TemporaryDirectory(prefix="decoder-") as nowhere:
+        # The working directory is empty, and deleted as soon as the process is ready: there is nothing to clean up.
+        self._nowhere = tempfile.TemporaryDirectory(prefix="decoder-")
+        try:
             self._program = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, json.dumps(settings)],
-                cwd=nowhere,
+                cwd=self._nowhere.name,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _ONE_THREAD | _ONE_ARENA,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
             )
+        except BaseException:
+            self._channel.close()
+            self._nowhere.cleanup()
+            raise
+        finally:
             theirs.close()
-            self._channel.settimeout(START_DEADLINE_S)
-            try:
-                report = json.loads(self._channel.recv(MESSAGE_BYTES))
-                self.filter_fault: str | None = report["filter_fault"]
-            except (OSError, ValueError) as error:
-                self.end()
-                raise Died("a decoder process ended before it was ready; the log has its last words") from error
-        self._ready = True
         metrics.DECODERS.inc()
+
+    def await_ready(self, deadline_s: float) -> None:
+        """Raises `Died` if the process ends before it can take a video, or is not ready in time and is ended."""
+        if self.ready:
+            return
+        self._channel.settimeout(max(deadline_s, _CLOCK_TICK_S))
+        try:
+            report = json.loads(self._channel.recv(MESSAGE_BYTES))
+            self.filter_fault = report["filter_fault"]
+        except TimeoutError as error:
+            self.end()
+            raise Died(f"a decoder process was not ready after {deadline_s:.0f} s") from error
+        except (OSError, ValueError) as error:
+            self.end()
+            raise Died("a decoder process ended before it was ready; the log has its last words") from error
+        self._nowhere.cleanup()
+        self.ready = True
 
     @property
     def pid(self) -> int:
@@ -118,17 +133,17 @@ class DecoderProcess:
         return self._program.poll() is None
 
     def end(self) -> None:
-        if self._ready:
-            self._ready = False
-            metrics.DECODERS.dec()
         self._program.kill()
         self._program.wait()
-        self._channel.close()
+        if self._channel.fileno() >= 0:
+            self._channel.close()
+            metrics.DECODERS.dec()
+        self._nowhere.cleanup()
 
     def sample(
         self, body: bytes, cut: Cut, deadline_s: float, *, helpers: int = 0, spent_cpu_s: float = 0.0
     ) -> list[Clip]:
-        """The clips of a video, or the `CaptionError` that the process reports. After `Died` it is gone.
+        """The clips of a video, or the `CaptionError` that the process, once ready, reports. After `Died` it is gone.
 
         `deadline_s` is wall-clock time; the processor time is that of the limits, for all threads together, less what
         another process has spent on the video. Beyond either, `Hung`.
