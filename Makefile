@@ -96,7 +96,7 @@ test-wheels: $(READY)
 	$(BIN)/python -m benchmarks.wheels check
 
 bench: $(READY)
-	for name in decode encoder search server saturation neighbours scale jobs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in decode encoder search server saturation neighbours scale jobs capacity; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 bench-gpu: $(READY)
 	for name in gpu training; do $(BIN)/python -m benchmarks.$$name || exit 1; done

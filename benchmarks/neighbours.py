@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import statistics
 import subprocess
@@ -95,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--captions", type=int, default=20, metavar="N", help="in each round")
     options, results = command.start(parser, arguments)
-    clip, count, load_before = CLIP.read_bytes(), cores(), os.getloadavg()[0]
+    clip, count = CLIP.read_bytes(), cores()
     alone, beside, limited = Captions(), Captions(), Captions()
     with servers.ours(options.checkpoint, clip) as served:
         asyncio.run(latencies_s(served.url, clip, options.captions))
@@ -114,7 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {
             "cores": count,
             "captions": options.rounds * options.captions,
-            "load_average": {"before": load_before, "after": os.getloadavg()[0]},
             "alone": alone.figures(),
             "beside_a_busy_loop_per_core": _compared(beside, alone),
             "with_half_the_cores": _compared(limited, alone) if limited.seconds else None,

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks import (
+    capacity,
     decode,
     encoder,
     jobs,
@@ -79,6 +80,7 @@ def test_a_changed_tree_is_refused_in_one_line_that_names_the_file(
         (gpu, ["--dry-run"]),
         (jobs, []),
         (neighbours, []),
+        (capacity, ["--clips", "examples"]),
         (saturation, []),
         (scale, []),
         (search, []),

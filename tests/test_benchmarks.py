@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import etenet
-from benchmarks import decode, encoder, neighbours, saturation, scale, search, server, training
+from benchmarks import capacity, decode, encoder, neighbours, saturation, scale, search, server, training
 from benchmarks.rig import chip
 from tests import clips
 
@@ -171,3 +171,20 @@ def test_a_caption_on_a_shared_machine_takes_at_most_five_times_as_long(
     for shared in (record["beside_a_busy_loop_per_core"], record["with_half_the_cores"] or record["alone"]):
         assert 0 < shared["p50_ms"] <= 5 * record["alone"]["p50_ms"]
         assert shared["captions_per_processor_s"] > 0
+
+
+@pytest.mark.long
+def test_the_capacity_of_a_network_is_reckoned_from_its_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clips" / "moving.mp4"
+    clip.parent.mkdir()
+    clip.write_bytes(clips.video())
+    command = ["--clips", str(clip.parent), "--networks", "demo.pt", "--rounds", "1", "--price", "0.1"]
+    capacity.main([*command, "--out", str(tmp_path)])
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    of_demo = record["networks"]["demo.pt"]
+    for form, encode in (("float32", "encode"), ("int8", "encode in int8")):
+        clip_ms = sum(of_demo["cpu_ms"][part] for part in ("decode", encode, "search"))
+        assert of_demo["core_hours_per_million"][form] == pytest.approx(clip_ms / 3.6, rel=0.01)
+        assert of_demo["dollars_per_million"][form] == pytest.approx(clip_ms / 36, rel=0.01)

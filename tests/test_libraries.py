@@ -14,6 +14,7 @@ import torch
 import etenet
 from etenet.cli import main
 from etenet.model import checkpoint as checkpoints
+from etenet.model.encoder import default_preprocessing
 from etenet.model.vocabulary import Vocabulary
 from etenet.serving import archive
 from tests.conftest import EXAMPLES, REPOSITORY
@@ -33,7 +34,7 @@ ENCODERS = ["timm:tf_efficientnet_lite0", "torchvision:googlenet"]
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     """Six clips of two noisy frames."""
-    start = checkpoints.default_preprocessing(ENCODERS[0], crop_px=CROP_PX)
+    start = default_preprocessing(ENCODERS[0], crop_px=CROP_PX)
     shape = (6, 2, start.resize_px, start.resize_px, 3)
     np.save(tmp_path / "frames.npy", np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
     (tmp_path / "vocabulary.json").write_text(json.dumps({"words": VOCABULARY.known_words}))

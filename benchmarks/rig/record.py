@@ -61,11 +61,12 @@ class Results:
     folder: Path
     repository: Path
     tree: Tree | None
+    load_before: float
 
     @classmethod
     def start(cls, folder: Path, repository: Path) -> Results:
         """Raises `UsageError` if the folder is in the repository and the tree is not its commit."""
-        results = cls(folder.resolve(), repository.resolve(), Tree.read(repository))
+        results = cls(folder.resolve(), repository.resolve(), Tree.read(repository), os.getloadavg()[0])
         if results._inside and not results.tree:
             raise UsageError("the commit of this tree is unknown; name a folder outside the repository with --out")
         if results._inside and results.tree and (changes := results.tree.changes):
@@ -87,6 +88,7 @@ class Results:
             "commit": self.tree.commit if self.tree else "unknown",
             "changed": bool(self.tree.changes) or not unchanged if self.tree else None,
             "machine": _machine(),
+            "load_average": {"before": round(self.load_before, 2), "after": round(os.getloadavg()[0], 2)},
             "versions": {"python": platform.python_version(), **_versions()},
             **figures,
         }

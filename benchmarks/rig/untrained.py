@@ -27,7 +27,11 @@ def untrained(encoder: str, crop_px: int | None, frames: torch.Tensor, *, words:
 def of_full_length(encoder: str, words: int, max_words: int) -> Checkpoint:
     """A network whose every sentence has `max_words` words, so that every search is of full length."""
     torch.manual_seed(0)
-    checkpoint = checkpoints.initialise(encoder, numbered_words(words), max_words=max_words)
+    return never_ending(checkpoints.initialise(encoder, numbered_words(words), max_words=max_words))
+
+
+def never_ending(checkpoint: Checkpoint) -> Checkpoint:
+    """The same, but that no sentence ends before the last word."""
     with torch.no_grad():
         checkpoint.model.decoder.to_words.bias[EOS_ID] = -30.0
         checkpoint.model.decoder.to_words.weight.mul_(4.0)  # or nearly all words would be equally probable
