@@ -268,6 +268,37 @@ def connections_per_server() -> int:
     return int(count)
 
 
+KEYS = ("4b1f0e6d2a", "x+y/z=")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        *(((f"Authorization: {scheme} {key}",), 200) for scheme in ("Bearer", "bearer ") for key in KEYS),
+        ((), 401),
+        *(
+            ((f"Authorization: {value}",), 401)
+            for value in ("", "Bearer", "Bearer ", f"Basic {KEYS[0]}", f"Bearer {KEYS[0][:-1]}", f"Bearer {KEYS[0]}0")
+        ),
+        *(
+            ((f"Authorization: {value}",), 401)
+            for value in (" ".join(("Bearer", *KEYS)), "a#Bearer a", "# a #Bearer a", f"Bearer {KEYS[0]}, {KEYS[1]}")
+        ),
+    ],
+)
+def test_where_keys_are_set_only_who_has_one_may_ask(sent: tuple[str, ...], status: int) -> None:
+    def set_keys(folder: Path) -> None:
+        edit(folder / "listen.conf", 'set $keys "";', f'set $keys "{" ".join(KEYS)}";')
+
+    with responding(lambda _: None) as upstream, nginx(upstream, set_keys) as port:
+        for path in ("/predictions/etenet", "/explanations/etenet", "/v1/chat/completions"):
+            got, headers, body = response_to(port, request(path, *sent, method="POST"))
+            assert got == status
+            if status == 401:
+                assert headers["www-authenticate"] == "Bearer"
+                assert json.loads(body)["error"]["code"] == "unauthorized"
+
+
 def test_its_limits_are_those_of_the_server() -> None:
     config = ServerConfig.read(REPOSITORY / "config.properties")
     batch = yaml.safe_load((REPOSITORY / "handler" / "model-config.yaml").read_text())["batchSize"]

@@ -8,6 +8,7 @@ random, so that clients do not all come back at once.
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import threading
@@ -37,7 +38,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 10.0
 CONNECT_DEADLINE_S, RESPONSE_DEADLINE_S = 5.0, 300.0
 MEETING_DEADLINE_S, MEETING_TRIES = 30.0, 5
 REPORT_AFTER_S = 10.0
-_NO_CAPTIONER = (401, 403, 404, 405)
+KEY_VARIABLE = "ETENET_SERVER_KEY"
+_NO_CAPTIONER = (403, 404, 405)
 _TRY_AGAIN = (408, 429, 502, 503, 504)
 
 
@@ -101,6 +103,9 @@ class _Client:
     ) -> None:
         self._url, self._options, self._details, self._checkpoint = url, options, details, checkpoint
         self._connections = _connections(url, in_flight)
+        self._headers = {"Content-Type": "application/octet-stream"}
+        if key := os.environ.get(KEY_VARIABLE, "").strip():
+            self._headers["Authorization"] = f"Bearer {key}"
         self._timeout = urllib3.Timeout(connect=CONNECT_DEADLINE_S, read=RESPONSE_DEADLINE_S)
         self._last_response_s = float("-inf")  # to any clip
         self._outage_is_known = False
@@ -116,7 +121,12 @@ class _Client:
         while time.monotonic() - began_s < GIVE_UP_AFTER_S:
             try:
                 response = self._connections.request(
-                    "PUT", self._url, body=CANARY_CLIP.read_bytes(), timeout=timeout, retries=False
+                    "PUT",
+                    self._url,
+                    body=CANARY_CLIP.read_bytes(),
+                    headers=self._headers,
+                    timeout=timeout,
+                    retries=False,
                 )
             except urllib3.exceptions.HTTPError as error:
                 failures += 1
@@ -149,7 +159,7 @@ class _Client:
         return merged(records)
 
     def _part(self, body: bytes, cut: Cut) -> _Response:
-        headers = replace(self._options, cut=cut).as_headers() | {"Content-Type": "application/octet-stream"}
+        headers = replace(self._options, cut=cut).as_headers() | self._headers
         began_s, wait_s = time.monotonic(), FIRST_WAIT_S
         while not self.leaving.is_set():
             try:
@@ -172,6 +182,8 @@ class _Client:
 
     def _parsed(self, response: urllib3.BaseHTTPResponse, cut: Cut) -> _Response | None:
         """None if the response is not from the captioner, or the captioner has no room."""
+        if response.status == 401:
+            raise JobStopped(f"{self._url} wants a key that it knows; set {KEY_VARIABLE} to one")
         if response.status in _NO_CAPTIONER:
             raise JobStopped(
                 f"{self._url} responds with status {response.status}: there is no captioner; correct --server"
