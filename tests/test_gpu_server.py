@@ -56,6 +56,7 @@ def test_without_a_working_nvidia_smi_there_is_no_gpu(script: str | None, tmp_pa
     assert gpus_of({"PATH": path}) == 0
 
 
+@pytest.mark.long
 def test_with_gpus_torchserve_gets_the_settings_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If torch does not find the GPU that TorchServe gives a worker, the worker captions on the CPU."""
     monkeypatch.setenv("PATH", path_with_gpus(tmp_path, 1))

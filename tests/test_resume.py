@@ -97,6 +97,7 @@ def test_kills_at_random_moments_change_no_bit(features_dataset: Path, tmp_path:
     print(f"{kills} kills in {training.steps()} steps")
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_ends_well(whole: Training, features_dataset: Path, tmp_path: Path) -> None:
     training = Training(features_dataset, tmp_path)
     process = training.start()

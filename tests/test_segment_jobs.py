@@ -63,7 +63,7 @@ def expected(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return of_films
 
 
-@pytest.mark.parametrize("engine", ["server", "ray"])
+@pytest.mark.parametrize("engine", ["server", pytest.param("ray", marks=pytest.mark.long)])
 def test_every_engine_gives_each_segment_the_same_caption(
     engine: str, films: Path, expected: dict[str, Any], server: Server, tmp_path: Path
 ) -> None:

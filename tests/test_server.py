@@ -222,7 +222,7 @@ def repository_files() -> dict[Path, float]:
     return files
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_server_ends_cleanly_and_leaves_no_files_or_processes(
     number: signal.Signals, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +262,7 @@ def test_torchserve_ends_with_a_killed_server_and_the_next_one_deletes_its_folde
         assert len(list(scratch.glob("etenet-*"))) == 1
 
 
+@pytest.mark.long
 def test_two_servers_share_a_machine(server: Server, small_checkpoint: Path) -> None:
     with running_server("--checkpoint", str(small_checkpoint)) as other:
         for _ in range(2):
