@@ -32,7 +32,7 @@ from etenet.model.checkpoint import Checkpoint
 from etenet.model.encoder import default_preprocessing
 from etenet.model.preprocess import preprocess
 from etenet.runtime import int8
-from etenet.runtime.openvino import CompiledEncoder, compile_encoder
+from etenet.runtime.openvino import CompiledEncoder, compile_encoder, core
 from etenet.video.clip import FRAMES_PER_CLIP
 
 MATRIX = 2048
@@ -66,12 +66,11 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
 
     def by_openvino(hint: str) -> Callable[[], Features]:
         """As in its documentation: the whole batch at once for latency, a queue of frames for throughput."""
-        core = openvino.Core()
-        model = core.read_model(folder / "network.onnx")
+        model = core().read_model(folder / "network.onnx")
         whole = hint == "LATENCY"
         model.reshape([len(frames) if whole else 1, *pixels.shape[1:]])
         exact = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": hint}
-        compiled = core.compile_model(model, "CPU", exact)
+        compiled = core().compile_model(model, "CPU", exact)
         if whole:
             return lambda: compiled(ready().numpy())[0]
         queue = openvino.AsyncInferQueue(compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from etenet import linux
 from etenet.linux import CORES_VARIABLE, cores
 from tests.conftest import REPOSITORY, runs, wait_until
 
@@ -69,6 +71,7 @@ def test_a_process_whose_parent_has_ended_already_does_not_go_on() -> None:
 def test_cores_are_those_that_this_process_may_use() -> None:
     code = """
 import os
+from etenet import linux
 from etenet.linux import CORES_VARIABLE, cores
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 print(cores())
@@ -171,3 +174,18 @@ print(len(Sandbox(resize_px=16).pids), InProcess(resize_px=16)._threads._max_wor
         [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )
     assert ended.stdout == "1 1 1\n"
+
+
+def test_a_thread_keeps_its_stack_for_signals() -> None:
+    def stack() -> tuple[int, int]:
+        now = linux._SignalStack()
+        assert linux._libc.sigaltstack(None, ctypes.byref(now)) == 0
+        return now.ss_sp, now.ss_flags
+
+    memory = ctypes.create_string_buffer(2**16)
+    other = linux._SignalStack(ctypes.addressof(memory), 0, len(memory))
+    before = stack()
+    with linux.same_signal_stack():
+        assert linux._libc.sigaltstack(ctypes.byref(other), None) == 0
+        assert stack()[0] == ctypes.addressof(memory)
+    assert stack() == before

@@ -210,7 +210,9 @@ def test_its_errors_are_those_of_the_code() -> None:
 def test_its_errors_of_nginx_are_those_of_its_configuration() -> None:
     table = HTTP[HTTP.index("| status | nginx's code |") :].split("\n\n")[0]
     configured = set(re.findall(r'"code": "(\w+)"', (REPOSITORY / "deploy" / "nginx" / "nginx.conf").read_text()))
-    assert set(re.findall(r"^\| \d+ \| `(\w+)` \|", table, re.MULTILINE)) == configured - {kind.code for kind in CaptionError.__subclasses__()}
+    assert set(re.findall(r"^\| \d+ \| `(\w+)` \|", table, re.MULTILINE)) == configured - {
+        kind.code for kind in CaptionError.__subclasses__()
+    }
 
 
 SHOWN_LIMITS = {

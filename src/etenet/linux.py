@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from etenet.errors import UsageError
@@ -48,6 +48,25 @@ def end_with_parent(number: signal.Signals, *, parent: int) -> None:
     prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         sys.exit(f"the parent {parent} has ended")
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of sigaltstack(2)."""
+
+    _fields_ = (("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t))
+
+
+@contextmanager
+def same_signal_stack() -> Iterator[None]:
+    """Afterwards this thread takes signals on the same stack as before, whatever a library has done meanwhile."""
+    stack = _SignalStack()
+    if _libc.sigaltstack(None, ctypes.byref(stack)) != 0:
+        yield
+        return
+    try:
+        yield
+    finally:
+        _libc.sigaltstack(ctypes.byref(stack), None)
 
 
 def cores(process: Path = Path("/proc/self"), environment: Mapping[str, str] = os.environ) -> int:

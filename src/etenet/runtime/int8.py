@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from openvino._offline_transformations import apply_moc_transformations
 
 from etenet.errors import UsageError
+from etenet.linux import same_signal_stack
 from etenet.runtime.openvino import core, save
 
 
@@ -40,7 +41,7 @@ def quantise(graph: Path, out: Path, frames: NDArray[np.uint8], *, careful: bool
     # Batch normalisation becomes a part of the convolution before it. Else NNCF finds no bias there to correct, and
     # real.pt loses 20 points of CIDEr instead of one.
     apply_moc_transformations(model, cf=False)
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), same_signal_stack():  # NNCF loads OpenVINO's plugin again and again
         import nncf
 
         quantised = nncf.quantize(

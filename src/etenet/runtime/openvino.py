@@ -22,6 +22,7 @@ from openvino.preprocess import PrePostProcessor
 
 from etenet import metrics
 from etenet.errors import UsageError
+from etenet.linux import same_signal_stack
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.config import Preprocessing, crop_start
 from etenet.model.hypothesis import Hypothesis
@@ -35,12 +36,15 @@ TOLERANCE = 1e-4
 
 @cache
 def core() -> ov.Core:
-    """OpenVINO, once for the process.
+    """OpenVINO, once for the process, and without a stack for signals.
 
-    On a processor with AMX each one gives its thread another stack for signals, and at its end the one before back. If
-    two end in the order in which they began, the thread has a freed stack, and the next signal ends the process.
+    On a processor with AMX its plugin gives the thread another one, and at its end the one before back. If two plugins
+    end in the order in which they began, the thread has a freed stack, and the next signal ends the process.
     """
-    return ov.Core()
+    with same_signal_stack():
+        openvino = ov.Core()
+        openvino.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+    return openvino
 
 
 class CompiledEncoder:
