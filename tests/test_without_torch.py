@@ -27,7 +27,7 @@ from etenet.runtime.kept import kept_encoder
 from etenet.runtime.openvino import CompiledProducts
 from etenet.serving import archive
 from etenet.serving.torchserve import delay_torch
-from tests.conftest import DEMO, EXAMPLES, REAL, REPOSITORY, Server
+from tests.conftest import CAPTION, DEMO, EXAMPLES, REAL, REPOSITORY, running_server
 
 CLIPS = [REPOSITORY / "examples" / name for name in EXAMPLES]
 CONFIG = DecoderConfig(
@@ -188,16 +188,16 @@ def test_a_signal_after_a_network_has_ended_is_handled(demo_archive: Path, tmp_p
     assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
-def test_a_worker_on_a_cpu_is_small_and_has_no_torch(server: Server) -> None:
-    assert server.caption(CLIPS[0].read_bytes()).status == 200
-    worker = server.worker()
-    assert worker is not None
-    assert not [mapped.path for mapped in worker.memory_maps() if "libtorch" in mapped.path]
-    assert worker.memory_full_info().uss <= WORKER_MIB * 2**20
-    (java,) = worker.parents()[:1]
-    workers = [each for each in java.children() if "model_service_worker" in " ".join(each.cmdline())]
-    assert len(workers) == 2  # the other one refuses while the server shuts down
-    assert not [mapped for each in workers for mapped in each.memory_maps() if "libtorch" in mapped.path]
+def test_a_worker_on_a_cpu_is_small_and_has_no_torch() -> None:
+    with running_server(*CAPTION[1:]) as server:
+        assert server.caption(CLIPS[0].read_bytes()).status == 200
+        worker = server.worker()
+        assert worker is not None
+        assert worker.memory_full_info().uss <= WORKER_MIB * 2**20
+        (java,) = worker.parents()[:1]
+        workers = [each for each in java.children() if "model_service_worker" in " ".join(each.cmdline())]
+        assert len(workers) == 2  # the other one refuses while the server shuts down
+        assert not [mapped for each in workers for mapped in each.memory_maps() if "libtorch" in mapped.path]
 
 
 FAKE_TORCH = """
