@@ -246,8 +246,10 @@ def test_a_flood_of_slow_clips_leaves_the_server_ready_and_alive() -> None:
         watched(server, every_s=1.0) as watch,
     ):
         statuses = sum(clients.map(send, [server] * 45), Counter[int]())
-    assert statuses[422] > 100
+    print(f"responses: {dict(statuses)}, probes: {dict(watch.statuses)}")
     assert set(watch.statuses) == {("ready", 200), ("live", 200)}
+    assert statuses.keys() == {422, 503}
+    assert statuses[422] > 20  # how many depends on how much of two cores 45 clients and their refusals leave
 
 
 def costly_clip() -> bytes:

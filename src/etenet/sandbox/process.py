@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +36,7 @@ from etenet.video.segments import Cut
 
 _log = logging.getLogger(__name__)
 
-STEP_S = 1.0  # of decoding, that metrics.STEPS counts
+STEP_S = 1.0  # of waiting for a process, that metrics.STEPS counts
 GRACE_S = 0.25  # after a limit: a process that looks at the clock itself can still report
 _CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
@@ -111,9 +111,9 @@ class DecoderProcess:
         """Raises `Died` if the process ends before it can take a video, or is not ready in time and is ended."""
         if self.ready:
             return
-        self._channel.settimeout(max(deadline_s, _CLOCK_TICK_S))
+        ends_s = time.monotonic() + deadline_s
         try:
-            report = json.loads(self._channel.recv(MESSAGE_BYTES))
+            report = json.loads(self._receive(lambda: ends_s - time.monotonic()))
             self.filter_fault = report["filter_fault"]
         except TimeoutError as error:
             self.end()
@@ -212,16 +212,17 @@ class DecoderProcess:
 
     def _receive_reply(self, cpu_before_s: float, deadline_s: float) -> bytes:
         """Raises `TimeoutError` when the time of the wall clock or of the processor is used up."""
-        ends_s = time.monotonic() + deadline_s
-        while True:
-            cpu_left_s = cpu_before_s + self._limits.decode_cpu_s + GRACE_S - self._cpu_s()
-            left_s = min(ends_s - time.monotonic(), cpu_left_s)
-            if left_s <= 0:
-                raise TimeoutError
-            self._channel.settimeout(max(min(left_s, STEP_S), _CLOCK_TICK_S))
+        ends_s, cpu_ends_s = time.monotonic() + deadline_s, cpu_before_s + self._limits.decode_cpu_s + GRACE_S
+        return self._receive(lambda: min(ends_s - time.monotonic(), cpu_ends_s - self._cpu_s()))
+
+    def _receive(self, left_s: Callable[[], float]) -> bytes:
+        """The next message. Raises `TimeoutError` if none comes while time is left."""
+        while (seconds := left_s()) > 0:
+            self._channel.settimeout(max(min(seconds, STEP_S), _CLOCK_TICK_S))
             with suppress(TimeoutError):
                 return self._channel.recv(MESSAGE_BYTES)
             metrics.STEPS.inc()
+        raise TimeoutError
 
     def _cpu_s(self) -> float:
         """User and system time. Source: proc_pid_stat(5), fields 14 and 15."""
