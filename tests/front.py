@@ -104,6 +104,11 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
+def with_keys(*keys: str) -> Callable[[Path], None]:
+    """A change of nginx's files, after which only who has one of the keys may ask."""
+    return lambda folder: edit(folder / "listen.conf", 'set $keys "";', f'set $keys "{" ".join(keys)}";')
+
+
 @contextmanager
 def behind_nginx(server: Server) -> Iterator[Server]:
     """The same server through nginx."""

@@ -26,7 +26,7 @@ import yaml
 from etenet.serving.config import ServerConfig
 from etenet.video.limits import DecodeLimits
 from tests.conftest import EXAMPLES, REPOSITORY, Server, ask, wait_until
-from tests.front import CONFIGURATION, behind_nginx, edit, nginx, responding
+from tests.front import CONFIGURATION, behind_nginx, edit, nginx, responding, with_keys
 
 CAPTIONS = [(REPOSITORY / "examples" / name, caption) for name, caption in EXAMPLES.items()]
 CLIP = CAPTIONS[0][0].read_bytes()
@@ -287,10 +287,7 @@ KEYS = ("4b1f0e6d2a", "x+y/z=")
     ],
 )
 def test_where_keys_are_set_only_who_has_one_may_ask(sent: tuple[str, ...], status: int) -> None:
-    def set_keys(folder: Path) -> None:
-        edit(folder / "listen.conf", 'set $keys "";', f'set $keys "{" ".join(KEYS)}";')
-
-    with responding(lambda _: None) as upstream, nginx(upstream, set_keys) as port:
+    with responding(lambda _: None) as upstream, nginx(upstream, with_keys(*KEYS)) as port:
         for path in ("/predictions/etenet", "/explanations/etenet", "/v1/chat/completions"):
             got, headers, body = response_to(port, request(path, *sent, method="POST"))
             assert got == status

@@ -17,7 +17,7 @@ import etenet
 from etenet.captioning.options import HEADER_PREFIX, OPTIONS, CaptionOptions, Option
 from etenet.errors import BadOption, CaptionError
 from tests.conftest import EXAMPLES, REPOSITORY, Server
-from tests.front import behind_nginx
+from tests.front import behind_nginx, nginx, responding, with_keys
 
 CONTRACT = schemathesis.openapi.from_path(REPOSITORY / "docs" / "openapi.yaml")
 CAPTIONS = CONTRACT.include(path_regex="etenet$")
@@ -57,6 +57,14 @@ def test_a_caption_is_one_that_the_contract_allows(front: Server, path: str, cli
         response = case.call(base_url=front.inference)
         assert response.status_code == 200
         case.validate_response(response)
+
+
+def test_a_refusal_for_want_of_a_key_is_one_that_the_contract_allows() -> None:
+    case = CONTRACT["/predictions/etenet"]["PUT"].Case(body=b"clip", media_type="application/octet-stream")
+    with responding(lambda _: None) as upstream, nginx(upstream, with_keys("key")) as port:
+        response = case.call(base_url=f"http://127.0.0.1:{port}")
+    assert response.status_code == 401
+    case.validate_response(response)
 
 
 PARAMETERS = CONTRACT.raw_schema["components"]["parameters"]

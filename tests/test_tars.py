@@ -214,7 +214,13 @@ def test_tars_in_folders_lists_and_ranges_are_opened_too(tmp_path: Path, monkeyp
         write_tar(path, [("000.mp4", b"%d" % number)])
     wanted = [f"shards/{number:03}.tar/000.mp4" for number in range(12)]
     Path("list.txt").write_text("\n".join(f"shards/{number:03}.tar" for number in range(12)))
-    for names in (["shards"], ["shards/*.tar"], ["shards/{000..011}.tar"], ["list.txt"]):
+    for names in (
+        ["shards"],
+        ["shards/*.tar"],
+        ["shards/{000..011}.tar"],
+        ["shards/{00{0..9},010,011}.tar"],
+        ["list.txt"],
+    ):
         clips = inputs.clips(names)
         assert [clip.video for clip in clips] == wanted, names
         assert bodies(clips) == [b"%d" % number for number in range(12)]

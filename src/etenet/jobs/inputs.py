@@ -11,7 +11,7 @@ id, as in clips/a.mp4#t=1.5,12 (W3C Media Fragments). Only the path is needed.
 
 Paths are relative to the manifest's folder, and on standard input to the current folder. Any path may be a URL that
 fsspec can read (s3://bucket/folder), if the package that fsspec needs for it is installed. A tar stands for the samples
-in it, and shard-{000..007}.tar for eight files.
+in it, shard-{000..007}.tar for eight files, and {train,test}.tar for two.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ STANDARD_INPUT = "-"
 _APPLE_DOUBLE = "._"  # begins the name of what macOS stores beside a file: no video, whatever the suffix
 _FOUND_SUFFIXES = VIDEO_SUFFIXES | {tars.SUFFIX}
 _KINDS_SHOWN = 30
-_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")  # as WebDataset names shards
+# As WebDataset and shells name several files.
+_BRACES = re.compile(r"\{(?:(?P<first>\d{1,9})\.\.(?P<last>\d{1,9})|(?P<names>[^{},]*(?:,[^{},]*)+))\}")
 _FIX = "a line of a manifest is a path, or has video, path, start_s and end_s"
 
 
@@ -186,9 +187,9 @@ def parts_of(video: str) -> list[str]:
 
 def _named_by(name: str, skipped: Skipped) -> Iterator[JobClip]:
     path = Path(name)
-    if (numbers := _RANGE.search(name)) and not path.exists():
-        for each in _numbered(name, numbers):
-            yield from _named_by(each, skipped)
+    if (braces := _BRACES.search(name)) and not path.exists():
+        for each in _inside(braces):
+            yield from _named_by(name[: braces.start()] + each + name[braces.end() :], skipped)
     elif name == STANDARD_INPUT:
         if sys.stdin is None:
             raise UsageError("standard input is closed; give a list in a file")
@@ -210,10 +211,14 @@ def _named_by(name: str, skipped: Skipped) -> Iterator[JobClip]:
         raise UsageError(f"no file at {name}; correct the path")
 
 
-def _numbered(name: str, numbers: re.Match[str]) -> Iterator[str]:
-    first, last = numbers.groups()
-    for number in range(int(first), int(last) + 1):
-        yield f"{name[: numbers.start()]}{number:0{len(first)}}{name[numbers.end() :]}"
+def _inside(braces: re.Match[str]) -> Iterator[str]:
+    """What braces stand for, one after the other."""
+    if names := braces["names"]:
+        yield from names.split(",")
+    else:
+        width = len(braces["first"])
+        for number in range(int(braces["first"]), int(braces["last"]) + 1):
+            yield f"{number:0{width}}"
 
 
 def _of_paths(paths: Iterable[Path | str]) -> Iterator[JobClip]:

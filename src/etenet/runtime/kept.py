@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -20,10 +20,11 @@ _GRAPH = "encoder.xml"
 
 
 @contextmanager
-def kept_encoder(checkpoint: Path) -> Iterator[Path | None]:
+def kept_encoder(checkpoint: Path, before_compiling: Callable[[], None] = lambda: None) -> Iterator[Path | None]:
     """The compiled encoder of a checkpoint, which is compiled if it was not kept. It may be gone after the block.
 
-    None if it cannot be compiled, and the log says why. Raises `CheckpointError`.
+    `before_compiling` can tell the user why nothing happens for a while. None if it cannot be compiled, and the log
+    says why. Raises `CheckpointError`.
     """
     digest = checkpoints.load_arrays(checkpoint).id.removeprefix("sha256:")
     kept = cache_folder() / "encoders" / f"{digest}-{_compiler()}"
@@ -31,7 +32,9 @@ def kept_encoder(checkpoint: Path) -> Iterator[Path | None]:
         with suppress(OSError):
             os.utime(kept)
         yield kept / _GRAPH
-    elif files := compiled_encoder(checkpoints.load(checkpoint), _GRAPH):
+        return
+    before_compiling()
+    if files := compiled_encoder(checkpoints.load(checkpoint), _GRAPH):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 _write(files, kept)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from etenet.captioning import captioner as captioners
@@ -16,6 +17,7 @@ from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import Video
 from etenet.errors import CaptionError
 from etenet.jobs.journal import part_of_record, record_of
+from etenet.jobs.progress import say
 from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies, segments_expected
 from etenet.runtime.kept import kept_encoder
 from etenet.runtime.load import working_device
@@ -89,7 +91,8 @@ def load(
     if _has_gpu():
         capture = clips >= WORTH_COMPILING_CLIPS
         return captioners.load(checkpoint, device="cuda", limits=limits, sandboxed=sandboxed, record_gpu=capture)
-    with nullcontext(encoder_graph) if encoder_graph else kept_encoder(checkpoint) as graph:
+    announce = partial(say, f"compiling the encoder of {checkpoint}, once on this machine (up to a minute) ...")
+    with nullcontext(encoder_graph) if encoder_graph else kept_encoder(checkpoint, announce) as graph:
         return captioners.load(checkpoint, limits=limits, sandboxed=sandboxed, compiled_encoder=graph)
 
 
