@@ -103,16 +103,18 @@ def compile_network(checkpoint: Checkpoint) -> Network:
         return TorchNetwork(checkpoint)
 
 
-def compiled_encoder(checkpoint: Checkpoint, name: str, quantise: Quantise | None = None) -> dict[str, bytes]:
+def compiled_encoder(
+    checkpoint: Checkpoint, name: str, quantise: Quantise | None = None, *, measure: bool = False
+) -> dict[str, bytes]:
     """The files of the encoder compiled for a CPU: `name` (.xml) and its weights, in int8 with `quantise`.
 
-    None, and the log says why, if OpenVINO is missing or does not compute exactly the same; with `quantise` that is a
-    `UsageError`.
+    With `measure`, how this machine computes it fastest is found out and kept. No files, and the log says why, if
+    OpenVINO is missing or does not compute exactly the same; with `quantise` that is a `UsageError`.
     """
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / name
         try:
-            from etenet.runtime.openvino import compile_encoder
+            from etenet.runtime.openvino import compile_encoder, measure_streams
 
             compile_encoder(checkpoint, graph)
         except (ImportError, RuntimeError) as error:
@@ -122,6 +124,8 @@ def compiled_encoder(checkpoint: Checkpoint, name: str, quantise: Quantise | Non
             return {}
         if quantise:
             quantise(checkpoint, graph)
+        if measure:
+            measure_streams(graph, cores())
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 

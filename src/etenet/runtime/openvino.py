@@ -1,8 +1,8 @@
 """The network on a CPU without torch, by OpenVINO: the encoder in about half of torch's time, the search in a third.
 
 The encoder is compiled when a checkpoint is packaged, and a worker only reads the result. Frames are computed one by
-one, as many at a time as there are threads, so a clip's features are the same bits alone and in a batch, and no thread
-waits for another: a core that a decoder process takes delays one frame, not all.
+one, several at a time (`streams.py`), so a clip's features are the same bits alone and in a batch. With a thread for
+each, no thread waits for another: a core that a decoder process takes delays one frame, not all.
 
 Only this file and `int8.py` import openvino. To compile needs torch; to compute does not.
 """
@@ -10,8 +10,8 @@ Only this file and `int8.py` import openvino. To compile needs torch; to compute
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from etenet.linux import same_signal_stack
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.config import Preprocessing, crop_start
 from etenet.model.hypothesis import Hypothesis
-from etenet.runtime import BF16, CPU_BATCH_CLIPS, PACKAGED
+from etenet.runtime import BF16, CPU_BATCH_CLIPS, PACKAGED, streams
 from etenet.runtime.decoder import ArrayDecoder, Matrices
 from etenet.runtime.interface import Network, encode_clips
 
@@ -47,13 +47,18 @@ def core() -> ov.Core:
     return openvino
 
 
+def processor() -> str:
+    return str(core().get_property("CPU", "FULL_DEVICE_NAME"))
+
+
 class CompiledEncoder:
     """Resized frames -> features. One instance serves one thread at a time."""
 
-    def __init__(self, graph: Path, *, threads: int, bf16: bool = False) -> None:
+    def __init__(self, graph: Path, *, threads: int, bf16: bool = False, at_a_time: int | None = None) -> None:
         """`graph` is a file of `compile_encoder` or `int8.quantise`. `RuntimeError` if it cannot be read.
 
-        With `bf16` a graph in float32 is computed in bfloat16; `UsageError` if that is not possible.
+        The threads compute so many frames `at_a_time`, by default what `streams.py` says. With `bf16` a graph in
+        float32 is computed in bfloat16; `UsageError` if that is not possible.
         """
         model = core().read_model(graph)
         quantised = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
@@ -62,16 +67,17 @@ class CompiledEncoder:
         if bf16 and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UsageError(f"this processor has no instructions for bfloat16; set precision to {PACKAGED}")
         self.precision = "int8" if quantised else BF16 if bf16 else "float32"
+        at_a_time = at_a_time or streams.streams(graph, threads, processor())
         self._compiled = core().compile_model(
             model,
             "CPU",
             {
                 "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": threads,
+                "NUM_STREAMS": at_a_time,
                 "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             },
         )
-        self._requests = ov.AsyncInferQueue(self._compiled, threads)
+        self._requests = ov.AsyncInferQueue(self._compiled, at_a_time)
         self._requests.set_callback(self._keep)
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -81,6 +87,11 @@ class CompiledEncoder:
             self._requests.start_async({0: frames[number : number + 1]}, features[number])
         self._requests.wait_all()
         return features
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """(resize_px, resize_px, 3)"""
+        return tuple(self._compiled.input().shape)[1:]
 
     @staticmethod
     def _keep(request: ov.InferRequest, row: NDArray[np.float32]) -> None:
@@ -183,6 +194,18 @@ def compile_encoder(checkpoint: Checkpoint, graph: Path) -> None:
     error = float(np.abs(CompiledEncoder(graph, threads=1)(example) - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:
         raise RuntimeError(f"OpenVINO's features of {encoder.name} are off by {error:.1e}")
+
+
+def measure_streams(graph: Path, threads: int) -> None:
+    """Find out and keep how many frames at a time are the fastest on this machine."""
+
+    def prepare(at_a_time: int) -> Callable[[], object]:
+        encode = CompiledEncoder(graph, threads=threads, at_a_time=at_a_time)
+        frames = np.zeros((streams.CLIP_FRAMES, *encode.frame_shape), np.uint8)
+        encode(frames[:at_a_time])
+        return partial(encode, frames)
+
+    streams.measure(graph, threads, processor(), prepare)
 
 
 def save(model: ov.Model, graph: Path) -> None:

@@ -73,7 +73,7 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False, quantise: Quantis
         terms=loaded.terms,
     )
     contents[ABOUT_FILE] = json.dumps(asdict(described), indent=2).encode()
-    contents |= compiled_encoder(loaded, ENCODER_FILE, quantise)
+    contents |= compiled_encoder(loaded, ENCODER_FILE, quantise, measure=True)
     if gpu:
         contents[GPU_KERNELS_FILE] = _gpu_kernels(loaded)
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
