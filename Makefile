@@ -2,17 +2,17 @@
 #
 #   make serve                      serve model_store/real.pt: set up, package, start, wait until a caption works
 #   make serve CHECKPOINT=best.pt   serve your own
-#   make serve TORCH=cpu            the same without what a GPU needs: 1 GB to install instead of 6; where .venv is new
+#   make serve TORCH=cpu            the same without what a GPU needs: installs 1 GB instead of 6, if there is no .venv yet
 #   make test                       set up, check, run all tests, say which lines they ran
 #   make test-hostile               the attacks at full length, and long tests: some hours, on an idle machine
-#   make bench                      every stage beside its peers, the load, the scale and batch jobs: an hour
+#   make bench                      every stage compared with other programs, load, scale and batch jobs: an hour
 #   make bench-gpu                  each stage on a GPU, and training at full size: a quarter of an hour
 #   make test-wheels                the wheel, on each Python, with the oldest and newest libraries it allows: 20 minutes
 #   make check                      format, lint, types, known vulnerabilities of what is installed
-#   make demo-model                 render the demo world, train on it, evaluate: model_store/demo.pt and examples/; goes on after a kill
-#   make real-model REFERENCE=DIR   train on real frames: model_store/real.pt; goes on after a kill
-#   make page-picture               take the picture of the page in the README anew
-#   make clean                      remove what these jobs made, but for the environment
+#   make demo-model                 render the demo world, train, evaluate: model_store/demo.pt and examples/; continues after a kill
+#   make real-model REFERENCE=DIR   train on real frames: model_store/real.pt; continues after a kill
+#   make page-picture               take the picture of the page in the README again
+#   make clean                      remove what these commands made, except .venv
 
 PYTHON ?= python3
 CHECKPOINT ?= model_store/real.pt
@@ -27,15 +27,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVING := $(VENV)/.serving
 READY := $(VENV)/.ready
-# uv, where it is there, needs a tenth of the time (make UV= takes pip). Neither compiles all bytecode, which takes a minute.
+# uv, if it is installed, needs a tenth of the time (make UV= uses pip). Neither compiles bytecode, which takes a minute.
 UV := $(shell command -v uv)
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install --disable-pip-version-check --no-compile) --constraint constraints.txt
-# PyTorch's index of builds for a CPU. What the registry has is built for CUDA.
+# PyTorch's index of builds for a CPU. PyPI's torch is built for CUDA.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# What the tests start beside TorchServe.
+# Programs that the tests start in addition to TorchServe.
 PROGRAMS := nginx prometheus zsh zsh-common chromium-headless-shell
 PROGRAMS_READY := $(VENV)/debian/.ready
-# The generator of clients in TypeScript, where there is npm.
+# The generator of clients in TypeScript, if npm is installed.
 NPM_READY := $(VENV)/npm/.ready
 # Absolute, because the servers that the tests start run in folders of their own.
 COVERAGE := COVERAGE_FILE=$(CURDIR)/.coverage/data $(BIN)/coverage
