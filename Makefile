@@ -25,7 +25,10 @@ REAL_RUN ?= runs/real
 
 VENV := .venv
 BIN := $(VENV)/bin
+TORCH_FOR_CPU := $(VENV)/.torch-for-cpu
+CHOSEN_TORCH := $(if $(filter cpu,$(TORCH)),$(TORCH_FOR_CPU))
 SERVING := $(VENV)/.serving
+SERVING_SIZE := $(if $(CHOSEN_TORCH),1 GB,6 GB: make serve TORCH=cpu saves 5 where there is no GPU)
 READY := $(VENV)/.ready
 # uv, if it is installed, needs a tenth of the time (make UV= uses pip). Neither compiles bytecode, which takes a minute.
 UV := $(shell command -v uv)
@@ -48,18 +51,20 @@ COVERED_PERCENT := 94
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-ifeq ($(TORCH),cpu)
+
+$(TORCH_FOR_CPU): | $(BIN)/python
+	@! test -e $(SERVING) || echo '$(VENV) has a torch already, which stays: remove $(VENV) to have the small one.'
 	@echo 'Installing torch for a CPU: 2 packages, 0.6 GB.'
 	PIP_INDEX_URL=$(TORCH_INDEX) UV_DEFAULT_INDEX=$(TORCH_INDEX) $(INSTALL) --no-deps torch torchvision
-endif
+	touch $@
 
-$(SERVING): pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'Installing what serving needs: 64 packages, 6 GB, of which TORCH=cpu saves 5. This takes one to five minutes.'
+$(SERVING): pyproject.toml constraints.txt | $(BIN)/python $(CHOSEN_TORCH)
+	@echo 'Installing what serving needs: 64 packages, $(SERVING_SIZE). This takes one to five minutes.'
 	$(INSTALL) --editable .
 	touch $@
 
-$(READY): pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'Installing what tests need: 185 packages, 7 GB, or 1 GB more than serving. This takes one to six minutes.'
+$(READY): pyproject.toml constraints.txt | $(BIN)/python $(CHOSEN_TORCH)
+	@echo 'Installing what tests need: 185 packages, 1 GB more than serving. This takes one to six minutes.'
 	$(INSTALL) --editable '.[dev]'
 	touch $(SERVING) $@
 

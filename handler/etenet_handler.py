@@ -29,9 +29,10 @@ from etenet.runtime.load import working_device
 from etenet.serving import streaming
 from etenet.serving.archive import ENCODER_FILE, GPU_KERNELS_FILE, verify
 from etenet.serving.config import FAILURE_FILE_VARIABLE, PROBE_SECRET_VARIABLE
+from etenet.serving.http import json_body
 from etenet.serving.request import Request
 from etenet.serving.request_log import RequestRecord, record_batch
-from etenet.serving.response import error_body, json_body, set_headers
+from etenet.serving.response import error_body, set_headers
 from etenet.serving.warnings_log import show_warnings
 
 if TYPE_CHECKING:

@@ -38,7 +38,8 @@ from training import prepare
 REPOSITORY = Path(__file__).parent.parent
 REAL = REPOSITORY / "model_store" / "real.pt"
 DEMO = REPOSITORY / "model_store" / "demo.pt"
-CAPTION = ("caption", "--checkpoint", str(DEMO))  # the command with the model whose answers are known
+HERE = ("--checkpoint", str(DEMO))
+CAPTION = ("caption", *HERE)  # the command with the model whose answers are known
 EXAMPLES: dict[str, str] = json.loads((REPOSITORY / "examples" / "captions.json").read_text())
 START_DEADLINE_S = 120.0
 

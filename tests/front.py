@@ -29,7 +29,7 @@ def program(name: str) -> str:
     folders = [os.environ["PATH"], *(str(DEBIAN / folder) for folder in ("usr/sbin", "usr/bin", "bin"))]
     path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
-        pytest.fail(f"{name} is missing; `make test` installs it")
+        pytest.fail(f"{name} is missing; `make test` brings nginx, Prometheus, zsh and Chromium; install others")
     return path
 
 

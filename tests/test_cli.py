@@ -17,7 +17,7 @@ from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
 from etenet.serving.config import ServerConfig
 from tests import clips
-from tests.conftest import CAPTION, EXAMPLES, REAL, REPOSITORY
+from tests.conftest import CAPTION, EXAMPLES, HERE, REAL, REPOSITORY
 
 Capture = pytest.CaptureFixture[str]
 
@@ -104,6 +104,44 @@ def test_where_the_log_is_json_an_error_is_too(
     (line,) = [json.loads(line) for line in ended.stderr.splitlines()]
     assert line["message"].startswith("etenet serve: ")
     assert message in line["message"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--server", "http://localhost:1", "--engine", "ray"], "leave one of the two out"),
+        (["--server", "http://localhost:1", *HERE], "leave out --checkpoint"),
+        (["--ray-address", "ray://head:10001"], "--ray-address is for --engine ray; give that too"),
+        (["--workers", "8"], "--workers is for --server and --engine ray; here, ETENET_CORES"),
+        (["--retry-failed"], "name it with --out"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(flags: list[str], message: str, capsys: Capture) -> None:
+    assert main(["caption", "examples", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+LOGGED = """
+import fcntl, os, resource, struct, sys, termios
+from etenet.serving.json_lines import write_json_lines
+write_json_lines()
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # as on a full disk
+print("lost", file=sys.stderr, flush=True)
+while struct.unpack("i", fcntl.ioctl(2, termios.FIONREAD, b"1234"))[0]:
+    pass
+print("lost, too", file=sys.stderr, flush=True)
+while struct.unpack("i", fcntl.ioctl(2, termios.FIONREAD, b"1234"))[0]:
+    pass
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+print("kept", file=sys.stderr, flush=True)
+"""
+
+
+def test_a_log_of_json_goes_on_when_the_disk_has_room_again(tmp_path: Path) -> None:
+    with (log := tmp_path / "log").open("wb") as stderr:
+        subprocess.run([sys.executable, "-c", LOGGED], stderr=stderr, cwd=REPOSITORY, check=True)
+    assert json.loads(log.read_text().splitlines()[-1])["message"] == "kept"
 
 
 def test_init_makes_a_checkpoint_of_any_encoder_that_captions(tmp_path: Path, capsys: Capture) -> None:

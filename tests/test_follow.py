@@ -16,7 +16,7 @@ from etenet.jobs import follow, formats, run
 from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Record
 from etenet.jobs.run import OnSegments
-from tests.conftest import CAPTION, EXAMPLES, REPOSITORY, Server
+from tests.conftest import CAPTION, EXAMPLES, HERE, REPOSITORY, Server
 from tests.test_segments import FILM, PART_S
 
 Capture = pytest.CaptureFixture[str]
@@ -42,8 +42,8 @@ def test_what_is_printed_is_what_the_records_have(
     (tmp_path / "again.mp4").write_bytes(FILM)
     (tmp_path / "broken.mp4").write_bytes(FILM[:5000])
     out = tmp_path / "captions.jsonl"
-    where = ["--server", server.inference] if engine == "server" else []
-    assert main([*CAPTION, str(tmp_path), "--out", str(out), *LONG, "--follow", *where]) == 1
+    where = ["--server", server.inference] if engine == "server" else HERE
+    assert main(["caption", str(tmp_path), "--out", str(out), *LONG, "--follow", *where]) == 1
     lines: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in map(json.loads, capsys.readouterr().out.splitlines()):
         lines[line.pop("video")].append(line)

@@ -69,6 +69,7 @@ def test_a_mistake_in_a_manifest_is_named_with_its_line(tmp_path: Path) -> None:
         ('{"path": "a"}\n\n{"path": "b", "path": "c"}', "m.jsonl, line 3: 'path' is twice in one object; keep one"),
         ('path,end_s\na,1\n"b\n",0\n', "m.jsonl, line 3: .*; a line of a manifest is a path, or has"),
         ('{"path": "a"}\n{"video": ""}', 'm.jsonl, line 2: no clip is named in {"video": ""}; a line of a'),
+        (f'{{"path": "a", "start_s": 1{"0" * 310}}}', "m.jsonl, line 1: .*; a line of a manifest is a path"),
     ):
         with pytest.raises(UsageError, match=message):
             manifest(tmp_path, "m.jsonl", text)

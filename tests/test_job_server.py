@@ -18,9 +18,10 @@ import pytest
 from benchmarks.rig.servers import free_ports
 from etenet.cli import main
 from etenet.files import sha256
+from etenet.jobs.access import KEY_VARIABLE
 from etenet.jobs.engines import server as engines
-from tests.conftest import CAPTION, DEMO, EXAMPLES, REPOSITORY, Server
-from tests.front import edit, nginx
+from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server
+from tests.front import nginx, with_keys
 
 Capture = pytest.CaptureFixture[str]
 CLIPS = [f"examples/{name}" for name in EXAMPLES]
@@ -190,13 +191,14 @@ def test_no_command_ends_in_a_traceback_if_its_output_is_not_taken(command: str)
 def test_a_server_that_wants_a_key_gets_the_one_of_the_environment(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    def set_keys(folder: Path) -> None:
-        edit(folder / "listen.conf", 'set $keys "";', 'set $keys "mine";')
-
-    with nginx(int(server.inference.rpartition(":")[2]), set_keys) as port:
-        command = [*CAPTION, *CLIPS, "--server", f"http://127.0.0.1:{port}", "--out", str(tmp_path / "out.jsonl")]
+    with nginx(int(server.inference.rpartition(":")[2]), with_keys("mine")) as port:
+        url = f"http://127.0.0.1:{port}"
+        command = ["caption", *CLIPS, "--server", url, "--out", str(tmp_path / "out.jsonl")]
         assert main(command) == 1
         wanted = "wants a key that it knows; set ETENET_SERVER_KEY to one"
         assert capsys.readouterr().err.rstrip().endswith(f"/predictions/etenet {wanted}")
-        monkeypatch.setenv(engines.KEY_VARIABLE, "mine")
+        assert main(["doctor", "--server", url]) == 1
+        assert "fix: set ETENET_SERVER_KEY to a key of the server" in capsys.readouterr().out
+        monkeypatch.setenv(KEY_VARIABLE, "mine")
         assert main(command) == 0
+        assert main(["doctor", "--server", url]) == 0

@@ -32,7 +32,7 @@ from etenet.linux import SPIN_COUNT
 from etenet.scoring import caption_json
 from etenet.video.segments import Cut
 from tests import clips
-from tests.conftest import CAPTION, EXAMPLES, REPOSITORY, Server, wait_until
+from tests.conftest import CAPTION, EXAMPLES, HERE, REPOSITORY, Server, wait_until
 from tests.unreliable import Unreliable
 
 CLIPS = 100
@@ -88,14 +88,14 @@ def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def test_a_server_gives_the_same(folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
-    assert main([*CAPTION, str(folder), "--out", str(out), "--server", server.inference]) == 0
+    assert main(["caption", str(folder), "--out", str(out), "--server", server.inference]) == 0
     assert by_clip(out) == expected
 
 
 def test_real_clips_are_captioned_and_refused_alike(reference_data: Path, server: Server, tmp_path: Path) -> None:
     outs = [tmp_path / f"{number}.jsonl" for number in range(2)]
-    for out, where in zip(outs, ([], ["--server", server.inference]), strict=True):
-        assert main([*CAPTION, str(reference_data), "--out", str(out), *where]) == 1
+    for out, where in zip(outs, (HERE, ["--server", server.inference]), strict=True):
+        assert main(["caption", str(reference_data), "--out", str(out), *where]) == 1
     here, by_server = map(by_clip, outs)
     assert here == by_server
     assert Counter("caption" in record for record in here.values())[True] > 80
@@ -115,8 +115,12 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_is_not(
 ) -> None:
     """On Ray, the actor that captions is killed, too, also in the run that is not."""
     out, rng, done = tmp_path / "captions.jsonl", random.Random(engine), 0
-    where = {"here": [], "server": ["--server", server.inference, "--workers", "2"], "ray": ["--engine", "ray"]}
-    command = [sys.executable, "-m", "etenet", *CAPTION, str(folder), "--out", str(out), *where[engine]]
+    where = {
+        "here": HERE,
+        "server": ["--server", server.inference, "--workers", "2"],
+        "ray": [*HERE, "--engine", "ray"],
+    }
+    command = [sys.executable, "-m", "etenet", "caption", str(folder), "--out", str(out), *where[engine]]
 
     def started(enough: int) -> subprocess.Popen[str]:
         """A job, once there are as many lines."""
@@ -158,7 +162,7 @@ def test_a_server_that_refuses_drops_and_starts_anew_costs_no_clip(
 ) -> None:
     out, (port,) = tmp_path / "captions.jsonl", free_ports(1)
     first = Unreliable(server, port)
-    command = [sys.executable, "-m", "etenet", *CAPTION, str(folder), "--out", str(out), "--workers", str(IN_FLIGHT)]
+    command = [sys.executable, "-m", "etenet", "caption", str(folder), "--out", str(out), "--workers", str(IN_FLIGHT)]
     job = subprocess.Popen([*command, "--server", f"http://127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
     wait_until(lambda: lines(out) >= CLIPS // 3, 60)
     first.stop()
@@ -175,7 +179,7 @@ def test_a_server_that_refuses_drops_and_starts_anew_costs_no_clip(
 def test_another_server_is_refused(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     clip = f"examples/{next(iter(EXAMPLES))}"
     for url, status in ((server.torchserve, 1), ("localhost:8080", 2)):
-        assert main([*CAPTION, clip, "--server", url]) == status
+        assert main(["caption", clip, "--server", url]) == status
         printed = capsys.readouterr()
         assert printed.out == ""
         assert printed.err.splitlines()[-1].startswith("etenet caption: ")
@@ -191,8 +195,8 @@ def test_broken_clips_are_listed_and_all_others_are_captioned(
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(body)
     out = tmp_path / "captions.jsonl"
-    where = ["--server", server.inference] if engine == "server" else []
-    assert main([*CAPTION, str(folder), str(tmp_path / "videos"), "--out", str(out), *where]) == 1
+    where = ["--server", server.inference] if engine == "server" else HERE
+    assert main(["caption", str(folder), str(tmp_path / "videos"), "--out", str(out), *where]) == 1
     of_clips = by_clip(out)
     failed = {Path(video): record["error"]["code"] for video, record in of_clips.items() if "error" in record}
     assert set(failed) == set(broken)

@@ -16,7 +16,7 @@ import pytest
 from etenet.serving.page import HEADERS, page
 from tests import clips
 from tests.browser import Browser, Tab, browser
-from tests.conftest import EXAMPLES, REPOSITORY, Server, ask
+from tests.conftest import EXAMPLES, REAL, REPOSITORY, Server, ask, running_server
 from tests.front import edit, nginx
 
 CLIPS = {REPOSITORY / "examples" / name: caption for name, caption in EXAMPLES.items()}
@@ -84,6 +84,16 @@ def test_every_example_gets_its_caption_with_its_frames_and_their_times(chromium
                 times, abs=0.006
             )
             tab.wait("document.getElementById('video').videoWidth > 0")
+        assert not tab.complaints()
+
+
+def test_a_model_with_a_calibration_says_how_sure_it_is(chromium: Browser) -> None:
+    with running_server("--checkpoint", str(REAL)) as real, chromium.tab(real.exporter) as tab:
+        tab.choose_file("#file", CLIP)
+        wait_for_caption(tab)
+        sure = [f"{100 * each['confidence']:.0f} %" for each in explained(real, CLIP)["captions"]]
+        assert tab.text("#confidence").startswith(f"{sure[0]} confident: of such captions, about ")
+        assert tab.texts("#sentences small") == sure
         assert not tab.complaints()
 
 

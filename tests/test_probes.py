@@ -25,6 +25,7 @@ from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Server, ask, decoders_of,
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 SILENT = 2000  # connections
+NO_LENGTH = b"PUT /predictions/etenet HTTP/1.1\r\n\r\n"
 HANG_SEEN_S = 10.0
 
 
@@ -73,7 +74,7 @@ def many_descriptors() -> Iterator[None]:
 def test_probes_are_answered_within_a_second_beside_two_thousand_silent_connections(
     server: Server, thorough: bool
 ) -> None:
-    """Each that the server closes is opened again, some with half a request."""
+    """Each that the server closes is opened again, some with half a request, some with one that is refused at once."""
     rng, done = random.Random(0), threading.Event()
     launcher = psutil.Process(server.process.pid)
     threads = launcher.num_threads()
@@ -81,7 +82,7 @@ def test_probes_are_answered_within_a_second_beside_two_thousand_silent_connecti
     def silent() -> socket.socket:
         connection = connected(server)
         with suppress(OSError):
-            connection.sendall(rng.choice((b"", b"GET /rea", b"GET /metrics HTTP/1.1\r\nHost: x\r\n")))
+            connection.sendall(rng.choice((b"", b"GET /rea", b"GET /metrics HTTP/1.1\r\nHost: x\r\n", NO_LENGTH)))
         return connection
 
     with ThreadPoolExecutor(1) as attacker:

@@ -15,7 +15,7 @@ import pytest
 
 from etenet.cli import main
 from etenet.errors import UsageError
-from etenet.jobs.proxy import is_this_machine, proxy_to
+from etenet.jobs.access import is_this_machine, proxy_to
 from tests.conftest import EXAMPLES, REPOSITORY, Server, ask
 
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ftp_proxy")

@@ -15,7 +15,7 @@ import webvtt
 
 from etenet.cli import main
 from tests import clips
-from tests.conftest import CAPTION, EXAMPLES, REPOSITORY, Server, ask
+from tests.conftest import CAPTION, EXAMPLES, HERE, REPOSITORY, Server, ask
 from tests.test_segments import FILM, PART_S
 
 TIMES_S = [(number * PART_S, (number + 1) * PART_S) for number in range(len(EXAMPLES))]
@@ -68,8 +68,8 @@ def test_every_engine_gives_each_segment_the_same_caption(
     engine: str, films: Path, expected: dict[str, Any], server: Server, tmp_path: Path
 ) -> None:
     out = tmp_path / "captions.jsonl"
-    where = ["--server", server.inference] if engine == "server" else ["--engine", "ray"]
-    command = [sys.executable, "-m", "etenet", *CAPTION, str(films), "--out", str(out), *LONG, *where]
+    where = ["--server", server.inference] if engine == "server" else [*HERE, "--engine", "ray"]
+    command = [sys.executable, "-m", "etenet", "caption", str(films), "--out", str(out), *LONG, *where]
     assert subprocess.run(command, timeout=300, check=False).returncode == 1
     assert records(out) == expected
 
@@ -77,8 +77,8 @@ def test_every_engine_gives_each_segment_the_same_caption(
 @pytest.mark.parametrize("engine", ["local", "server"])
 def test_subtitles_of_a_job_count_from_the_start_of_the_file(engine: str, server: Server, tmp_path: Path) -> None:
     (tmp_path / "late.mkv").write_bytes(clips.with_sound(picture_starts_s=2, container="matroska"))
-    out, where = tmp_path / "late.vtt", ["--server", server.inference] if engine == "server" else []
-    assert main([*CAPTION, str(tmp_path / "late.mkv"), "--out", str(out), "--segment-s", "1", *where]) == 0
+    out, where = tmp_path / "late.vtt", ["--server", server.inference] if engine == "server" else HERE
+    assert main(["caption", str(tmp_path / "late.mkv"), "--out", str(out), "--segment-s", "1", *where]) == 0
     first, last = (webvtt.read(str(out)).captions[place] for place in (0, -1))
     assert (first.start[:10], last.end[:10]) == ("00:00:02.0", "00:00:04.0")
 

@@ -10,6 +10,7 @@ import yaml
 
 from etenet.errors import UsageError
 from etenet.serving.config import ServerConfig, from_environment
+from etenet.serving.loopback import Address
 from tests.conftest import REPOSITORY
 
 SHIPPED = REPOSITORY / "config.properties"
@@ -86,12 +87,31 @@ def test_the_command_line_counts_more_than_the_environment() -> None:
         ({"ETENET_CORS_ALLOWED_ORIGIN": "https://app.example.org/"}, None, "without a slash at its end.*example.org/'"),
         ({"ETENET_CORS_ALLOWED_ORIGIN": "app.example.org"}, None, "cors_allowed_origin must be an origin"),
         ({"ETENET_CORS_ALLOWED_ORIGIN": "https://b\u00fccher.example"}, None, "cors_allowed_origin must be an origin"),
-        ({"ETENET_EXPORTER_ADDRESS": "http://x:y"}, None, "exporter_address must look like http://127.0.0.1:8083"),
+        *(
+            ({"ETENET_EXPORTER_ADDRESS": text}, None, "exporter_address must look like http://127.0.0.1:8083")
+            for text in ("http://x:y", "0.0.0.0:8083", "https://0.0.0.0:8083", "http://")
+        ),
+        *(
+            ({"ETENET_JOB_QUEUE_SIZE": text}, None, f"job_queue_size must be a number, got '{text}'")
+            for text in ("inf", "nan")
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(variables: dict[str, str], port: int | None, named: str) -> None:
     with pytest.raises(UsageError, match=named.replace("[", r"\[")):
         ServerConfig.read(SHIPPED, variables, port=port)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (config := tmp_path / "config.properties").write_bytes("# café\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"config\.properties is not UTF-8; save it as UTF-8"):
+        ServerConfig.read(config)
+
+
+def test_a_setting_that_the_shipped_file_leaves_out_can_be_given_too() -> None:
+    assert ServerConfig.read(SHIPPED, {"ETENET_MANAGEMENT_ADDRESS": "http://127.0.0.1:7001"}).management == Address(
+        "127.0.0.1", 7001
+    )
 
 
 SETTINGS: dict[str, Any] = yaml.safe_load((REPOSITORY / "handler" / "model-config.yaml").read_text())

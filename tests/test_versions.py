@@ -79,13 +79,19 @@ def test_a_client_stays_with_one_version_if_the_line_for_that_is_used() -> None:
 
 
 @pytest.mark.parametrize("file", [CANARY, KUBERNETES_CANARY], ids=["nginx", "kubernetes"])
-@pytest.mark.parametrize("fault", ["refuses", "is down"])
+@pytest.mark.parametrize("fault", ["refuses", "is down", "is gone"])
 def test_a_canary_that_fails_costs_no_request(file: Path, fault: str) -> None:
     with responding(lambda _: 200) as running, responding(lambda _: 503) as refusing, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         new = refusing if fault == "refuses" else closed.getsockname()[1]
-        with nginx(running, upstream(file, running, new)) as port:
-            assert {status_from(port) for _ in range(40)} == {200}
+        with ExitStack() as opened:
+            if fault == "is gone":  # as the address of a container that was removed: nothing there says no
+                closed.listen(0)
+                waiting = opened.enter_context(socket.create_connection(closed.getsockname()))
+                assert waiting.getpeername()[1] == new
+            port = opened.enter_context(nginx(running, upstream(file, running, new)))
+            clients = opened.enter_context(ThreadPoolExecutor(40))
+            assert set(clients.map(lambda _: status_from(port), range(40))) == {200}
 
 
 @pytest.mark.parametrize("file", [CANARY, KUBERNETES_CANARY, KUBERNETES], ids=["nginx", "kubernetes", "one version"])

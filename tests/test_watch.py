@@ -23,7 +23,7 @@ from etenet.jobs.progress import Summary
 from etenet.jobs.run import KeyedRecords, OnSegments
 from etenet.jobs.watch import Watch
 from etenet.video.segments import Cut
-from tests.conftest import CAPTION, EXAMPLES, REPOSITORY, Server, wait_until
+from tests.conftest import CAPTION, EXAMPLES, HERE, REPOSITORY, Server, wait_until
 from tests.test_tars import write_tar
 
 
@@ -220,8 +220,8 @@ def test_clips_that_are_dropped_into_a_folder_get_their_captions(
 
         return dropped
 
-    where = ["--server", server.inference] if engine == "server" else []
-    command = [*CAPTION, "--watch", str(folder), "--out", str(out), *where]
+    where = ["--server", server.inference] if engine == "server" else HERE
+    command = ["caption", "--watch", str(folder), "--out", str(out), *where]
     assert while_running(lambda: main(command), map(drop, EXAMPLES), signal.SIGTERM) == 0
     assert {Path(record["video"]).name: record["caption"] for record in records(out)} == EXAMPLES
     first, *_, last = capsys.readouterr().err.splitlines()

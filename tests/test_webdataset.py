@@ -126,6 +126,19 @@ def test_a_shard_ends_at_a_number_of_samples_and_of_bytes(tmp_path: Path, monkey
     assert len(read(tmp_path / "all.tar")) == 10
 
 
+def test_shards_of_an_earlier_job_do_not_stay_beside_fewer_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = write_tar(tmp_path / "in.tar", [(f"{number:03}.mp4", b"clip") for number in range(5)])
+    clips, out = inputs.clips([str(shard)]), tmp_path / "captions-%03d.tar"
+    monkeypatch.setattr(webdataset, "SHARD_SAMPLES", 2)
+    records = [{"video": clip.video, "caption": "a clip"} for clip in clips]
+    assert len(webdataset.write(records, clips, out)) == 3
+    (other := tmp_path / "captions-004.tar").touch()
+    assert webdataset.write(records[:2], clips, out) == [tmp_path / "captions-000.tar"]
+    assert sorted(tmp_path.glob("captions-*.tar")) == [tmp_path / "captions-000.tar", other]
+
+
 def test_a_job_that_is_stopped_writes_its_shards_when_it_has_gone_on(tmp_path: Path) -> None:
     shard, out = (
         write_tar(tmp_path / "in.tar", [(f"{number}.mp4", b"%d" % number) for number in range(9)]),

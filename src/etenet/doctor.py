@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from etenet.assets import CANARY_CLIP, MOVING_CLIP
 from etenet.errors import EtenetError, counted
 from etenet.java import find_java
-from etenet.jobs.proxy import proxy_to
+from etenet.jobs.access import KEY_VARIABLE, authorization, proxy_to
 from etenet.serving import health
 from etenet.serving.archive import MODEL_NAME
 from etenet.serving.config import ServerConfig, is_free
@@ -30,6 +30,7 @@ from etenet.serving.torchserve import gpus_of
 OLDEST_PYTHON = (3, 11)
 OLDEST_JAVA = 17
 _CLIENTS = 8
+_HEADERS = {"Content-Type": "video/mp4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,15 @@ def examine(checkpoint: Path, config: Path) -> Iterator[Finding]:
 def examine_server(url: str) -> Iterator[Finding]:
     """Check a running server from outside: does it caption a clip, and how many per second?"""
     predictions = f"{url.rstrip('/')}/predictions/{MODEL_NAME}"
-    request = urllib.request.Request(predictions, CANARY_CLIP.read_bytes(), {"Content-Type": "video/mp4"})
+    request = urllib.request.Request(predictions, CANARY_CLIP.read_bytes(), _HEADERS | authorization())
     try:
         with _opener(url).open(request, timeout=health.CANARY_DEADLINE_S) as response:
             fields = json.load(response)
         yield Finding(True, f"{predictions} captions: {fields['caption']!r} ({fields['model']['checkpoint'][:19]}...)")
         yield _throughput(predictions, _opener(url))
     except urllib.error.HTTPError as error:
-        yield Finding(False, f"{predictions} answers {error.code}", "read the server's log; is its model loaded?")
+        fix = f"set {KEY_VARIABLE} to a key of the server" if error.code == 401 else "read the server's log"
+        yield Finding(False, f"{predictions} answers {error.code}", fix)
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield Finding(False, f"{predictions} does not answer ({error})", "start it with: etenet serve")
 
@@ -87,7 +89,7 @@ def _throughput(predictions: str, opener: urllib.request.OpenerDirector) -> Find
 
     def send(_: int) -> None:
         unknown = clip + struct.pack(">I4s8s", 16, b"free", os.urandom(8))  # to the server, which remembers features
-        request = urllib.request.Request(predictions, unknown, {"Content-Type": "video/mp4"})
+        request = urllib.request.Request(predictions, unknown, _HEADERS | authorization())
         with opener.open(request, timeout=health.CANARY_DEADLINE_S) as response:
             response.read()
 

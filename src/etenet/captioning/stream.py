@@ -83,9 +83,10 @@ class Schedule:
     """How far the steps run ahead of each other.
 
     Clips are encoded once `encode_clips` are decoded, at most `max_batch` at a time, and searched once `search_clips`
-    are encoded, or when no further ones are on their way. While `max_clips` clips, or bodies of `max_bytes`, are on
-    their way, no further video is taken. With `continue_cuts`, the segments beyond the `max_segments` of a cut are
-    decoded after those before. A video that the machine was too busy to decode is decoded `decode_tries` times in all.
+    are encoded, or when no further ones are on their way. While `max_clips` clips are on their way, or bodies of
+    `max_bytes` are decoded, no further video is taken. With `continue_cuts`, the segments beyond the `max_segments` of
+    a cut are decoded after those before. A video that the machine was too busy to decode is decoded `decode_tries`
+    times in all.
     """
 
     encode_clips: float = 1
@@ -193,6 +194,7 @@ def caption_videos(
                 under_way = decoding.pop(future)
                 on_stage(under_way.stage)
                 video = under_way.video
+                without_body = replace(video, body=b"")
                 result = decoded_by(future)
                 if isinstance(result, Overloaded):
                     held_up[video.key] += 1
@@ -203,13 +205,13 @@ def caption_videos(
                 if not isinstance(result, CaptionError):
                     result = accept(result, len(decoding))
                 if isinstance(result, CaptionError):
-                    decoded[next(numbers)] = _Part(video, result, is_last=True)
+                    decoded[next(numbers)] = _Part(without_body, result, is_last=True)
                     continue
                 rest = None
                 if schedule.continue_cuts:
                     rest = video.options.cut.rest(result[-1].info.end_s, result[-1].info.duration_s)
                 for clip in result:
-                    decoded[next(numbers)] = _Part(video, clip, is_last=clip is result[-1] and rest is None)
+                    decoded[next(numbers)] = _Part(without_body, clip, is_last=clip is result[-1] and rest is None)
                 if rest:
                     unfinished.append(replace(video, options=replace(video.options, cut=rest)))
         else:

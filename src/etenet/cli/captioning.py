@@ -27,6 +27,8 @@ def caption(options: argparse.Namespace) -> int:
     from etenet.jobs.progress import say
     from etenet.serving import archive
 
+    _check_engine(options)
+    options.checkpoint = options.checkpoint or options.default_checkpoint
     texts = {option.name: getattr(options, option.name) for option in OPTIONS if option.is_flag}
     caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
     if options.follow and options.engine:
@@ -63,6 +65,20 @@ def caption(options: argparse.Namespace) -> int:
         )
     say(str(summary))
     return 1 if summary.failed or summary.failed_before else 0
+
+
+def _check_engine(options: argparse.Namespace) -> None:
+    """Raises `UsageError` for a flag that would change nothing."""
+    if options.server and options.engine:
+        raise UsageError("--server and --engine ray each caption; leave one of the two out")
+    if options.server and options.checkpoint:
+        raise UsageError("--server captions with its own checkpoint; leave out --checkpoint")
+    if options.ray_address and not options.engine:
+        raise UsageError("--ray-address is for --engine ray; give that too")
+    if options.workers and not (options.server or options.engine):
+        raise UsageError("--workers is for --server and --engine ray; here, ETENET_CORES says how many cores are used")
+    if options.retry_failed and not options.out:
+        raise UsageError("--retry-failed continues the file of an earlier run; name it with --out")
 
 
 def _check_watch(options: argparse.Namespace, format: Format) -> None:
@@ -206,8 +222,9 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
         "--watch", action="store_true", help="caption what arrives in folders, too, until Ctrl-C or SIGTERM"
     )
     command.add_argument(
-        "--checkpoint", type=Path, default=checkpoint, metavar="F.pt", help="or F.mar: an archive is ready sooner"
+        "--checkpoint", type=Path, metavar="F.pt", help=f"or F.mar: an archive is ready sooner; default: {checkpoint}"
     )
+    command.set_defaults(default_checkpoint=checkpoint)
     command.add_argument("--server", metavar="URL", help="caption by this server, not in this process")
     command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")
     command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster; default: one on this machine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ def package(options: argparse.Namespace) -> Path:
     """The archive that was made. Raises `UsageError`."""
     from etenet.serving import archive
 
+    print("etenet package: compiling the encoder, which takes up to a minute ...", file=sys.stderr)
     return archive.package(options.source, options.out, gpu=options.gpu, quantise=_quantiser(options))
 
 

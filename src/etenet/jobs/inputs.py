@@ -158,7 +158,7 @@ def in_tar(clip: JobClip, skipped: Skipped) -> Iterator[JobClip]:
         with remote.opened(clip.path) if is_remote(clip.path) else open(clip.path, "rb") as file:
             for sample in tars.samples(file, VIDEO_SUFFIXES, skipped.files):
                 yield replace(clip, video=f"{clip.video}/{id_of(sample.name)}", sample=sample)
-    except (BrokenTar, OSError) as error:
+    except (BrokenTar, OSError, ValueError) as error:  # ValueError: no path at all, as with a NUL in it
         yield replace(clip, fault=(isinstance(error, OSError) and error.strerror) or str(error))
 
 
@@ -320,7 +320,7 @@ def _clip(row: Row, folder: Path) -> JobClip:
     values = row.values
     try:
         part = Cut(start_s=_seconds(values.get("start_s"), 0.0), end_s=_seconds(values.get("end_s"), math.inf))
-    except (ValueError, TypeError, BadOption) as error:
+    except (ValueError, TypeError, OverflowError, BadOption) as error:
         raise UsageError(f"{row.place}: {error}; {_FIX}") from error
     match values:
         case {"video": str(video) | int(video), "path": str(path)} if path and video != "":

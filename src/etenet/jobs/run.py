@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import starmap
 from pathlib import Path
 from typing import TypeAlias
 
@@ -34,7 +35,7 @@ from etenet.video.segments import WHOLE, Cut
 SEGMENTS_AT_ONCE = 8  # of one video
 READERS = 4
 READ_AHEAD, READ_AHEAD_BYTES = 16, 256 * 2**20
-MAX_REMEMBERED = 100_000  # records of bodies, for files that have the same bytes
+MAX_REMEMBERED = 10_000  # records of bodies, for files that have the same bytes; with pictures, each has 20 kB
 
 OnSegments: TypeAlias = Callable[[str, Sequence[Record], float], None]
 """Called with a key, further segments of the record of its video, in order, and the video's duration in seconds."""
@@ -254,7 +255,7 @@ def _read_ahead(clips: Iterable[JobClip], max_body_bytes: int) -> Iterator[tuple
         try:
             for clip in clips:
                 window.append((clip, readers.submit(read, clip.source, max_body_bytes)))
-                while len(window) >= READ_AHEAD or sum(size_of(ahead.source) for ahead, _ in window) > READ_AHEAD_BYTES:
+                while len(window) >= READ_AHEAD or sum(starmap(_held_bytes, window)) > READ_AHEAD_BYTES:
                     first, body = window.popleft()
                     yield first, body.result()
             for first, body in window:
@@ -262,6 +263,13 @@ def _read_ahead(clips: Iterable[JobClip], max_body_bytes: int) -> Iterator[tuple
         finally:
             for _, body in window:
                 body.cancel()
+
+
+def _held_bytes(clip: JobClip, body: Future[bytes | Record]) -> int:
+    """Of a clip that is read ahead. From a URL, that is known once it is there."""
+    if body.done() and isinstance(contents := body.result(), bytes):
+        return len(contents)
+    return size_of(clip.source)
 
 
 def size_of(source: Source) -> int:

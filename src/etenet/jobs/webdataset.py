@@ -14,6 +14,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePath
 from typing import IO, Any
 
@@ -63,6 +64,11 @@ def write(records: Iterable[Record], clips: Sequence[JobClip], out: Path) -> lis
             while rest and (written[-1] == out or (held < SHARD_SAMPLES and file.tell() < SHARD_BYTES)):
                 rest.add_to(tar)
                 held, rest = held + 1, next(samples, None)
+    if shard(out, 0) != out:
+        for number in count(len(written)):  # of an earlier job that had more samples
+            if not (surplus := shard(out, number)).exists():
+                break
+            surplus.unlink()
     return written
 
 

@@ -253,6 +253,8 @@ def _clip(fields: Mapping[str, Any], memory: int, number: int, shape: tuple[int,
         raise ValueError(f"reply field times_s has {len(info.times_s)} entries")
     if not all(isinstance(value, float) and math.isfinite(value) for value in seconds):
         raise ValueError(f"reply field out of range: {seconds}")
+    if not (isinstance(info.shown_aspect, float) and 0 < info.shown_aspect < math.inf):
+        raise ValueError(f"reply field out of range: {info.shown_aspect!r}")
     if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
         raise ValueError(f"reply field out of range: {sizes}")
     if info.codec not in DECODERS:

@@ -32,7 +32,7 @@ from etenet.video.sampling import sample_frames, sample_segments
 from etenet.video.segments import Cut
 from etenet.video.sharing import Helpers
 
-MESSAGE_BYTES = 128 * 1024  # enough for `config.MOST_SEGMENTS`
+MESSAGE_BYTES = 128 * 1024  # enough for `limits.MOST_SEGMENTS`
 
 _MORE_FILES = 12  # beyond the channel
 _STDOUT, _STDERR = 1, 2

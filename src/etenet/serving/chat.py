@@ -21,6 +21,7 @@ from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import BadOption, BadRequest, EmptyBody, ModelNotFound, NotAVideo, TooLarge
 from etenet.model.config import WIDEST_BEAM
 from etenet.serving.archive import MODEL_NAME
+from etenet.serving.http import json_body
 
 PATH = "/v1/chat/completions"
 FORM_HEADER, FORM = "Etenet-Form", "chat"  # of a request: that its body is a chat, and its response should be one
@@ -126,7 +127,7 @@ class Chat:
             _choice(index, end, message={"role": "assistant", "content": text, "refusal": None})
             for index, (text, end) in enumerate(zip(texts, ends, strict=True))
         ]
-        return "application/json", _json({**head, "choices": choices, "usage": usage})
+        return "application/json", json_body({**head, "choices": choices, "usage": usage})
 
 
 def _events(
@@ -138,7 +139,7 @@ def _events(
     chunks = [{**head, "choices": [delta]} for delta in deltas]
     if usage:
         chunks = [*({**chunk, "usage": None} for chunk in chunks), {**head, "choices": [], "usage": usage}]
-    return b"".join(b"data: %b\n\n" % line for line in (*map(_json, chunks), b"[DONE]"))
+    return b"".join(b"data: %b\n\n" % line for line in (*map(json_body, chunks), b"[DONE]"))
 
 
 def _choice(index: int, end: str | None, **content: Any) -> dict[str, Any]:
@@ -260,7 +261,3 @@ def _shown(value: Any) -> str:
     """Short, whatever a client sent."""
     names: dict[type, str] = {dict: "an object", list: "a list"}
     return names.get(type(value)) or repr(value)[:_SHOWN_LETTERS]
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False).encode()

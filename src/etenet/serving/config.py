@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import sys
@@ -65,13 +66,17 @@ class ServerConfig:
         if not path.is_file():
             raise UsageError(f"no configuration at {path}; give one with --config, or none: etenet brings its own")
         properties = _properties(path)
-        changes = from_environment({**_properties(bundled(CONFIG_FILE)), **properties}, environment)
+        known = {"management_address": ""} | _properties(bundled(CONFIG_FILE)) | properties
+        changes = from_environment(known, environment)
         properties |= changes
 
         def address(name: str) -> Address:
             text = properties.get(f"{name}_address", f"http://127.0.0.1:{PORTS[name]}")
             try:
-                return Address(urlsplit(text).hostname or "127.0.0.1", urlsplit(text).port or 80)
+                url = urlsplit(text)
+                if url.scheme != "http" or not url.hostname:
+                    raise ValueError("no URL of HTTP with a host")
+                return Address(url.hostname, url.port or 80)
             except ValueError as error:
                 example = f"http://127.0.0.1:{PORTS[name]}"
                 raise UsageError(f"{path}: {name}_address must look like {example}, got {text!r}") from error
@@ -79,7 +84,9 @@ class ServerConfig:
         def number(key: str, default: float) -> float:
             text = properties.get(key, str(default))
             try:
-                return float(text)
+                if math.isfinite(value := float(text)):
+                    return value
+                raise ValueError("not finite")
             except ValueError as error:
                 raise UsageError(f"{path}: {key} must be a number, got {text!r}") from error
 
@@ -160,7 +167,11 @@ def from_environment(
 
 def _properties(path: Path) -> dict[str, str]:
     properties: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8; save it as UTF-8") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         key, separator, value = (part.strip() for part in line.partition("="))
         if separator and not key.startswith("#"):
             if key in properties:

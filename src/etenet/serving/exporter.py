@@ -98,7 +98,8 @@ class _Exporter:
                 deadline.reschedule(None)
                 answer = await self._relay(connection, head, received[end.end() :])
                 deadline.reschedule(asyncio.get_running_loop().time() + DEADLINE_S)
-                await _send(connection, answer)
+                with _place(self._answered):
+                    await _send(connection, answer)
             elif received:
                 with _place(self._answered):
                     await _send(connection, await self._response(head, too_long=not end))

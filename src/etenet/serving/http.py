@@ -1,4 +1,4 @@
-"""What the exporter's port needs of HTTP/1.1: the head of a request, and responses that end their connection."""
+"""What the server itself needs of HTTP/1.1: the head of a request, responses that end their connection, and JSON."""
 
 from __future__ import annotations
 
@@ -55,7 +55,11 @@ def response_head(status: int, headers: Mapping[str, str]) -> bytes:
 
 
 def json_response(status: HTTPStatus, value: Mapping[str, object], headers: Mapping[str, str] | None = None) -> bytes:
-    return response(status, json.dumps(value).encode(), headers=headers or {})
+    return response(status, json_body(value), headers=headers or {})
+
+
+def json_body(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()
 
 
 def error_response(

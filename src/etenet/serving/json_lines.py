@@ -24,12 +24,12 @@ def write_json_lines() -> None:
     def wrap() -> None:
         with (
             open(reading, errors="backslashreplace") as lines,
-            open(stderr, "w", closefd=False) as out,
-            suppress(OSError),
+            open(stderr, "wb", buffering=0, closefd=False) as out,
         ):
             for line in lines:
                 if text := line.strip():
-                    print(text if _is_object(text) else _wrapped(text), file=out, flush=True)
+                    with suppress(OSError):  # this line is lost, but the disk may have room for the next
+                        out.write(f"{text if _is_object(text) else _wrapped(text)}\n".encode(errors="backslashreplace"))
 
     thread = threading.Thread(target=wrap, daemon=True)
 

@@ -2,18 +2,19 @@
 
 TorchServe runs in its own scratch folder, which is deleted at the end: nothing is written elsewhere, and no state
 survives a restart. On SIGTERM or Ctrl-C accepted requests are answered first and later ones refused; a second signal
-drops them. This file, `torchserve.py`, `draining.py`, `response.py`, `health.py` and the handlers are the only ones
-that know TorchServe.
+drops them.
 """
 
 from __future__ import annotations
 
+import http.client
 import math
 import os
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -28,7 +29,7 @@ from etenet.serving.relay import Relay
 from etenet.serving.scratch import scratch_folder
 from etenet.serving.torchserve import TorchServe, delay_torch, gpus_of
 
-START_DEADLINE_S = 620.0  # a little more than TorchServe gives a worker (`startupTimeout`)
+START_GRACE_S = 20.0  # beyond what TorchServe gives a worker (`startupTimeout`)
 # A shutdown waits until nothing was pending for so long: a batch on its way to its worker is counted nowhere.
 IDLE_S = 1.0
 
@@ -48,17 +49,19 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
     stop, stop_now = threading.Event(), threading.Event()
 
     def on_signal(*_: object) -> None:
-        (stop_now if stop.is_set() else stop).set()
+        # By a thread: the signal may find this one in the middle of `stop.wait`, with the lock that `set` needs.
+        threading.Thread(target=(stop_now if stop.is_set() else stop).set).start()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     with scratch_folder(_log) as scratch:
         if checkpoint:
+            _log(f"packaging {checkpoint}, which takes up to a minute ...")
             mar = archive.package(checkpoint, scratch / "etenet.mar")
         _log("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # ten times as fast as TorchServe itself
-        about = archive.about(model)
+        about, startup_s = archive.about(model), archive.configuration(model)["startupTimeout"]
         _log(f"the model is {about}")
         torchserve = TorchServe(
             model,
@@ -77,7 +80,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         try:
             relay = Relay(config.inference, config.max_body_bytes, config.cors_allowed_origin)
             with health.watching(), exporter(health, config.exporter, torchserve.figures, relay):
-                _await_ready(torchserve, health, stop)
+                _await_ready(torchserve, health, stop, startup_s + START_GRACE_S)
                 if not stop.is_set():
                     _log_ready(config, about.name)
                 while torchserve.alive and not stop.wait(0.2):
@@ -111,15 +114,15 @@ def _set_up(model: Path, gpus: int) -> int:
     return int(settings.get("maxWorkers", 1) * settings.get("batchSize", CPU_BATCH_CLIPS))
 
 
-def _await_ready(torchserve: TorchServe, health: Health, stop: threading.Event) -> None:
-    deadline = time.monotonic() + START_DEADLINE_S
+def _await_ready(torchserve: TorchServe, health: Health, stop: threading.Event, deadline_s: float) -> None:
+    deadline = time.monotonic() + deadline_s
     while (fault := health.fault) and not stop.wait(0.2):
         if torchserve.failure:
             raise EtenetError(f"the model does not load: {torchserve.failure}")
         if not torchserve.alive:
             raise EtenetError("TorchServe ended while starting; its last lines are above")
         if time.monotonic() > deadline:
-            raise EtenetError(f"not ready after {START_DEADLINE_S:.0f} s: {fault}")
+            raise EtenetError(f"not ready after {deadline_s:.0f} s: {fault}")
 
 
 def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, config: ServerConfig) -> None:
@@ -135,7 +138,7 @@ def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, co
                 health.refuse_newcomers()
                 refusing = True
             pending = str(health.pending() or "")
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             pending = "an unknown number of"
             if not silent:
                 _log(f"TorchServe does not report pending requests ({error}); it is asked again")
@@ -147,20 +150,31 @@ def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, co
 
 
 def _log_ready(config: ServerConfig, model_name: str) -> None:
-    where = f"localhost:{config.inference.port}/predictions/{archive.MODEL_NAME}"
+    where = f"{_seen_from_here(config.inference)}/predictions/{archive.MODEL_NAME}"
     examples = sorted(Path("examples", model_name).glob("*.mp4")) or sorted(Path("examples").glob("*.mp4"))
     clip = examples[0] if examples else "clip.mp4"
     # Where the environment names a proxy, curl asks it even for localhost.
     no_proxy = "--noproxy localhost " if getproxies().keys() & {"http", "all"} else ""
-    page = f"http://localhost:{config.exporter.port}"
+    page = f"http://{_seen_from_here(config.exporter)}"
     _log(f"ready. Try it:\n\n    curl {no_proxy}-T {clip} {where}\n\nor open {page} in a browser\n")
+
+
+def _seen_from_here(address: Address) -> str:
+    host = "localhost" if address.host in ("0.0.0.0", "127.0.0.1") else address.host
+    return f"{host}:{address.port}"
 
 
 def _show_tail(log: Path, lines: int = 30) -> None:
     if log.is_file():
         _log(f"the last lines of the workers ({log.name}):")
-        sys.stderr.write("\n".join(log.read_text(errors="replace").splitlines()[-lines:]) + "\n")
+        _print("\n".join(log.read_text(errors="replace").splitlines()[-lines:]))
 
 
 def _log(text: str) -> None:
-    print(f"etenet serve: {text}", file=sys.stderr, flush=True)
+    _print(f"etenet serve: {text}")
+
+
+def _print(text: str) -> None:
+    """No request is lost because nobody reads the log any more, or because its disk is full."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

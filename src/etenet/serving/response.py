@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from etenet.errors import ERROR_HEADER, CaptionError, Overloaded
 from etenet.serving import chat, cors
 from etenet.serving.config import CORS_VARIABLE
+from etenet.serving.http import json_body
 from etenet.serving.request import Request
 from etenet.serving.trace_context import REQUEST_ID_HEADER, TRACE_HEADER
 
@@ -33,7 +33,3 @@ def error_body(context: Any, number: int, error: CaptionError) -> bytes:
     if chat.is_asked(context.get_all_request_header(number)):
         fields |= chat.error_fields(error.status)
     return json_body({"error": fields})
-
-
-def json_body(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False).encode()

@@ -10,7 +10,7 @@ from typing import Any
 
 from etenet.captioning.captions import Caption, Outcome
 from etenet.errors import CaptionError
-from etenet.serving.response import json_body
+from etenet.serving.http import json_body
 
 # nginx is told not to keep pieces back until it has many.
 HEADERS = {"X-Accel-Buffering": "no"}

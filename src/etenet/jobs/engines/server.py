@@ -8,7 +8,6 @@ random, so that clients do not all come back at once.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import threading
@@ -24,9 +23,9 @@ import urllib3
 from etenet.assets import CANARY_CLIP
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import ERROR_HEADER, JobStopped, UsageError
+from etenet.jobs.access import KEY_VARIABLE, authorization, proxy_to
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.progress import say
-from etenet.jobs.proxy import proxy_to
 from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import WHOLE, Cut
@@ -38,7 +37,6 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 10.0
 CONNECT_DEADLINE_S, RESPONSE_DEADLINE_S = 5.0, 300.0
 MEETING_DEADLINE_S, MEETING_TRIES = 30.0, 5
 REPORT_AFTER_S = 10.0
-KEY_VARIABLE = "ETENET_SERVER_KEY"
 _NO_CAPTIONER = (403, 404, 405)
 _TRY_AGAIN = (408, 429, 502, 503, 504)
 
@@ -103,9 +101,7 @@ class _Client:
     ) -> None:
         self._url, self._options, self._details, self._checkpoint = url, options, details, checkpoint
         self._connections = _connections(url, in_flight)
-        self._headers = {"Content-Type": "application/octet-stream"}
-        if key := os.environ.get(KEY_VARIABLE, "").strip():
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._headers = {"Content-Type": "application/octet-stream", **authorization()}
         self._timeout = urllib3.Timeout(connect=CONNECT_DEADLINE_S, read=RESPONSE_DEADLINE_S)
         self._last_response_s = float("-inf")  # to any clip
         self._outage_is_known = False

@@ -1,15 +1,24 @@
-"""The proxy through which a client reaches a server: what the environment names, but none to this machine itself."""
+"""How a client reaches a server, by the environment: with which key, and through which proxy if it needs one."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from etenet.errors import UsageError
 
+KEY_VARIABLE = "ETENET_SERVER_KEY"
+
 _DISCARD_PORT = 9  # RFC 863; nothing is sent there
+
+
+def authorization() -> dict[str, str]:
+    """The header for a server that wants a key, if there is one in the environment."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def proxy_to(url: str) -> str | None:
