@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 def package(options: argparse.Namespace) -> Path:
     """The archive that was made. Raises `UsageError`."""
+    from etenet.model import checkpoint as checkpoints
     from etenet.serving import archive
 
-    print("etenet package: compiling the encoder, which takes up to a minute ...", file=sys.stderr)
+    checkpoints.inspect(options.source)
+    print("etenet package: compiling the encoder takes up to a minute ...", file=sys.stderr)
     return archive.package(options.source, options.out, gpu=options.gpu, quantise=_quantiser(options))
 
 
