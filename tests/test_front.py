@@ -93,6 +93,7 @@ def test_options_and_explanations_pass(front: Server) -> None:
         (request("/metrics", method="GET"), 404, "not_found"),
         (request("/predictions/other"), 404, "not_found"),
         (request("/predictions/etenet/../../models"), 404, "not_found"),
+        (request("/predictions/etenet?captions=3"), 400, "bad_request"),
         (request(method="DELETE"), 405, "method_not_allowed"),
         (request("nowhere"), 400, "bad_request"),
         (request("/predictions/etenet", "Content-Type: multipart/form-data"), 400, "bad_request"),
@@ -288,7 +289,7 @@ KEYS = ("4b1f0e6d2a", "x+y/z=")
 )
 def test_where_keys_are_set_only_who_has_one_may_ask(sent: tuple[str, ...], status: int) -> None:
     with responding(lambda _: None) as upstream, nginx(upstream, with_keys(*KEYS)) as port:
-        for path in ("/predictions/etenet", "/explanations/etenet", "/v1/chat/completions"):
+        for path in ("/predictions/etenet", "/explanations/etenet", "/v1/chat/completions?api-version=1"):
             got, headers, body = response_to(port, request(path, *sent, method="POST"))
             assert got == status
             if status == 401:

@@ -89,6 +89,13 @@ def test_a_body_beyond_the_limit_is_not_passed_on() -> None:
         assert (too_large.status, code_of(too_large)) == (413, "too_large")
 
 
+def test_options_in_a_query_are_refused() -> None:
+    with relayed_to(1) as front:
+        refused = ask(f"{front}{PATH}?captions=3", b"clip")
+        assert (refused.status, code_of(refused)) == (400, "bad_request")
+        assert "X-Etenet-Captions" in refused.json()["error"]["message"]
+
+
 def test_a_body_without_a_length_is_refused() -> None:
     with relayed_to(1) as front:
         host, port = front.removeprefix("http://").split(":")

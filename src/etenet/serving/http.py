@@ -18,10 +18,11 @@ END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Of a request. `path` is without the query."""
+    """Of a request."""
 
     method: str
     path: str
+    query: str
     headers: Mapping[str, str]  # by their names in lower case
 
     @classmethod
@@ -32,7 +33,8 @@ class Head:
             return None
         method, target = (part.decode("latin-1") for part in line.groups())
         try:
-            return cls(method, target.partition("?")[0], headers_of(data[line.end() :]))
+            path, _, query = target.partition("?")
+            return cls(method, path, query, headers_of(data[line.end() :]))
         except http.client.HTTPException:
             return None
 

@@ -28,6 +28,7 @@ _PATH = re.compile(f"(/(?:predictions|explanations)/{archive.MODEL_NAME})(?:/[^/
 _OF_CHATS = f"/predictions/{archive.MODEL_NAME}"
 # TorchServe's parser fails on a form without a boundary; nginx.conf has the same.
 _FORM = re.compile(r'multipart/form-data.*boundary="?[^";\s].*', re.IGNORECASE)
+_NO_QUERY = "options are headers, such as X-Etenet-Captions, or fields of a form; leave out what follows the ?"
 AT_ONCE = 8
 PIECE_DEADLINE_S, RESPONSE_DEADLINE_S = 10.0, 120.0  # as in deploy/nginx/nginx.conf
 _RETRY_AFTER_S = {502: 5, 503: 1, 504: 1}  # likewise
@@ -67,6 +68,8 @@ class Relay:
         if trace := TraceParent.read(head.headers.get(TRACE_HEADER, "")):
             headers[TRACE_HEADER] = str(trace)
         refusal = partial(_refusal, head, headers)
+        if head.query and head.path != chat.PATH:
+            return refusal(HTTPStatus.BAD_REQUEST, _NO_QUERY)
         length = head.headers.get("content-length", "")
         if not length.isdecimal():
             return refusal(HTTPStatus.LENGTH_REQUIRED, "the length of the video must be in the header", "bad_request")

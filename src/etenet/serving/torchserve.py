@@ -82,8 +82,8 @@ class TorchServe:
             "-XX:+DisplayVMOutputToStderr",
             # Java only passes bytes on: its optimising compiler would take cores from the network and gain nothing.
             "-XX:TieredStopAtLevel=1",
-            # Bodies are large arrays. G1, the default, fragments the heap until no array fits, and the parallel collector
-            # lets dead ones lie and takes more from the system. Here little is alive: to collect all takes 20 ms.
+            # Bodies are large arrays. G1, the default, fragments the heap until no array fits. The parallel collector
+            # leaves dead ones and takes more memory instead. Little is alive: to collect everything takes 20 ms.
             "-XX:+UseSerialGC",
             # By default Java first fills a 64th of the machine's memory with garbage, however little is in use.
             *("-Xms64m", "-Xmn32m"),
