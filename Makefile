@@ -64,7 +64,7 @@ $(SERVING): pyproject.toml constraints.txt | $(BIN)/python $(CHOSEN_TORCH)
 	touch $@
 
 $(READY): pyproject.toml constraints.txt | $(BIN)/python $(CHOSEN_TORCH)
-	@echo 'Installing what tests need: 185 packages, 1 GB more than serving. This takes one to six minutes.'
+	@echo 'Installing what tests need: 186 packages, 1 GB more than serving. This takes one to six minutes.'
 	$(INSTALL) --editable '.[dev]'
 	touch $(SERVING) $@
 
@@ -98,7 +98,7 @@ test-hostile: $(READY) $(PROGRAMS_READY) $(NPM_READY)
 	$(BIN)/pytest --hostile -m 'long or thorough' -rP
 
 test-wheels: $(READY)
-	$(BIN)/python -m benchmarks.wheels check
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.wheels check
 
 bench: $(READY)
 	for name in decode encoder search server saturation neighbours scale jobs capacity; do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -123,7 +123,7 @@ def check(pythons: Sequence[str], bounds: Sequence[str]) -> list[dict[str, objec
     """Raises `CalledProcessError` or `AssertionError` where the wheel does not caption."""
     uv = shutil.which("uv")
     if not uv:
-        raise UsageError("no uv on PATH, which installs the oldest libraries; pip install uv")
+        raise UsageError("no uv on PATH, which installs the oldest libraries; run make test-wheels, which brings it")
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as scratch:
         wheel = build(Path(scratch))
