@@ -17,7 +17,7 @@ from etenet.serving.page import HEADERS, page
 from tests import clips
 from tests.browser import Browser, Tab, browser
 from tests.conftest import EXAMPLES, REAL, REPOSITORY, Server, ask, running_server
-from tests.front import edit, nginx
+from tests.front import edit, nginx, with_keys
 
 CLIPS = {REPOSITORY / "examples" / name: caption for name, caption in EXAMPLES.items()}
 CLIP = REPOSITORY / "examples" / "umbrella-crossing-sky.mp4"
@@ -258,6 +258,23 @@ def test_a_4k_clip_and_one_that_browsers_do_not_play(tab: Tab, tmp_path: Path) -
     tab.wait("document.getElementById('player').hidden")
     assert "does not play" in tab.text("#unplayable")
     tab.wait("document.querySelector('#frames img').naturalHeight > 0")
+
+
+def test_where_the_server_has_keys_the_page_asks_for_one(chromium: Browser, server: Server) -> None:
+    with (
+        nginx(int(server.inference.rpartition(":")[2]), with_keys("mine")) as port,
+        chromium.tab(f"http://127.0.0.1:{port}") as tab,
+    ):
+        tab.drop(files=[CLIP])
+        tab.wait("!document.getElementById('unlock').hidden")
+        assert tab.text("#error") == "This server needs a key."
+        assert tab.run("document.activeElement.id") == "key"
+        tab.type("mine")
+        tab.press("Enter", 13)
+        tab.wait("document.getElementById('unlock').hidden && !document.getElementById('result').hidden")
+        assert tab.text("#sentence").split() == CAPTION.split()
+        assert '-H "Authorization: Bearer $KEY"' in tab.text("#curl")
+        assert "mine" not in tab.text("#curl")
 
 
 def test_two_tabs_do_not_disturb_each_other(chromium: Browser, front: str) -> None:

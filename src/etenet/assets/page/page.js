@@ -35,12 +35,26 @@ function sentence(message) {
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }
 
+function forget() {
+  $("error").hidden = $("again").hidden = $("unlock").hidden = true;
+}
+
 function fail(message, again = null) {
   say("");
   $("error").textContent = sentence(message);
   $("error").hidden = false;
   $("again").hidden = !again;
   $("again").onclick = again;
+}
+
+function unlock(again) {
+  $("error").textContent = "This server needs a key.";
+  $("unlock").hidden = false;
+  $("unlock").onsubmit = (event) => {
+    event.preventDefault();
+    again();
+  };
+  $("key").focus();
 }
 
 // What is given: a file, or a link on this server.
@@ -57,7 +71,7 @@ async function follow(link) {
   asked?.request?.abort();
   const request = new AbortController();
   asked = { request };
-  $("error").hidden = $("again").hidden = true;
+  forget();
   let url;
   try {
     url = new URL(link, location.href);
@@ -94,12 +108,13 @@ function send(question, startS) {
   const request = question.request = new XMLHttpRequest();
   const headers = { ...question.headers, ...PICTURES };
   if (startS) headers["X-Etenet-Start-S"] = String(startS);
-  $("error").hidden = $("again").hidden = true;
+  forget();
   $("result").classList.add("stale");
   say(`Sending ${question.file.name} …`);
   request.open("PUT", PATH);
   request.setRequestHeader("Content-Type", "application/octet-stream");
   for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+  if ($("key").value) request.setRequestHeader("Authorization", `Bearer ${$("key").value}`);
   request.upload.onprogress = (event) => {
     const sent = event.loaded / event.total;
     say(sent < 1 ? `Sending ${question.file.name}, ${percent(sent)} …` : `Looking at ${question.file.name} …`);
@@ -118,7 +133,9 @@ function answered(question, startS, request, again) {
   }
   if (request.status !== 200) {
     const message = response.error?.message ?? SENTENCES[request.status] ?? `The server answered with status ${request.status}`;
-    return fail(message, PASSING.includes(request.status) ? again : null);
+    fail(message, PASSING.includes(request.status) ? again : null);
+    if (request.status === 401) unlock(again);
+    return;
   }
   const whole = { ...response, start_s: 0, end_s: response.video.duration_s };
   const first = question.segments.length;
@@ -145,6 +162,7 @@ function show(question, response) {
 function curl(question) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const headers = Object.entries(question.headers).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`);
+  if ($("key").value) headers.push('-H "Authorization: Bearer $KEY"');
   return ["curl -T", quoted(question.file.name), ...headers, quoted(location.origin + PATH)].join(" ");
 }
 
