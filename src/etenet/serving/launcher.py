@@ -104,7 +104,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
 
 def _packaged(checkpoint: Path, mar: Path) -> Path:
     """By a process of its own, with which the memory that torch takes is given back. Raises `UsageError`."""
-    command = [sys.executable, "-m", "etenet", "package", str(checkpoint), "--out", str(mar)]
+    command = [sys.executable, "-P", "-m", "etenet", "package", str(checkpoint), "--out", str(mar)]
     ended = subprocess.run(command, capture_output=True, errors="replace", start_new_session=True, check=False)
     lines = [line.removeprefix("etenet package: ") for line in ended.stderr.splitlines()]
     if ended.returncode:
