@@ -105,6 +105,20 @@ def assert_agree(counted: dict[str, float], responses: list[Response]) -> None:
     assert counted["etenet_frames_decoded_total"] == sum(response.json()["frames"]["decoded"] for response in good)
 
 
+def test_a_request_that_waits_for_a_batch_when_the_worker_ends_is_captioned(
+    many_clients: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next worker. TorchServe itself forgets the request, whose client waits for ever."""
+    monkeypatch.setenv("ETENET_MAX_BATCH_DELAY", "5000")  # ms; TorchServe waits that long for further requests
+    with running_server("--checkpoint", str(DEMO)) as server:
+        worker, before = server.worker(), accepted(server)
+        assert worker is not None
+        response = many_clients.submit(server.caption, CLIP)
+        wait_until(lambda: accepted(server) > before, 5)
+        worker.kill()
+        assert response.result(60).status == 200
+
+
 def test_damaged_files_of_metrics_change_no_answer_and_are_named_once(server: Server) -> None:
     assert server.caption(CLIP).status == 200
     before, folder = server.figures(), Path(java_of(server).environ()[metrics.FOLDER_VARIABLE])

@@ -1,7 +1,7 @@
 """TorchServe's classes, changed where no setting helps. The copies stand before its jar in the class path.
 
-Each change replaces one sequence of bytes of TorchServe 0.12 that must be there exactly once. Opcodes and the constant
-pool: The Java Virtual Machine Specification, Java SE 17, chapters 6 and 4.4.
+Each change replaces a sequence of bytes of TorchServe 0.12 that must be there exactly so often. Opcodes and the
+constant pool: The Java Virtual Machine Specification, Java SE 17, chapters 6 and 4.4.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from etenet.errors import UsageError
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 _REQUESTS = "org.pytorch.serve.http.api.rest.InferenceRequestHandler"
 
-_NOP, _RETURN = b"\x00", b"\xb1"
+_NOP, _POP, _RETURN = b"\x00", b"\x57", b"\xb1"
 
 
 def _text(text: str) -> bytes:
@@ -33,6 +33,7 @@ class Change:
     without: str
     found: bytes  # a regular expression
     instead: Callable[[bytes], bytes]
+    times: int = 1
 
     @property
     def file(self) -> str:
@@ -77,6 +78,17 @@ CHANGES = (
         re.escape(_text("x-request-id")),
         lambda _: _text("x-torchserve-request-id"),
     ),
+    # If a worker ends while its thread waits for more requests of a batch, the thread is interrupted and forgets those
+    # that it has taken: they are never answered. `aggregator.sendError(null, ...)` puts them back into the queue, but
+    # is called only `if (this.req != null)` (aload_0, getfield, ifnull; aload_0, getfield, aload_0, getfield, ldc_w,
+    # iload_2, invokevirtual), at each way out of the thread's loop.
+    Change(
+        "org.pytorch.serve.wlm.WorkerThread",
+        "requests are lost when a worker ends",
+        rb"\x2a\xb4(..)\xc6\x00\x12\x2a\xb4..\x2a\xb4\1\x13..\x1c\xb6..",
+        lambda code: code[:4] + _POP + 2 * _NOP + code[7:],
+        times=7,
+    ),
 )
 
 
@@ -91,7 +103,7 @@ def write_classes(jar: Path, folder: Path) -> None:
             if change.file not in changed:
                 changed[change.file] = classes.read(change.file) if change.file in classes.namelist() else b""
             changed[change.file], found = change.made(changed[change.file])
-            if found != 1:
+            if found != change.times:
                 raise UsageError(
                     f"{jar} is of another TorchServe, in which {change.without}; install the one that is supported: "
                     "pip install -c constraints.txt torchserve"
