@@ -90,7 +90,7 @@ def test_a_canary_that_fails_costs_no_request(file: Path, fault: str) -> None:
                 waiting = opened.enter_context(socket.create_connection(closed.getsockname()))
                 assert waiting.getpeername()[1] == new
             port = opened.enter_context(nginx(running, upstream(file, running, new)))
-            clients = opened.enter_context(ThreadPoolExecutor(40))
+            clients = opened.enter_context(ThreadPoolExecutor(4))
             assert set(clients.map(lambda _: status_from(port), range(40))) == {200}
 
 
