@@ -11,7 +11,8 @@ from etenet.errors import DecoderCrashed
 from etenet.sandbox import quarantine
 from etenet.sandbox.quarantine import Quarantine
 from tests.conftest import wait_until
-from tests.test_sandbox import HASTY, decoding, error_of
+from tests.test_decoder_processes import HASTY
+from tests.test_sandbox import decoding, error_of
 
 
 def test_quarantine_ends_after_an_hour_or_when_there_are_too_many_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
