@@ -19,9 +19,10 @@ def package(options: argparse.Namespace) -> Path:
     from etenet.model import checkpoint as checkpoints
     from etenet.serving import archive
 
+    quantise = _quantiser(options)
     checkpoints.inspect(options.source)
     print("etenet package: compiling the encoder takes up to a minute ...", file=sys.stderr)
-    return archive.package(options.source, options.out, gpu=options.gpu, quantise=_quantiser(options))
+    return archive.package(options.source, options.out, gpu=options.gpu, quantise=quantise)
 
 
 def _quantiser(options: argparse.Namespace) -> Quantiser | None:
