@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import etenet
 from etenet import metrics
@@ -18,8 +19,8 @@ from etenet.captioning.stream import Video
 from etenet.cli import main
 from etenet.errors import UsageError
 from etenet.model import checkpoint as checkpoints
-from etenet.runtime import BF16, interface
-from etenet.runtime.openvino import CompiledEncoder, compile_encoder
+from etenet.runtime import BF16, int8, interface
+from etenet.runtime.openvino import CompiledEncoder, compile_encoder, core
 from etenet.scoring import agreement
 from etenet.scoring.agreement import Agreement, compare
 from etenet.serving import archive
@@ -204,6 +205,38 @@ def test_an_int8_archive_is_not_computed_in_bf16(mar: Path, tmp_path: Path) -> N
         CompiledEncoder(tmp_path / "unpacked" / archive.ENCODER_FILE, threads=1, bf16=True)
 
 
+def weights_converted_by_openvino(encoder: Path) -> list[str]:
+    """When it compiles. It does so in several threads where it computes several frames at a time: a race."""
+    compiled = core().compile_model(encoder, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    layers = compiled.get_runtime_model().get_ops()
+    return [layer.get_friendly_name() for layer in layers if layer.get_rt_info()["layerType"].astype(str) == "Convert"]
+
+
+def test_no_weights_are_left_to_openvino_to_convert(mar: Path, tmp_path: Path) -> None:
+    archive.unpack(mar, unpacked := tmp_path / "unpacked")
+    assert weights_converted_by_openvino(unpacked / archive.ENCODER_FILE) == []
+
+
+def test_weights_of_layers_that_stay_in_float32_are_converted_before(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's convolutions after pools that give indices are such layers."""
+    monkeypatch.setattr(int8, "_plain_pools", lambda _: None)
+    frames, encoders = np.concatenate([frames_of(body) for body in BODIES]), {}
+    for name, fold in (("left", lambda _: None), ("folded", int8.fold_leftovers)):
+        monkeypatch.setattr(int8, "fold_leftovers", fold)
+        int8.quantise(graph, tmp_path / f"{name}.xml", frames[::6], careful=False)
+        encoders[name] = CompiledEncoder(tmp_path / f"{name}.xml", threads=1)(frames)
+    assert len(weights_converted_by_openvino(tmp_path / "left.xml")) == 3
+    assert weights_converted_by_openvino(tmp_path / "folded.xml") == []
+    np.testing.assert_allclose(encoders["folded"], encoders["left"], rtol=1e-4, atol=1e-3)
+
+
+def frames_of(body: bytes) -> NDArray[np.uint8]:
+    (clip,) = etenet.load(DEMO, sandboxed=False).decode(Video(0, body, CaptionOptions())).result()
+    return clip.frames
+
+
 @pytest.mark.long
 def test_the_features_of_int8_need_no_vnni(mar: Path, tmp_path: Path) -> None:
     """8-bit weights would overflow there."""
@@ -216,9 +249,7 @@ from etenet.runtime.openvino import CompiledEncoder
 frames = np.load(sys.argv[2])
 np.save(sys.argv[3], CompiledEncoder(Path(sys.argv[1]), threads=1)(frames))
 """
-    plain = etenet.load(DEMO, sandboxed=False)
-    frames = np.concatenate([plain.decode(Video(0, body, CaptionOptions())).result()[0].frames for body in BODIES])
-    np.save(tmp_path / "frames.npy", frames)
+    np.save(tmp_path / "frames.npy", np.concatenate([frames_of(body) for body in BODIES]))
     features = {}
     for isa in ("AVX2", "DEFAULT"):
         arguments = [unpacked / archive.ENCODER_FILE, tmp_path / "frames.npy", tmp_path / f"{isa}.npy"]
