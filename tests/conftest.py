@@ -161,13 +161,16 @@ class Server:
     @property
     def management(self) -> str:
         """The socket file of TorchServe's management API."""
-        (java,) = [one for one in psutil.Process(self.process.pid).children() if "java" in one.name()]
-        (folder,) = [text for text in java.cmdline() if text.startswith("-Djava.io.tmpdir=")]
+        (folder,) = [text for text in self.java().cmdline() if text.startswith("-Djava.io.tmpdir=")]
         return SocketFile(Path(folder.partition("=")[2]) / "management").url
 
     @property
     def predictions(self) -> str:
         return f"{self.inference}/predictions/etenet"
+
+    def java(self) -> psutil.Process:
+        (java,) = [one for one in psutil.Process(self.process.pid).children() if "java" in one.name()]
+        return java
 
     def worker(self) -> psutil.Process | None:
         """The process that captions; None if none is ready."""
@@ -188,6 +191,12 @@ class Server:
                 labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
                 samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
         return samples
+
+    def accepted(self) -> float:
+        """Requests that TorchServe has put into its queue since it started."""
+        families = text_string_to_metric_families(ask(f"{self.torchserve}/metrics").body.decode())
+        samples = [sample for family in families for sample in family.samples]
+        return sum(sample.value for sample in samples if sample.name == "ts_inference_requests_total")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)

@@ -41,7 +41,6 @@ def test_allocated_files_have_no_holes(folder: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda _: b"",
     "without its last byte": lambda whole: whole[: struct.unpack_from("i", whole)[0] - 1],
     "50 bytes of it": lambda whole: whole[:50],
     "3 bytes of it": lambda whole: whole[:3],
@@ -64,6 +63,14 @@ def test_a_damaged_file_costs_no_figure_of_other_files(
     assert figures_of(folder) == figures_of(folder) == (7, 2, True)
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert line.startswith(f"{damaged} is damaged")
+
+
+def test_a_file_that_a_worker_has_just_made_is_not_called_damaged(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "counter_1.db").write_bytes(b"")
+    assert figures_of(folder) == (7, 2, True)
+    assert not caplog.records
 
 
 def test_odd_names_and_a_missing_folder_are_no_error(folder: Path) -> None:

@@ -133,7 +133,8 @@ def totals(folder: Path, *figures: Counter | Gauge) -> list[float]:
 class _Workers(Collector):
     """Counters and histograms of all workers so far, and gauges of those that are alive.
 
-    A file that cannot be read (a full disk, a crash of the machine) costs its own figures and no others.
+    A file that cannot be read (a full disk, a crash of the machine) costs its own figures and no others. One that a
+    worker has only just made is empty, and has no figures yet.
     """
 
     _logged: ClassVar[set[Path]] = set()  # damaged files: each is logged once
@@ -143,7 +144,7 @@ class _Workers(Collector):
 
     def collect(self) -> Iterable[Metric]:
         self._forget_dead_workers()
-        files = sorted(self._folder.glob("*.db"))
+        files = [file for file in sorted(self._folder.glob("*.db")) if _has_contents(file)]
         try:
             return _merged(files)
         except Exception:  # the client library checks little, so a damaged file raises anything
@@ -169,6 +170,13 @@ class _Workers(Collector):
                 )
             return False
         return True
+
+
+def _has_contents(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except OSError:
+        return False  # its worker has ended since
 
 
 def _merged(files: Sequence[Path]) -> Iterable[Metric]:
