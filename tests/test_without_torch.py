@@ -156,7 +156,7 @@ def test_the_command_captions_from_an_archive_without_torch(
         assert isinstance(outcome, Caption)
         sentences, logarithms = given[clip.name]
         assert sentences == [each.text for each in outcome.sentences]
-        assert logarithms == pytest.approx([each.log_prob for each in outcome.sentences], abs=2e-3)
+        assert logarithms == pytest.approx([each.log_prob for each in outcome.sentences], abs=2e-4)
 
 
 def test_a_checkpoint_is_compiled_once_and_then_needs_no_torch(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_checkpoint_is_compiled_once_and_then_needs_no_torch(tmp_path: Path) -
     assert expected.keys() == {clip.name for clip in CLIPS}
     for again in map(beams, (second, without)):
         for name, (sentences, logarithms) in expected.items():
-            assert again[name] == (sentences, pytest.approx(logarithms, abs=2e-3))  # which clips shared a batch differs
+            assert again[name] == (sentences, pytest.approx(logarithms, abs=2e-4))  # which clips shared a batch differs
 
 
 def test_only_the_newest_encoders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
