@@ -4,6 +4,7 @@ slow and too many requests do not reach it.
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import re
@@ -108,6 +109,15 @@ def test_a_request_for_anything_else_does_not_pass(front: Server, sent: bytes, s
     actual, headers, body = response_to(port_of(front), sent)
     assert (actual, json.loads(body)["error"]["code"]) == (status, code)
     assert headers["content-type"] == "application/json"
+
+
+def test_a_413_says_whether_the_body_or_what_it_holds_is_too_large(front: Server) -> None:
+    holds = front.caption(gzip.compress(bytes(DecodeLimits().max_body_bytes + 1)), Content_Encoding="gzip")
+    _, _, body = response_to(port_of(front), request(length=2 * 10**9))
+    for sent, reason in ((holds.body, "the decompressed video"), (body, "the body is larger than 64 MiB")):
+        error = json.loads(sent)["error"]
+        assert error["code"] == "too_large"
+        assert error["message"].startswith(reason)
 
 
 FORM = "Content-Type: multipart/form-data; boundary=ab"
