@@ -43,7 +43,7 @@ WORKDIR /app
 USER 10001
 EXPOSE 8080 8082 8083
 STOPSIGNAL SIGTERM
-HEALTHCHECK --start-period=60s --interval=10s --timeout=5s --retries=3 \
+HEALTHCHECK --start-period=620s --interval=10s --timeout=5s --retries=3 \
     CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; \
          build_opener(ProxyHandler({})).open('http://127.0.0.1:8083/ready', timeout=4)"]
 ENTRYPOINT ["tini", "--", "etenet", "serve"]

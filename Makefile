@@ -12,7 +12,7 @@
 #   make demo-model                 render the demo world, train, evaluate: model_store/demo.pt and examples/; continues after a kill
 #   make real-model REFERENCE=DIR   train on real frames: model_store/real.pt; continues after a kill
 #   make page-picture               take the picture of the page in the README again
-#   make clean                      remove what these commands made, except .venv
+#   make clean                      remove what these commands made, except .venv; data and runs of your own stay
 
 PYTHON ?= python3
 CHECKPOINT ?= model_store/real.pt
@@ -101,6 +101,7 @@ test-wheels: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.wheels check
 
 bench: $(READY)
+	@test -n "$$ETENET_REFERENCE_DATA" || { echo "Set ETENET_REFERENCE_DATA to a folder with clips in msvd/clips and msrvtt/clips: real clips are decoded."; exit 2; }
 	for name in decode encoder search server saturation neighbours scale jobs capacity; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 bench-gpu: $(READY)
@@ -136,4 +137,4 @@ page-picture: $(PROGRAMS_READY)
 	$(BIN)/python -m tests.page_picture
 
 clean:
-	rm -rf data runs model_store/*.mar .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(DEMO_DATA) $(DEMO_RUN) $(REAL_DATA) $(REAL_RUN) model_store/*.mar .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -34,7 +34,7 @@ from pathlib import Path
 from benchmarks.rig.load import PREDICTIONS
 from benchmarks.rig.record import REPOSITORY
 from etenet.errors import UsageError
-from etenet.serving.config import PORTS, is_free
+from etenet.serving.config import PORTS, unusable
 from etenet.serving.loopback import WITHOUT_PROXY, Address
 
 BOUNDS = {"newest": "highest", "oldest": "lowest-direct"}  # and what uv calls them
@@ -115,7 +115,7 @@ def _free_row_of_ports() -> int:
     """Below those that Linux gives to clients: nobody takes one by chance while a server starts."""
     while True:
         first = random.randrange(10_000, 32_000)
-        if all(is_free(Address("127.0.0.1", first + number)) for number in range(len(PORTS))):
+        if not unusable([Address("127.0.0.1", first + number) for number in range(len(PORTS))]):
             return first
 
 

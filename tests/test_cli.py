@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -15,7 +16,8 @@ import pytest
 import etenet
 from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
-from etenet.serving.config import ServerConfig
+from etenet.serving.config import ServerConfig, unusable
+from etenet.serving.loopback import Address
 from tests import clips
 from tests.conftest import CAPTION, EXAMPLES, HERE, REAL, REPOSITORY
 
@@ -185,6 +187,36 @@ def test_doctor_names_what_is_wrong_and_how_to_fix_it(tmp_path: Path, capsys: Ca
     assert f"FAIL  port {port} is taken" in printed
     assert "FAIL  no checkpoint at missing.pt" in printed
     assert printed.count("\n      fix: ") == 2
+
+
+def test_doctor_goes_on_where_torch_is_missing(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from etenet.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "doctor", "--config", str(config_on_free_ports(tmp_path))]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert "fix: install a pair that fits: pip install 'torch<" in ended.stdout
+    assert "FAIL  a package is missing or broken (import of torch halted" in ended.stdout
+    assert "ok    TorchServe" in ended.stdout
+    assert "ok    ports" in ended.stdout
+
+
+def test_doctor_says_what_an_address_of_a_server_looks_like(capsys: Capture) -> None:
+    assert main(["doctor", "--server", "localhost:8080"]) == 2
+    assert "--server must look like http://localhost:8080, got 'localhost:8080'" in capsys.readouterr().err
+
+
+def test_a_port_that_only_root_may_use_is_not_called_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forbidding(socket.socket):
+        def bind(self, address: tuple[str, int]) -> None:
+            if address[1] == 80:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            super().bind(address)
+
+    monkeypatch.setattr("etenet.serving.config.socket.socket", Forbidding)
+    fault = unusable([Address("127.0.0.1", 80)])
+    assert fault is not None
+    assert fault[0] == "only root may listen on port 80"
+    assert unusable([Address("127.0.0.1", 0)]) is None
 
 
 def test_a_setting_that_is_there_twice_is_named_with_its_line(tmp_path: Path, capsys: Capture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -21,16 +22,21 @@ from urllib.parse import urlsplit
 from etenet.assets import CANARY_CLIP, MOVING_CLIP
 from etenet.errors import EtenetError, counted
 from etenet.java import find_java
-from etenet.jobs.access import KEY_VARIABLE, authorization, proxy_to
+from etenet.jobs.access import KEY_VARIABLE, authorization, predictions_of, proxy_to
 from etenet.serving import health
-from etenet.serving.archive import MODEL_NAME
-from etenet.serving.config import ServerConfig, is_free
+from etenet.serving.config import ServerConfig, unusable
 from etenet.serving.torchserve import gpus_of
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_JAVA = 17
 _CLIENTS = 8
 _HEADERS = {"Content-Type": "video/mp4"}
+_FIXES = {
+    401: f"set {KEY_VARIABLE} to a key of the server",
+    404: "give the address of etenet's port for captions, such as http://localhost:8080",
+    405: "give the address of etenet's port for captions, such as http://localhost:8080",
+    503: "the server is busy or starts; try again in a moment",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +65,18 @@ def examine(checkpoint: Path, config: Path) -> Iterator[Finding]:
         lambda: _ports(config),
     )
     for check in checks:
-        yield check()
+        try:
+            yield check()
+        except ImportError as error:
+            yield Finding(False, f"a package is missing or broken ({_first_line(error)})", "install etenet again")
 
 
 def examine_server(url: str) -> Iterator[Finding]:
-    """Check a running server from outside: does it caption a clip, and how many per second?"""
-    predictions = f"{url.rstrip('/')}/predictions/{MODEL_NAME}"
+    """Check a running server from outside: does it caption a clip, and how many per second?
+
+    Raises `UsageError` if `url` cannot be that of a server.
+    """
+    predictions = predictions_of(url)
     request = urllib.request.Request(predictions, CANARY_CLIP.read_bytes(), _HEADERS | authorization())
     try:
         with _opener(url).open(request, timeout=health.CANARY_DEADLINE_S) as response:
@@ -72,8 +84,7 @@ def examine_server(url: str) -> Iterator[Finding]:
         yield Finding(True, f"{predictions} captions: {fields['caption']!r} ({fields['model']['checkpoint'][:19]}...)")
         yield _throughput(predictions, _opener(url))
     except urllib.error.HTTPError as error:
-        fix = f"set {KEY_VARIABLE} to a key of the server" if error.code == 401 else "read the server's log"
-        yield Finding(False, f"{predictions} answers {error.code}", fix)
+        yield Finding(False, f"{predictions} answers {error.code}", _FIXES.get(error.code, "read the server's log"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield Finding(False, f"{predictions} does not answer ({error})", "start it with: etenet serve")
 
@@ -120,7 +131,7 @@ def _java() -> Finding:
 
 
 def _torch_and_torchvision() -> Finding:
-    fix = "install the pair that constraints.txt names: pip install -c constraints.txt torch torchvision"
+    fix = f"install a pair that fits: pip install {_wanted('torch')} {_wanted('torchvision')}"
     try:
         import torch
         from torchvision.ops import nms
@@ -148,21 +159,16 @@ def _gpus() -> Finding:
 
 
 def _torchserve() -> Finding:
-    missing = []
-    for name in ("torchserve", "pyyaml"):
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
-    if missing:
-        return Finding(False, f"{' and '.join(missing)} not installed", f"pip install {' '.join(missing)}")
-    return Finding(True, f"TorchServe {importlib.metadata.version('torchserve')}")
+    try:
+        return Finding(True, f"TorchServe {importlib.metadata.version('torchserve')}")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(False, "TorchServe is not installed", f"pip install {_wanted('torchserve')}")
 
 
 def _ffmpeg() -> Finding:
     from etenet.video.ffmpeg import CONTAINERS, DECODERS, missing_decoders, require_supported_ffmpeg
 
-    fix = "pip install -c constraints.txt av"
+    fix = f"pip install --force-reinstall --only-binary av {_wanted('av')}"
     try:
         ffmpeg = require_supported_ffmpeg()
     except EtenetError as error:
@@ -207,11 +213,16 @@ def _ports(config: Path) -> Finding:
         addresses = ServerConfig.read(config, os.environ).addresses
     except EtenetError as error:
         return Finding(False, str(error), "give another file with --config, or unset the variable")
-    taken = [str(address.port) for address in addresses if not is_free(address)]
-    if taken:
-        fix = "stop the program that uses it, or start the server with another --port"
-        return Finding(False, f"port {', '.join(taken)} is taken", fix)
+    if fault := unusable(addresses):
+        what, fix = fault
+        return Finding(False, what, f"{fix}. If it is your server: etenet doctor --server URL")
     return Finding(True, f"ports {', '.join(str(address.port) for address in addresses)} are free")
+
+
+def _wanted(package: str) -> str:
+    """The versions of a package that etenet allows, as an argument of pip."""
+    wanted = importlib.metadata.requires("etenet") or ()
+    return next((f"'{each}'" for each in wanted if re.match(rf"{package}\b", each)), package)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""How a client reaches a server, by the environment: with which key, and through which proxy if it needs one."""
+"""How a client reaches a server: at which URL, and by the environment with which key, and through which proxy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ from urllib.request import getproxies, proxy_bypass
 from etenet.errors import UsageError
 
 KEY_VARIABLE = "ETENET_SERVER_KEY"
+PATH = "/predictions/etenet"
 
 _DISCARD_PORT = 9  # RFC 863; nothing is sent there
+
+
+def predictions_of(url: str) -> str:
+    """The URL at which a server captions. Raises `UsageError` if `url` cannot be that of a server."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UsageError(f"--server must look like http://localhost:8080, got {url!r}")
+    return url.rstrip("/") + PATH
 
 
 def authorization() -> dict[str, str]:

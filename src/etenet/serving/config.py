@@ -6,7 +6,7 @@ import math
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -194,11 +194,24 @@ def _moved(addresses: Mapping[str, Address], host: str | None, port: int | None)
     return moved
 
 
-def is_free(address: Address) -> bool:
+def unusable(addresses: Sequence[Address]) -> tuple[str, str] | None:
+    """Why nothing can listen on one of the addresses, and how to fix that."""
+    if unknown := [each.host for each in addresses if _fault(Address(each.host, 0))]:
+        return f"{unknown[0]} is no IPv4 address of this machine", "give one, or 0.0.0.0 for all"
+    faults = {address.port: fault for address in addresses if (fault := _fault(address))}
+    if forbidden := [port for port, fault in faults.items() if isinstance(fault, PermissionError)]:
+        return f"only root may listen on port {forbidden[0]}", "give one from 1024 on with --port; nginx can pass 80 on"
+    if faults:
+        ports = ", ".join(map(str, faults))
+        return f"port {ports} is taken", "stop the program that uses it, or give another with --port"
+    return None
+
+
+def _fault(address: Address) -> OSError | None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address.host, address.port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error
+    return None

@@ -109,14 +109,16 @@ class _Exporter:
             answer = await self._answer(head, too_long=too_long)
         except Exception:  # one request must not end the others
             _log.exception("a request to the port of probes failed because of a bug")
-            answer = error_response(HTTPStatus.INTERNAL_SERVER_ERROR)
+            bug = "the request failed because of a bug in the server; its log says why"
+            answer = error_response(HTTPStatus.INTERNAL_SERVER_ERROR, bug, code="internal_error")
         return without_body(answer) if head and head.method == "HEAD" else answer
 
     async def _answer(self, head: Head | None, *, too_long: bool) -> bytes:
         if too_long:
-            return error_response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            too_large = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            return error_response(too_large, "the headers are too long; send fewer or shorter ones", code="bad_request")
         if not head:
-            return error_response(HTTPStatus.BAD_REQUEST)
+            return error_response(HTTPStatus.BAD_REQUEST, "this is not a request that the server understands")
         if head.method == "OPTIONS" and self._relay.cors_allowed_origin:
             return response(HTTPStatus.OK, b"", headers=cors.preflight_headers(self._relay.cors_allowed_origin))
         if captions_at(head.path):

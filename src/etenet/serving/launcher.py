@@ -23,7 +23,7 @@ from etenet.errors import EtenetError, UsageError, counted
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive, draining
-from etenet.serving.config import ServerConfig, from_environment, is_free
+from etenet.serving.config import ServerConfig, from_environment, unusable
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
 from etenet.serving.loopback import Address
@@ -41,13 +41,8 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
 
     Raises `UsageError` if it cannot start.
     """
-    if unknown := [address.host for address in config.addresses if not is_free(Address(address.host, 0))]:
-        raise UsageError(f"{unknown[0]} is no IPv4 address of this machine; give one, or 0.0.0.0 for all")
-    taken = [str(address.port) for address in config.addresses if not is_free(address)]
-    if taken:
-        raise UsageError(
-            f"port {', '.join(taken)} is taken; stop the program that uses it, or give another with --port"
-        )
+    if fault := unusable(config.addresses):
+        raise UsageError("; ".join(fault))
     stop, stop_now = threading.Event(), threading.Event()
 
     def on_signal(*_: object) -> None:

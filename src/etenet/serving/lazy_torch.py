@@ -13,7 +13,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 _spec = PathFinder.find_spec("torch", [folder for folder in sys.path if Path(folder).resolve() != _HERE])
 if _spec is None or _spec.loader is None:
-    raise ModuleNotFoundError("torch is not installed; install it with: pip install -c constraints.txt torch")
+    raise ModuleNotFoundError("torch is not installed; run: etenet doctor")
 _spec.loader = importlib.util.LazyLoader(_spec.loader)
 _torch = importlib.util.module_from_spec(_spec)
 sys.modules["torch"] = _torch

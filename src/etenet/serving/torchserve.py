@@ -55,7 +55,7 @@ class TorchServe:
     ) -> None:
         spec = importlib.util.find_spec("ts")
         if spec is None or spec.origin is None:
-            raise UsageError("TorchServe is not installed; install it with: pip install torchserve pyyaml")
+            raise UsageError("TorchServe is not installed; run: etenet doctor")
         packages = Path(spec.origin).parent.parent
         self.log, self.figures, self._failure = (
             scratch / "logs" / "worker.log",

@@ -106,7 +106,7 @@ def write_classes(jar: Path, folder: Path) -> None:
             if found != change.times:
                 raise UsageError(
                     f"{jar} is of another TorchServe, in which {change.without}; install the one that is supported: "
-                    "pip install -c constraints.txt torchserve"
+                    "pip install torchserve==0.12.0"
                 )
     for file, code in changed.items():
         path = folder / file

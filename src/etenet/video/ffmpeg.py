@@ -44,7 +44,7 @@ def require_supported_ffmpeg() -> str:
         if found < oldest:
             raise UsageError(
                 f"{library} {'.'.join(map(str, found))} is older than FFmpeg {OLDEST_FFMPEG}, whose fixes are "
-                "needed against hostile clips (CVE-2026-40962): pip install -c constraints.txt av"
+                "needed against hostile clips (CVE-2026-40962): pip install --upgrade --only-binary av av"
             )
     return str(av.ffmpeg_version_info)
 

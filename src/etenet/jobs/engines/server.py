@@ -22,15 +22,14 @@ import urllib3
 
 from etenet.assets import CANARY_CLIP
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import ERROR_HEADER, JobStopped, UsageError
-from etenet.jobs.access import KEY_VARIABLE, authorization, proxy_to
+from etenet.errors import ERROR_HEADER, JobStopped
+from etenet.jobs.access import KEY_VARIABLE, authorization, predictions_of, proxy_to
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.progress import say
 from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import WHOLE, Cut
 
-PATH = "/predictions/etenet"
 IN_FLIGHT = 8
 GIVE_UP_AFTER_S = 600.0  # on one clip without a response
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 10.0
@@ -46,21 +45,14 @@ def checkpoint_of(url: str) -> str:
 
     Raises `UsageError` if `url` is not that of a server, and `JobStopped` soon if none is there.
     """
-    return _Client(_predictions(url), CaptionOptions(), details=False, in_flight=1).meet()
-
-
-def _predictions(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UsageError(f"--server must look like http://localhost:8080, got {url!r}")
-    return url.rstrip("/") + PATH
+    return _Client(predictions_of(url), CaptionOptions(), details=False, in_flight=1).meet()
 
 
 def engine(
     url: str, options: CaptionOptions, *, details: bool, in_flight: int = IN_FLIGHT, checkpoint: str = ""
 ) -> Engine:
     """By a server that captions with this checkpoint. Raises `UsageError` if `url` is not that of a server."""
-    client = _Client(_predictions(url), options, details=details, in_flight=in_flight, checkpoint=checkpoint)
+    client = _Client(predictions_of(url), options, details=details, in_flight=in_flight, checkpoint=checkpoint)
 
     def captions(bodies: Iterable[tuple[str, bytes, Cut]], on_segments: OnSegments) -> KeyedRecords:
         client.leaving.clear()
