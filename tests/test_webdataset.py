@@ -190,6 +190,20 @@ def test_a_clip_that_cannot_be_carried_any_more_is_named(tmp_path: Path) -> None
     assert not out.exists()
 
 
+@pytest.mark.parametrize("out", ["in-%03d.tar", "in-000.tar", "in-%d.tar", "sub/../in-%03d.tar"])
+def test_shards_never_replace_the_tars_that_they_are_made_of(tmp_path: Path, out: str) -> None:
+    inputs_ = [tmp_path / f"in-{number:03}.tar" for number in range(2)]
+    for number, tar in enumerate(inputs_):
+        write_tar(tar, [(f"{number}.mp4", b"clip")])
+    before = [tar.read_bytes() for tar in inputs_]
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(UsageError, match=r"in-000.tar is read, and shards named in-.*\.tar would replace it"):
+        do([str(inputs_[0])], tmp_path / out)
+    assert [tar.read_bytes() for tar in inputs_] == before
+    do([str(inputs_[0])], tmp_path / "out-%03d.tar")
+    assert [tar.read_bytes() for tar in inputs_] == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,6 +9,7 @@ A clip that is a file becomes a sample of its own. Source: https://github.com/we
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 from collections import Counter
@@ -31,9 +32,18 @@ _RECORD, _SENTENCE = "json", "txt"
 
 
 def check(clips: Sequence[JobClip], out: Path) -> Path:
-    """The first shard. Raises `UsageError` for a name that cannot be one, and if two clips would be one sample."""
+    """The first shard.
+
+    Raises `UsageError` for a name that cannot be one, for one that a tar of the input has, and if two clips would be
+    one sample.
+    """
     _keys(clips)
-    return shard(out, 0)
+    first = shard(out, 0)
+    shards = re.compile(r"\d+".join(map(re.escape, _NUMBER.split(out.name, maxsplit=1))))
+    for path in {Path(clip.path) for clip in clips if not remote.is_remote(clip.path)}:
+        if shards.fullmatch(path.name) and os.path.realpath(path.parent) == os.path.realpath(out.parent):
+            raise UsageError(f"{path} is read, and shards named {out.name} would replace it; give them another name")
+    return first
 
 
 def shard(out: Path, number: int) -> Path:
