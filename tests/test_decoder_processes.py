@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 
@@ -50,6 +52,34 @@ def test_a_clip_for_which_no_decoder_can_be_started_may_come_again(monkeypatch: 
             os.kill(only_pid(sandbox), signal.SIGKILL)
             assert isinstance(error_of(sandbox, clips.video()), Overloaded)
         assert sandbox.submit(clips.video()).result()[0].info.codec == "h264"
+
+
+def test_a_process_that_cannot_be_started_leaves_the_videos_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = clips.video()
+    with decoding(processes=2) as sandbox:
+        monkeypatch.setattr(process, "_START", "")
+        os.kill(sandbox.pids[0], signal.SIGKILL)
+        errors = [future.exception() for future in [sandbox.submit(body) for _ in range(40)]]
+    assert sum(isinstance(error, Overloaded) for error in errors) <= 3
+    assert sum(error is None for error in errors) >= 37
+
+
+def test_an_old_process_goes_on_where_no_new_one_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "CLIPS_PER_PROCESS", 2)
+    with decoding() as sandbox:
+        old = only_pid(sandbox)
+        monkeypatch.setattr("tempfile.TemporaryDirectory", raising(OSError("no space left")))
+        for _ in range(4):
+            assert sandbox.submit(clips.video()).result()[0].info.codec == "h264"
+        assert only_pid(sandbox) == old
+        monkeypatch.undo()
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def call(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return call
 
 
 def test_the_time_until_a_decoder_is_ready_is_that_of_the_clip_that_waits_for_it(

@@ -37,6 +37,7 @@ from etenet.video.segments import WHOLE, Cut
 _log = logging.getLogger(__name__)
 
 CLIPS_PER_PROCESS = 1000
+RETRY_S = 1.0  # after a process that could not be started. Meanwhile other processes take the videos
 START_DEADLINE_S = 60.0  # of the first processes. A later one gets the time that the video has that waits for it
 MOST_HELPERS = 3  # of one video: the median of real clips has three parts that can be decoded at the same time
 
@@ -226,12 +227,23 @@ class _Supervisor:
                 _log.warning("a decoder process could not be started (%s)", error)
                 if is_last:
                     raise Overloaded("no process could be started to decode this video; send it again") from error
+                time.sleep(max(0.0, min(RETRY_S, ends_s - time.monotonic())))
             else:
                 return
 
     def _renew(self) -> None:
-        """Start another process if this one is not fit for another video. Raises `OSError` if that is not possible."""
-        if not self.process.alive or self.process.clips >= CLIPS_PER_PROCESS:
-            self.process.end()
-            self.process = self._new_process()
-            metrics.DECODERS_REPLACED.inc()
+        """Start another process if this one is not fit for another video, but an old one is better than none.
+
+        Raises `OSError` if there is none.
+        """
+        if self.process.alive and self.process.clips < CLIPS_PER_PROCESS:
+            return
+        try:
+            fresh = self._new_process()
+        except OSError:
+            if self.process.alive:
+                return
+            raise
+        self.process.end()
+        self.process = fresh
+        metrics.DECODERS_REPLACED.inc()

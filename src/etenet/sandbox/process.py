@@ -41,6 +41,7 @@ GRACE_S = 0.25  # after a limit: a process that looks at the clock itself can st
 _CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _ERRORS = {kind.__name__: kind for kind in CaptionError.__subclasses__() if kind.status < 500}
 _MESSAGE_LETTERS = 1000
+_MOST_SECONDS = 1e30  # beyond every timestamp: 64 bits of ticks, each of at most 2^31 s
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
 _ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}  # or malloc would reserve memory beyond the limit for each thread
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -78,6 +79,8 @@ class DecoderProcess:
         self.clips, self.clip_cpu_s, self.ready = 0, 0.0, False
         self.filter_fault: str | None = None
         self._limits, self._frames_shape = limits, (FRAMES_PER_CLIP, resize_px, resize_px, 3)
+        # The working directory is empty, and deleted as soon as the process is ready: there is nothing to clean up.
+        self._nowhere = tempfile.TemporaryDirectory(prefix="decoder-")
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = {
             "entry": entry,
@@ -88,8 +91,6 @@ class DecoderProcess:
             "limits": asdict(limits),
             "helpers": helpers,
         }
-        # The working directory is empty, and deleted as soon as the process is ready: there is nothing to clean up.
-        self._nowhere = tempfile.TemporaryDirectory(prefix="decoder-")
         try:
             self._program = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, json.dumps(settings)],
@@ -251,7 +252,7 @@ def _clip(fields: Mapping[str, Any], memory: int, number: int, shape: tuple[int,
     sizes = (info.distinct_frames, info.width_px, info.height_px)
     if len(info.times_s) != FRAMES_PER_CLIP:
         raise ValueError(f"reply field times_s has {len(info.times_s)} entries")
-    if not all(isinstance(value, float) and math.isfinite(value) for value in seconds):
+    if not all(isinstance(value, float) and abs(value) < _MOST_SECONDS for value in seconds):
         raise ValueError(f"reply field out of range: {seconds}")
     if not (isinstance(info.shown_aspect, float) and 0 < info.shown_aspect < math.inf):
         raise ValueError(f"reply field out of range: {info.shown_aspect!r}")
