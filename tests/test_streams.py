@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
+from openvino import opset13 as ops
 
 from etenet.captioning.captioner import Captioner
 from etenet.runtime import openvino, streams
@@ -89,6 +91,22 @@ def test_packaging_measures_this_machine(tmp_path: Path, cache: Path, monkeypatc
     archive.package(DEMO, tmp_path / "demo.mar")
     (kept,) = (cache / "etenet" / "streams").iterdir()
     assert kept.read_text() in ("1", "2", "4")
+
+
+def test_an_error_of_one_frame_is_not_that_of_later_ones(graph: Path) -> None:
+    """The graph reshapes eight numbers to as many rows as the largest byte of a frame says."""
+    frame, first = ops.parameter([1, 2, 2, 3], np.uint8), ops.constant(np.array([0]))
+    rows = ops.unsqueeze(ops.convert(ops.reduce_max(frame, [0, 1, 2, 3], False), "i64"), first)
+    table = ops.reshape(ops.constant(np.ones(8, np.float32)), ops.concat([rows, ops.constant(np.array([2]))], 0), False)
+    sums, zeros = ops.reduce_sum(table, first, True), ops.constant(np.zeros((1, 2), np.float32))
+    ov.save_model(ov.Model([ops.scatter_update(zeros, first, sums, ops.constant(np.array(0)))], [frame]), graph)
+    encode, frames = openvino.CompiledEncoder(graph, threads=2), np.full((4, 2, 2, 3), 4, np.uint8)
+    with pytest.raises(RuntimeError):
+        encode(frames - 1)
+    with pytest.raises(RuntimeError):  # else `renew` would not be needed
+        encode(frames)
+    encode.renew()
+    np.testing.assert_array_equal(encode(frames), np.full((4, 2), 4))
 
 
 def test_features_do_not_depend_on_the_streams(captioner: Captioner, tmp_path: Path) -> None:

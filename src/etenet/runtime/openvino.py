@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -77,8 +78,7 @@ class CompiledEncoder:
                 "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             },
         )
-        self._requests = ov.AsyncInferQueue(self._compiled, at_a_time)
-        self._requests.set_callback(self._keep)
+        self._requests = self._new_requests(at_a_time)
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """frames (N, resize_px, resize_px, 3) RGB -> features (N, D)."""
@@ -88,10 +88,22 @@ class CompiledEncoder:
         self._requests.wait_all()
         return features
 
+    def renew(self) -> None:
+        """After an error. A queue of requests raises the error of one frame for all later frames, too."""
+        for request in self._requests:
+            with suppress(RuntimeError):
+                request.wait()  # its callback needs Python's lock, which this thread holds while the queue is deleted
+        self._requests = self._new_requests(len(self._requests))
+
     @property
     def frame_shape(self) -> tuple[int, ...]:
         """(resize_px, resize_px, 3)"""
         return tuple(self._compiled.input().shape)[1:]
+
+    def _new_requests(self, at_a_time: int) -> ov.AsyncInferQueue:
+        requests = ov.AsyncInferQueue(self._compiled, at_a_time)
+        requests.set_callback(self._keep)
+        return requests
 
     @staticmethod
     def _keep(request: ov.InferRequest, row: NDArray[np.float32]) -> None:
@@ -165,7 +177,7 @@ class OpenVinoNetwork:
         return self._decoder.log_probs(feature, sentences)
 
     def recover(self) -> None:
-        """A CPU needs nothing."""
+        self._encode.renew()
 
 
 def compile_encoder(checkpoint: Checkpoint, graph: Path) -> None:
