@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from etenet import metrics
 from etenet.errors import Overloaded
 from etenet.serving.request import Request
 from etenet.serving.request_log import RequestRecord, record_batch
@@ -16,8 +17,9 @@ from etenet.serving.response import error_body, set_headers
 class DrainingHandler:
     """Refuses every request."""
 
-    def initialize(self, context: Any) -> None:
-        """Nothing is loaded."""
+    def initialize(self, _context: Any) -> None:
+        """Nothing is loaded, but the figures get their room on the disk, which may be full later."""
+        metrics.allocate()
 
     def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:
         started = time.perf_counter()

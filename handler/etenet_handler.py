@@ -120,7 +120,7 @@ class EtenetHandler:
             if self.spans:
                 requests = self.spans.record(requests, outcomes, stages, started)
             pairs = list(zip(requests, outcomes, strict=True))
-            bodies = [self._respond(number, *pair, context) for number, pair in enumerate(pairs)]
+            bodies = [self._response(number, *pair, context) for number, pair in enumerate(pairs)]
         seconds = time.perf_counter() - started
         record_batch([RequestRecord(request=request, outcome=outcome, seconds=seconds) for request, outcome in pairs])
         return bodies
@@ -168,6 +168,15 @@ class EtenetHandler:
             send_intermediate_predict_response({number: piece}, id_of_torchserve, "", HTTPStatus.OK, context)
 
         return send
+
+    def _response(self, number: int, request: Request, outcome: Outcome, context: Any) -> bytes:
+        """Of one request, whatever happens: an exception would be that of the whole batch."""
+        try:
+            return self._respond(number, request, outcome, context)
+        except Exception:
+            _log.exception("a response could not be made because of a bug")
+            bug = InternalError("the response could not be made; the log says why")
+            return self._respond(number, request, bug, context)
 
     def _respond(self, number: int, request: Request, outcome: Outcome, context: Any) -> bytes:
         """Set status and headers of a response, and return its body."""

@@ -51,6 +51,8 @@ def test_only_folders_of_killed_servers_are_deleted_and_the_rest_is_named(shared
         with scratch_folder(said.append) as made:
             assert not abandoned.exists()
             assert (made / "lock").is_file()
+            with pytest.raises(BlockingIOError):  # systemd-tmpfiles tries that before it deletes what is old
+                fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert not made.exists()
     for left in (running, target, *strange):
         assert (left / "precious").exists(), left

@@ -32,7 +32,13 @@ def scratch_folder(log: Callable[[str], None]) -> Iterator[Path]:
         made = tempfile.TemporaryDirectory(prefix=_PREFIX)
     except OSError as error:
         raise UsageError(f"cannot make a folder in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR") from error
-    with made as path, (Path(path) / "unlocked").open("w") as file:
+    with (
+        made as path,
+        (Path(path) / "unlocked").open("w") as file,
+        _opened(Path(path), os.O_DIRECTORY) as folder,
+    ):
+        # systemd-tmpfiles deletes what is ten days old in /tmp, but nothing in a locked folder (tmpfiles.d(5), "Age").
+        fcntl.flock(folder, fcntl.LOCK_SH)
         fcntl.flock(file, fcntl.LOCK_EX)
         os.rename(file.name, Path(path) / _LOCK)
         yield Path(path)
