@@ -19,7 +19,7 @@ import etenet
 from etenet.assets import bundled
 from etenet.cli import arguments, captioning, packaging
 from etenet.cli.captioning import caption
-from etenet.errors import EtenetError, JavaError, JobStopped, OutputLost, UsageError
+from etenet.errors import DeviceFailed, EtenetError, JavaError, JobStopped, OutputLost, UsageError
 from etenet.files import occupy_closed_streams, print_bytes
 from etenet.files.rows import read_text
 from etenet.linux import thread_settings
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OutputLost) and isinstance(error.__cause__, BrokenPipeError):  # `| head`: no mistake
             return 128 + signal.SIGPIPE
         print(f"etenet {options.command}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, JavaError | JobStopped | OutputLost) else 2
+        return 1 if isinstance(error, JavaError | JobStopped | OutputLost | DeviceFailed) else 2
     except OSError as error:  # that nothing below expects, such as a full TMPDIR
         print(f"etenet {options.command}: {error}", file=sys.stderr)
         return 1

@@ -266,10 +266,10 @@ def _read_ahead(clips: Iterable[JobClip], max_body_bytes: int) -> Iterator[tuple
 
 
 def _held_bytes(clip: JobClip, body: Future[bytes | Record]) -> int:
-    """Of a clip that is read ahead. From a URL, that is known once it is there."""
-    if body.done() and isinstance(contents := body.result(), bytes):
-        return len(contents)
-    return size_of(clip.source)
+    """Of a clip that is read ahead. From a URL, that is known once it is there: until then it counts as a large one."""
+    if body.done():
+        return len(contents) if isinstance(contents := body.result(), bytes) else 0
+    return size_of(clip.source) or READ_AHEAD_BYTES // READERS
 
 
 def size_of(source: Source) -> int:

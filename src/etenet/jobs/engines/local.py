@@ -15,7 +15,7 @@ from etenet.captioning.captioner import SANDBOX_EXISTS, Captioner
 from etenet.captioning.captions import Caption
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import Video
-from etenet.errors import CaptionError
+from etenet.errors import CaptionError, DeviceFailed, JobStopped
 from etenet.jobs.journal import part_of_record, record_of
 from etenet.jobs.progress import say
 from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies, segments_expected
@@ -67,11 +67,14 @@ def engine_of(captioner: Captioner, options: CaptionOptions, *, details: bool, s
                 on_segments(key, [part_of_record(caption.as_segment(), details=details)], caption.video.duration_s)
 
         videos = (Video(key, body, replace(options, cut=cut)) for key, body, cut in bodies)
-        for key, outcome in captioner.caption_stream(videos, batch_clips=batch_clips, on_caption=on_caption):
-            if isinstance(outcome, CaptionError):
-                yield key, dict(outcome.as_dict())
-            else:
-                yield key, record_of(outcome.as_dict(), details=details)
+        try:
+            for key, outcome in captioner.caption_stream(videos, batch_clips=batch_clips, on_caption=on_caption):
+                if isinstance(outcome, CaptionError):
+                    yield key, dict(outcome.as_dict())
+                else:
+                    yield key, record_of(outcome.as_dict(), details=details)
+        except DeviceFailed as error:
+            raise JobStopped(f"{error}; start this job again, and it goes on from there") from error
 
     return of_bodies(captions, JOB_LIMITS.max_body_bytes, options.cut)
 
