@@ -280,6 +280,18 @@ def test_a_bug_is_an_error_for_each_row_and_a_lost_device_ends_the_worker(
     assert ended == [1]
 
 
+def test_a_response_that_cannot_be_made_costs_no_other_of_the_batch(
+    handler: EtenetHandler, unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as subtitles at times that a decoder process made up."""
+    context = Context(unpacked)
+    context.headers = [{"Accept": "text/vtt"}, {}]
+    monkeypatch.setattr("handler.etenet_handler.subtitles.on_players_clock", lambda *_: 1 / 0)
+    bodies = [json.loads(body) for body in handler.handle([{"body": CLIP}] * 2, context)]
+    assert (bodies[0]["error"]["code"], context.statuses[0]) == ("internal_error", 500)
+    assert bodies[1]["caption"] == CAPTION
+
+
 def test_a_worker_that_cannot_load_writes_the_reason_for_the_launcher(
     unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
