@@ -172,7 +172,7 @@ def test_a_caption_is_withheld_below_the_minimum_and_given_from_it_on(calibrated
 
 @pytest.mark.parametrize(
     ("calibration", "beam_size", "message"),
-    [(None, 5, "needs a checkpoint with a calibration"), (BY_BEAM, 4, "beam_size of at least 5, got 4")],
+    [(None, 5, "needs a checkpoint with a calibration"), (BY_BEAM, 4, "beam_size of at least 5, got 4; raise")],
 )
 def test_a_minimum_that_no_confidence_can_meet_is_refused_for_its_clip_alone(
     calibration: Calibration | None, beam_size: int, message: str

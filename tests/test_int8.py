@@ -85,7 +85,7 @@ def test_int8_that_changes_captions_is_refused_with_the_figures_and_leaves_no_ar
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("etenet package: ")]
     first, last = (line for line in lines if "of 9 held-out clips (" in line)
     assert first.endswith("trying again with more care, which takes longer")
-    assert "98% are needed" in last
+    assert "98 % are needed; package without --int8, or ask for less with --agreement" in last
     assert not out.exists()
 
 
@@ -121,7 +121,7 @@ def test_without_references_98_percent_of_the_captions_must_be_the_same() -> Non
     assert agreement.LEAST_AGREEMENT == 0.98
     assert Agreement(clips=100, same=98).reaches(None)
     assert not Agreement(clips=100, same=97).reaches(None)
-    assert "97 of 100 held-out clips (97.0%) keep their caption" in str(Agreement(clips=100, same=97))
+    assert "97 of 100 held-out clips (97.0 %) keep their caption" in str(Agreement(clips=100, same=97))
 
 
 @pytest.mark.parametrize(

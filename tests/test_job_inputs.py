@@ -239,9 +239,7 @@ def test_a_url_names_what_is_below_it() -> None:
     below = inputs.clips(["memory://inputs"], skipped=skipped)
     assert [clip.video for clip in below] == ["memory:///inputs/a.mp4", "memory:///inputs/deep/b.vob"]
     assert str(skipped) == "2 files (._* 1, .ogv 1)"
-    with pytest.raises(
-        UsageError, match=r"cannot list nothing://a: Protocol not known: nothing; mend that, or correct"
-    ):
+    with pytest.raises(UsageError, match=r"cannot list nothing://a: Protocol not known: nothing; fix that, or correct"):
         inputs.clips(["nothing://a"])
 
 

@@ -25,6 +25,7 @@ from tests.front import nginx, with_keys
 
 Capture = pytest.CaptureFixture[str]
 CLIPS = [f"examples/{name}" for name in EXAMPLES]
+FULL = "cannot write to standard output: No space left on device; fix that, or redirect it elsewhere"
 
 
 @pytest.fixture(autouse=True)
@@ -149,10 +150,10 @@ def test_a_server_and_this_process_continue_each_others_jobs(server: Server, tmp
     ("shell", "status", "message"),
     [
         ("| true", 128 + 13, ""),
-        ("> /dev/full", 1, "etenet caption: cannot write to standard output: No space left on device"),
+        ("> /dev/full", 1, f"etenet caption: {FULL}"),
         (">&-", 2, "etenet caption: standard output is closed; name a file with --out"),
         ("--format csv >&-", 2, "etenet caption: standard output is closed; name a file with --out"),
-        ("--format parquet > /dev/full", 1, "etenet caption: cannot write to standard output: No space left on device"),
+        ("--format parquet > /dev/full", 1, f"etenet caption: {FULL}"),
         ("--out OUT >&- 2>&- <&-", 0, ""),
         ("--out OUT 2>&1 | true", 0, ""),
     ],

@@ -188,7 +188,7 @@ def test_a_video_beyond_the_limit_is_called_too_large(
     with chromium.tab(front if where == "front" else server.exporter) as tab:
         tab.drop(files=[huge])
         tab.wait("!document.getElementById('error').hidden")
-        assert re.search("too large|larger than 64 MiB", tab.text("#error"))
+        assert re.search("too large|larger than 6[45] MiB", tab.text("#error"))
 
 
 def test_without_a_captioner_it_says_so_and_tries_again_when_asked(chromium: Browser) -> None:

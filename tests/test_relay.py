@@ -84,9 +84,10 @@ def test_a_client_that_leaves_is_no_error_in_the_log(server: Server) -> None:
 
 
 def test_a_body_beyond_the_limit_is_not_passed_on() -> None:
-    with relayed_to(1) as front:
-        too_large = ask(front + PATH, bytes(1001))
+    with relayed_to(1, max_body_bytes=2**20) as front:
+        too_large = ask(front + PATH, bytes(2**20 + 1))
         assert (too_large.status, code_of(too_large)) == (413, "too_large")
+        assert "larger than 1 MiB;" in too_large.json()["error"]["message"]
 
 
 def test_options_in_a_query_are_refused() -> None:
@@ -134,6 +135,7 @@ def test_one_request_more_than_there_is_room_for_is_refused_and_the_next_is_not(
         together.wait()
         refused = ask(front + PATH, b"video")
         assert (refused.status, code_of(refused)) == (503, "overloaded")
+        assert "takes 8 requests at a time" in refused.json()["error"]["message"]
         together.wait()
         assert [future.result().status for future in held] == [200] * AT_ONCE
 

@@ -182,7 +182,7 @@ def test_a_clip_that_its_filesystem_does_not_give_is_an_error_of_its_own() -> No
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("nothing://a/b.jsonl", "cannot write nothing://a/b.jsonl: Protocol not known: nothing; mend that, or name"),
+        ("nothing://a/b.jsonl", "cannot write nothing://a/b.jsonl: Protocol not known: nothing; fix that, or name"),
         ("s3:/a/b.jsonl", "s3:/a/b.jsonl is no URL, and would be a folder here; write s3://a/b.jsonl"),
         ("memory://a/b.doc", "no format has names like b.doc; end it with .jsonl, "),
     ],

@@ -204,7 +204,7 @@ def test_references_without_a_word_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("predictions", "references", "complaint"),
     [
-        ({}, REFERENCES, "no prediction to score"),
+        ({}, REFERENCES, "no prediction to score; give"),
         (PREDICTIONS, REFERENCES | {"fox": ["a fox"], "cow": ["a cow"]}, "no prediction for 'fox', 'cow'; caption"),
         (PREDICTIONS | {"fox": ["a fox"]}, REFERENCES, "no reference for 'fox'; add"),
         (PREDICTIONS | {"cat": ["a cat", "cats"]}, REFERENCES, "not exactly one prediction for 'cat'"),
@@ -322,6 +322,6 @@ def test_a_failing_java_is_one_line_and_status_1(
     files += ["--references", written(tmp_path / "references.json", REFERENCES)]
     assert main(["score", *files]) == 1
     assert (
-        capsys.readouterr().err
-        == "etenet score: the PTB tokenizer ended by itself with status 1: it printed no error\n"
+        capsys.readouterr().err == "etenet score: the PTB tokenizer ended by itself with status 1: "
+        "it printed no error; check Java with: etenet doctor\n"
     )

@@ -8,11 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import dropwhile
 from pathlib import Path
+from threading import Event
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from benchmarks.rig.servers import config_on_free_ports
+from etenet.serving import launcher
 from tests.conftest import DEMO, EXAMPLES, REPOSITORY, Response, Server, ask, running_server, runs, wait_until
 
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
@@ -101,6 +104,17 @@ def test_a_second_signal_drops_the_remaining_requests(many_clients: ThreadPoolEx
         assert {future.result() for future in responses} == {"lost"}
 
 
+@pytest.mark.parametrize(("pending", "named"), [(1, "1 request;"), (8, "8 requests;"), (None, "an unknown number of ")])
+def test_it_says_how_many_are_dropped_at_the_deadline(
+    pending: int | None, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    health = Mock(pending=Mock(return_value=pending, side_effect=None if pending else OSError("silent")))
+    launcher._drain(Mock(alive=True), health, Event(), Mock(drain_deadline_s=0.1))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"dropped unanswered after 0.1 s: {named}" in last
+    assert last.endswith("; raise drain_deadline_s to wait longer")
+
+
 def outcome_of(server: Server) -> str:
     try:
         return str(server.caption(CLIP).status)
@@ -119,5 +133,5 @@ def test_when_java_is_killed_the_server_ends_and_says_why(small_checkpoint: Path
         assert len(family) >= 3
         server.java().kill()
         assert server.process.wait(30) == 1
-        assert "TorchServe ended by itself" in server.log.read_text()
+        assert "TorchServe ended by itself; its last lines are above" in server.log.read_text()
         wait_until(lambda: not any(runs(process.pid) for process in family), 30)

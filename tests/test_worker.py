@@ -46,7 +46,7 @@ def test_the_clips_of_all_segments_are_written_over_the_body() -> None:
 def test_an_error_is_named_with_its_message() -> None:
     reply, _ = reply_to(b"not a video")
     assert reply["error"] == "NotAVideo"
-    assert "a container we read" in reply["message"]
+    assert "a container that etenet reads" in reply["message"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def ship(run: Path, checkpoint: Path, *, max_bytes: int, terms: str, start_share
         best = mixed(best, start, start_share)
     checkpoints.save(replace(best, name=checkpoint.stem, terms=terms), checkpoint, dtype=torch.float16)
     if (size := checkpoint.stat().st_size) > max_bytes:
-        raise EtenetError(f"{checkpoint} has {size} bytes, more than {max_bytes}")
+        raise EtenetError(
+            f"{checkpoint} has {size} bytes, more than {max_bytes}; raise --max-bytes, or train a smaller encoder"
+        )
     return size
 
 

@@ -138,9 +138,10 @@ def _not_started(name: str, error: OSError) -> JavaError:
 
 
 def _too_late(name: str, deadline_s: float) -> JavaError:
-    return JavaError(f"{name} was not done after {deadline_s:g} s and was stopped")
+    return JavaError(f"{name} was not done after {deadline_s:g} s and was stopped; end other programs, and try again")
 
 
 def _died(name: str, returncode: int, stderr: Iterable[bytes]) -> JavaError:
     last_lines = " / ".join(str(line, "utf-8", "replace").strip() for line in stderr)
-    return JavaError(f"{name} ended by itself with status {returncode}: {last_lines or 'it printed no error'}")
+    reason = last_lines or "it printed no error"
+    return JavaError(f"{name} ended by itself with status {returncode}: {reason}; check Java with: etenet doctor")

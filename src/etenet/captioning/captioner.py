@@ -113,7 +113,10 @@ class Captioner:
         def accept(clips: list[Clip], still_decoding: int) -> list[Clip] | CaptionError:
             nonlocal room
             if len(clips) > room - still_decoding:
-                return Overloaded("there are too many segments at a time; send the video again in a moment")
+                return Overloaded(
+                    f"the videos that came together have more than {self._decoders.limits.max_segments} segments; "
+                    "send this one again in a moment, or ask for fewer"
+                )
             room -= len(clips)
             return clips
 

@@ -153,7 +153,7 @@ class CaptionOptions:
         if self.beam_size < calibration.beam_size:
             return BadOption(
                 f"min_confidence={self.min_confidence:g} needs a beam_size of at least {calibration.beam_size}, "
-                f"got {self.beam_size}"
+                f"got {self.beam_size}; raise beam_size, or leave min_confidence out"
             )
         return None
 

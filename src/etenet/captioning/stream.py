@@ -261,7 +261,7 @@ def decoded_by(future: Future[list[Clip]]) -> list[Clip] | CaptionError:
     except CaptionError as error:
         return error.without_frames()
     except Exception:
-        _log.exception("decoding failed because of a bug of ours")
+        _log.exception("decoding failed because of a bug in etenet")
         return InternalError("the video could not be decoded because of a bug in the server")
 
 

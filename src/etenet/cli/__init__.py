@@ -108,7 +108,9 @@ def score(options: argparse.Namespace) -> int:
             with open(options.per_clip, "w", encoding="utf-8") as out:
                 out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         except OSError as error:
-            raise UsageError(f"cannot write {options.per_clip}: {error.strerror}") from error
+            raise UsageError(
+                f"cannot write {options.per_clip}: {error.strerror}; fix that, or give another path with --per-clip"
+            ) from error
     return 0
 
 

@@ -75,7 +75,7 @@ class Quantiser:
             if compared.reaches(self.least_agreement):
                 break
             if careful:
-                raise UsageError(f"int8 changes too much: {compared}; {self._wanted()}. Package without --int8")
+                raise UsageError(f"int8 changes too much: {compared}; {self._wanted()}")
             print(f"etenet package: int8: {compared}; trying again with more care, which takes longer", file=sys.stderr)
         print(f"etenet package: int8: {compared}", file=sys.stderr)
         for suffix in (".xml", ".bin"):
@@ -113,9 +113,10 @@ class Quantiser:
     def _wanted(self) -> str:
         least = self.least_agreement
         if self.references is None:
-            return f"{agreement.LEAST_AGREEMENT if least is None else least:.0%} are needed"
-        share = f", and {least:.0%} that are the same or as good" if least else ""
-        return f"at most {agreement.MOST_LOST_POINTS} points of CIDEr less are allowed{share}"
+            needed = 100 * (agreement.LEAST_AGREEMENT if least is None else least)
+            return f"{needed:g} % are needed; package without --int8, or ask for less with --agreement"
+        share = f", and {100 * least:g} % that are the same or as good" if least else ""
+        return f"at most {agreement.MOST_LOST_POINTS} points of CIDEr less are allowed{share}; package without --int8"
 
 
 def _of_clips(clips: Sequence[JobClip], references: Captions) -> dict[str, Sequence[str]]:

@@ -76,7 +76,7 @@ def occupy_closed_streams() -> None:
 def print_bytes(text: bytes) -> None:
     """Write to standard output at once. Raises `OutputLost`, from `BrokenPipeError` if nobody reads any more."""
     if sys.stdout is None:
-        raise OutputLost("standard output is closed")
+        raise OutputLost("standard output is closed; redirect it to a file")
     try:
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
@@ -84,7 +84,9 @@ def print_bytes(text: bytes) -> None:
         # Python would write what is left when it ends, fail again, and say so.
         with suppress(OSError), open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        raise OutputLost(f"cannot write to standard output: {error.strerror}") from error
+        raise OutputLost(
+            f"cannot write to standard output: {error.strerror}; fix that, or redirect it elsewhere"
+        ) from error
 
 
 class AppendOnlyLog:

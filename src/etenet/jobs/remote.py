@@ -22,6 +22,7 @@ from etenet.files import cache_folder
 PUBLISH_EVERY_S = 60.0
 UPLOAD_SHARE = 0.05  # of the time of a job, at most
 _SHOWN_CHARACTERS = 200
+_FIX_OF_OUT = "; fix that, or name another place with --out"
 _SLASH_LEFT_OUT = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
 
 
@@ -40,7 +41,7 @@ def opened(url: str) -> Iterator[IO[bytes]]:
 
 def find(url: str) -> list[str]:
     """The URLs of all files in a folder, at any depth, or those that match a glob, or of one file the URL itself."""
-    with _errors_as(UsageError, f"cannot list {url}", fix="; mend that, or correct the URL"):
+    with _errors_as(UsageError, f"cannot list {url}", fix="; fix that, or correct the URL"):
         files, path = _filesystem(url)
         if glob.has_magic(path):
             names = files.glob(path)
@@ -60,7 +61,7 @@ class Publication:
     def __init__(self, url: str) -> None:
         """Raises `UsageError` if the URL names no file that could be written."""
         self.url = url.rstrip("/")
-        with _errors_as(UsageError, f"cannot write {url}"):
+        with _errors_as(UsageError, f"cannot write {url}", fix=_FIX_OF_OUT):
             self._files, self._place = _filesystem(self.url)
         self._above, slash, name = self._place.rpartition("/")
         if not (slash and name):
@@ -78,7 +79,7 @@ class Publication:
         """A temporary copy of the file that is published beside the output under this name; None if there is none."""
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch) / name
-            with _errors_as(UsageError, f"cannot read {self.url}"):
+            with _errors_as(UsageError, f"cannot read {self.url}", fix=_FIX_OF_OUT):
                 if is_there := self._files.exists(f"{self._above}/{name}"):
                     self._files.get_file(f"{self._above}/{name}", str(copy))
             yield copy if is_there else None
@@ -113,7 +114,7 @@ def destination(out: str) -> tuple[Path, Publication | None]:
         return Path(out), None
     from fsspec.implementations.local import LocalFileSystem
 
-    with _errors_as(UsageError, f"cannot write {out}", fix="; mend that, or name another place with --out"):
+    with _errors_as(UsageError, f"cannot write {out}", fix=_FIX_OF_OUT):
         files, path = _filesystem(out)
     if isinstance(files, LocalFileSystem):
         return Path(path), None

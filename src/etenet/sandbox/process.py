@@ -237,7 +237,7 @@ class DecoderProcess:
 def _validated(reply: Mapping[str, Any], memory: int, shape: tuple[int, ...], max_segments: int) -> list[Clip]:
     """The clips of a reply. Raises `CaptionError` if the reply is one, and anything else if the reply is invalid."""
     if "bug" in reply:
-        _log.error("a decoder process reports a bug of ours: %.2000r", reply["bug"])
+        _log.error("a decoder process reports a bug in etenet: %.2000r", reply["bug"])
         raise InternalError("the video could not be decoded because of a bug in the server")
     if "error" in reply:
         raise _ERRORS[reply["error"]](str(reply["message"])[:_MESSAGE_LETTERS])

@@ -43,7 +43,7 @@ class Agreement:
         return self.share >= (LEAST_AGREEMENT if least is None else least)
 
     def __str__(self) -> str:
-        share = f"{self.same} of {counted(self.clips, 'held-out clip')} ({self.same / self.clips:.1%})"
+        share = f"{self.same} of {counted(self.clips, 'held-out clip')} ({100 * self.same / self.clips:.1f} %)"
         text = f"{share} keep their caption"
         if self.cider_points:
             exact, cheaper = self.cider_points

@@ -71,7 +71,7 @@ class Scorer:
 
     def _check(self, predictions: Captions) -> None:
         if not predictions:
-            raise UsageError("there is no prediction to score")
+            raise UsageError("there is no prediction to score; give one for each clip")
         if predictions.keys().isdisjoint(self.references):
             raise UsageError(
                 f"predictions and references have no clip in common: {named(predictions)} against "

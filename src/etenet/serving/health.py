@@ -103,7 +103,9 @@ class Health:
         try:
             WITHOUT_PROXY.open(request, timeout=MANAGEMENT_DEADLINE_S).close()
         except urllib.error.HTTPError as error:
-            _log.warning("newcomers are captioned, not refused: TorchServe answers %d", error.code)
+            _log.warning(
+                "TorchServe answers %d, so requests that come during the shutdown are still captioned", error.code
+            )
 
     def pending(self) -> int:
         """Requests to caption that TorchServe has accepted and not yet answered."""
@@ -174,7 +176,7 @@ class Health:
                 caption = json.load(response)["caption"]
         except urllib.error.HTTPError as error:
             full = error.code == HTTPStatus.SERVICE_UNAVAILABLE
-            return None if full else f"the test clip got status {error.code}"
+            return None if full else f"the test clip got status {error.code}; the log says why"
         except TimeoutError:
             return None
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:

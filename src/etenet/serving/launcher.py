@@ -34,6 +34,7 @@ from etenet.serving.torchserve import TorchServe, delay_torch, gpus_of
 START_GRACE_S = 20.0  # beyond what TorchServe gives a worker (`startupTimeout`)
 # A shutdown waits until nothing was pending for so long: a batch on its way to its worker is counted nowhere.
 IDLE_S = 1.0
+_WHERE_TO_LOOK = "its last lines are above, those of its workers below; check this machine with: etenet doctor"
 
 
 def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) -> int:
@@ -84,7 +85,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
                 while torchserve.alive and not stop.wait(0.2):
                     pass
                 if not stop.is_set():
-                    raise EtenetError("TorchServe ended by itself; its last lines are above")
+                    raise EtenetError(f"TorchServe ended by itself; {_WHERE_TO_LOOK}")
                 health.stopping = True
                 _drain(torchserve, health, stop_now, config)
         except EtenetError as error:
@@ -130,9 +131,11 @@ def _await_ready(torchserve: TorchServe, health: Health, stop: threading.Event, 
         if torchserve.failure:
             raise EtenetError(f"the model does not load: {torchserve.failure}")
         if not torchserve.alive:
-            raise EtenetError("TorchServe ended while starting; its last lines are above")
+            raise EtenetError(f"TorchServe ended while starting; {_WHERE_TO_LOOK}")
         if time.monotonic() > deadline:
-            raise EtenetError(f"not ready after {deadline_s:.0f} s: {fault}")
+            raise EtenetError(
+                f"not ready after {deadline_s:.0f} s: {fault}; the lines below may say why, or run: etenet doctor"
+            )
 
 
 def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, config: ServerConfig) -> None:
@@ -147,15 +150,18 @@ def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, co
             if not refusing:
                 health.refuse_newcomers()
                 refusing = True
-            pending = str(health.pending() or "")
+            pending = counted(count, "request") if (count := health.pending()) else ""
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-            pending = "an unknown number of"
+            pending = "an unknown number of requests"
             if not silent:
                 _log(f"TorchServe does not report pending requests ({error}); it is asked again")
             silent = True
         idle_since = math.inf if pending else min(idle_since, time.monotonic())
         if time.monotonic() > end:
-            _log(f"{pending} requests are dropped: not answered within {config.drain_deadline_s:g} s")
+            _log(
+                f"dropped unanswered after {config.drain_deadline_s:g} s: {pending}; "
+                "raise drain_deadline_s to wait longer"
+            )
             return
 
 

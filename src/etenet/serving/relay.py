@@ -72,12 +72,14 @@ class Relay:
             return refusal(HTTPStatus.BAD_REQUEST, _NO_QUERY)
         length = head.headers.get("content-length", "")
         if not length.isdecimal():
-            return refusal(HTTPStatus.LENGTH_REQUIRED, "the length of the video must be in the header", "bad_request")
+            message = "the request needs a Content-Length; send a whole file, for example with curl -T clip.mp4"
+            return refusal(HTTPStatus.LENGTH_REQUIRED, message, "bad_request")
         if len(length) > _MOST_DIGITS or int(length) > self._max_body_bytes:
-            message = "the video is too large; send a shorter or smaller one"
+            message = f"the body is larger than {self._max_body_bytes / 2**20:.4g} MiB; send a shorter or smaller video"
             return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, "too_large")
         if self._running >= AT_ONCE:
-            return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the page is busy; try again in a moment", "overloaded")
+            message = f"this port takes {AT_ONCE} requests at a time; try again in a moment"
+            return refusal(HTTPStatus.SERVICE_UNAVAILABLE, message, "overloaded")
         self._running += 1
         try:
             return await self._passed_on(client, head, headers, body, int(length))

@@ -68,10 +68,10 @@ class Film:
             self._demuxed = self._demux(streams)
             self._stream = film_of(streams, {index: len(packets) for index, packets in self._demuxed.items()})
         if self._stream.codec_context is None:
-            raise NotAVideo(f"the video's codec is unknown; we read {', '.join(DECODERS)}")
+            raise _unread("unknown")
         self.codec = self._stream.codec_context.codec.canonical_name
         if self.codec not in DECODERS:
-            raise NotAVideo(f"the video's codec is {self.codec}; we read {', '.join(DECODERS)}")
+            raise _unread(self.codec)
         shown = presentation(container, self._stream.index)
         if shown.needs_dolby_vision:
             raise UndecodableVideo(
@@ -113,7 +113,8 @@ class Film:
         packets = (self._demuxed or self._demux([self._stream]))[self._stream.index]
         if not packets:
             raise UndecodableVideo(
-                "the video stream holds no data; the file is damaged, cut short, or only the start of a streamed one"
+                "the video stream holds no data; the file is damaged, cut short, or only the start of a streamed one: "
+                "send all of it"
             )
         if self._container.format.name == "gif":
             as_browsers_play(packets)
@@ -139,3 +140,7 @@ class Film:
         except (av.FFmpegError, IndexError):
             pass  # the part before the damage is captioned. IndexError: a stream that the header did not list
         return packets
+
+
+def _unread(codec: str) -> NotAVideo:
+    return NotAVideo(f"the video's codec is {codec}; etenet reads {', '.join(DECODERS)}; {not_videos.CONVERT}")

@@ -15,9 +15,10 @@ from etenet.video.ffmpeg import CONTAINERS
 
 _SEND_A_VIDEO = "send a video"
 _SEND_THE_FILE = "send the bytes of the video file themselves, for example with curl -T clip.mp4"
-_CONVERT = "convert it, for example with ffmpeg -i FILE clip.mp4"
+CONVERT = "convert it, for example with ffmpeg -i FILE clip.mp4"
 _UNPACK = "unpack it and send the video that is in it"
 _DOWNLOAD = "send the video that it leads to, for example after ffmpeg -i ADDRESS -c copy clip.mp4"
+_A_CONTAINER = f"a container that etenet reads ({', '.join(CONTAINERS)})"
 _SEND_BOTH = "send both in one file, for example after cat INIT SEGMENT > clip.mp4"
 
 _VIDEO = re.compile(
@@ -61,13 +62,13 @@ _OTHERS = {
     rb"fLaC": ("an audio file (FLAC)", _SEND_A_VIDEO),
     rb"RIFF.{4}WAVE": ("an audio file (WAV)", _SEND_A_VIDEO),
     rb"FORM.{4}AIF|#!AMR": ("an audio file (AIFF or AMR)", _SEND_A_VIDEO),
-    rb"OggS": ("an Ogg file, which we do not read", _CONVERT),
-    rb"\x06\x0e\x2b\x34": ("an MXF file, which we do not read", _CONVERT),
-    rb"\.RMF": ("a RealMedia file, which we do not read", _CONVERT),
-    rb"YUV4MPEG2|DKIF|nut/": ("a video in a container that we do not read (YUV4MPEG2, IVF or NUT)", _CONVERT),
+    rb"OggS": ("an Ogg file, which etenet does not read", CONVERT),
+    rb"\x06\x0e\x2b\x34": ("an MXF file, which etenet does not read", CONVERT),
+    rb"\.RMF": ("a RealMedia file, which etenet does not read", CONVERT),
+    rb"YUV4MPEG2|DKIF|nut/": ("a video in a container that etenet does not read (YUV4MPEG2, IVF or NUT)", CONVERT),
     rb"\0\0\x01\xb3|\0\0\0\x01[\x06-\x09\x27\x28\x40\x42\x44\x46\x67\x68]": (
         "a bare video stream without a container",
-        _CONVERT,
+        CONVERT,
     ),
     rb"%PDF": ("a PDF document", _SEND_A_VIDEO),
 }
@@ -130,13 +131,13 @@ def refusal(body: bytes) -> CaptionError:
         return UndecodableVideo(
             "the file starts like a video but its structure is damaged or cut short; send it again whole"
         )
-    return NotAVideo(f"this is not a video in a container we read ({', '.join(CONTAINERS)})")
+    return _refused(f"no video in {_A_CONTAINER}", f"{_SEND_A_VIDEO}, or {CONVERT}")
 
 
 def _picture(body: bytes) -> NotAVideo | None:
     for pattern, name in _ANIMATED.items():
         if re.match(pattern, body, re.DOTALL):
-            return _refused(f"an animated {name} picture, which we do not read", "convert it to MP4 or GIF")
+            return _refused(f"an animated {name} picture, which etenet does not read", "convert it to MP4 or GIF")
     for pattern, name in _PICTURES.items():
         if re.match(pattern, body, re.DOTALL):
             behind = _VIDEO_BEHIND.search(body) if name == "JPEG" else None
@@ -173,7 +174,7 @@ def _text(body: bytes) -> NotAVideo | None:
     if in_base64 and _VIDEO.match(b64decode(in_base64[1][: len(in_base64[1]) // 4 * 4], b"-_")):
         return _refused("a video in base64", _SEND_THE_FILE)
     return _refused(
-        f"text ({text[:_SHOWN_LETTERS].rstrip()!r}), not a video in a container we read ({', '.join(CONTAINERS)})",
+        f"text ({text[:_SHOWN_LETTERS].rstrip()!r}), not a video in {_A_CONTAINER}",
         f"{_SEND_THE_FILE}, or as a form with curl -F data=@clip.mp4",
     )
 

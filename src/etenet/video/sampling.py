@@ -32,6 +32,7 @@ from etenet.video.decoder import Decoder, VideoPacket
 from etenet.video.deinterlacing import Window, Windows
 from etenet.video.film import Film, open_film
 from etenet.video.limits import DecodeLimits, Stopwatch
+from etenet.video.not_videos import CONVERT
 from etenet.video.packet_runs import Run, TimedPacket, doubtful_head, runs, without_hidden
 from etenet.video.pictures import Resizer, check_memory
 from etenet.video.scenes import COMPARED_PX, SceneChanges
@@ -189,7 +190,9 @@ class _Sampler:
         shown = [packet for packet in packets if not packet.is_discard]
         shown_pts = self.film.clock.times([frame.pts for frame in self.decoder.decode(packets)], shown)
         if not shown_pts:
-            raise UndecodableVideo(f"no frame of the {self.film.codec} video could be decoded; the file is damaged")
+            raise UndecodableVideo(
+                f"no frame of the {self.film.codec} video could be decoded; the file is damaged: send it again whole"
+            )
         lengths = {packet.pts: packet.duration or 0 for packet in shown}
         average = (shown_pts[-1] - shown_pts[0]) // (len(shown_pts) - 1) if len(shown_pts) > 1 else 0
         end_pts = shown_pts[-1] + lengths.get(shown_pts[-1], average or self.film.clock.frame_ticks)
@@ -202,7 +205,9 @@ class _Sampler:
             for place, window in windows.add(number, frame)
         }
         if stills.keys() < windows.wanted:
-            raise UndecodableVideo(f"the {self.film.codec} video decodes differently each time; the file is damaged")
+            raise UndecodableVideo(
+                f"the {self.film.codec} video decodes differently each time; the file is damaged: {CONVERT}"
+            )
         return [(segment, [stills[place] for place in _sixteen(segment.frames)]) for segment in segments]
 
     def _windows(self, segments: Sequence[Segment], length: int) -> Windows:

@@ -53,7 +53,7 @@ class Cut:
         if self.segment not in (None, "scenes"):
             raise BadOption(f"segment can only be scenes, got {self.segment[:40]!r}")
         if self.segment_s and self.segment:
-            raise BadOption("segments have one length (segment_s) or are scenes, not both")
+            raise BadOption("segments have one length or are scenes, not both; leave out segment_s or segment")
         if self.max_segments is not None and self.max_segments < 1:
             raise BadOption(f"max_segments must be from 1 on, got {self.max_segments}")
 

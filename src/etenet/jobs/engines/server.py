@@ -187,9 +187,8 @@ class _Client:
             rest = cut.rest(record["segments"][-1]["end_s"], duration_s) if cut.into_segments else None
         except (ValueError, KeyError, TypeError, IndexError) as error:
             if response.status == 413:  # TorchServe's own has no body
-                return _Response(
-                    {"error": {"code": "too_large", "message": "the server does not take such a large body"}}
-                )
+                message = "the server refuses a body of this size; raise max_request_size there, or leave out --server"
+                return _Response({"error": {"code": "too_large", "message": message}})
             raise JobStopped(
                 f"{self._url} does not respond like a captioner (status {response.status}); correct --server"
             ) from error
@@ -209,7 +208,10 @@ class _Client:
 
     def _given_up(self, fault: str, began_s: float) -> Record:
         if self._last_response_s > began_s:
-            message = f"no response to this clip for {GIVE_UP_AFTER_S:.0f} s, while other clips had one ({fault})"
+            message = (
+                f"no response to this clip for {GIVE_UP_AFTER_S:.0f} s, while other clips had one ({fault}); "
+                "--retry-failed tries it again"
+            )
             return {"error": {"code": "no_answer", "message": message}}
         raise JobStopped(
             f"no response from {self._url} for {GIVE_UP_AFTER_S:.0f} s ({fault}); start it, then this job again"
