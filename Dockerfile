@@ -1,11 +1,12 @@
 # The caption server as an image: two stages, no root, nothing written outside /tmp and /var/cache/etenet.
 #
 #   docker build -t etenet .
-#   docker run --rm --read-only --tmpfs /tmp:size=4g -p 8080:8080 -p 8083:8083 etenet
+#   docker run --rm --read-only --tmpfs /tmp:size=4g -p 8080:8080 -p 127.0.0.1:8083:8083 etenet
 #
 # To use a GPU: docker run --gpus all --volume etenet-compiled:/var/cache/etenet. The volume keeps the code that torch
-# compiles for the GPU, with the C++ compiler of the image. For a CPU only, set TORCH_INDEX to an index of CPU wheels of
-# torch and torchvision (pytorch.org has one), which saves 4 GB. CHECKPOINT is the checkpoint to serve.
+# compiles for the GPU, with the C++ compiler of the image. For a CPU only, this saves 5 GB:
+# docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t etenet .
+# The argument CHECKPOINT is the checkpoint to serve.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build

@@ -5,7 +5,7 @@
 #   make serve TORCH=cpu            the same without what a GPU needs: installs 1 GB instead of 6, if there is no .venv yet
 #   make test                       set up, check, run all tests, say which lines they ran
 #   make test-hostile               the attacks at full length, and long tests: some hours, on an idle machine
-#   make bench                      every stage compared with other programs, load, scale and batch jobs: an hour
+#   make bench                      every stage compared with others, load, scale, batch jobs: an hour; needs ETENET_REFERENCE_DATA
 #   make bench-gpu                  each stage on a GPU, and training at full size: a quarter of an hour
 #   make test-wheels                the wheel, on each Python, with the oldest and newest libraries it allows: 20 minutes
 #   make check                      format, lint, types, known vulnerabilities of what is installed

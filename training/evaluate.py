@@ -211,9 +211,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, metavar="F.pt", help="or NAME=F.pt, to name it in the table")
     parser.add_argument(
-        "--beside", action="append", default=[], metavar="F.pt", help="another, for the table; repeatable; or NAME=F.pt"
+        "--checkpoint", required=True, metavar="F.pt", help="the checkpoint, or NAME=F.pt to name it in the table"
+    )
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="F.pt",
+        help="another checkpoint for the table, or NAME=F.pt; repeatable",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--split", default="test")
@@ -231,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     for option in SEARCH_OPTIONS:
         parser.add_argument(option.flag, metavar="N", help=option.usage)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="a torch device, such as cuda; default: cpu")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the clips shown at random; default 0")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which clips are shown at random; default 0")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN")
     return parser
 

@@ -190,10 +190,14 @@ def _parser() -> argparse.ArgumentParser:
 
     every.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset folder to make")
     every.add_argument("--vocabulary-from", choices=("train", "all"), default="train", help="default: train")
-    every.add_argument("--minimum-count", type=_positive, default=1, metavar="N", help="of a word; default 1: all")
+    every.add_argument(
+        "--minimum-count", type=_positive, default=1, metavar="N", help="drop words that are rarer; default 1: none"
+    )
     every.add_argument("--max-words", type=_positive, metavar="N", help="count longer captions; default: the recipe's")
 
-    size.add_argument("--encoder", default="inceptionresnetv2", metavar="NAME", help="whose frame size to take")
+    size.add_argument(
+        "--encoder", default="inceptionresnetv2", metavar="NAME", help="take the frame size of this encoder"
+    )
     size.add_argument("--resize-px", type=_positive, metavar="N", help="frame size; default: the encoder's own")
 
     clips.add_argument("--clips", type=Path, required=True, metavar="DIR", help="the clips, anywhere below it")
@@ -219,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
 
     shares.add_argument("--validation-share", type=float, default=0.1, metavar="X", help="where F has no splits")
     shares.add_argument("--test-share", type=float, default=0.1, metavar="X", help="where F has no splits")
-    shares.add_argument("--seed", type=int, default=0, metavar="N", help="of the shares; default 0")
+    shares.add_argument("--seed", type=int, default=0, metavar="N", help="which clips the shares take; default 0")
 
     one = datasets.add_parser("msvd", parents=[every, size, clips, chosen, official], help="MSVD as distributed")
     one.set_defaults(run=prepare_msvd)
@@ -251,7 +255,9 @@ def _parser() -> argparse.ArgumentParser:
 
     one = datasets.add_parser("demo", parents=[every], help="render the demo world")
     one.set_defaults(run=prepare_demo)
-    one.add_argument("--encoder", metavar="NAME", help="whose frame size to take; default: the recipe demo's")
+    one.add_argument(
+        "--encoder", metavar="NAME", help="take the frame size of this encoder; default: the recipe demo's"
+    )
     one.add_argument("--resize-px", type=_positive, metavar="N", help="frame size; default: the encoder's own")
     one.add_argument("--clips-per-split", type=_positive, metavar="N", help="the first ones only, for a trial")
     one.add_argument("--train-per-combination", type=_positive, default=TRAIN_PER_COMBINATION, metavar="N")

@@ -93,12 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.ship", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, metavar="RUN")
     parser.add_argument("--checkpoint", type=Path, default=Path("model_store/demo.pt"), metavar="F.pt")
-    parser.add_argument("--max-bytes", type=int, default=MAX_CHECKPOINT_BYTES, metavar="N", help="of the checkpoint")
-    parser.add_argument("--terms", default="", metavar="TEXT", help="under which the weights may be used")
+    parser.add_argument(
+        "--max-bytes",
+        type=int,
+        default=MAX_CHECKPOINT_BYTES,
+        metavar="N",
+        help="how many bytes the checkpoint may have",
+    )
+    parser.add_argument("--terms", default="", metavar="TEXT", help="terms under which the weights may be used")
     parser.add_argument(
         "--start-share", type=float, default=0.0, metavar="S", help="mix in the weights that stage 3 began with"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="of the demo world: choose examples there, too")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="dataset folder of the demo world: choose examples there, too"
+    )
     parser.add_argument("--examples", type=Path, default=Path("examples"), metavar="DIR")
     options = parser.parse_args(arguments)
     if not 0 <= options.start_share < 1:

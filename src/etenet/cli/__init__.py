@@ -174,9 +174,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="F.pt",
         help=f"default: the archive {DEFAULT_ARCHIVE}, or the model that etenet brings",
     )
-    command.add_argument("--config", type=Path, default=config, metavar="F")
-    command.add_argument("--host", metavar="H", help="where clients come in; 0.0.0.0: from everywhere")
-    command.add_argument("--port", type=arguments.count, metavar="N", help="of captions; the other ports move along")
+    command.add_argument("--config", type=Path, default=config, metavar="F", help=f"settings; default: {config}")
+    command.add_argument(
+        "--host",
+        metavar="H",
+        help="address on which captions are served, such as 127.0.0.1; default: that of --config, 0.0.0.0 (all)",
+    )
+    command.add_argument(
+        "--port",
+        type=arguments.count,
+        metavar="N",
+        help="port on which captions are served, default 8080; the other ports move by as much",
+    )
 
     command = commands.add_parser(
         "caption", help="caption files, folders and lists of clips; started again, it continues where it stopped"
@@ -197,13 +206,24 @@ def _parser() -> argparse.ArgumentParser:
         help="a network of pretrainedmodels, timm:NAME, or torchvision:googlenet",
     )
     command.add_argument("--words", required=True, type=Path, metavar="F", help="text file, one word per line")
-    command.add_argument("--out", type=Path, default=Path("init.pt"), metavar="F.pt")
+    command.add_argument("--out", type=Path, default=Path("init.pt"), metavar="F.pt", help="default: init.pt")
 
     command = commands.add_parser("doctor", help="say what is missing or wrong, and how to fix it")
     command.set_defaults(run=doctor)
-    command.add_argument("--server", metavar="URL", help="check a running server instead of this machine")
-    command.add_argument("--checkpoint", type=Path, default=checkpoint, metavar="F.pt")
-    command.add_argument("--config", type=Path, default=config, metavar="F")
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        help="check a running server, such as http://localhost:8080, instead of this machine; ETENET_SERVER_KEY is "
+        "its key",
+    )
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=checkpoint,
+        metavar="F.pt",
+        help=f"check this checkpoint; default: {checkpoint}",
+    )
+    command.add_argument("--config", type=Path, default=config, metavar="F", help=f"settings; default: {config}")
 
     command = commands.add_parser("score", help="BLEU, METEOR, ROUGE-L and CIDEr of captions, as one JSON object")
     command.set_defaults(run=score)

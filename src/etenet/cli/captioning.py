@@ -217,17 +217,29 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
     command.add_argument(
         "--sample", type=arguments.count, metavar="N", help="only N of the clips, at random, but always the same"
     )
-    command.add_argument("--seed", type=arguments.whole, default=0, metavar="N", help="which --sample; default 0")
+    command.add_argument(
+        "--seed", type=arguments.whole, default=0, metavar="N", help="which clips --sample takes; default 0"
+    )
     command.add_argument(
         "--watch", action="store_true", help="caption what arrives in folders, too, until Ctrl-C or SIGTERM"
     )
     command.add_argument(
-        "--checkpoint", type=Path, metavar="F.pt", help=f"or F.mar: an archive is ready sooner; default: {checkpoint}"
+        "--checkpoint",
+        type=Path,
+        metavar="F.pt",
+        help=f"a checkpoint, or an archive (F.mar), which is ready sooner; default: {checkpoint}",
     )
     command.set_defaults(default_checkpoint=checkpoint)
-    command.add_argument("--server", metavar="URL", help="caption by this server, not in this process")
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        help="caption through this server, such as http://localhost:8080, instead of in this process; "
+        "ETENET_SERVER_KEY is its key",
+    )
     command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")
-    command.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster; default: one on this machine")
+    command.add_argument(
+        "--ray-address", metavar="ADDRESS", help="address of the Ray cluster; default: start one on this machine"
+    )
     command.add_argument(
         "--workers",
         type=arguments.count,

@@ -41,8 +41,8 @@ def _quantiser(options: argparse.Namespace) -> Quantiser | None:
 
 
 def add_flags(command: argparse.ArgumentParser, default_out: Path) -> None:
-    command.add_argument("source", type=Path, metavar="CHECKPOINT")
-    command.add_argument("--out", type=Path, default=default_out, metavar="F.mar")
+    command.add_argument("source", type=Path, metavar="CHECKPOINT", help="a .pt file made by training")
+    command.add_argument("--out", type=Path, default=default_out, metavar="F.mar", help=f"default: {default_out}")
     command.add_argument("--gpu", action="store_true", help="compile for GPUs like this machine's, which takes minutes")
     command.add_argument(
         "--int8", action="store_true", help="encode in int8 on a CPU, which is faster; refused if captions suffer"
@@ -63,8 +63,8 @@ def add_flags(command: argparse.ArgumentParser, default_out: Path) -> None:
         "--agreement",
         type=_share,
         metavar="SHARE",
-        help="how many must keep their caption (with --references: or get one as good); default 0.98, or with "
-        "--references none",
+        help="the share of clips that must keep their caption, or with --references get one as good; default 0.98, "
+        "with --references no such condition",
     )
 
 
