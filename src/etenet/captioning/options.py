@@ -84,7 +84,13 @@ OPTIONS = (
     ),
     Option(name="max_words", kind=int, least=1, most=50, otherwise="the checkpoint's", help="longest sentence"),
     Option(name="length_penalty", kind=float, least=0, most=2, help="divide log_prob by the length to this power"),
-    Option(name="min_confidence", kind=float, least=0, most=1, help="give null instead of a caption whose confidence is lower"),
+    Option(
+        name="min_confidence",
+        kind=float,
+        least=0,
+        most=1,
+        help="give null instead of a caption whose confidence is lower",
+    ),
     Option(name="start_s", kind=float, least=0, is_flag=False, help="leave out what is shown before"),
     Option(
         name="end_s", kind=float, least=0.001, otherwise="the end", is_flag=False, help="leave out what is shown after"
