@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import psutil
@@ -103,6 +103,18 @@ def folder_with_handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         return tmp_path
 
     return folder_with
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This user has none, and no entry in the list of users."""
+
+    def unknown(_: int) -> NoReturn:
+        raise KeyError
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
 
 
 @pytest.fixture(scope="session")

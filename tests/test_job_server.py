@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -56,9 +59,11 @@ def responding(status_and_checkpoint: Callable[[], tuple[int, str]]) -> Iterator
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         thread = threading.Thread(target=httpd.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{httpd.server_address[1]}"
-        httpd.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        finally:
+            httpd.shutdown()
+            thread.join()
 
 
 @contextmanager
@@ -135,6 +140,38 @@ def test_a_server_with_another_checkpoint_is_refused_at_the_start_and_later(tmp_
         assert main(["caption", *CLIPS, *out, "--server", url]) == 1
     assert "has changed its checkpoint, from sha256:1 to sha256:2; start" in capsys.readouterr().err
     assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(("flags", "number", "status"), [([], signal.SIGINT, 130), (["--watch"], signal.SIGTERM, 0)])
+def test_a_job_ends_at_a_signal_although_the_server_has_gone_silent(
+    flags: list[str], number: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    requests, arrived, ended = count(), threading.Event(), threading.Event()
+
+    def silent_after_the_first() -> tuple[int, str]:
+        if next(requests):
+            arrived.set()
+            ended.wait()
+        return 200, "sha256:1"
+
+    (folder := tmp_path / "clips").mkdir()
+    shutil.copy(CLIPS[0], folder)
+    with responding(silent_after_the_first) as url:
+        options = ["--server", url, "--out", str(tmp_path / "captions.csv"), *flags]
+        command = [sys.executable, "-m", "etenet", "caption", str(folder), *options]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
+            try:
+                assert arrived.wait(30)
+                job.send_signal(number)
+                assert job.wait(15) == status
+                assert job.stderr is not None
+                printed = job.stderr.read()
+            finally:
+                job.kill()
+                ended.set()
+    assert "Traceback" not in printed
+    assert ("stopped" in printed) == (status == 130)
+    assert (tmp_path / "captions.csv").exists() == (status == 0)
 
 
 def test_a_server_and_this_process_continue_each_others_jobs(server: Server, tmp_path: Path, capsys: Capture) -> None:

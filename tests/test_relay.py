@@ -15,6 +15,7 @@ from typing import cast
 import pytest
 
 from benchmarks.rig.servers import free_ports
+from etenet.serving import relay
 from etenet.serving.exporter import exporter
 from etenet.serving.health import Health
 from etenet.serving.loopback import Address
@@ -213,3 +214,19 @@ def test_a_client_that_waits_to_be_asked_for_its_body_is_asked() -> None:
             assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
             connection.sendall(b"video")
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_comes_slowly_does_not_keep_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "PIECE_DEADLINE_S", 0.5)
+    answer = b""
+    with socket.create_server(("127.0.0.1", 0)) as torchserve, relayed_to(torchserve.getsockname()[1]) as front:
+        host, port = front.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=0.05) as connection:
+            connection.sendall(f"PUT {PATH} HTTP/1.1\r\nContent-Length: 1000\r\n\r\n".encode())
+            for _ in range(100):  # each byte comes well before the deadline of a piece
+                connection.sendall(b"x")
+                with suppress(TimeoutError):
+                    answer = connection.recv(1000)
+                    break
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"request_timeout" in answer

@@ -198,6 +198,13 @@ def test_a_url_that_cannot_be_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("no_home")
+def test_without_a_home_the_error_says_what_to_set(url: str) -> None:
+    message = rf"^cannot write {url}: this user has no home; set HOME or XDG_CACHE_HOME$"
+    with pytest.raises(UsageError, match=message):
+        remote.destination(url)
+
+
 def test_the_command_publishes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     assert main([*CAPTION, *(f"examples/{name}" for name in EXAMPLES), "--out", f"{url}.json"]) == 0

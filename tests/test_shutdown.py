@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -135,3 +138,31 @@ def test_when_java_is_killed_the_server_ends_and_says_why(small_checkpoint: Path
         assert server.process.wait(30) == 1
         assert "TorchServe ended by itself; its last lines are above" in server.log.read_text()
         wait_until(lambda: not any(runs(process.pid) for process in family), 30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_during_packaging_ends_it_and_leaves_nothing_that_is_not_deleted(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scratch := tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    log, config = tmp_path / "serve.log", config_on_free_ports(tmp_path)
+    command = [sys.executable, "-m", "etenet", "serve", "--config", str(config), "--checkpoint", str(DEMO)]
+    with log.open("wb") as output, subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output) as server:
+        packaging: list[psutil.Process] = []
+        try:
+            wait_until(lambda: any(scratch.rglob("tmp*")), 60)  # where the encoder is compiled
+            packaging = psutil.Process(server.pid).children()
+            for process in packaging:
+                process.suspend()  # so that it does not end by itself
+            server.send_signal(number)
+            assert server.wait(15) == (0 if number == signal.SIGTERM else -number)
+            wait_until(lambda: not any(runs(process.pid) for process in packaging), 15)
+        finally:
+            for process in (*packaging, server):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+    assert packaging
+    assert "starting TorchServe" not in log.read_text()
+    left = list(scratch.iterdir())
+    assert [(path / "lock").exists() for path in left] == ([] if number == signal.SIGTERM else [True])

@@ -86,6 +86,12 @@ def test_where_nothing_can_be_kept_the_default_holds(graph: Path, monkeypatch: p
     assert streams.streams(graph, 2, PROCESSOR) == 2
 
 
+@pytest.mark.usefixtures("no_home")
+def test_without_a_home_the_default_holds(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams.measure(graph, 2, PROCESSOR, Machine(monkeypatch, {2: 2.0, 1: 1.0}).prepare)
+    assert streams.streams(graph, 2, PROCESSOR) == 2
+
+
 def test_packaging_measures_this_machine(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("etenet.runtime.load.cores", lambda: 4)
     archive.package(DEMO, tmp_path / "demo.mar")

@@ -182,6 +182,15 @@ def test_only_the_newest_encoders_are_kept(tmp_path: Path, monkeypatch: pytest.M
     assert list((tmp_path / "etenet" / "encoders").glob("*/*")) == [graph]
 
 
+@pytest.mark.usefixtures("no_home")
+def test_without_a_home_an_encoder_is_compiled_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etenet.runtime.kept.compiled_encoder", lambda *_: {"encoder.xml": b"graph"})
+    with kept_encoder(DEMO) as graph:
+        assert graph is not None
+        assert graph.read_bytes() == b"graph"
+    assert not graph.exists()
+
+
 SIGNALLED = """
 import os, signal, sys
 from pathlib import Path

@@ -47,8 +47,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept for the user. Source: XDG Base Directory Specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etenet"
+    """Where what can be made again is kept for the user. Raises `OSError` for a user without a home.
+
+    Source: XDG Base Directory Specification.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etenet"
+    except RuntimeError as error:
+        raise FileNotFoundError("this user has no home; set HOME or XDG_CACHE_HOME") from error
 
 
 def sha256(path: Path) -> str:

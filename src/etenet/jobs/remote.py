@@ -63,10 +63,11 @@ class Publication:
         self.url = url.rstrip("/")
         with _errors_as(UsageError, f"cannot write {url}", fix=_FIX_OF_OUT):
             self._files, self._place = _filesystem(self.url)
+            cache = cache_folder()
         self._above, slash, name = self._place.rpartition("/")
         if not (slash and name):
             raise UsageError(f"{url} names no file; give one with --out, as in {self.url}/captions.jsonl")
-        self._folder = cache_folder() / "jobs" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        self._folder = cache / "jobs" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self.path = self._folder / name
         self._next_s = 0.0
 

@@ -27,22 +27,18 @@ def kept_encoder(checkpoint: Path, before_compiling: Callable[[], None] = lambda
     says why. Raises `CheckpointError`.
     """
     digest = checkpoints.load_arrays(checkpoint).id.removeprefix("sha256:")
-    kept = cache_folder() / "encoders" / f"{digest}-{_compiler()}"
-    if (kept / _GRAPH).exists():
-        with suppress(OSError):
+    kept, is_there = None, False
+    with suppress(OSError):  # no home, or one that cannot be used
+        kept = cache_folder() / "encoders" / f"{digest}-{_compiler()}"
+        if is_there := (kept / _GRAPH).exists():
             os.utime(kept)
+    if kept and is_there:
         yield kept / _GRAPH
         return
     before_compiling()
     if files := compiled_encoder(checkpoints.load(checkpoint), _GRAPH):
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                _write(files, kept)
-                _drop_oldest(kept.parent)
-            except OSError:  # a home that cannot be written, or is full
-                kept = Path(folder)
-                _write(files, kept)
-            yield kept / _GRAPH
+            yield _written(files, kept, Path(folder)) / _GRAPH
     else:
         yield None
 
@@ -52,6 +48,17 @@ def _compiler() -> str:
         return f"openvino-{metadata.version('openvino')}"
     except metadata.PackageNotFoundError:
         return "none"
+
+
+def _written(files: dict[str, bytes], kept: Path | None, otherwise: Path) -> Path:
+    """The folder that has the files now: `kept`, or `otherwise` without a home that can be written and has room."""
+    if kept:
+        with suppress(OSError):
+            _write(files, kept)
+            _drop_oldest(kept.parent)
+            return kept
+    _write(files, otherwise)
+    return otherwise
 
 
 def _write(files: dict[str, bytes], folder: Path) -> None:

@@ -16,10 +16,12 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.request import getproxies
 
 from etenet.errors import EtenetError, UsageError, counted
+from etenet.linux import end_with_parent
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving import archive, draining
@@ -56,7 +58,10 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
         if checkpoint:
             checkpoints.inspect(checkpoint)
             _log(f"packaging {checkpoint} ...")
-            mar = _packaged(checkpoint, scratch / "etenet.mar")
+            mar = _packaged(checkpoint, scratch / "etenet.mar", stop)
+        if stop.is_set():
+            _log("stopped")
+            return 0
         _log("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # ten times as fast as TorchServe itself
@@ -98,13 +103,33 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
     return 0
 
 
-def _packaged(checkpoint: Path, mar: Path) -> Path:
-    """By a process of its own, with which the memory that torch takes is given back. Raises `UsageError`."""
+def _packaged(checkpoint: Path, mar: Path, stop: threading.Event) -> Path:
+    """By a process of its own, with which the memory that torch takes is given back. `stop` kills it.
+
+    Raises `UsageError`.
+    """
     command = [sys.executable, "-P", "-m", "etenet", "package", str(checkpoint), "--out", str(mar)]
-    ended = subprocess.run(command, capture_output=True, errors="replace", start_new_session=True, check=False)
-    lines = [line.removeprefix("etenet package: ") for line in ended.stderr.splitlines()]
-    if ended.returncode:
-        raise UsageError(lines[-1] if lines else f"packaging {checkpoint} ended with status {ended.returncode}")
+    end = partial(end_with_parent, signal.SIGKILL, parent=os.getpid())
+    said: str | None = None
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(mar.parent)},  # deleted with the scratch folder, also after a kill
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=end if sys.platform == "linux" else None,
+    ) as process:
+        while said is None:
+            with suppress(subprocess.TimeoutExpired):
+                _, said = process.communicate(timeout=0.2)
+            if stop.is_set():
+                process.kill()
+    if stop.is_set():
+        return mar
+    lines = [line.removeprefix("etenet package: ") for line in said.splitlines()]
+    if process.returncode:
+        raise UsageError(lines[-1] if lines else f"packaging {checkpoint} ended with status {process.returncode}")
     for line in lines:
         _log(line)
     return mar

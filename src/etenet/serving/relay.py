@@ -32,6 +32,7 @@ _NO_QUERY = "options are headers, such as X-Etenet-Captions, or fields of a form
 AT_ONCE = 8
 PIECE_DEADLINE_S, RESPONSE_DEADLINE_S = 10.0, 120.0  # as in deploy/nginx/nginx.conf
 _RETRY_AFTER_S = {502: 5, 503: 1, 504: 1}  # likewise
+SLOWEST_BYTES_PER_S = 20_000  # of a body, from its start to any moment: a slow one keeps others out
 _PIECE_BYTES = 65536
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MOST_DIGITS = 18  # of a length: Python parses no number of thousands
@@ -115,7 +116,11 @@ class Relay:
             writer.write("\r\n".join(lines).encode("latin-1"))
             if head.headers.get("expect", "").lower() == "100-continue":  # as curl says, which then waits for a second
                 await asyncio.get_running_loop().sock_sendall(client, _CONTINUE)
-            await _pass_body(client, writer, body[:length], length)
+            try:
+                await _pass_body(client, writer, body[:length], length)
+            except TimeoutError:
+                message = "the video came too slowly; send a smaller one, or use a faster connection"
+                return _refusal(head, headers, HTTPStatus.REQUEST_TIMEOUT, message)
             async with asyncio.timeout(RESPONSE_DEADLINE_S):
                 status, of_answer = await _head_of(reader)
                 passed = {name: value for name in _PASSED_BACK if (value := of_answer.get(name.lower()))}
@@ -147,14 +152,18 @@ def _in_our_words(head: Head, headers: Mapping[str, str], status: int) -> bytes:
 
 
 async def _pass_body(client: socket.socket, writer: asyncio.StreamWriter, piece: bytes, length: int) -> None:
+    """Raises `TimeoutError` if a piece does not come in time, or all so far came too slowly."""
+    loop = asyncio.get_running_loop()
+    slowest_s = loop.time() + PIECE_DEADLINE_S  # by when as much would have come of the slowest body
     while True:
         writer.write(piece)
         length -= len(piece)
-        async with asyncio.timeout(PIECE_DEADLINE_S):
+        slowest_s += len(piece) / SLOWEST_BYTES_PER_S
+        async with asyncio.timeout_at(min(loop.time() + PIECE_DEADLINE_S, slowest_s)):
             await writer.drain()
             if not length:
                 return
-            piece = await asyncio.get_running_loop().sock_recv(client, min(length, _PIECE_BYTES))
+            piece = await loop.sock_recv(client, min(length, _PIECE_BYTES))
         if not piece:
             raise ConnectionAbortedError("the client went away")
 

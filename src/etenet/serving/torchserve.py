@@ -151,8 +151,12 @@ def delay_torch(model: Path) -> None:
 
 def _environment(scratch: Path) -> Mapping[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
+    try:
+        compiled = cache_folder() / "compiled"  # code for a GPU, across restarts
+    except OSError:  # no home
+        compiled = scratch / "compiled"
     return {
-        _COMPILED_CODE_VARIABLE: str(cache_folder() / "compiled"),  # code for a GPU, across restarts
+        _COMPILED_CODE_VARIABLE: str(compiled),
         **inherited,
         **thread_settings(inherited),
         **dict.fromkeys(("TEMP", "TMP", "TMPDIR"), str(scratch)),

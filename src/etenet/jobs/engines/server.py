@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import unquote, urlsplit
@@ -58,22 +58,35 @@ def engine(
         client.leaving.clear()
         rest, more = iter(bodies), True
         keys: dict[Future[Record], str] = {}
-        with ThreadPoolExecutor(in_flight, thread_name_prefix="client") as threads:
-            try:
-                while True:
-                    while more and len(keys) < in_flight:
-                        if more := (request := next(rest, None)) is not None:
-                            key, body, cut = request
-                            keys[threads.submit(client.caption, body, cut, partial(on_segments, key))] = key
-                    if not keys:
-                        return
-                    done, _ = wait(keys, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield keys.pop(future), future.result()
-            finally:
-                client.leaving.set()
+        try:
+            while True:
+                while more and len(keys) < in_flight:
+                    if more := (request := next(rest, None)) is not None:
+                        key, body, cut = request
+                        keys[_started(partial(client.caption, body, cut, partial(on_segments, key)))] = key
+                if not keys:
+                    return
+                done, _ = wait(keys, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield keys.pop(future), future.result()
+        finally:
+            client.leaving.set()
 
     return of_bodies(captions, DecodeLimits().max_body_bytes, options.cut)
+
+
+def _started(call: Callable[[], Record]) -> Future[Record]:
+    """What a thread of its own will return. No end of a job waits for it, as for one of an executor."""
+    future: Future[Record] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="client", daemon=True).start()
+    return future
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +154,7 @@ class _Client:
         while rest:
             part = self._part(body, rest)
             records.append(part.record)
-            if segments := part.record.get("segments"):
+            if (segments := part.record.get("segments")) and not self.leaving.is_set():  # or the job has ended
                 on_segments(segments, part.duration_s)
             rest = part.rest
         return merged(records)
