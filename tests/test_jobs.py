@@ -157,6 +157,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.long
 def test_a_server_that_refuses_drops_and_starts_anew_costs_no_clip(
     folder: Path, expected: dict[str, Record], server: Server, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def assert_agree(counted: dict[str, float], responses: list[Response]) -> None:
     assert counted["etenet_frames_decoded_total"] == sum(response.json()["frames"]["decoded"] for response in good)
 
 
+@pytest.mark.long
 def test_a_request_that_waits_for_a_batch_when_the_worker_ends_is_captioned(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the next worker. TorchServe itself forgets the request, whose client waits for ever."""
     monkeypatch.setenv("ETENET_MAX_BATCH_DELAY", "5000")  # ms; TorchServe waits that long for further requests

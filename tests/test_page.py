@@ -87,6 +87,7 @@ def test_every_example_gets_its_caption_with_its_frames_and_their_times(chromium
         assert not tab.complaints()
 
 
+@pytest.mark.long
 def test_a_model_with_a_calibration_says_how_sure_it_is(chromium: Browser) -> None:
     with running_server("--checkpoint", str(REAL)) as real, chromium.tab(real.exporter) as tab:
         tab.choose_file("#file", CLIP)

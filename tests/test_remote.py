@@ -200,7 +200,7 @@ def test_a_url_that_cannot_be_is_refused_in_one_line(
 
 @pytest.mark.usefixtures("no_home")
 def test_without_a_home_the_error_says_what_to_set(url: str) -> None:
-    message = rf"^cannot write {url}: this user has no home; set HOME or XDG_CACHE_HOME$"
+    message = rf"^cannot write {url}: this user has no home \(HOME and XDG_CACHE_HOME are not set\); fix that"
     with pytest.raises(UsageError, match=message):
         remote.destination(url)
 

@@ -113,6 +113,7 @@ def test_sigterm_saves_and_ends_well(whole: Training, features_dataset: Path, tm
     assert_same(training, whole)
 
 
+@pytest.mark.long
 def test_damage_costs_one_snapshot_and_another_recipe_is_refused(
     whole: Training, features_dataset: Path, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def refusals_until_the_end(server: Server) -> list[Response]:
     return list(dropwhile(lambda response: response.status == 200, responses))
 
 
+@pytest.mark.long
 def test_a_torchserve_that_does_not_answer_during_a_shutdown_costs_no_request(
     many_clients: ThreadPoolExecutor, thorough: bool, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_and_another_split_and_more_epochs_continue(features_dataset: Path, tmp_path: Path) -> None:
     command_line = arguments(features_dataset, tmp_path, 1, *QUICK)
     ended = run_python(INTERRUPTED_IN_STEP_2, *command_line)

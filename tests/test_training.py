@@ -44,6 +44,7 @@ def test_whole_combinations_are_held_out_and_all_names_are_taught() -> None:
         assert taught == {getattr(combination, attribute) for combination in everything}
 
 
+@pytest.mark.long
 def test_every_reference_names_its_own_combination_and_no_other() -> None:
     for clip in CLIPS:
         sentences = world.references(clip)

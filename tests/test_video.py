@@ -316,7 +316,9 @@ def test_an_ffmpeg_with_known_holes_is_refused(
     if supported:
         assert ffmpeg.require_supported_ffmpeg() == version
     else:
-        with pytest.raises(errors.UsageError, match=r"older than FFmpeg 8\.1\.2.*pip install -c constraints\.txt av"):
+        with pytest.raises(
+            errors.UsageError, match=r"older than FFmpeg 8\.1\.2.*pip install --upgrade --only-binary av"
+        ):
             ffmpeg.require_supported_ffmpeg()
 
 

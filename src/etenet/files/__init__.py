@@ -54,7 +54,7 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etenet"
     except RuntimeError as error:
-        raise FileNotFoundError("this user has no home; set HOME or XDG_CACHE_HOME") from error
+        raise FileNotFoundError("this user has no home (HOME and XDG_CACHE_HOME are not set)") from error
 
 
 def sha256(path: Path) -> str:
