@@ -1,6 +1,8 @@
 """`python -m benchmarks.capacity`: what a caption costs in processor time, by part and network, in float32 and int8.
 
-Real clips are decoded in one thread. All parts of a network take turns. What the server adds is in `benchmarks.server`.
+Real clips are decoded in one thread. A part does all clips before the next part begins: threads of the part before may
+still spin for a moment, and a clip's processor time is that of the whole process. What the server adds is in
+`benchmarks.server`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.rig import command
 from benchmarks.rig.timing import cost
@@ -54,18 +57,21 @@ def cost_of(checkpoint: Checkpoint, bodies: Sequence[bytes], rounds: int) -> dic
         encoders = {name: CompiledEncoder(graph, threads=torch.get_num_threads()) for name, graph in graphs.items()}
         network = OpenVinoNetwork(checkpoint, encoders["encode"])
     captioner = Captioner(checkpoint, network, decoders_for(checkpoint, sandboxed=False))
-    seconds: dict[str, list[float]] = {name: [] for name in ("decode", *encoders, "search")}
-    for number in range(rounds * len(bodies)):
-        body, frames = bodies[number % len(bodies)], clips[number % len(bodies)]
-        features = network.features(frames[None])
-        runs: dict[str, Callable[[], object]] = {
-            "decode": partial(decode, body),
-            **{name: partial(encode, frames) for name, encode in encoders.items()},
-            "search": partial(captioner.caption_features, features, CaptionOptions()),
-        }
-        for name, run in runs.items():
-            seconds[name].append(cost(run).cpu_s)
+    features = [network.features(frames[None]) for frames in clips]
+    parts: dict[str, Callable[[int], object]] = {
+        "decode": lambda number: decode(bodies[number]),
+        **{name: partial(_encoded, encode, clips) for name, encode in encoders.items()},
+        "search": lambda number: captioner.caption_features(features[number], CaptionOptions()),
+    }
+    seconds = {
+        name: [cost(partial(run, number % len(bodies))).cpu_s for number in range(rounds * len(bodies))]
+        for name, run in parts.items()
+    }
     return {name: statistics.median(of_part) for name, of_part in seconds.items()}
+
+
+def _encoded(encode: CompiledEncoder, clips: Sequence[NDArray[np.uint8]], number: int) -> NDArray[np.float32]:
+    return encode(clips[number])
 
 
 def summary(seconds: dict[str, float], price: float) -> dict[str, Any]:
