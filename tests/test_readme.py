@@ -26,7 +26,14 @@ PAGES = {
     name: (REPOSITORY / name).read_text()
     for name in (
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
-        *("docs/comparison.md", "docs/http.md", "docs/scores.md", "model_store/README.md", "model_store/MODEL_CARD.md"),
+        *(
+            "docs/capacity.md",
+            "docs/comparison.md",
+            "docs/http.md",
+            "docs/scores.md",
+            "model_store/README.md",
+            "model_store/MODEL_CARD.md",
+        ),
     )
 }
 README, HTTP, COMPARISON = PAGES["README.md"], PAGES["docs/http.md"], PAGES["docs/comparison.md"]
@@ -180,6 +187,17 @@ def test_its_figures_are_those_of_the_results() -> None:
         assert any(all(figure in line for figure in row) for line in table.splitlines()), row
     for name in ("ours", *peers):
         assert f"{server['throughput_per_s'][name]:.3f}, measured" in COMPARISON
+
+
+def test_the_page_on_capacity_has_the_figures_of_its_result() -> None:
+    page = (REPOSITORY / "docs" / "capacity.md").read_text()
+    record = json.loads((REPOSITORY / "benchmarks" / "results" / "capacity.json").read_text())
+    for name, network in record["networks"].items():
+        rows = [line for line in page.splitlines() if line.startswith(f"| {name.replace('full', 'the paper')}")]
+        parts, money = ([cell.strip() for cell in row.strip("|").split("|")[1:]] for row in rows)
+        assert parts == [f"{ms:,.1f}" for ms in network["cpu_ms"].values()]
+        hours, dollars = network["core_hours_per_million"], network["dollars_per_million"]
+        assert money == [f"{hours[form]:,.1f} h, ${dollars[form]:,.2f}" for form in ("float32", "int8")]
 
 
 def mean_cider(of_stages: Any, stage: str) -> float:
