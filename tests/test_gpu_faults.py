@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
+from etenet.cli import main
 from etenet.errors import DeviceFailed, InternalError
 from etenet.jobs.engines import local
 from etenet.model import checkpoint as checkpoints
@@ -27,7 +29,7 @@ from etenet.serving.config import REQUEST_LOG_VARIABLE
 from etenet.serving.request import Request
 from etenet.serving.warnings_log import show_warnings
 from handler.etenet_handler import EtenetHandler
-from tests.conftest import DEMO, EXAMPLES, REPOSITORY
+from tests.conftest import CAPTION, DEMO, EXAMPLES, REPOSITORY
 
 BODIES = [(REPOSITORY / "examples" / name).read_bytes() for name in list(EXAMPLES)[:2]]
 CAPTIONS = list(EXAMPLES.values())[:2]
@@ -65,8 +67,10 @@ class StandIn(TorchNetwork):
 
     def recover(self) -> None:
         self.device = torch.device("cuda", 0)
-        super().recover()
-        self.device = torch.device("cpu")
+        try:
+            super().recover()
+        finally:
+            self.device = torch.device("cpu")
 
     def _use(self, step: str = "features", clips: int = 0) -> None:
         if self.fault:
@@ -156,6 +160,36 @@ def test_a_worker_whose_gpu_is_lost_ends_so_that_torchserve_starts_another(
         f"\nwarning: this worker cannot go on; TorchServe starts another (DeviceFailed: {lost})\n"
         in capsys.readouterr().out
     )
+
+
+def test_a_job_whose_gpu_is_lost_stops_and_goes_on_when_it_is_started_again(
+    network: StandIn,
+    captioner: Captioner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sentences = network.sentences
+
+    def lost_after_the_first(features: Sequence[Any], **how: int) -> list[list[Hypothesis]]:
+        found = sentences(features, **how)
+        network.fault = LOST
+        return found
+
+    monkeypatch.setattr(network, "sentences", lost_after_the_first)
+    monkeypatch.setattr(network, "batch_clips", 1)
+    monkeypatch.setattr(local, "load", lambda *_, **__: captioner)
+    monkeypatch.chdir(REPOSITORY)
+    job = [*CAPTION, *(f"examples/{name}" for name in EXAMPLES), "--out", str(tmp_path / "captions.jsonl")]
+    assert main(job) == 1
+    lost = "cuda:0 no longer computes: CUDA error: GPU is lost; start this job again, and it goes on from there"
+    assert f"etenet caption: {lost}\n" in capsys.readouterr().err
+    assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 1
+    network.fault = None
+    monkeypatch.setattr(network, "sentences", sentences)
+    assert main(job) == 0
+    records = map(json.loads, (tmp_path / "captions.jsonl").read_text().splitlines())
+    assert {Path(record["video"]).name: record["caption"] for record in records} == EXAMPLES
 
 
 @pytest.mark.parametrize("fault", [None, FULL])

@@ -295,6 +295,24 @@ def test_no_more_is_read_than_the_engine_has_room_for(texts: list[JobClip]) -> N
     assert taken < 2 * run.READ_AHEAD
 
 
+def test_films_from_urls_are_not_read_ahead_beyond_what_memory_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    film = bytes(run.READ_AHEAD_BYTES // run.READERS)
+    read = 0
+
+    def fetched(*_: object) -> bytes:
+        nonlocal read
+        read += 1
+        return film
+
+    monkeypatch.setattr(run, "read", fetched)
+    ahead = run._read_ahead(
+        (JobClip(f"s3://films/{number}.mp4", f"s3://films/{number}.mp4") for number in range(50)), 1
+    )
+    for taken, (_, body) in enumerate(ahead, start=1):
+        assert body is film
+        assert read <= taken + 2 * run.READERS
+
+
 def test_a_file_that_goes_away_is_an_error_of_its_own(texts: list[JobClip], tmp_path: Path) -> None:
     Path(texts[5].path).unlink()
     Path(texts[6].path).write_text("x" * 2000)

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import values
 
 from etenet import metrics
+from handler.draining_handler import DrainingHandler
 
 
 @pytest.fixture
@@ -30,11 +31,12 @@ def figures_of(folder: Path) -> tuple[float, float, bool]:
     return captions, in_progress, b"\netenet_captions_total 7.0\n" in shown and b"\netenet_ready 1.0\n" in shown
 
 
-def test_allocated_files_have_no_holes(folder: Path) -> None:
+@pytest.mark.parametrize("allocate", [metrics.allocate, lambda: DrainingHandler().initialize(None)])
+def test_allocated_files_have_no_holes(folder: Path, allocate: Callable[[], None]) -> None:
     """A worker that writes to a hole ends once the disk is full."""
     files = [path for path in folder.iterdir() if path.stat().st_blocks * 512 < path.stat().st_size]
     before = {path: path.read_bytes() for path in files}
-    metrics.allocate()
+    allocate()
     assert len(files) == 2
     assert all(path.stat().st_blocks * 512 >= path.stat().st_size for path in files)
     assert {path: path.read_bytes() for path in files} == before

@@ -25,7 +25,7 @@ from etenet.model.hypothesis import Hypothesis
 from etenet.runtime.decoder import ArrayDecoder
 from etenet.runtime.kept import kept_encoder
 from etenet.runtime.openvino import CompiledProducts
-from etenet.serving import archive
+from etenet.serving import archive, torchserve
 from etenet.serving.torchserve import delay_torch
 from tests.conftest import CAPTION, DEMO, EXAMPLES, REAL, REPOSITORY, running_server
 
@@ -189,6 +189,12 @@ def test_without_a_home_an_encoder_is_compiled_and_not_kept(monkeypatch: pytest.
         assert graph is not None
         assert graph.read_bytes() == b"graph"
     assert not graph.exists()
+
+
+@pytest.mark.usefixtures("no_home")
+def test_without_a_home_code_for_a_gpu_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch may have set it here
+    assert torchserve._environment(tmp_path)["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
 
 
 SIGNALLED = """
