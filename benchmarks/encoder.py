@@ -32,7 +32,7 @@ from etenet.model.checkpoint import Checkpoint
 from etenet.model.encoder import default_preprocessing
 from etenet.model.preprocess import preprocess
 from etenet.runtime import int8
-from etenet.runtime.openvino import CompiledEncoder, compile_encoder, core
+from etenet.runtime.openvino import CompiledEncoder, compile_encoder, core, measure_layout
 from etenet.video.clip import FRAMES_PER_CLIP
 
 MATRIX = 2048
@@ -50,8 +50,10 @@ def contenders(checkpoint: Checkpoint, frames: NDArray[np.uint8], folder: Path) 
     pixels = ready()
 
     compile_encoder(checkpoint, folder / "ours.xml")
+    measure_layout(folder / "ours.xml", threads)  # as `etenet package` does
     ours = CompiledEncoder(folder / "ours.xml", threads=threads)
     int8.quantise(folder / "ours.xml", folder / "int8.xml", frames, careful=False)
+    measure_layout(folder / "int8.xml", threads)
     cheaper = {"ours, int8": CompiledEncoder(folder / "int8.xml", threads=threads)}
     with suppress(UsageError):  # not every processor can
         cheaper["ours, bf16"] = CompiledEncoder(folder / "ours.xml", threads=threads, bf16=True)

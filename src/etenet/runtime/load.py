@@ -114,7 +114,7 @@ def compiled_encoder(
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / name
         try:
-            from etenet.runtime.openvino import compile_encoder, measure_streams
+            from etenet.runtime.openvino import compile_encoder, measure_layout
 
             compile_encoder(checkpoint, graph)
         except (ImportError, RuntimeError) as error:
@@ -125,7 +125,7 @@ def compiled_encoder(
         if quantise:
             quantise(checkpoint, graph)
         if measure:
-            measure_streams(graph, cores())
+            measure_layout(graph, cores())
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 

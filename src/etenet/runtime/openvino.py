@@ -1,8 +1,8 @@
 """The network on a CPU without torch, by OpenVINO: the encoder in about half of torch's time, the search in a third.
 
-The encoder is compiled when a checkpoint is packaged, and a worker only reads the result. Frames are computed one by
-one, several at a time (`streams.py`), so a clip's features are the same bits alone and in a batch. With a thread for
-each, no thread waits for another: a core that a decoder process takes delays one frame, not all.
+The encoder is compiled when a checkpoint is packaged, and a worker only reads the result. Frames are computed in
+requests of the same size (`layout.py`), so a clip's features are the same bits alone and in a batch. With a thread for
+each request, no thread waits for another: a core that a decoder process takes delays one, not all.
 
 Only this file and `int8.py` import openvino. To compile needs torch; to compute does not.
 """
@@ -27,12 +27,15 @@ from etenet.linux import same_signal_stack
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.config import Preprocessing, crop_start
 from etenet.model.hypothesis import Hypothesis
-from etenet.runtime import BF16, CPU_BATCH_CLIPS, PACKAGED, streams
+from etenet.runtime import BF16, CPU_BATCH_CLIPS, PACKAGED
 from etenet.runtime.decoder import ArrayDecoder, Matrices
 from etenet.runtime.interface import Network, encode_clips
+from etenet.runtime.layout import CLIP_FRAMES, Layout, layout, measure
 
 # Relative to the largest feature of the torch form. A larger error means another network.
 TOLERANCE = 1e-4
+
+_ALL = 2**31 - 1
 
 
 @cache
@@ -55,11 +58,11 @@ def processor() -> str:
 class CompiledEncoder:
     """Resized frames -> features. One instance serves one thread at a time."""
 
-    def __init__(self, graph: Path, *, threads: int, bf16: bool = False, at_a_time: int | None = None) -> None:
+    def __init__(self, graph: Path, *, threads: int, bf16: bool = False, laid_out: Layout | None = None) -> None:
         """`graph` is a file of `compile_encoder` or `int8.quantise`. `RuntimeError` if it cannot be read.
 
-        The threads compute so many frames `at_a_time`, by default what `streams.py` says. With `bf16` a graph in
-        float32 is computed in bfloat16; `UsageError` if that is not possible.
+        How the frames are laid out is by default what `layout.py` says. With `bf16` a graph in float32 is computed in
+        bfloat16; `UsageError` if that is not possible.
         """
         model = core().read_model(graph)
         quantised = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
@@ -68,23 +71,28 @@ class CompiledEncoder:
         if bf16 and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UsageError(f"this processor has no instructions for bfloat16; set precision to {PACKAGED}")
         self.precision = "int8" if quantised else BF16 if bf16 else "float32"
-        at_a_time = at_a_time or streams.streams(graph, threads, processor())
+        laid_out = laid_out or layout(graph, threads, processor())
+        if model.input().partial_shape[0].is_dynamic:
+            for_frames(model, laid_out.frames)
         self._compiled = core().compile_model(
             model,
             "CPU",
             {
                 "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": at_a_time,
+                "NUM_STREAMS": laid_out.streams,
                 "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             },
         )
-        self._requests = self._new_requests(at_a_time)
+        self._requests = self._new_requests(laid_out.streams)
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """frames (N, resize_px, resize_px, 3) RGB -> features (N, D)."""
-        features = np.empty((len(frames), self._compiled.output().shape[1]), np.float32)
-        for number in range(len(frames)):
-            self._requests.start_async({0: frames[number : number + 1]}, features[number])
+        at_a_time, size = self._compiled.output().shape
+        features = np.empty((len(frames), size), np.float32)
+        for start in range(0, len(frames), at_a_time):
+            some = frames[start : start + at_a_time]
+            filled = np.pad(some, ((0, at_a_time - len(some)), (0, 0), (0, 0), (0, 0)), "edge")
+            self._requests.start_async({0: filled}, features[start : start + at_a_time])
         self._requests.wait_all()
         return features
 
@@ -100,14 +108,14 @@ class CompiledEncoder:
         """(resize_px, resize_px, 3)"""
         return tuple(self._compiled.input().shape)[1:]
 
-    def _new_requests(self, at_a_time: int) -> ov.AsyncInferQueue:
-        requests = ov.AsyncInferQueue(self._compiled, at_a_time)
+    def _new_requests(self, streams: int) -> ov.AsyncInferQueue:
+        requests = ov.AsyncInferQueue(self._compiled, streams)
         requests.set_callback(self._keep)
         return requests
 
     @staticmethod
-    def _keep(request: ov.InferRequest, row: NDArray[np.float32]) -> None:
-        np.copyto(row, request.get_output_tensor().data[0])
+    def _keep(request: ov.InferRequest, rows: NDArray[np.float32]) -> None:
+        np.copyto(rows, request.get_output_tensor().data[: len(rows)])
         metrics.STEPS.inc()
 
 
@@ -208,16 +216,16 @@ def compile_encoder(checkpoint: Checkpoint, graph: Path) -> None:
         raise RuntimeError(f"OpenVINO's features of {encoder.name} are off by {error:.1e}")
 
 
-def measure_streams(graph: Path, threads: int) -> None:
-    """Find out and keep how many frames at a time are the fastest on this machine."""
+def measure_layout(graph: Path, threads: int) -> None:
+    """Find out and keep which layout of frames is the fastest on this machine."""
 
-    def prepare(at_a_time: int) -> Callable[[], object]:
-        encode = CompiledEncoder(graph, threads=threads, at_a_time=at_a_time)
-        frames = np.zeros((streams.CLIP_FRAMES, *encode.frame_shape), np.uint8)
-        encode(frames[:at_a_time])
+    def prepare(laid_out: Layout) -> Callable[[], object]:
+        encode = CompiledEncoder(graph, threads=threads, laid_out=laid_out)
+        frames = np.zeros((CLIP_FRAMES, *encode.frame_shape), np.uint8)
+        encode(frames[: laid_out.streams])
         return partial(encode, frames)
 
-    streams.measure(graph, threads, processor(), prepare)
+    measure(graph, threads, processor(), prepare)
 
 
 def save(model: ov.Model, graph: Path) -> None:
@@ -228,16 +236,21 @@ def save(model: ov.Model, graph: Path) -> None:
     ov.save_model(model, graph, compress_to_fp16=False)
 
 
+def for_frames(model: ov.Model, frames: int) -> None:
+    """Let the graph take so many frames at a time; -1: any number."""
+    model.reshape([frames, *model.input().partial_shape[1:]])
+
+
 def _on_frames(model: ov.Model, preprocessing: Preprocessing) -> ov.Model:
-    """The network with the operations of `model/preprocess.py` before it, for one frame."""
+    """The network with the operations of `model/preprocess.py` before it, for any number of frames."""
     start, unit = crop_start(preprocessing), 255 / preprocessing.input_max
     steps = PrePostProcessor(model)
     frame = steps.input()
     frame.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    frame.tensor().set_shape([1, preprocessing.resize_px, preprocessing.resize_px, 3])
+    frame.tensor().set_shape([-1, preprocessing.resize_px, preprocessing.resize_px, 3])
     frame.model().set_layout(ov.Layout("NCHW"))
     cropped = frame.preprocess().crop(
-        [0, start, start, 0], [1, start + preprocessing.crop_px, start + preprocessing.crop_px, 3]
+        [0, start, start, 0], [_ALL, start + preprocessing.crop_px, start + preprocessing.crop_px, 3]
     )
     pixels = cropped.convert_element_type(ov.Type.f32)
     if preprocessing.channels == "BGR":
