@@ -98,7 +98,7 @@ test-hostile: $(READY) $(PROGRAMS_READY) $(NPM_READY)
 	$(BIN)/pytest --hostile -m 'long or thorough' -rP
 
 test-wheels: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.wheels check
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.wheels check $(if $(PYTHONS),--python $(PYTHONS))
 
 bench: $(READY)
 	@test -n "$$ETENET_REFERENCE_DATA" || { echo "Set ETENET_REFERENCE_DATA to a folder with clips in msvd/clips and msrvtt/clips: real clips are decoded."; exit 2; }
