@@ -59,7 +59,7 @@ $(TORCH_FOR_CPU): | $(BIN)/python
 	touch $@
 
 $(SERVING): pyproject.toml constraints.txt | $(BIN)/python $(CHOSEN_TORCH)
-	@echo 'Installing what serving needs: 64 packages, $(SERVING_SIZE). This takes one to five minutes.'
+	@echo 'Installing what serving needs: 65 packages, $(SERVING_SIZE). This takes one to five minutes.'
 	$(INSTALL) --editable .
 	touch $@
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,19 @@ def test_a_checkpoint_is_compiled_once_and_then_needs_no_torch(tmp_path: Path) -
     for again in map(beams, (second, without)):
         for name, (sentences, logarithms) in expected.items():
             assert again[name] == (sentences, pytest.approx(logarithms, abs=2e-4))  # which clips shared a batch differs
+
+
+def test_no_thread_spins_after_the_products_of_a_search(captioner: Captioner) -> None:
+    """Those of NumPy's OpenBLAS would, after all but the smallest products."""
+    arrays = captioner.checkpoint.decoder_arrays
+    decoder = ArrayDecoder(arrays.config, arrays.weights, CompiledProducts)
+    features = np.random.default_rng(0).standard_normal((4, 16, arrays.config.feature_size), np.float32)
+    of_all_s, of_this_thread_s = time.process_time(), time.thread_time()
+    for _ in range(5):
+        decoder.sentences(features, beam_size=5, max_words=20)
+        decoder.log_probs(features[0, 0], [[4, 5]])
+    of_this_thread_s = time.thread_time() - of_this_thread_s
+    assert time.process_time() - of_all_s - of_this_thread_s < of_this_thread_s / 4
 
 
 def test_only_the_newest_encoders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ once and copies none:
 - sigmoid(x) = (1 + tanh(x / 2)) / 2: with halved weights, which is exact, one tanh serves all four gates.
 - The products with large matrices are compiled (`openvino.py`). NumPy's would take twice the time of a search, because
   they copy a matrix each time, to lay it out as they need it.
+- The others have one thread. They are small, and those of NumPy's OpenBLAS that helped would spin for 25 ms after each
+  of them: on two cores, that took half of the processor time of a caption, and cores from the encoder.
 
 Shapes as in `model/decoder.py`: B clips, L frames per clip, D feature size, K sentences per clip, H hidden,
 E embedding, A attention, V words. N is B K.
@@ -17,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from etenet import metrics
 from etenet.model.config import DecoderConfig
@@ -108,13 +112,14 @@ class ArrayDecoder:
                 weights["to_words.bias"],
             )
         )
+        self._one_thread = partial(ThreadpoolController().limit, limits=1, user_api="blas")
         # Memory that is not written to costs nothing, so this takes as much as words are said.
         self._of_words = np.empty((config.vocabulary_size, 4 * hidden + config.embedding_size), np.float32)
         self._is_known = np.zeros(config.vocabulary_size, np.bool_)
 
     def sentences(self, features: Floats, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
         """features (B, L, D) -> the sentences of each clip, best first; none if its probabilities are not finite."""
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), self._one_thread():
             memory, first = self._prepare(features, beam_size)
 
             def step(previous_words: Numbers, state: _State) -> tuple[Floats, _State, Floats]:
@@ -126,7 +131,10 @@ class ArrayDecoder:
 
     def log_probs(self, feature: Floats, sentences: Sequence[Sequence[int]]) -> list[float]:
         """Of each sentence, its end included, for a clip whose frames all have this feature (D,)."""
-        memory, state = self._prepare(feature[None, None], len(sentences))
+        with self._one_thread():
+            return self._log_probs_of(sentences, *self._prepare(feature[None, None], len(sentences)))
+
+    def _log_probs_of(self, sentences: Sequence[Sequence[int]], memory: _Memory, state: _State) -> list[float]:
         ended = [[*sentence, WORDS.eos] for sentence in sentences]
         totals, previous = np.zeros(len(sentences)), np.full((1, len(sentences)), WORDS.sos, np.intp)
         for position in range(max(map(len, ended))):
