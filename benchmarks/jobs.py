@@ -102,10 +102,10 @@ def two_nodes() -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.jobs", description=__doc__.splitlines()[0])
-    parser.add_argument("--encoder", default="inceptionresnetv2")
+    parser.add_argument("--encoder", default="timm:tf_efficientnet_lite2", help="default: that of real.pt")
     parser.add_argument("--crop-px", type=int)
     parser.add_argument("--words", type=int, default=12_000)
-    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--clips", type=int, default=240)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
     parser.add_argument("--size", default="426x240", metavar="WxH")
     parser.add_argument("--rounds", type=int, default=3)

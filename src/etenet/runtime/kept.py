@@ -16,7 +16,7 @@ from etenet.runtime.load import compiled_encoder
 
 MOST_KEPT = 8
 
-_GRAPH = "encoder.xml"
+GRAPH = "encoder.xml"
 
 
 @contextmanager
@@ -30,15 +30,15 @@ def kept_encoder(checkpoint: Path, before_compiling: Callable[[], None] = lambda
     kept, is_there = None, False
     with suppress(OSError):  # no home, or one that cannot be used
         kept = cache_folder() / "encoders" / f"{digest}-{_compiler()}"
-        if is_there := (kept / _GRAPH).exists():
+        if is_there := (kept / GRAPH).exists():
             os.utime(kept)
     if kept and is_there:
-        yield kept / _GRAPH
+        yield kept / GRAPH
         return
     before_compiling()
-    if files := compiled_encoder(checkpoints.load(checkpoint), _GRAPH):
+    if files := compiled_encoder(checkpoints.load(checkpoint), GRAPH):
         with tempfile.TemporaryDirectory() as folder:
-            yield _written(files, kept, Path(folder)) / _GRAPH
+            yield _written(files, kept, Path(folder)) / GRAPH
     else:
         yield None
 

@@ -43,7 +43,7 @@ from etenet.jobs.run import Engine, OnSegments, part_of, read, segments_expected
 from etenet.linux import CORES_VARIABLE, cores, waiting_settings
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
-from etenet.runtime.load import compiled_encoder
+from etenet.runtime.kept import GRAPH, kept_encoder
 from etenet.sandbox.pool import InProcess, Sandbox
 from etenet.video.clip import Clip
 from etenet.video.segments import Cut
@@ -51,7 +51,7 @@ from etenet.video.segments import Cut
 TASK_BYTES = 2**30  # what Ray reserves for decoding a clip
 # Of a core, which Ray only counts: the actor of a node finds room beside as many tasks as the node has cores.
 ACTOR_CORES, TASK_CORES = 0.01, 0.99
-_CHECKPOINT, _ENCODER = "checkpoint.pt", "encoder.xml"
+_CHECKPOINT = "checkpoint.pt"
 
 
 def engine(
@@ -195,11 +195,12 @@ def _resources() -> dict[str, dict[str, float]]:
 
 
 def _compiled(weights: Any) -> dict[str, bytes]:
-    """The files of the compiled encoder; empty if it cannot be compiled."""
+    """The files of the compiled encoder, which this node may have kept; empty if it cannot be compiled."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _CHECKPOINT
         path.write_bytes(weights.data)
-        return compiled_encoder(checkpoints.load(path), _ENCODER)
+        with kept_encoder(path) as graph:
+            return {file.name: file.read_bytes() for file in graph.parent.iterdir()} if graph else {}
 
 
 @cache
@@ -256,7 +257,7 @@ class _Captions:
         os.environ |= dict.fromkeys((CORES_VARIABLE, "OMP_NUM_THREADS"), str(_share_of_node(actors_here)))
         weights, graph = model
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint, encoder = Path(folder) / _CHECKPOINT, Path(folder) / _ENCODER
+            checkpoint, encoder = Path(folder) / _CHECKPOINT, Path(folder) / GRAPH
             checkpoint.write_bytes(ray.get(weights).data)
             for name, contents in (ray.get(graph) if graph else {}).items():
                 (Path(folder) / name).write_bytes(contents)
