@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.browser import browser
+from tests.browser import browser, drop, open_tab
 from tests.conftest import REAL, REPOSITORY, running_server
 from tests.test_page import wait_for_caption
 
@@ -14,11 +14,11 @@ if __name__ == "__main__":
     with (
         running_server("--checkpoint", str(REAL)) as server,
         browser() as chromium,
-        chromium.tab(server.exporter, width=800, height=840) as tab,
+        open_tab(chromium, server.exporter, width=800, height=840) as tab,
     ):
-        tab.drop(files=[CLIP])
+        drop(tab, files=[CLIP])
         wait_for_caption(tab)
-        tab.run("scrollTo(0, 0)")
-        tab.run(f"document.querySelectorAll('.word')[{WORD}].focus({{preventScroll: true}})")
-        tab.wait("document.getAnimations().length === 0")
-        PICTURE.write_bytes(tab.screenshot())
+        tab.evaluate("scrollTo(0, 0)")
+        tab.locator(".word").nth(WORD).evaluate("word => word.focus({preventScroll: true})")
+        tab.wait_for_function("() => document.getAnimations().length === 0")
+        tab.screenshot(path=PICTURE)

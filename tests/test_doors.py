@@ -19,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from benchmarks.rig.servers import config_on_free_ports
 from etenet.serving import cors
 from etenet.serving.chat import PATH
-from tests.browser import browser
+from tests.browser import browser, open_tab
 from tests.conftest import EXAMPLES, REPOSITORY, Server, running_server, wait_until
 from tests.front import CONFIGURATION, edit, nginx
 
@@ -238,13 +238,13 @@ def test_a_browser_lets_pages_of_that_origin_ask_and_no_others(
             for path, options in asked.items()
         ]
 
-    with browser() as chromium, chromium.tab(f"{doors['nginx']}/elsewhere") as tab:
+    with browser() as chromium, open_tab(chromium, f"{doors['nginx']}/elsewhere") as tab:
         for name in NAMES:
-            assert tab.run(question(open_doors[name])) == [415, "mine", "not_a_video"]
+            assert tab.evaluate(question(open_doors[name])) == [415, "mine", "not_a_video"]
         for name in ("exporter", "nginx"):
-            assert [tab.run(each) for each in questions_of_chats(open_doors[name])] == [200, 404]
+            assert [tab.evaluate(each) for each in questions_of_chats(open_doors[name])] == [200, 404]
         for name in ("torchserve", "exporter"):
-            assert "Failed to fetch" in tab.run(question(doors[name]))
+            assert "Failed to fetch" in tab.evaluate(question(doors[name]))
 
 
 def test_nginx_lets_in_what_the_server_lets_in() -> None:

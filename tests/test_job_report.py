@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import BrowserContext, Page
 
 from etenet.captioning.captions import jpeg_url
 from etenet.cli import main
@@ -15,7 +16,7 @@ from etenet.jobs.journal import Record
 from etenet.video.sampling import sample_frames
 from etenet.video.thumbnails import thumbnails
 from tests import clips
-from tests.browser import Browser, Tab, browser
+from tests.browser import browser, complaints, open_tab, text_of
 from tests.conftest import CAPTION, EXAMPLES, REPOSITORY
 
 CLIPS = [REPOSITORY / "examples" / name for name in EXAMPLES]
@@ -23,7 +24,7 @@ CLIP_COUNT, FAILED, WITHHELD = 1000, 7, 13
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+def chromium() -> Iterator[BrowserContext]:
     with browser() as driven:
         yield driven
 
@@ -45,43 +46,41 @@ def records() -> Iterator[Record]:
 
 
 @pytest.fixture(scope="module")
-def tab(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+def tab(chromium: BrowserContext, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     file = tmp_path_factory.mktemp("report") / "report.html"
     file.write_bytes(b"".join(report.html(records())))
-    with chromium.tab(file.as_uri()) as tab:
+    with open_tab(chromium, file.as_uri()) as tab:
         yield tab
-        assert not tab.complaints()
+        assert not complaints(tab)
 
 
-SHOWN = "[...document.querySelectorAll('#clips > li')].filter(li => !li.hidden)"
+SHOWN = "#clips > li:not([hidden])"
 
 
-def set_to(tab: Tab, **values: str) -> None:
-    for name in ("words", "kind", "order", "most"):
-        value = json.dumps(values.get(name, "100" if name == "most" else ""))
-        tab.run(
-            f"(e => {{ e.value = {value}; e.dispatchEvent(new Event('input', {{bubbles: true}}));"
-            f" e.dispatchEvent(new Event('change', {{bubbles: true}})) }})(document.getElementById({name!r}))"
-        )
+def set_to(tab: Page, *, words: str = "", kind: str = "", order: str = "", most: str = "100") -> None:
+    tab.locator("#words").fill(words)
+    tab.locator("#kind").select_option(kind)
+    tab.locator("#order").select_option(order)
+    tab.locator("#most").fill(most)
 
 
-def test_a_thousand_clips_are_on_one_page(tab: Tab) -> None:
+def test_a_thousand_clips_are_on_one_page(tab: Page) -> None:
     set_to(tab)
-    assert tab.text("#count") == f"1,000 of 1,000 clips; {FAILED} failed"
-    assert tab.run(f"{SHOWN}.length") == CLIP_COUNT
-    first = tab.run("document.querySelector('#clips > li').textContent")
-    assert "it is <i>damaged</i>" in first
-    assert "clips/<b>0000</b>.mp4" in first
-    last = tab.run("document.querySelector('#clips > li:last-child').textContent")
-    assert "a dog & cat number 999" in last
-    assert "100 % confident" in last
-    tab.run("document.querySelector('#clips > li:last-child').scrollIntoView()")
-    tab.wait(
-        "[...document.querySelectorAll('#clips > li:last-child img')].every(i => i.complete && i.naturalWidth === 112)"
+    assert text_of(tab, "#count") == f"1,000 of 1,000 clips; {FAILED} failed"
+    shown = tab.locator(SHOWN).all_text_contents()
+    assert len(shown) == CLIP_COUNT
+    assert "it is <i>damaged</i>" in shown[0]
+    assert "clips/<b>0000</b>.mp4" in shown[0]
+    assert "a dog & cat number 999" in shown[-1]
+    assert "100 % confident" in shown[-1]
+    tab.locator(SHOWN).last.scroll_into_view_if_needed()
+    tab.wait_for_function(
+        "() => [...document.querySelectorAll('#clips > li:last-child img')]"
+        ".every(i => i.complete && i.naturalWidth === 112)"
     )
 
 
-def test_it_is_filtered_by_words_by_outcome_and_by_confidence(tab: Tab) -> None:
+def test_it_is_filtered_by_words_by_outcome_and_by_confidence(tab: Page) -> None:
     for values, expected in (
         ({"words": "NUMBER 77"}, [n for n in range(FAILED + WITHHELD, CLIP_COUNT) if "77" in f"{n:04}"]),
         ({"kind": "failed"}, range(FAILED)),
@@ -90,25 +89,25 @@ def test_it_is_filtered_by_words_by_outcome_and_by_confidence(tab: Tab) -> None:
         ({"words": "nothing like it"}, []),
     ):
         set_to(tab, **values)
-        names = tab.run(f"{SHOWN}.map(li => li.querySelector('.name').textContent)")
+        names = tab.locator(f"{SHOWN} .name").all_text_contents()
         found = {int(name.removeprefix("clips/<b>").partition("<")[0]) for name in names}
         assert found == set(expected)
-        assert tab.text("#count").startswith(f"{len(found)} of 1,000 clips")
+        assert text_of(tab, "#count").startswith(f"{len(found)} of 1,000 clips")
 
 
-def test_it_is_sorted_by_confidence(tab: Tab) -> None:
+def test_it_is_sorted_by_confidence(tab: Page) -> None:
     for order, expected in (("1", FAILED), ("-1", CLIP_COUNT - 1), ("", 0)):
         set_to(tab, order=order)
-        assert f"<b>{expected:04}</b>" in tab.run("document.querySelector('#clips > li .name').textContent")
+        assert f"<b>{expected:04}</b>" in (tab.locator("#clips > li .name").first.text_content() or "")
 
 
-def test_it_fits_a_telephone(tab: Tab) -> None:
+def test_it_fits_a_telephone(tab: Page) -> None:
     set_to(tab)
-    tab.resize(320)
-    assert tab.run("document.documentElement.scrollWidth") <= 320
+    tab.set_viewport_size({"width": 320, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 320
 
 
-def test_a_job_writes_a_report_beside_its_output(chromium: Browser, tmp_path: Path) -> None:
+def test_a_job_writes_a_report_beside_its_output(chromium: BrowserContext, tmp_path: Path) -> None:
     broken, out, page = tmp_path / "broken.mp4", tmp_path / "captions.jsonl", tmp_path / "report.html"
     broken.write_bytes(CLIPS[0].read_bytes()[:3000])
     paths = [str(CLIPS[0]), str(broken)]
@@ -116,12 +115,13 @@ def test_a_job_writes_a_report_beside_its_output(chromium: Browser, tmp_path: Pa
     first, second = map(json.loads, out.read_text().splitlines())
     captioned, failed = (first, second) if "caption" in first else (second, first)
     assert captioned["caption"] == EXAMPLES[CLIPS[0].name]
-    with chromium.tab(page.as_uri()) as tab:
-        assert tab.text("#count") == "2 of 2 clips; 1 failed"
-        assert tab.text(".caption") == captioned["caption"]
-        assert failed["error"]["message"] in tab.text(".error")
-        tab.wait("[...document.images].length === 4 && [...document.images].every(i => i.naturalWidth === 112)")
-        assert not tab.complaints()
+    with open_tab(chromium, page.as_uri()) as tab:
+        assert text_of(tab, "#count") == "2 of 2 clips; 1 failed"
+        assert text_of(tab, ".caption") == captioned["caption"]
+        assert failed["error"]["message"] in text_of(tab, ".error")
+        assert tab.locator("img").count() == 4
+        tab.wait_for_function("() => [...document.images].every(i => i.naturalWidth === 112)")
+        assert not complaints(tab)
     before = page.read_bytes()
     page.unlink()
     assert main([*CAPTION, *paths, "--out", str(out), "--report", str(page)]) == 1

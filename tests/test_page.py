@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from playwright.sync_api import BrowserContext, Page, expect
 
 from etenet.serving.page import HEADERS, page
 from tests import clips
-from tests.browser import Browser, Tab, browser
+from tests.browser import browser, complaints, drop, open_tab, text_of
 from tests.conftest import EXAMPLES, REAL, REPOSITORY, Server, ask, running_server
 from tests.front import edit, nginx, with_keys
 
@@ -26,7 +27,7 @@ SEEN = {"X-Etenet-Captions": "5"}
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+def chromium() -> Iterator[BrowserContext]:
     with browser() as driven:
         yield driven
 
@@ -44,17 +45,18 @@ def front(server: Server) -> Iterator[str]:
 
 
 @pytest.fixture
-def tab(chromium: Browser, front: str) -> Iterator[Tab]:
-    with chromium.tab(front) as tab:
+def tab(chromium: BrowserContext, front: str) -> Iterator[Page]:
+    with open_tab(chromium, front) as tab:
         yield tab
-        assert not tab.complaints()
+        assert not complaints(tab)
 
 
-def wait_for_caption(tab: Tab) -> None:
-    tab.wait(
-        "/^Captioned/.test(document.getElementById('status').textContent) || !document.getElementById('error').hidden"
+def wait_for_caption(tab: Page) -> None:
+    tab.wait_for_function(
+        "() => /^Captioned/.test(document.getElementById('status').textContent)"
+        " || !document.getElementById('error').hidden"
     )
-    assert not tab.text("#error")
+    assert tab.locator("#error").filter(visible=True).all_inner_texts() == []
 
 
 def explained(server: Server, path: Path, **headers: str) -> Any:
@@ -71,266 +73,269 @@ def test_nginx_and_the_server_send_the_same_files_with_the_same_headers(server: 
     assert ask(f"{front}/page").status == ask(f"{server.exporter}/page").status == 404
 
 
-def test_every_example_gets_its_caption_with_its_frames_and_their_times(chromium: Browser, server: Server) -> None:
-    with chromium.tab(server.exporter) as tab:
+def test_every_example_gets_its_caption_with_its_frames_and_their_times(
+    chromium: BrowserContext, server: Server
+) -> None:
+    with open_tab(chromium, server.exporter) as tab:
         for path, caption in CLIPS.items():
-            tab.choose_file("#file", path)
-            tab.wait(f"document.getElementById('curl').textContent.includes({path.name!r})")
+            tab.set_input_files("#file", path)
+            expect(tab.locator("#curl")).to_contain_text(path.name)
             wait_for_caption(tab)
-            assert tab.text("#sentence").split() == caption.split()
-            tab.wait("[...document.querySelectorAll('#frames img')].every(i => i.complete && i.naturalWidth === 128)")
-            times = explained(server, path)["frames"]["times_s"]
-            assert [float(text.split()[0]) for text in tab.texts("#frames figcaption")] == pytest.approx(
-                times, abs=0.006
+            assert text_of(tab, "#sentence").split() == caption.split()
+            tab.wait_for_function(
+                "() => [...document.querySelectorAll('#frames img')].every(i => i.complete && i.naturalWidth === 128)"
             )
-            tab.wait("document.getElementById('video').videoWidth > 0")
-        assert not tab.complaints()
+            times = explained(server, path)["frames"]["times_s"]
+            shown = [float(text.split()[0]) for text in tab.locator("#frames figcaption").all_inner_texts()]
+            assert shown == pytest.approx(times, abs=0.006)
+            tab.wait_for_function("() => document.getElementById('video').videoWidth > 0")
+        assert not complaints(tab)
 
 
 @pytest.mark.long
-def test_a_model_with_a_calibration_says_how_sure_it_is(chromium: Browser) -> None:
-    with running_server("--checkpoint", str(REAL)) as real, chromium.tab(real.exporter) as tab:
-        tab.choose_file("#file", CLIP)
+def test_a_model_with_a_calibration_says_how_sure_it_is(chromium: BrowserContext) -> None:
+    with running_server("--checkpoint", str(REAL)) as real, open_tab(chromium, real.exporter) as tab:
+        tab.set_input_files("#file", CLIP)
         wait_for_caption(tab)
         sure = [f"{100 * each['confidence']:.0f} %" for each in explained(real, CLIP)["captions"]]
-        assert tab.text("#confidence").startswith(f"{sure[0]} confident: of such captions, about ")
-        assert tab.texts("#sentences small") == sure
-        assert not tab.complaints()
+        assert text_of(tab, "#confidence").startswith(f"{sure[0]} confident: of such captions, about ")
+        assert tab.locator("#sentences small").all_inner_texts() == sure
+        assert not complaints(tab)
 
 
-def test_a_word_lights_up_the_frames_that_it_came_from(tab: Tab, server: Server) -> None:
-    tab.drop(files=[CLIP])
+def test_a_word_lights_up_the_frames_that_it_came_from(tab: Page, server: Server) -> None:
+    drop(tab, files=[CLIP])
     wait_for_caption(tab)
     expected = explained(server, CLIP)["captions"][0]
     weights = "[...document.querySelectorAll('#frames li')].map(li => Number(li.style.getPropertyValue('--weight')))"
     for number, (word, of_word) in enumerate(zip(expected["words"], expected["attention"], strict=True)):
-        tab.point_at(".word", number)
-        assert tab.text(".word.lit") == word["word"]
-        assert tab.run(weights) == pytest.approx([weight / max(of_word) for weight in of_word], abs=1e-3)
-        described = tab.run(f"document.querySelectorAll('.word')[{number}].getAttribute('aria-description')")
+        button = tab.locator(".word").nth(number)
+        button.hover()
+        assert text_of(tab, ".word.lit") == word["word"]
+        assert tab.evaluate(weights) == pytest.approx([weight / max(of_word) for weight in of_word], abs=1e-3)
+        described = button.get_attribute("aria-description") or ""
         assert f"{round(100 * word['prob'])} %" in described
-        lights = tab.run(weights.replace("--weight", "--light"))
+        lights = tab.evaluate(weights.replace("--weight", "--light"))
         assert [lights.index(0), lights.index(1)] == [of_word.index(of(of_word)) for of in (min, max)]
-    tab.point_at("h1")
-    assert not tab.text(".word.lit")
-    assert tab.run(weights) == [0] * 16
+    tab.locator("h1").hover()
+    assert tab.locator(".word.lit").count() == 0
+    assert tab.evaluate(weights) == [0] * 16
 
 
-def test_the_keyboard_is_enough(tab: Tab, server: Server) -> None:
+def test_the_keyboard_is_enough(tab: Page, server: Server) -> None:
     reached = []
-    while tab.run("document.activeElement.id") != "link":
-        tab.press("Tab", 9)
-        reached.append(tab.run("document.activeElement.id"))
+    while tab.evaluate("document.activeElement.id") != "link":
+        tab.keyboard.press("Tab")
+        reached.append(tab.evaluate("document.activeElement.id"))
         assert len(reached) < 10
     assert reached == ["file", "link"]
-    tab.type(f"/clips/{CLIP.name}")
-    tab.press("Enter", 13)
+    tab.keyboard.type(f"/clips/{CLIP.name}")
+    tab.keyboard.press("Enter")
     wait_for_caption(tab)
-    assert tab.text("#sentence").split() == CAPTION.split()
-    while not tab.run("document.activeElement.classList.contains('word')"):
-        tab.press("Tab", 9)
+    assert text_of(tab, "#sentence").split() == CAPTION.split()
+    while not tab.evaluate("document.activeElement.classList.contains('word')"):
+        tab.keyboard.press("Tab")
     for word in CAPTION.split():
-        assert tab.text(".word.lit") == word
-        tab.press("Tab", 9)
-    assert not tab.text(".word.lit")
+        assert text_of(tab, ".word.lit") == word
+        tab.keyboard.press("Tab")
+    assert tab.locator(".word.lit").count() == 0
     second = explained(server, CLIP)["captions"][1]["caption"]
-    while not tab.run(f"document.activeElement.innerText.startsWith({second!r})"):
-        tab.press("Tab", 9)
-    tab.press("Enter", 13)
-    assert tab.text("#sentence").split() == second.split()
+    while not tab.evaluate("start => document.activeElement.innerText.startsWith(start)", second):
+        tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    assert text_of(tab, "#sentence").split() == second.split()
 
 
-def test_a_link_of_this_server_is_followed_and_no_other(tab: Tab, front: str) -> None:
-    tab.drop(link="https://example.org/dog.mp4")
-    tab.wait("!document.getElementById('error').hidden")
-    assert tab.text("#error") == (
+def test_a_link_of_this_server_is_followed_and_no_other(tab: Page, front: str) -> None:
+    drop(tab, link="https://example.org/dog.mp4")
+    assert text_of(tab, "#error") == (
         f"Only links on this server ({front}) can be followed; download the video, and drop the file."
     )
-    tab.drop(link=f"{front}/clips/{CLIP.name}")
+    drop(tab, link=f"{front}/clips/{CLIP.name}")
     wait_for_caption(tab)
-    assert tab.text("#sentence").split() == CAPTION.split()
+    assert text_of(tab, "#sentence").split() == CAPTION.split()
 
 
-def test_a_link_to_nothing_and_no_link_are_called_that(chromium: Browser, front: str) -> None:
-    with chromium.tab(front) as tab:
+def test_a_link_to_nothing_and_no_link_are_called_that(chromium: BrowserContext, front: str) -> None:
+    with open_tab(chromium, front) as tab:
         for link, said in (
             ("/clips/none.mp4", "There is nothing at /clips/none.mp4 (status 404)."),
             ("https://[", "This is not a link: https://[."),
         ):
-            tab.run(f"document.getElementById('link').value = {link!r}")
-            tab.run("document.getElementById('ask').requestSubmit()")
-            tab.wait(f"document.getElementById('error').textContent === {said!r}")
+            tab.locator("#link").fill(link)
+            tab.locator("#link").press("Enter")
+            expect(tab.locator("#error")).to_have_text(said)
 
 
 @pytest.mark.parametrize("where", ["front", "server"])
 def test_an_error_is_shown_as_the_servers_own_sentence(
-    chromium: Browser, front: str, server: Server, where: str, tmp_path: Path
+    chromium: BrowserContext, front: str, server: Server, where: str, tmp_path: Path
 ) -> None:
     broken = tmp_path / "<img src=x onerror=hacked=1>.mp4"
     broken.write_bytes(CLIP.read_bytes()[:3000])
     message = ask(server.predictions, broken.read_bytes()).json()["error"]["message"]
-    with chromium.tab(front if where == "front" else server.exporter) as tab:
-        tab.drop(files=[broken])
-        tab.wait("!document.getElementById('error').hidden")
-        assert tab.text("#error") == f"{message[0].upper()}{message[1:]}."
-        assert not tab.text("#again")
-        tab.drop(files=[CLIP])
+    with open_tab(chromium, front if where == "front" else server.exporter) as tab:
+        drop(tab, files=[broken])
+        assert text_of(tab, "#error") == f"{message[0].upper()}{message[1:]}."
+        assert tab.locator("#again").is_hidden()
+        drop(tab, files=[CLIP])
         wait_for_caption(tab)
-        assert tab.run("typeof hacked") == "undefined"
+        assert tab.evaluate("typeof hacked") == "undefined"
 
 
 @pytest.mark.parametrize("where", ["front", "server"])
 def test_a_video_beyond_the_limit_is_called_too_large(
-    chromium: Browser, front: str, server: Server, where: str, tmp_path: Path
+    chromium: BrowserContext, front: str, server: Server, where: str, tmp_path: Path
 ) -> None:
     huge = tmp_path / "huge.mp4"
     with huge.open("wb") as file:
         file.truncate(70 * 2**20)
-    with chromium.tab(front if where == "front" else server.exporter) as tab:
-        tab.drop(files=[huge])
-        tab.wait("!document.getElementById('error').hidden")
-        assert re.search("too large|larger than 6[45] MiB", tab.text("#error"))
+    with open_tab(chromium, front if where == "front" else server.exporter) as tab:
+        drop(tab, files=[huge])
+        assert re.search("too large|larger than 6[45] MiB", text_of(tab, "#error"))
 
 
-def test_without_a_captioner_it_says_so_and_tries_again_when_asked(chromium: Browser) -> None:
-    with nginx(1) as port, chromium.tab(f"http://127.0.0.1:{port}") as tab:
-        tab.drop(files=[CLIP])
-        tab.wait("!document.getElementById('error').hidden")
-        assert tab.text("#error") == "The captioner cannot be reached; try again in a moment."
-        tab.run("document.getElementById('error').textContent = ''")
-        tab.run("document.getElementById('again').click()")
-        tab.wait("document.getElementById('error').textContent.startsWith('The captioner')")
+def test_without_a_captioner_it_says_so_and_tries_again_when_asked(chromium: BrowserContext) -> None:
+    said = "The captioner cannot be reached; try again in a moment."
+    with nginx(1) as port, open_tab(chromium, f"http://127.0.0.1:{port}") as tab:
+        drop(tab, files=[CLIP])
+        assert text_of(tab, "#error") == said
+        tab.evaluate("document.getElementById('error').textContent = ''")
+        tab.locator("#again").click()
+        expect(tab.locator("#error")).to_have_text(said)
 
 
-def test_segments_are_a_timeline_and_subtitles_of_the_video(tab: Tab, server: Server) -> None:
-    tab.run("document.getElementById('cut').value = '1'")
-    tab.drop(files=[CLIP])
+def test_segments_are_a_timeline_and_subtitles_of_the_video(tab: Page, server: Server) -> None:
+    tab.locator("#cut").select_option("1")
+    drop(tab, files=[CLIP])
     wait_for_caption(tab)
     segments = explained(server, CLIP, **{"X-Etenet-Segment-S": "1"})["segments"]
     assert len(segments) > 1
-    assert [text.splitlines()[-1] for text in tab.texts("#transcript li")] == [each["caption"] for each in segments]
-    tab.wait("document.querySelector('track').track.cues?.length > 0")
-    cues = tab.run("[...document.querySelector('track').track.cues].map(c => [c.startTime, c.endTime, c.text])")
+    listed = [text.splitlines()[-1] for text in tab.locator("#transcript li").all_inner_texts()]
+    assert listed == [each["caption"] for each in segments]
+    tab.wait_for_function("() => document.querySelector('track').track.cues?.length > 0")
+    cues = tab.evaluate("[...document.querySelector('track').track.cues].map(c => [c.startTime, c.endTime, c.text])")
     assert cues == [[each["start_s"], each["end_s"], each["caption"]] for each in segments]
-    tab.run("document.querySelectorAll('#transcript button')[1].click()")
-    assert tab.text("#sentence").split() == segments[1]["caption"].split()
-    assert tab.run("document.getElementById('video').currentTime") == segments[1]["start_s"]
-    first_s = float(tab.texts("#frames figcaption")[0].split()[0])
+    tab.locator("#transcript button").nth(1).click()
+    assert text_of(tab, "#sentence").split() == segments[1]["caption"].split()
+    assert tab.evaluate("document.getElementById('video').currentTime") == segments[1]["start_s"]
+    first_s = float(tab.locator("#frames figcaption").first.inner_text().split()[0])
     assert first_s == pytest.approx(segments[1]["frames"]["times_s"][0], abs=0.006)
 
 
 @pytest.mark.long
-def test_a_long_video_goes_on_where_it_stopped(tab: Tab, tmp_path: Path) -> None:
+def test_a_long_video_goes_on_where_it_stopped(tab: Page, tmp_path: Path) -> None:
     long = tmp_path / "long.mp4"
     long.write_bytes(clips.video(18 * 25, size=(64, 48), preset="ultrafast"))
-    tab.run("document.getElementById('cut').value = '1'")
-    tab.drop(files=[long])
+    tab.locator("#cut").select_option("1")
+    drop(tab, files=[long])
     wait_for_caption(tab)
-    assert len(tab.texts("#transcript li")) == 16
-    assert tab.text("#more") == "Caption the rest, from 0:16.0"
-    tab.run("document.getElementById('more').click()")
-    tab.wait("document.querySelectorAll('#transcript li').length === 18")
-    assert not tab.text("#more")
+    assert tab.locator("#transcript li").count() == 16
+    assert text_of(tab, "#more") == "Caption the rest, from 0:16.0"
+    tab.locator("#more").click()
+    expect(tab.locator("#transcript li")).to_have_count(18)
+    assert tab.locator("#more").is_hidden()
 
 
-def test_the_command_does_the_same(tab: Tab, server: Server, tmp_path: Path) -> None:
+def test_the_command_does_the_same(tab: Page, server: Server, tmp_path: Path) -> None:
     awkward = tmp_path / "the dog's $(touch hacked).mp4"
     awkward.write_bytes(CLIP.read_bytes())
-    tab.drop(files=[awkward])
+    drop(tab, files=[awkward])
     wait_for_caption(tab)
     answer = subprocess.run(
-        ["sh", "-c", f"{tab.text('#curl')} --silent"], cwd=tmp_path, capture_output=True, check=True
+        ["sh", "-c", f"{text_of(tab, '#curl')} --silent"], cwd=tmp_path, capture_output=True, check=True
     ).stdout
     assert json.loads(answer)["captions"] == explained(server, CLIP)["captions"]
     assert [path.name for path in tmp_path.iterdir()] == [awkward.name]
 
 
-def test_a_4k_clip_and_one_that_browsers_do_not_play(tab: Tab, tmp_path: Path) -> None:
+def test_a_4k_clip_and_one_that_browsers_do_not_play(tab: Page, tmp_path: Path) -> None:
     large, old = tmp_path / "large.mp4", tmp_path / "old.avi"
     grey = [np.full((2160, 3840, 3), 50 * number, np.uint8) for number in range(1, 5)]
     large.write_bytes(clips.video(pictures=grey, size=(3840, 2160), preset="ultrafast"))
     old.write_bytes(clips.video(20, codec="mpeg4", container="avi"))
-    tab.drop(files=[large])
+    drop(tab, files=[large])
     wait_for_caption(tab)
-    assert "3840" in tab.text("#facts")
-    assert tab.run("document.querySelector('#frames img').naturalHeight") == 72
-    tab.drop(files=[old])
-    tab.wait("document.getElementById('curl').textContent.includes('old.avi')")
-    tab.wait("document.getElementById('player').hidden")
-    assert "does not play" in tab.text("#unplayable")
-    tab.wait("document.querySelector('#frames img').naturalHeight > 0")
+    assert "3840" in text_of(tab, "#facts")
+    assert tab.evaluate("document.querySelector('#frames img').naturalHeight") == 72
+    drop(tab, files=[old])
+    expect(tab.locator("#curl")).to_contain_text(old.name)
+    tab.locator("#player").wait_for(state="hidden")
+    assert "does not play" in text_of(tab, "#unplayable")
+    tab.wait_for_function("() => document.querySelector('#frames img').naturalHeight > 0")
 
 
-def test_where_the_server_has_keys_the_page_asks_for_one(chromium: Browser, server: Server) -> None:
+def test_where_the_server_has_keys_the_page_asks_for_one(chromium: BrowserContext, server: Server) -> None:
     with (
         nginx(int(server.inference.rpartition(":")[2]), with_keys("mine")) as port,
-        chromium.tab(f"http://127.0.0.1:{port}") as tab,
+        open_tab(chromium, f"http://127.0.0.1:{port}") as tab,
     ):
-        tab.drop(files=[CLIP])
-        tab.wait("!document.getElementById('unlock').hidden")
-        assert tab.text("#error") == "This server needs a key."
-        assert tab.run("document.activeElement.id") == "key"
-        tab.type("mine")
-        tab.press("Enter", 13)
-        tab.wait("document.getElementById('unlock').hidden && !document.getElementById('result').hidden")
-        assert tab.text("#sentence").split() == CAPTION.split()
-        assert '-H "Authorization: Bearer $KEY"' in tab.text("#curl")
-        assert "mine" not in tab.text("#curl")
+        drop(tab, files=[CLIP])
+        tab.locator("#unlock").wait_for()
+        assert text_of(tab, "#error") == "This server needs a key."
+        assert tab.evaluate("document.activeElement.id") == "key"
+        tab.keyboard.type("mine")
+        tab.keyboard.press("Enter")
+        tab.locator("#unlock").wait_for(state="hidden")
+        tab.locator("#result").wait_for()
+        assert text_of(tab, "#sentence").split() == CAPTION.split()
+        assert '-H "Authorization: Bearer $KEY"' in text_of(tab, "#curl")
+        assert "mine" not in text_of(tab, "#curl")
 
 
-def test_two_tabs_do_not_disturb_each_other(chromium: Browser, front: str) -> None:
+def test_two_tabs_do_not_disturb_each_other(chromium: BrowserContext, front: str) -> None:
     (one, first), (two, second) = list(CLIPS.items())[:2]
-    with chromium.tab(front) as left, chromium.tab(front) as right:
-        left.drop(files=[one])
-        right.drop(files=[two])
+    with open_tab(chromium, front) as left, open_tab(chromium, front) as right:
+        drop(left, files=[one])
+        drop(right, files=[two])
         for tab, caption in ((left, first), (right, second)):
             wait_for_caption(tab)
-            assert tab.text("#sentence").split() == caption.split()
-            assert not tab.complaints()
+            assert text_of(tab, "#sentence").split() == caption.split()
+            assert not complaints(tab)
 
 
-def test_a_new_video_takes_the_place_of_the_one_before(tab: Tab) -> None:
+def test_a_new_video_takes_the_place_of_the_one_before(tab: Page) -> None:
     (one, _), (two, second) = list(CLIPS.items())[:2]
-    tab.drop(files=[one])
-    tab.drop(files=[two])
+    drop(tab, files=[one])
+    drop(tab, files=[two])
     wait_for_caption(tab)
-    assert tab.text("#sentence").split() == second.split()
+    assert text_of(tab, "#sentence").split() == second.split()
 
 
-def test_a_file_takes_the_place_of_a_link_that_is_still_fetched(tab: Tab, front: str) -> None:
+def test_a_file_takes_the_place_of_a_link_that_is_still_fetched(tab: Page, front: str) -> None:
     (one, _), (two, second) = list(CLIPS.items())[:2]
-    tab.drop(link=f"{front}/clips/{one.name}")
-    tab.drop(files=[two])
+    drop(tab, link=f"{front}/clips/{one.name}")
+    drop(tab, files=[two])
     wait_for_caption(tab)
-    assert tab.text("#sentence").split() == second.split()
-    assert two.name in tab.text("#curl")
+    assert text_of(tab, "#sentence").split() == second.split()
+    assert two.name in text_of(tab, "#curl")
 
 
-def test_no_script_runs_but_that_of_the_page(chromium: Browser, front: str) -> None:
-    with chromium.tab(front) as tab:
+def test_no_script_runs_but_that_of_the_page(chromium: BrowserContext, front: str) -> None:
+    with open_tab(chromium, front) as tab:
         for attempt in (
             "document.body.append(Object.assign(document.createElement('script'), {text: 'hacked = 1'}))",
             "document.body.innerHTML = '<img src=x onerror=\"hacked = 1\">'",
             "document.body.setAttribute('onclick', 'hacked = 1'); document.body.click()",
             "setTimeout('hacked = 1')",
         ):
-            tab.run(f"(() => {{ try {{ {attempt} }} catch {{}} }})()")
-        assert tab.run("typeof hacked") == "undefined"
-        assert tab.complaints()
+            tab.evaluate(f"() => {{ try {{ {attempt} }} catch {{}} }}")
+        assert tab.evaluate("typeof hacked") == "undefined"
+        assert complaints(tab)
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits_every_width_and_is_readable_in_the_light_and_in_the_dark(
-    chromium: Browser, front: str, dark: bool
+    chromium: BrowserContext, front: str, dark: bool
 ) -> None:
-    with chromium.tab(front, dark=dark) as tab:
-        tab.run("document.getElementById('cut').value = '1'")
-        tab.drop(files=[CLIP])
+    with open_tab(chromium, front, dark=dark) as tab:
+        tab.locator("#cut").select_option("1")
+        drop(tab, files=[CLIP])
         wait_for_caption(tab)
         for width in (320, 1600):
-            tab.resize(width)
-            assert tab.run("document.documentElement.scrollWidth") <= width
-        colours = tab.run(
+            tab.set_viewport_size({"width": width, "height": 800})
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        colours = tab.evaluate(
             "Object.fromEntries(['paper', 'field', 'ink', 'quiet', 'wrong', 'accent', 'accent-ink']"
             ".map(n => [n, getComputedStyle(document.documentElement).getPropertyValue('--' + n)]))"
         )
@@ -340,11 +345,11 @@ def test_it_fits_every_width_and_is_readable_in_the_light_and_in_the_dark(
         assert (luminance(colours["paper"]) < 0.1) is dark
 
 
-def test_everything_has_a_name_for_a_screen_reader(tab: Tab) -> None:
-    tab.run("document.getElementById('cut').value = '1'")
-    tab.drop(files=[CLIP])
+def test_everything_has_a_name_for_a_screen_reader(tab: Page) -> None:
+    tab.locator("#cut").select_option("1")
+    drop(tab, files=[CLIP])
     wait_for_caption(tab)
-    nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
+    nodes = tab.context.new_cdp_session(tab).send("Accessibility.getFullAXTree")["nodes"]
     things = [node for node in nodes if not node["ignored"]]
     named = {"button", "textbox", "combobox", "image", "heading", "region", "form", "Video"}
     unnamed = [n for n in things if n["role"]["value"] in named and not n.get("name", {}).get("value")]
