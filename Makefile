@@ -7,7 +7,8 @@
 #   make test-hostile               the attacks at full length, and long tests: some hours, on an idle machine
 #   make bench                      every stage compared with others, load, scale, batch jobs: an hour; needs ETENET_REFERENCE_DATA
 #   make bench-gpu                  each stage on a GPU, and training at full size: a quarter of an hour
-#   make test-wheels                the wheel, on each Python, with the oldest and newest libraries it allows: 20 minutes
+#   make test-wheels                the wheel, on each Python, with the oldest and newest libraries it allows: 4 minutes or more
+#   make test-wheels EXTRAS=1       the same with training, int8, Ray and spans: a quarter of an hour
 #   make check                      format, lint, types, known vulnerabilities of what is installed
 #   make demo-model                 render the demo world, train, evaluate: model_store/demo.pt and examples/; continues after a kill
 #   make real-model REFERENCE=DIR   train on real frames: model_store/real.pt; continues after a kill
@@ -98,7 +99,7 @@ test-hostile: $(READY) $(PROGRAMS_READY) $(NPM_READY)
 	$(BIN)/pytest --hostile -m 'long or thorough' -rP
 
 test-wheels: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.wheels check $(if $(PYTHONS),--python $(PYTHONS))
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.wheels check $(if $(PYTHONS),--python $(PYTHONS)) $(if $(EXTRAS),--extras)
 
 bench: $(READY)
 	@test -n "$$ETENET_REFERENCE_DATA" || { echo "Set ETENET_REFERENCE_DATA to a folder with clips in msvd/clips and msrvtt/clips: real clips are decoded."; exit 2; }

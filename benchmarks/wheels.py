@@ -1,8 +1,9 @@
 """`python -m benchmarks.wheels`: does the wheel caption, wherever it may be installed?
 
 check           build it; install it into empty environments, for each Python that it names with the newest and with
-                the oldest libraries that it allows; caption there, away from the repository. Needs uv, a package
-                index, and 20 GB. Ends with one JSON line.
+                the oldest libraries that it allows; caption there, away from the repository. With --extras, install
+                all extras, train, encode in int8, run a job on Ray and send spans, too. Needs uv, a package index,
+                and 20 GB. Ends with one JSON line.
 fetch FOLDER    the wheels that GPU benchmarks need on a machine without a package index: about 40 MB for Linux on
                 x86-64 and the given Python version; torch must be installed there. On that machine, in the
                 repository:
@@ -14,6 +15,7 @@ fetch FOLDER    the wheels that GPU benchmarks need on a machine without a packa
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -23,12 +25,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 import urllib.request
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from benchmarks.rig.load import PREDICTIONS
@@ -37,8 +41,10 @@ from etenet.errors import UsageError
 from etenet.serving.config import PORTS, unusable
 from etenet.serving.loopback import WITHOUT_PROXY, Address
 
+EXTRAS = ("train", "int8", "ray", "telemetry")
 BOUNDS = {"newest": "highest", "oldest": "lowest-direct"}  # and what uv calls them
 START_DEADLINE_S = 180.0
+COPIES = ("first", "second")  # of each example: int8 needs ten clips
 
 BINARY = ("av", "joblib", "munch", "nltk", "pycocoevalcap", "regex")
 BUILT_HERE = ("pretrainedmodels",)  # published as source
@@ -102,6 +108,51 @@ def serve_and_caption(etenet: Path, folder: Path, clip: Path, log: Path, **varia
             print(log.read_text(errors="replace"), file=sys.stderr)
 
 
+def use_extras(etenet: Path, folder: Path, clip: Path) -> None:
+    """Train on the examples, score, caption on Ray and in int8, and serve with spans, each as the documents say."""
+    examples = json.loads((REPOSITORY / "examples" / "captions.json").read_text())
+    demo, clips = REPOSITORY / "model_store" / "demo.pt", folder / "clips"
+    clips.mkdir()
+    for name, copy in itertools.product(examples, COPIES):
+        shutil.copy(REPOSITORY / "examples" / name, clips / f"{copy}-{name}")
+    splits = ["train"] * (len(examples) - 2) + ["validation", "test"]
+    (folder / "captions.jsonl").write_text(
+        "".join(
+            json.dumps({"video": f"{copy}-{name}", "split": split, "captions": [caption] * 2}) + "\n"
+            for (name, caption), split in zip(examples.items(), splits, strict=True)
+            for copy in COPIES
+        )
+    )
+    for command in (
+        "train prepare folder --captions captions.jsonl --clips clips --encoder timm:tf_efficientnet_lite0 "
+        "--minimum-count 1 --out data",
+        "train own --stage 1 --data data --out run --set epochs=1",
+        "train evaluate --checkpoint run/stage1/best.pt --data data --tokenizer none --out test",
+        f"package {demo} --int8 --calibrate clips --agreement 0.5 --out int8.mar",
+    ):
+        subprocess.run([etenet, *command.split()], cwd=folder, env=environment_without_repository(), check=True)
+    captions = caption(etenet, folder, "clips", "--checkpoint", str(demo), "--engine", "ray")
+    assert captions == {f"{copy}-{name}": examples[name] for name, copy in itertools.product(examples, COPIES)}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{collector.server_port}"
+        serve_and_caption(etenet, folder, clip, folder / "log", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+        collector.shutdown()
+    assert Collector.spans_arrived, (folder / "log").read_text(errors="replace")
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Notes that spans came."""
+
+    spans_arrived = False
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        Collector.spans_arrived = True
+        self.send_response(200)
+        self.end_headers()
+
+
 def _await_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -119,7 +170,7 @@ def _free_row_of_ports() -> int:
             return first
 
 
-def check(pythons: Sequence[str], bounds: Sequence[str]) -> list[dict[str, object]]:
+def check(pythons: Sequence[str], bounds: Sequence[str], extras: Sequence[str] = ()) -> list[dict[str, object]]:
     """Raises `CalledProcessError` or `AssertionError` where the wheel does not caption."""
     uv = shutil.which("uv")
     if not uv:
@@ -130,12 +181,12 @@ def check(pythons: Sequence[str], bounds: Sequence[str]) -> list[dict[str, objec
         for python in pythons:
             for bound in bounds:
                 with tempfile.TemporaryDirectory() as folder:
-                    rows.append(_check(uv, wheel, python, bound, Path(folder)))
+                    rows.append(_check(uv, wheel, python, bound, extras, Path(folder)))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
-def _check(uv: str, wheel: Path, python: str, bound: str, folder: Path) -> dict[str, object]:
+def _check(uv: str, wheel: Path, python: str, bound: str, extras: Sequence[str], folder: Path) -> dict[str, object]:
     environment, empty = folder / "environment", folder / "empty"
     empty.mkdir()
     programs = environment / "bin"
@@ -144,6 +195,7 @@ def _check(uv: str, wheel: Path, python: str, bound: str, folder: Path) -> dict[
     into = ["--quiet", "--python", str(programs / "python")]
     # `lowest-direct` is for what the command line names, so the requirements of the wheel stand there.
     named = ["--requirement", str(REPOSITORY / "pyproject.toml"), str(wheel)]
+    named += [f"--extra={extra}" for extra in extras]
     subprocess.run([uv, "pip", "install", *into, "--resolution", BOUNDS[bound], *named], check=True)
     installed_s = time.monotonic() - started
     clip, known = known_answer()
@@ -154,6 +206,8 @@ def _check(uv: str, wheel: Path, python: str, bound: str, folder: Path) -> dict[
     captions |= caption(programs / "etenet", empty, *demo, *(str(REPOSITORY / "examples" / name) for name in examples))
     assert captions == {clip.name: known, **examples}
     assert serve_and_caption(programs / "etenet", empty, clip, folder / "log") == known
+    if extras:
+        use_extras(programs / "etenet", folder, clip)
     listed = json.loads(
         subprocess.run(
             [uv, "pip", "list", *into, "--format", "json"],
@@ -208,6 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = commands.add_parser("check", help="caption with the wheel, in empty environments")
     command.add_argument("--python", nargs="+", default=supported_pythons(), metavar="P", help="versions, or paths")
     command.add_argument("--bound", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="of the libraries")
+    command.add_argument(
+        "--extras", action="store_const", const=EXTRAS, default=(), help="install and use these as well"
+    )
     command = commands.add_parser("fetch", help="the wheels that GPU benchmarks need elsewhere")
     command.add_argument("folder", type=Path, metavar="FOLDER")
     command.add_argument("--python", default="3.12", metavar="VERSION", help="of the other machine; default: 3.12")
@@ -215,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "fetch":
         fetch(options.folder, options.python)
     else:
-        print(json.dumps(check(options.python, options.bound)))
+        print(json.dumps(check(options.python, options.bound, options.extras)))
 
 
 if __name__ == "__main__":
