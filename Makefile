@@ -39,7 +39,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Programs that the tests start in addition to TorchServe.
 PROGRAMS := nginx prometheus zsh zsh-common chromium-headless-shell
 PROGRAMS_READY := $(VENV)/debian/.ready
-# The generator of clients in TypeScript, if npm is installed.
+# The generator of clients in TypeScript, if there is npm.
 NPM_READY := $(VENV)/npm/.ready
 # Absolute, because the servers that the tests start run in folders of their own.
 COVERAGE := COVERAGE_FILE=$(CURDIR)/.coverage/data $(BIN)/coverage
@@ -89,7 +89,7 @@ check: $(READY)
 	$(BIN)/mypy
 	-$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
-test: check $(PROGRAMS_READY)
+test: check $(PROGRAMS_READY) $(NPM_READY)
 	rm -rf .coverage && mkdir .coverage
 	$(COVERAGE) run -m pytest -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 	$(COVERAGE) combine --quiet

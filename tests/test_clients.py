@@ -83,7 +83,6 @@ def run(*command: str | Path, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.long
 def test_a_generated_python_client_gets_captions(front: Server, expected: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("post_hooks: []\n")
     options = ("--path", CONTRACT, "--output-path", "etenet_client", "--meta", "none", "--config", "settings.yaml")
@@ -92,7 +91,6 @@ def test_a_generated_python_client_gets_captions(front: Server, expected: dict[s
     assert json.loads(run(sys.executable, "client.py", front.inference, CLIP, folder=tmp_path)) == expected
 
 
-@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("npm"), reason="npm is missing, from which the generator comes")
 def test_a_generated_typescript_client_gets_captions(front: Server, expected: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(TYPESCRIPT, tmp_path, dirs_exist_ok=True)
