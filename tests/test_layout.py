@@ -113,7 +113,7 @@ def test_without_a_home_the_default_holds(graph: Path, monkeypatch: pytest.Monke
 
 
 def test_packaging_measures_this_machine(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etenet.runtime.load.cores", lambda: 4)
+    monkeypatch.setattr("etenet.serving.archive.cores", lambda: 4)
     archive.package(DEMO, tmp_path / "demo.mar")
     (kept,) = (cache / "etenet" / "layouts").iterdir()
     assert kept.read_text() in {f"{streams} {frames}" for streams in (1, 2, 4) for frames in (1, 2, 4)}

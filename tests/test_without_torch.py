@@ -124,6 +124,35 @@ def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive.package(DEMO, tmp_path_factory.mktemp("archive") / "demo.mar")
 
 
+def test_what_one_command_has_compiled_and_measured_the_next_one_uses(
+    demo_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with kept_encoder(DEMO):
+        (kept,) = (tmp_path / "cache" / "etenet" / "encoders").iterdir()
+    written_ns = (kept / "encoder.bin").stat().st_mtime_ns
+    for name in ("first", "second"):
+        command = [sys.executable, "-c", COMMAND, "package", str(DEMO), "--out", str(tmp_path / name)]
+        ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert ended.stdout.splitlines() == [str(tmp_path / name), "0 []"], ended.stderr
+        assert (tmp_path / name).read_bytes() == demo_archive.read_bytes()
+    assert (kept / "encoder.bin").stat().st_mtime_ns == written_ns
+    monkeypatch.setattr("etenet.runtime.layout._fastest", None)
+    archive.package(DEMO, tmp_path / "third")
+
+
+def test_an_encoder_that_was_compiled_in_another_way_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("etenet.runtime.kept.compiled_encoder", lambda *_: {"encoder.xml": b"graph"})
+    for source in ("as before", "in another way"):
+        monkeypatch.setattr("etenet.runtime.kept.sha256", lambda _, source=source: source)
+        with kept_encoder(DEMO):
+            pass
+    assert len(list((tmp_path / "etenet" / "encoders").iterdir())) == 2
+
+
 def captioned(checkpoint: Path, out: Path, cache: Path) -> str:
     """Caption the examples in a process of its own; returns its status, and what it imported."""
     options = ["--checkpoint", str(checkpoint), "--out", str(out), "--captions", "5"]

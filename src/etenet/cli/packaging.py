@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 
 def package(options: argparse.Namespace) -> Path:
     """The archive that was made. Raises `UsageError`."""
-    from etenet.model import checkpoint as checkpoints
     from etenet.serving import archive
 
     quantise = _quantiser(options)
-    checkpoints.inspect(options.source)
-    print("etenet package: compiling the encoder takes up to a minute ...", file=sys.stderr)
-    return archive.package(options.source, options.out, gpu=options.gpu, quantise=quantise)
+    return archive.package(
+        options.source,
+        options.out,
+        gpu=options.gpu,
+        quantise=quantise,
+        before_compiling=partial(
+            print, "etenet package: compiling the encoder takes up to a minute ...", file=sys.stderr
+        ),
+    )
 
 
 def _quantiser(options: argparse.Namespace) -> Quantiser | None:

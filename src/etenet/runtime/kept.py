@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-from etenet.files import cache_folder, replacing
+from etenet.files import cache_folder, replacing, sha256
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime.load import compiled_encoder
 
@@ -44,10 +44,12 @@ def kept_encoder(checkpoint: Path, before_compiling: Callable[[], None] = lambda
 
 
 def _compiler() -> str:
+    """What compiles, and how."""
     try:
-        return f"openvino-{metadata.version('openvino')}"
+        version = metadata.version("openvino")
     except metadata.PackageNotFoundError:
         return "none"
+    return f"openvino-{version}-{sha256(Path(__file__).with_name('openvino.py'))[:8]}"
 
 
 def _written(files: dict[str, bytes], kept: Path | None, otherwise: Path) -> Path:

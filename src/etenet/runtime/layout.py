@@ -47,18 +47,24 @@ class Layout:
 
 def layout(graph: Path, threads: int, processor: str) -> Layout:
     """That of the encoder in this file."""
-    with suppress(OSError, ValueError, TypeError):
-        return Layout.read(_file(graph, threads, processor).read_text(), threads)
-    return Layout.default(threads)
+    return _kept(graph, threads, processor) or Layout.default(threads)
 
 
 def measure(graph: Path, threads: int, processor: str, prepare: Callable[[Layout], Callable[[], object]]) -> None:
-    """Keep the fastest layout. `prepare` makes for a layout what encodes a clip."""
+    """Keep the fastest layout, if none is kept. `prepare` makes for a layout what encodes a clip."""
+    if _kept(graph, threads, processor):
+        return
     default = Layout.default(threads)
     best = _fastest([Layout(streams, default.frames) for streams in _halves(default.streams)], prepare)
     best = _fastest([Layout(best.streams, frames) for frames in _halves(default.frames)], prepare)
     with suppress(OSError), replacing(_file(graph, threads, processor)) as file:
         file.write(f"{best.streams} {best.frames}".encode())
+
+
+def _kept(graph: Path, threads: int, processor: str) -> Layout | None:
+    with suppress(OSError, ValueError, TypeError):
+        return Layout.read(_file(graph, threads, processor).read_text(), threads)
+    return None
 
 
 def _halves(number: int) -> list[int]:

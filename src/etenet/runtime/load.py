@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from etenet.errors import DeviceFailed, UsageError
 from etenet.linux import cores
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from etenet.runtime.openvino import CompiledEncoder
 
 _log = logging.getLogger(__name__)
-
-Quantise: TypeAlias = Callable[[Checkpoint, Path], None]
-"""Replaces the compiled graph of a checkpoint by one in int8. Raises `UsageError` if that harms the captions."""
 
 
 def load_network(
@@ -103,29 +99,20 @@ def compile_network(checkpoint: Checkpoint) -> Network:
         return TorchNetwork(checkpoint)
 
 
-def compiled_encoder(
-    checkpoint: Checkpoint, name: str, quantise: Quantise | None = None, *, measure: bool = False
-) -> dict[str, bytes]:
-    """The files of the encoder compiled for a CPU: `name` (.xml) and its weights, in int8 with `quantise`.
+def compiled_encoder(checkpoint: Checkpoint, name: str) -> dict[str, bytes]:
+    """The files of the encoder compiled for a CPU: `name` (.xml) and its weights.
 
-    With `measure`, how this machine computes it fastest is found out and kept. No files, and the log says why, if
-    OpenVINO is missing or does not compute exactly the same; with `quantise` that is a `UsageError`.
+    No files, and the log says why, if OpenVINO is missing or does not compute exactly the same.
     """
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / name
         try:
-            from etenet.runtime.openvino import compile_encoder, measure_layout
+            from etenet.runtime.openvino import compile_encoder
 
             compile_encoder(checkpoint, graph)
         except (ImportError, RuntimeError) as error:
-            if quantise:
-                raise UsageError(f"the encoder cannot be compiled, and so not quantised: {error}") from error
             _log.warning("the encoder is left uncompiled, which is slower on a CPU: %s", error)
             return {}
-        if quantise:
-            quantise(checkpoint, graph)
-        if measure:
-            measure_layout(graph, cores())
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 

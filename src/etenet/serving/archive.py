@@ -4,32 +4,36 @@ A .mar is a zip with a manifest. torch-model-archiver is not used, because it pu
 Only the part that is compiled for a GPU, with `gpu`, may differ. The files of `handler/` are data to this module, which
 never imports them. The archive is sealed. `SHA256SUMS`, in the format of sha256sum(1), shows that an unpacked one is
 whole, too: the launcher checks it before anything of the archive runs, the handler before it loads the checkpoint. Only
-packaging imports torch, which takes seconds; a server starts without it.
+compiling imports torch, which takes seconds; a server starts without it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
 from etenet.assets import SHARE, bundled
 from etenet.errors import UsageError, named
 from etenet.files import replacing, sha256
+from etenet.linux import cores
 from etenet.model.seal import seal, sha256_of_whole
 
 if TYPE_CHECKING:
     from etenet.model.checkpoint import Checkpoint
-    from etenet.runtime.load import Quantise
+
+Quantise: TypeAlias = "Callable[[Checkpoint, Path], None]"
+"""Replaces the compiled graph of a checkpoint by one in int8. Raises `UsageError` if that harms the captions."""
 
 MODEL_NAME = "etenet"
 MODEL_VERSION = "1.0"  # of the archive, in every response; not the version of this package
@@ -46,16 +50,22 @@ _PACKAGE = Path(__file__).parent.parent
 _EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def package(checkpoint: Path, out: Path, *, gpu: bool = False, quantise: Quantise | None = None) -> Path:
+def package(
+    checkpoint: Path,
+    out: Path,
+    *,
+    gpu: bool = False,
+    quantise: Quantise | None = None,
+    before_compiling: Callable[[], None] = lambda: None,
+) -> Path:
     """Write the archive atomically and return its path. Raises `CheckpointError` for a checkpoint that does not load.
 
     With `gpu` the archive carries the encoder compiled for GPUs like this machine's; `UsageError` if there is none.
-    With `quantise` workers on a CPU encode in int8.
+    With `quantise` workers on a CPU encode in int8. `before_compiling` can tell the user why nothing happens.
     """
     from etenet.model import checkpoint as checkpoints
-    from etenet.runtime.load import compiled_encoder
 
-    loaded = checkpoints.load(checkpoint)
+    inspected = checkpoints.inspect(checkpoint)
     handler = bundled("handler")
     entries: dict[str, Path] = {
         CHECKPOINT_FILE: checkpoint,
@@ -67,15 +77,15 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False, quantise: Quantis
     contents = {MANIFEST_FILE: json.dumps(listed, indent=2).encode()}
     contents |= {name: path.read_bytes() for name, path in sorted(entries.items())}
     described = About(
-        name=loaded.name,
-        encoder=loaded.encoder.name,
+        name=inspected.name,
+        encoder=inspected.encoder_name,
         precision="int8" if quantise else "float32",
-        terms=loaded.terms,
+        terms=inspected.terms,
     )
     contents[ABOUT_FILE] = json.dumps(asdict(described), indent=2).encode()
-    contents |= compiled_encoder(loaded, ENCODER_FILE, quantise, measure=True)
+    contents |= _encoder(checkpoint, quantise, before_compiling)
     if gpu:
-        contents[GPU_KERNELS_FILE] = _gpu_kernels(loaded)
+        contents[GPU_KERNELS_FILE] = _gpu_kernels(checkpoints.load(checkpoint))
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
     with replacing(out) as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -84,6 +94,28 @@ def package(checkpoint: Path, out: Path, *, gpu: bool = False, quantise: Quantis
             _write(archive, SUMS_FILE, sums.encode())
         seal(file)
     return out
+
+
+def _encoder(checkpoint: Path, quantise: Quantise | None, before_compiling: Callable[[], None]) -> dict[str, bytes]:
+    """The files of the encoder compiled for a CPU. This machine keeps them, and how it computes them fastest.
+
+    None, and the log says why, if the encoder cannot be compiled; with `quantise` that is a `UsageError`.
+    """
+    from etenet.model import checkpoint as checkpoints
+    from etenet.runtime.kept import kept_encoder
+
+    with kept_encoder(checkpoint, before_compiling) as kept, tempfile.TemporaryDirectory() as folder:
+        if not kept:
+            if quantise:
+                raise UsageError("the encoder cannot be compiled, and so not quantised; the warning says why")
+            return {}
+        from etenet.runtime.openvino import measure_layout
+
+        graph = Path(shutil.copytree(kept.parent, folder, dirs_exist_ok=True)) / kept.name
+        if quantise:
+            quantise(checkpoints.load(checkpoint), graph)
+        measure_layout(graph, cores())
+        return {path.name: path.read_bytes() for path in sorted(graph.parent.iterdir())}
 
 
 def _gpu_kernels(checkpoint: Checkpoint) -> bytes:
