@@ -85,7 +85,7 @@ def test_a_clip_in_a_tar_is_decoded_and_compared_as_a_file_is(tmp_path: Path) ->
     write_tar(tmp_path / "shard.tar", [("1.mp4", body), ("1.txt", b"text"), ("2.mp4", body[:-1] + b"x")])
     (tmp_path / "cut.tar").write_bytes((tmp_path / "shard.tar").read_bytes()[:600])
     (file, cut, first, second) = (clip.source for clip in inputs.clips([str(tmp_path)]))
-    digests = [ray._digest({"source": pickle.dumps(source)})["digest"] for source in (cut, file, first, second)]
+    digests = [ray._digest(source) for source in (cut, file, first, second)]
     assert digests[1] == digests[2]
     assert len(set(digests)) == 3
     decoded = []
@@ -184,3 +184,19 @@ def test_a_job_on_several_nodes_gives_the_captions_of_one_process(cluster: Clust
     here = local.engine(DEMO, CaptionOptions(), details=False, clips=len(different))
     assert captions == captions_of(here(different, lambda *_: None))
     assert len(actors) == sum(count > 0 for count in CORES_OF_NODES), "an actor below each raylet"
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # of Ray Data about its own code, in this process
+def test_a_cluster_of_several_nodes_compares_files_where_it_reads_them(cluster: Cluster, tmp_path: Path) -> None:
+    for name, body in {"a": b"one", "b": b"one", "c": b"two"}.items():
+        (tmp_path / name).write_bytes(body)
+    sources = [Source(str(tmp_path / name)) for name in ("a", "b", "c", "not there")]
+    peer.init(address=cluster.address, log_to_driver=False)
+    try:
+        assert not ray._all_is_here()
+        by_cluster = ray._digests_by_cluster(sources)
+    finally:
+        peer.shutdown()
+    assert by_cluster == ray._digests(sources)
+    assert len(set(by_cluster.values())) == 3

@@ -15,6 +15,7 @@ import pickle
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -85,7 +86,7 @@ def engine(
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             ray.data.DataContext.get_current().enable_progress_bars = False
             weights = ray.put(np.frombuffer(checkpoint.read_bytes(), np.uint8))
-            sources = without_copies(sources, _digests)
+            sources = without_copies(sources, _digests if _all_is_here() else _digests_by_cluster)
             names = list(sources.values())
             items = [{"clip": number, "source": pickle.dumps(source)} for number, source in enumerate(sources)]
             expected = segments_expected(len(items), options.cut)
@@ -152,17 +153,26 @@ def without_copies(
 
 
 def _digests(sources: list[Source]) -> dict[Source, str]:
-    """Computed by the cluster, which is where the files are read."""
+    with ThreadPoolExecutor(cores()) as threads:
+        return dict(zip(sources, threads.map(_digest, sources), strict=True))
+
+
+def _digests_by_cluster(sources: list[Source]) -> dict[Source, str]:
+    """The files are read where clips will be read, which need not be here."""
     if not sources:
         return {}
-    rows = ray.data.from_items([{"source": pickle.dumps(source)} for source in sources]).map(_digest).iter_rows()
+    rows = ray.data.from_items([{"source": pickle.dumps(source)} for source in sources]).map(_with_digest).iter_rows()
     return {pickle.loads(row["source"]): row["digest"] for row in rows}
 
 
-def _digest(row: dict[str, Any]) -> dict[str, Any]:
-    """The digest of a clip's bytes, or its pickled source if they cannot be read, so that it equals no other clip."""
-    body = read(pickle.loads(row["source"]), JOB_LIMITS.max_body_bytes)
-    return {**row, "digest": sha256(body).hexdigest() if isinstance(body, bytes) else row["source"].hex()}
+def _with_digest(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "digest": _digest(pickle.loads(row["source"]))}
+
+
+def _digest(source: Source) -> str:
+    """That of a clip's bytes, or its pickled source if they cannot be read, so that it equals no other clip."""
+    body = read(source, JOB_LIMITS.max_body_bytes)
+    return sha256(body).hexdigest() if isinstance(body, bytes) else pickle.dumps(source).hex()
 
 
 def _placement(actors: int | None, *, most: int) -> tuple[int, int, dict[str, Any]]:
@@ -186,6 +196,13 @@ def _share_of_node(actors: int) -> int:
     """How many threads an actor of so many on this node gets, of the cores that Ray has here."""
     of_node = int(_resources()[ray.get_runtime_context().get_node_id()].get("CPU", 1))
     return max(1, min(cores(), of_node) // actors)
+
+
+def _all_is_here() -> bool:
+    """Whether the cluster is this machine alone, so that its files are those of this process."""
+    if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+        return False
+    return _resources().keys() == {ray.get_runtime_context().get_node_id()}
 
 
 def _resources() -> dict[str, dict[str, float]]:
