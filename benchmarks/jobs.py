@@ -45,7 +45,7 @@ def different(clip: bytes, count: int, folder: Path) -> list[inputs.JobClip]:
 def alone(checkpoint: Path, clips: Sequence[inputs.JobClip]) -> tuple[float, float]:
     """Clips per second of decoding on all cores, and of encoding in full batches."""
     bodies = [Path(clip.path).read_bytes() for clip in clips]
-    captioner = local.load(checkpoint, limits=DecodeLimits(), clips=local.WORTH_COMPILING_CLIPS)
+    captioner = local.load(checkpoint, limits=DecodeLimits(), clips=local.WORTH_CAPTURING_CLIPS)
     decoders = Sandbox(resize_px=captioner.checkpoint.preprocessing.resize_px)
     started = time.perf_counter()
     decoded = [decoders.submit(body) for body in bodies]

@@ -17,9 +17,9 @@ from etenet.captioning.stream import Video
 from etenet.cli import main
 from etenet.model import checkpoint as checkpoints
 from etenet.model.confidence import FEATURES, Calibration, features_of
-from etenet.model.config import DecoderConfig
+from etenet.model.config import GIVEN_FEATURES, DecoderConfig
 from etenet.model.decoder import Decoder
-from etenet.model.encoder import GIVEN_FEATURES, AbsentEncoder
+from etenet.model.encoder import AbsentEncoder
 from etenet.model.etenet import EtENet
 from etenet.model.hypothesis import Hypothesis
 from etenet.model.vocabulary import Vocabulary

@@ -10,7 +10,8 @@ import torchvision
 from torch import nn
 
 from etenet.errors import UsageError
-from etenet.model.encoder import Encoder, default_preprocessing, encoder_names, feature_size
+from etenet.model.encoder import Encoder, default_preprocessing, feature_size
+from etenet.model.libraries import PRETRAINEDMODELS
 
 
 @pytest.mark.filterwarnings("ignore:.*pretrained.*:UserWarning", "ignore:.*weight enum.*:UserWarning")
@@ -82,7 +83,7 @@ def test_batch_norm_is_frozen_in_every_mode(name: str) -> None:
         assert torch.equal(value, before[name]) == is_of_batch_norm, name
 
 
-@pytest.mark.parametrize("name", encoder_names())
+@pytest.mark.parametrize("name", PRETRAINEDMODELS.names())
 def test_every_listed_encoder_can_be_built(name: str) -> None:
     assert feature_size(name) in (512, 832, 1024, 1056, 1536, 1664, 1920, 2048, 2208, 2688, 4032, 4320)
     assert default_preprocessing(name).crop_px >= 224
@@ -141,4 +142,4 @@ def test_an_encoder_whose_weights_are_assigned_has_all_that_its_state_dict_lacks
 def test_the_error_for_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="inceptionresnetv2"):
         Encoder("resnet17")
-    assert {"inceptionresnetv2", "squeezenet1_1"} <= set(encoder_names())
+    assert {"inceptionresnetv2", "squeezenet1_1"} <= set(PRETRAINEDMODELS.names())

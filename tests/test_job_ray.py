@@ -129,7 +129,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def different(tmp_path_factory: pytest.TempPathFactory) -> list[JobClip]:
     folder = tmp_path_factory.mktemp("clips")
-    for number in range(2 * local.WORTH_COMPILING_CLIPS):
+    for number in range(2 * local.WORTH_CAPTURING_CLIPS):
         (folder / f"{number:02}.mp4").write_bytes(clips.video(4 + number))
     return inputs.clips([str(folder)])
 

@@ -27,7 +27,8 @@ from torch.utils import model_zoo
 
 from etenet.errors import UsageError
 from etenet.model import libraries, pretrained
-from etenet.model.encoder import Encoder, default_preprocessing, encoder_names
+from etenet.model.encoder import Encoder, default_preprocessing
+from etenet.model.libraries import PRETRAINEDMODELS
 from etenet.model.preprocess import preprocess
 from etenet.model.pretrained import load_encoder
 
@@ -185,7 +186,7 @@ def test_published_weights_cannot_run_code(publish: Publish, tmp_path: Path, mon
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("name", encoder_names())
+@pytest.mark.parametrize("name", PRETRAINEDMODELS.names())
 def test_every_encoder_has_a_hash_and_takes_the_weights_that_it_is_given(name: str) -> None:
     library, network = libraries.library_of(name)
     for address in library.addresses(network):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import torch
 from etenet.captioning.captioner import Captioner
 from etenet.captioning.captions import Caption
 from etenet.captioning.options import CaptionOptions
+from etenet.errors import UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.config import DecoderConfig
 from etenet.model.decoder import Decoder
 from etenet.model.generate import generate, log_probs
 from etenet.model.hypothesis import Hypothesis
+from etenet.runtime import GRAPH
 from etenet.runtime.decoder import ArrayDecoder
 from etenet.runtime.kept import kept_encoder
 from etenet.runtime.openvino import CompiledProducts
@@ -130,13 +133,13 @@ def test_what_one_command_has_compiled_and_measured_the_next_one_uses(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with kept_encoder(DEMO):
         (kept,) = (tmp_path / "cache" / "etenet" / "encoders").iterdir()
-    written_ns = (kept / "encoder.bin").stat().st_mtime_ns
+    file = kept.stat().st_ino
     for name in ("first", "second"):
         command = [sys.executable, "-c", COMMAND, "package", str(DEMO), "--out", str(tmp_path / name)]
         ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert ended.stdout.splitlines() == [str(tmp_path / name), "0 []"], ended.stderr
         assert (tmp_path / name).read_bytes() == demo_archive.read_bytes()
-    assert (kept / "encoder.bin").stat().st_mtime_ns == written_ns
+    assert kept.stat().st_ino == file
     monkeypatch.setattr("etenet.runtime.layout._fastest", None)
     archive.package(DEMO, tmp_path / "third")
 
@@ -222,7 +225,47 @@ def test_only_the_newest_encoders_are_kept(tmp_path: Path, monkeypatch: pytest.M
         with kept_encoder(checkpoint) as graph:
             assert graph is not None
             assert graph.read_bytes() == b"graph"
-    assert list((tmp_path / "etenet" / "encoders").glob("*/*")) == [graph]
+    (kept,) = (tmp_path / "etenet" / "encoders").iterdir()
+    assert kept.name.startswith(checkpoints.inspect(REAL).id.removeprefix("sha256:"))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda kept: kept[:-1], lambda kept: kept.replace(b"graph", b"grapf"), lambda _: b""]
+)
+def test_a_damaged_encoder_is_compiled_again(
+    damage: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled = []
+    monkeypatch.setattr("etenet.runtime.kept.compiled_encoder", lambda it: compiled.append(it) or {GRAPH: b"graph"})
+    for times in (1, 2, 2):
+        with kept_encoder(DEMO) as graph:
+            assert graph is not None
+            assert graph.read_bytes() == b"graph"
+            assert [path.name for path in graph.parent.iterdir()] == [GRAPH]
+        assert len(compiled) == times
+        (kept,) = (tmp_path / "etenet" / "encoders").iterdir()
+        if times == 1:
+            kept.write_bytes(damage(kept.read_bytes()))
+
+
+def test_an_encoder_is_kept_for_the_checkpoint_that_was_compiled(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("etenet.runtime.kept.compiled_encoder", lambda it: {GRAPH: it.id.encode()})
+    best = tmp_path / "best.pt"
+
+    def replaced_by_training() -> None:
+        shutil.copy(DEMO, best)
+
+    shutil.copy(small_checkpoint, best)
+    with pytest.raises(UsageError, match="was replaced while it was packaged"):
+        archive.package(best, tmp_path / "best.mar", before_compiling=replaced_by_training)
+    for path in (best, small_checkpoint):
+        with kept_encoder(path) as graph:
+            assert graph is not None
+            assert graph.read_text() == checkpoints.inspect(path).id
 
 
 @pytest.mark.usefixtures("no_home")

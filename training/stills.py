@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from etenet.errors import EtenetError, UsageError
+from etenet.errors import UsageError
 from etenet.model.config import Preprocessing
 from etenet.model.encoder import Encoder, feature_size
 from etenet.model.preprocess import preprocess
 from etenet.video.clip import FRAMES_PER_CLIP
+from training import command
 from training.data.datasets import Dataset, DatasetClip
 from training.loop.loading import read_ahead
 from training.loop.memory import keep_freed_memory
@@ -167,8 +168,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EtenetError as error:
-        print(f"training: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(main)

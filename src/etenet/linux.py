@@ -23,12 +23,9 @@ PR_SET_NO_NEW_PRIVS = 38
 
 CORES_VARIABLE = "ETENET_CORES"
 
-# How many rounds libgomp's threads spin at a barrier before they sleep. A search passes about a hundred barriers; with
-# libgomp's default of 300,000, its threads hold cores that other programs need. p50 of a caption on two cores, in ms:
-#
-#                            300,000   10,000   1,000   OMP_WAIT_POLICY=PASSIVE
-#     alone                       37       40      59        64
-#     beside six busy loops     1200      330     320       270
+# How many rounds libgomp's threads spin at a barrier before they sleep. A search by torch passes about a hundred
+# barriers. With libgomp's default of 300,000, its threads hold cores that other programs need (docs/performance.md,
+# "While other programs run").
 SPIN_COUNT = "10000"
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -136,6 +133,12 @@ def waiting_settings(environment: Mapping[str, str]) -> dict[str, str]:
     return chosen or {"GOMP_SPINCOUNT": SPIN_COUNT}
 
 
+def thread_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The same, with how many threads torch starts."""
+    threads = environment.get("OMP_NUM_THREADS") or str(cores(environment=environment))
+    return {**waiting_settings(environment), "OMP_NUM_THREADS": threads}
+
+
 def is_open_for_writing(path: Path) -> bool:
     """Whether a program has a file open for writing. False where Linux does not say: of files of others, on networks.
 
@@ -151,9 +154,3 @@ def is_open_for_writing(path: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def thread_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The same, with how many threads torch starts."""
-    threads = environment.get("OMP_NUM_THREADS") or str(cores(environment=environment))
-    return {**waiting_settings(environment), "OMP_NUM_THREADS": threads}

@@ -57,7 +57,7 @@ PROBES = Counter(
 )
 STEPS = Counter(
     "etenet_steps",
-    "Steps of work: a frame encoded, a word of a search, a second of decoding. A hung worker makes none.",
+    "Steps of work: a few frames encoded, a word of a search, a second of decoding. A hung worker makes none.",
 )
 FEATURE_CACHE_HITS = Counter("etenet_feature_cache_hits", "Videos whose features were known.")
 FEATURE_CACHE_MISSES = Counter("etenet_feature_cache_misses", "Videos that were looked up in vain.")

@@ -7,7 +7,6 @@ network. Given features go to the serving search.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ import etenet
 from etenet.captioning.captioner import SANDBOX_EXISTS, decoders_for
 from etenet.captioning.captions import Sentence
 from etenet.errors import UsageError
-from etenet.files import sha256
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.runtime.load import compile_network
@@ -36,7 +34,6 @@ def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu", c
     if dataset.features is None and not (on_cpu and clips >= WORTH_COMPILING_CLIPS):
         return etenet.load(checkpoint, device=device, sandboxed=sandboxed)
     loaded = checkpoints.load(checkpoint, with_encoder=dataset.features is None)
-    loaded = replace(loaded, id=f"sha256:{sha256(checkpoint)}")
     if dataset.features is None:
         return etenet.Captioner(loaded, compile_network(loaded), decoders_for(loaded, sandboxed=sandboxed))
     expected, size = loaded.model.decoder.config.feature_size, dataset.features.shape[-1]

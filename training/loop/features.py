@@ -1,6 +1,7 @@
 """The features of stages 1 and 3: the frozen encoder runs once over every view of a frame; they are cached on disk.
 
-Many frames run on a CPU as they do in serving, compiled by OpenVINO, in a quarter of torch's time.
+Many frames run on a CPU as they do in serving, compiled by OpenVINO, in a quarter (EfficientNet-Lite2) to a half of
+torch's time.
 
 The cache is used again only if encoder, data set and preprocessing are unchanged. A stage looks for a cache in its own
 folder and in those of the stages before it. Its rows are the data set's frame rows (`training/data/datasets.py`), first

@@ -7,6 +7,8 @@ from pathlib import Path
 CANARY_CLIP = Path(__file__).with_name("canary.mp4")  # small, always decodes, and one picture: encoded once
 MOVING_CLIP = Path(__file__).with_name("moving.mp4")  # 16 pictures that all differ: what a caption truly takes
 
+PAGE = Path(__file__).with_name("page")
+
 _PACKAGE = Path(__file__).parent.parent
 SHARE = "share"  # the folder of an installed package that has what the source tree has at its top
 

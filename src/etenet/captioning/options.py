@@ -35,7 +35,7 @@ class Option:
     most: float = math.inf
     choices: tuple[str, ...] = ()
     otherwise: str = ""  # what happens without it, where the default is no number
-    is_flag: bool = True  # of `etenet caption`; the others are set per clip, by lists of clips
+    is_flag: bool = True  # of `etenet caption`; the others come from a list of clips or from the job
 
     @property
     def header(self) -> str:

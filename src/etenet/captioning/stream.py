@@ -195,7 +195,7 @@ def caption_videos(
                 on_stage(under_way.stage)
                 video = under_way.video
                 without_body = replace(video, body=b"")
-                result = decoded_by(future)
+                result = _decoded_by(future)
                 if isinstance(result, Overloaded):
                     held_up[video.key] += 1
                     if held_up[video.key] < schedule.decode_tries:
@@ -254,7 +254,7 @@ def captions_of(
     return captions
 
 
-def decoded_by(future: Future[list[Clip]]) -> list[Clip] | CaptionError:
+def _decoded_by(future: Future[list[Clip]]) -> list[Clip] | CaptionError:
     """The result of `Steps.decode`. An unexpected error is logged and becomes an `InternalError`."""
     try:
         return future.result()

@@ -1,7 +1,7 @@
 """The `etenet` command. Results go to stdout or to the file given, everything else to stderr.
 
-Exit status: 0 all done, 1 some items failed (they are listed), 2 wrong use. As in shells, 130 after Ctrl-C, and 141 if
-nobody reads standard output any more.
+Exit status: 0 all done, 1 something failed (each failure is listed), 2 wrong use. As in shells, 130 after Ctrl-C, and
+141 if nobody reads standard output any more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import etenet
 from etenet.assets import bundled
 from etenet.cli import arguments, captioning, packaging
 from etenet.cli.captioning import caption
-from etenet.errors import DeviceFailed, EtenetError, JavaError, JobStopped, OutputLost, UsageError
+from etenet.errors import CaptionError, EtenetError, OutputLost, UsageError
 from etenet.files import occupy_closed_streams, print_bytes
 from etenet.files.rows import read_text
 from etenet.linux import thread_settings
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OutputLost) and isinstance(error.__cause__, BrokenPipeError):  # `| head`: no mistake
             return 128 + signal.SIGPIPE
         print(f"etenet {options.command}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, JavaError | JobStopped | OutputLost | DeviceFailed) else 2
+        return 2 if isinstance(error, UsageError | CaptionError) else 1
     except OSError as error:  # that nothing below expects, such as a full TMPDIR
         print(f"etenet {options.command}: {error}", file=sys.stderr)
         return 1

@@ -9,21 +9,18 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from html import escape
-from pathlib import Path
 from typing import Any
 
-import etenet.assets
+from etenet.assets import PAGE
 from etenet.jobs.journal import Record
 
 THUMBNAIL_PX = 112
 
-_PAGE = Path(etenet.assets.__file__).parent / "page"
-
 
 def html(records: Iterable[Record]) -> Iterator[bytes]:
-    style = "".join((_PAGE / name).read_text() for name in ("page.css", "report.css"))
-    script = (_PAGE / "report.js").read_text()
-    top, _, bottom = (_PAGE / "report.html").read_text().partition("{{clips}}")
+    style = "".join((PAGE / name).read_text() for name in ("page.css", "report.css"))
+    script = (PAGE / "report.js").read_text()
+    top, _, bottom = (PAGE / "report.html").read_text().partition("{{clips}}")
     for name, text in (("policy", _policy(style, script)), ("style", style), ("script", script)):
         top, bottom = (part.replace(f"{{{{{name}}}}}", text) for part in (top, bottom))
     yield top.encode()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -326,5 +326,5 @@ def _read(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _first_line(error: BaseException) -> str:
-    lines: Iterable[str] = str(error).strip().splitlines() or [type(error).__name__]
-    return next(iter(lines))[:160]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]

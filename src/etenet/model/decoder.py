@@ -1,7 +1,8 @@
 """psi: the soft-attention LSTM that predicts one word at a time, equations (3) to (17) of arXiv 1904.02628.
 
-`Decoder.step` is the only place where a word is predicted; greedy and beam search and sampling call it. Teacher forcing
-knows all words beforehand, so it calls the two halves of `step` apart: `advance` for each word, `logits` once for all.
+`Decoder.step` is the only place where torch predicts a word; greedy and beam search and sampling call it. (For a CPU,
+`runtime/decoder.py` has the same equations on NumPy.) Where all words are known beforehand, as in teacher forcing, the
+two halves of `step` are called apart: `advance` for each word, `logits` once for all.
 Knows nothing of frames, of text, or of how words are chosen.
 
 The context vector phi_t of equation (6) is only ever multiplied by matrices: those of the LSTM's gates and W_u. A

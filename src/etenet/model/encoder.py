@@ -13,22 +13,7 @@ from torch import Tensor, nn
 
 from etenet.errors import UsageError
 from etenet.model.config import GIVEN_FEATURES, Preprocessing
-from etenet.model.libraries import CLASSIFIERS, PRETRAINEDMODELS, RESIZE_OVER_CROP, Library, library_of
-
-__all__ = [
-    "GIVEN_FEATURES",
-    "RESIZE_OVER_CROP",
-    "AbsentEncoder",
-    "Encoder",
-    "default_preprocessing",
-    "encoder_names",
-    "feature_size",
-]
-
-
-def encoder_names() -> list[str]:
-    """The networks of `pretrainedmodels` that can be an encoder: ImageNet weights, and a feature map at the end."""
-    return PRETRAINEDMODELS.names()
+from etenet.model.libraries import CLASSIFIERS, Library, library_of
 
 
 def default_preprocessing(name: str, *, crop_px: int | None = None) -> Preprocessing:

@@ -9,21 +9,19 @@ from torch import Tensor
 
 from etenet import metrics
 from etenet.model.decoder import Decoder, State, Step
-from etenet.model.hypothesis import WORDS, Hypothesis, Words
+from etenet.model.hypothesis import WORDS, Hypothesis
 from etenet.model.search import Sentences, beam_search, greedy_search
 from etenet.model.vocabulary import EOS_ID, SOS_ID
 
 
 @torch.inference_mode()
-def generate(
-    decoder: Decoder, features: Tensor, *, beam_size: int, max_words: int, words: Words = WORDS
-) -> list[list[Hypothesis]]:
+def generate(decoder: Decoder, features: Tensor, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
     """features (B, L, D) -> the sentences of each clip, best first. A beam of width 1 is a greedy search."""
     if beam_size > 1:
-        sentences = beam(decoder, features, beam_size=beam_size, max_words=max_words, words=words)
-        return sentences.hypotheses(words.eos)
+        sentences = beam(decoder, features, beam_size=beam_size, max_words=max_words)
+        return sentences.hypotheses(WORDS.eos)
     step, state = _steps(decoder, features, sentences=1)
-    return greedy_search(step, state, clips=len(features), max_words=max_words, words=words, device=features.device)
+    return greedy_search(step, state, clips=len(features), max_words=max_words, words=WORDS, device=features.device)
 
 
 def beam(
@@ -32,7 +30,6 @@ def beam(
     *,
     beam_size: int,
     max_words: int,
-    words: Words = WORDS,
     may_stop: bool = True,
 ) -> Sentences:
     """The sentences on the device of the features. `may_stop` as in `beam_search`."""
@@ -43,7 +40,7 @@ def beam(
         clips=len(features),
         beam_size=beam_size,
         max_words=max_words,
-        words=words,
+        words=WORDS,
         device=features.device,
         may_stop=may_stop,
     )

@@ -1,4 +1,7 @@
-"""Frames -> encoder input. The one function that training, evaluation and serving all use."""
+"""Frames -> encoder input, as training and the form of the network on torch compute it.
+
+`runtime/openvino.py` and `runtime/cuda/fusion.py` have the same arithmetic in their graphs, and are checked against it.
+"""
 
 from __future__ import annotations
 

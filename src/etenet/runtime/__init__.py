@@ -12,3 +12,5 @@ CPU_BATCH_CLIPS = 8
 GPU_BATCH_CLIPS = 16
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed
+
+GRAPH = "encoder.xml"  # the file of an encoder compiled for a CPU; its weights are beside it

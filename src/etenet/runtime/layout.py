@@ -39,7 +39,8 @@ class Layout:
     @classmethod
     def read(cls, text: str, threads: int) -> Layout:
         """Raises `ValueError` if the text is not that of a layout for so many threads."""
-        layout = cls(*map(int, text.split(" ")))
+        streams, frames = map(int, text.split(" "))
+        layout = cls(streams, frames)
         if not (1 <= layout.streams <= threads and 1 <= layout.frames <= MOST_FRAMES):
             raise ValueError(f"{layout} is out of range")
         return layout
@@ -62,7 +63,7 @@ def measure(graph: Path, threads: int, processor: str, prepare: Callable[[Layout
 
 
 def _kept(graph: Path, threads: int, processor: str) -> Layout | None:
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError):
         return Layout.read(_file(graph, threads, processor).read_text(), threads)
     return None
 

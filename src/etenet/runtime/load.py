@@ -16,7 +16,7 @@ from etenet.errors import DeviceFailed, UsageError
 from etenet.linux import cores
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
-from etenet.runtime import BF16, PACKAGED, PRECISIONS
+from etenet.runtime import BF16, GRAPH, PACKAGED, PRECISIONS
 from etenet.runtime.interface import Network
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def compile_network(checkpoint: Checkpoint) -> Network:
         from etenet.runtime.openvino import CompiledEncoder, OpenVinoNetwork, compile_encoder
 
         with tempfile.TemporaryDirectory() as folder:
-            graph = Path(folder) / "encoder.xml"
+            graph = Path(folder) / GRAPH
             compile_encoder(checkpoint, graph)
             return OpenVinoNetwork(checkpoint, CompiledEncoder(graph, threads=cores()))
     except (ImportError, RuntimeError) as error:
@@ -99,13 +99,13 @@ def compile_network(checkpoint: Checkpoint) -> Network:
         return TorchNetwork(checkpoint)
 
 
-def compiled_encoder(checkpoint: Checkpoint, name: str) -> dict[str, bytes]:
-    """The files of the encoder compiled for a CPU: `name` (.xml) and its weights.
+def compiled_encoder(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of the encoder compiled for a CPU: `GRAPH` and its weights.
 
     No files, and the log says why, if OpenVINO is missing or does not compute exactly the same.
     """
     with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / name
+        graph = Path(folder) / GRAPH
         try:
             from etenet.runtime.openvino import compile_encoder
 

@@ -1,8 +1,9 @@
 """The network on a CPU without torch, by OpenVINO: the encoder in about half of torch's time, the search in a third.
 
-The encoder is compiled when a checkpoint is packaged, and a worker only reads the result. Frames are computed in
-requests of the same size (`layout.py`), so a clip's features are the same bits alone and in a batch. With a thread for
-each request, no thread waits for another: a core that a decoder process takes delays one, not all.
+The encoder is compiled when a checkpoint is first packaged or captioned with (`kept.py`); after that it is only read.
+Frames are computed in requests of the same size (`layout.py`), so a clip's features are the same bits alone and in a
+batch. With a thread for each request, no thread waits for another: a core that a decoder process takes delays one, not
+all.
 
 Only this file and `int8.py` import openvino. To compile needs torch; to compute does not.
 """
@@ -222,7 +223,7 @@ def measure_layout(graph: Path, threads: int) -> None:
     def prepare(laid_out: Layout) -> Callable[[], object]:
         encode = CompiledEncoder(graph, threads=threads, laid_out=laid_out)
         frames = np.zeros((CLIP_FRAMES, *encode.frame_shape), np.uint8)
-        encode(frames[: laid_out.streams])
+        encode(frames)
         return partial(encode, frames)
 
     measure(graph, threads, processor(), prepare)

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -28,6 +27,7 @@ from etenet.errors import UsageError, named
 from etenet.files import replacing, sha256
 from etenet.linux import cores
 from etenet.model.seal import seal, sha256_of_whole
+from etenet.runtime import GRAPH
 
 if TYPE_CHECKING:
     from etenet.model.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ MODEL_VERSION = "1.0"  # of the archive, in every response; not the version of t
 HANDLER_FILE = "etenet_handler.py"
 CONFIG_FILE = "model-config.yaml"
 CHECKPOINT_FILE = "checkpoint.pt"
-ENCODER_FILE = "encoder.xml"
+ENCODER_FILE = GRAPH
 GPU_KERNELS_FILE = "gpu_kernels.bin"
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 ABOUT_FILE = "about.json"
@@ -86,7 +86,10 @@ def package(
     contents |= _encoder(checkpoint, quantise, before_compiling)
     if gpu:
         contents[GPU_KERNELS_FILE] = _gpu_kernels(checkpoints.load(checkpoint))
-    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    if not inspected.id == f"sha256:{digests[CHECKPOINT_FILE]}" == f"sha256:{sha256(checkpoint)}":
+        raise UsageError(f"{checkpoint} was replaced while it was packaged; package it again")
+    sums = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     with replacing(out) as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, content in contents.items():
@@ -97,24 +100,25 @@ def package(
 
 
 def _encoder(checkpoint: Path, quantise: Quantise | None, before_compiling: Callable[[], None]) -> dict[str, bytes]:
-    """The files of the encoder compiled for a CPU. This machine keeps them, and how it computes them fastest.
+    """The files of the encoder compiled for a CPU, in int8 with `quantise`.
 
-    None, and the log says why, if the encoder cannot be compiled; with `quantise` that is a `UsageError`.
+    This machine keeps those in float32, and how it computes these fastest. No files, and the log says why, if the
+    encoder cannot be compiled; with `quantise` that is a `UsageError`.
     """
     from etenet.model import checkpoint as checkpoints
     from etenet.runtime.kept import kept_encoder
 
-    with kept_encoder(checkpoint, before_compiling) as kept, tempfile.TemporaryDirectory() as folder:
-        if not kept:
+    with kept_encoder(checkpoint, before_compiling) as graph:
+        if not graph:
             if quantise:
                 raise UsageError("the encoder cannot be compiled, and so not quantised; the warning says why")
             return {}
-        from etenet.runtime.openvino import measure_layout
-
-        graph = Path(shutil.copytree(kept.parent, folder, dirs_exist_ok=True)) / kept.name
         if quantise:
             quantise(checkpoints.load(checkpoint), graph)
-        measure_layout(graph, cores())
+        with suppress(ImportError, RuntimeError):  # of an OpenVINO that has broken; a worker says so
+            from etenet.runtime.openvino import measure_layout
+
+            measure_layout(graph, cores())
         return {path.name: path.read_bytes() for path in sorted(graph.parent.iterdir())}
 
 

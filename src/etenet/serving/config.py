@@ -140,7 +140,7 @@ def request_log(path: Path, environment: Mapping[str, str]) -> str:
     """Of a file and its variables: found out first, so that what is wrong with them is logged in this form, too."""
     text = path.read_text(errors="replace") if path.is_file() else ""
     in_file = re.findall(r"^\s*request_log\s*=\s*(\S+)", text, re.MULTILINE)
-    return environment.get("ETENET_REQUEST_LOG") or (in_file[-1] if in_file else "plain")
+    return environment.get(REQUEST_LOG_VARIABLE) or (in_file[-1] if in_file else "plain")
 
 
 def from_environment(

@@ -57,7 +57,7 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
     with scratch_folder(_log) as scratch:
         if checkpoint:
             checkpoints.inspect(checkpoint)
-            _log(f"packaging {checkpoint} ...")
+            _log(f"packaging {checkpoint}, which takes up to a minute the first time ...")
             mar = _packaged(checkpoint, scratch / "etenet.mar", stop)
         if stop.is_set():
             _log("stopped")
@@ -131,7 +131,8 @@ def _packaged(checkpoint: Path, mar: Path, stop: threading.Event) -> Path:
     if process.returncode:
         raise UsageError(lines[-1] if lines else f"packaging {checkpoint} ended with status {process.returncode}")
     for line in lines:
-        _log(line)
+        if not line.endswith("..."):  # what was announced has happened
+            _log(line)
     return mar
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import etenet.assets
-
-FOLDER = Path(etenet.assets.__file__).parent / "page"
+from etenet.assets import PAGE as FOLDER
 
 # A test holds deploy/nginx/nginx.conf to these.
 HEADERS = {

@@ -37,7 +37,7 @@ _PIECE_BYTES = 65536
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MOST_DIGITS = 18  # of a length: Python parses no number of thousands
 _PASSED_ON = ("content-encoding", TRACE_HEADER, TRACE_STATE_HEADER)
-_PASSED_BACK = ("X-Etenet-Error", "Retry-After", TRACE_HEADER)
+_PASSED_BACK = (ERROR_HEADER.title(), "Retry-After", TRACE_HEADER)
 
 
 def captions_at(path: str) -> str | None:

@@ -272,8 +272,7 @@ class _Taker:
                         delivered[frame.pts] = None
                     if frame.pts in places:
                         for place, window in self.windows.add(places[frame.pts], frame):
-                            pixels, turned = self.resizer.upright(window, self.resize_px)
-                            stills[place] = _Still(self.timeline[place], pixels, turned)
+                            stills[place] = _Still(self.timeline[place], *self.resizer.upright(window, self.resize_px))
             except av.FFmpegError as error:
                 check_memory(error, self.decoder.size_px)
                 return None

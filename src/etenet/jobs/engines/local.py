@@ -32,7 +32,7 @@ JOB_LIMITS = DecodeLimits(
     decode_cpu_s=300.0,
     decode_deadline_s=900.0,
 )
-WORTH_COMPILING_CLIPS = 16
+WORTH_CAPTURING_CLIPS = 16  # as CUDA graphs, on a GPU
 
 _SIGNS_OF_GPU = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # NVIDIA's driver, AMD's, and WSL's
 
@@ -92,7 +92,7 @@ def load(
     That is `encoder_graph`, which an archive has, or the one that is kept. With it, a CPU needs no torch.
     """
     if _has_gpu():
-        capture = clips >= WORTH_COMPILING_CLIPS
+        capture = clips >= WORTH_CAPTURING_CLIPS
         return captioners.load(checkpoint, device="cuda", limits=limits, sandboxed=sandboxed, record_gpu=capture)
     announce = partial(say, f"compiling the encoder of {checkpoint}, once on this machine (up to a minute) ...")
     with nullcontext(encoder_graph) if encoder_graph else kept_encoder(checkpoint, announce) as graph:

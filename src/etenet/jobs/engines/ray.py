@@ -36,15 +36,15 @@ from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import JOB_DECODE_TRIES
 from etenet.errors import CaptionError, JobStopped, Overloaded
 from etenet.jobs.engines import local
-from etenet.jobs.engines.local import JOB_LIMITS, WORTH_COMPILING_CLIPS
+from etenet.jobs.engines.local import JOB_LIMITS
 from etenet.jobs.inputs import JobClip, Source
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.remote import is_remote
 from etenet.jobs.run import Engine, OnSegments, part_of, read, segments_expected, size_of
 from etenet.linux import CORES_VARIABLE, cores, waiting_settings
 from etenet.model import checkpoint as checkpoints
-from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS
-from etenet.runtime.kept import GRAPH, kept_encoder
+from etenet.runtime import CPU_BATCH_CLIPS, GPU_BATCH_CLIPS, GRAPH
+from etenet.runtime.kept import kept_encoder
 from etenet.sandbox.pool import InProcess, Sandbox
 from etenet.video.clip import Clip
 from etenet.video.segments import Cut
@@ -92,9 +92,7 @@ def engine(
             expected = segments_expected(len(items), options.cut)
             workers, workers_per_node, placed = _placement(actors, most=len(items))
             on_gpu = "num_gpus" in placed
-            graph = None
-            if expected >= WORTH_COMPILING_CLIPS and not on_gpu:
-                graph = ray.remote(num_cpus=TASK_CORES)(_compiled).remote(weights)
+            graph = None if on_gpu else ray.remote(num_cpus=TASK_CORES)(_compiled).remote(weights)
             captioned = (
                 ray.data.from_items(items)
                 # `memory` also keeps Ray from fusing the two steps: the actors would then decode, too.
