@@ -72,12 +72,12 @@ def environment_without_repository() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ETENET_"))}
 
 
-def caption(etenet: Path, folder: Path, *arguments: str) -> dict[str, str]:
+def caption(etenet: Path, folder: Path, *arguments: str, **variables: str) -> dict[str, str]:
     """Captions by file name, of the installed command in this folder."""
     lines = subprocess.run(
         [etenet, "caption", *arguments],
         cwd=folder,
-        env=environment_without_repository(),
+        env=environment_without_repository() | variables,
         stdout=subprocess.PIPE,
         check=True,
     ).stdout.splitlines()
@@ -101,14 +101,17 @@ def serve_and_caption(etenet: Path, folder: Path, clip: Path, log: Path, **varia
         request = urllib.request.Request(url, clip.read_bytes(), headers)
         with WITHOUT_PROXY.open(request, timeout=START_DEADLINE_S) as response:
             answer: dict[str, str] = json.load(response)
-            return answer["caption"]
-    finally:
         process.send_signal(signal.SIGTERM)
-        if process.wait(START_DEADLINE_S):
-            print(log.read_text(errors="replace"), file=sys.stderr)
+        if status := process.wait(START_DEADLINE_S):
+            raise RuntimeError(f"etenet serve ended with status {status}")
+        return answer["caption"]
+    except BaseException:
+        process.kill()
+        print(log.read_text(errors="replace"), file=sys.stderr)
+        raise
 
 
-def use_extras(etenet: Path, folder: Path, clip: Path) -> None:
+def use_extras(etenet: Path, folder: Path, clip: Path, **variables: str) -> None:
     """Train on the examples, score, caption on Ray and in int8, and serve with spans, each as the documents say."""
     examples = json.loads((REPOSITORY / "examples" / "captions.json").read_text())
     demo, clips = REPOSITORY / "model_store" / "demo.pt", folder / "clips"
@@ -130,13 +133,15 @@ def use_extras(etenet: Path, folder: Path, clip: Path) -> None:
         "train evaluate --checkpoint run/stage1/best.pt --data data --tokenizer none --out test",
         f"package {demo} --int8 --calibrate clips --agreement 0.5 --out int8.mar",
     ):
-        subprocess.run([etenet, *command.split()], cwd=folder, env=environment_without_repository(), check=True)
-    captions = caption(etenet, folder, "clips", "--checkpoint", str(demo), "--engine", "ray")
+        environment = environment_without_repository() | variables
+        subprocess.run([etenet, *command.split()], cwd=folder, env=environment, check=True)
+    captions = caption(etenet, folder, "clips", "--checkpoint", str(demo), "--engine", "ray", **variables)
     assert captions == {f"{copy}-{name}": examples[name] for name, copy in itertools.product(examples, COPIES)}
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{collector.server_port}"
-        serve_and_caption(etenet, folder, clip, folder / "log", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+        Collector.spans_arrived = False
+        serve_and_caption(etenet, folder, clip, folder / "log", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **variables)
         collector.shutdown()
     assert Collector.spans_arrived, (folder / "log").read_text(errors="replace")
 
@@ -159,7 +164,7 @@ def _await_ready(url: str, process: subprocess.Popen[bytes]) -> None:
         with suppress(OSError), WITHOUT_PROXY.open(url, timeout=START_DEADLINE_S):
             return
         time.sleep(0.1)
-    raise RuntimeError(f"{url} did not become ready; the log is above")
+    raise RuntimeError(f"{url} did not become ready")
 
 
 def _free_row_of_ports() -> int:
@@ -189,7 +194,7 @@ def check(pythons: Sequence[str], bounds: Sequence[str], extras: Sequence[str] =
 def _check(uv: str, wheel: Path, python: str, bound: str, extras: Sequence[str], folder: Path) -> dict[str, object]:
     environment, empty = folder / "environment", folder / "empty"
     empty.mkdir()
-    programs = environment / "bin"
+    programs, variables = environment / "bin", {"XDG_CACHE_HOME": str(folder / "cache")}  # each compiles for itself
     started = time.monotonic()
     subprocess.run([uv, "venv", "--quiet", "--python", python, environment], check=True)
     into = ["--quiet", "--python", str(programs / "python")]
@@ -199,15 +204,16 @@ def _check(uv: str, wheel: Path, python: str, bound: str, extras: Sequence[str],
     subprocess.run([uv, "pip", "install", *into, "--resolution", BOUNDS[bound], *named], check=True)
     installed_s = time.monotonic() - started
     clip, known = known_answer()
-    captions = caption(programs / "etenet", empty, str(clip))
+    captions = caption(programs / "etenet", empty, str(clip), **variables)
     caption_s = time.monotonic() - started
     examples = json.loads((REPOSITORY / "examples" / "captions.json").read_text())
     demo = ["--checkpoint", str(REPOSITORY / "model_store" / "demo.pt")]
-    captions |= caption(programs / "etenet", empty, *demo, *(str(REPOSITORY / "examples" / name) for name in examples))
+    clips = [str(REPOSITORY / "examples" / name) for name in examples]
+    captions |= caption(programs / "etenet", empty, *demo, *clips, **variables)
     assert captions == {clip.name: known, **examples}
-    assert serve_and_caption(programs / "etenet", empty, clip, folder / "log") == known
+    assert serve_and_caption(programs / "etenet", empty, clip, folder / "log", **variables) == known
     if extras:
-        use_extras(programs / "etenet", folder, clip)
+        use_extras(programs / "etenet", folder, clip, **variables)
     listed = json.loads(
         subprocess.run(
             [uv, "pip", "list", *into, "--format", "json"],

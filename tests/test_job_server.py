@@ -37,7 +37,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def responding(status_and_checkpoint: Callable[[], tuple[int, str]]) -> Iterator[str]:
+def responding(status_and_checkpoint: Callable[[], tuple[int, str]], precision: str = "float32") -> Iterator[str]:
     """A server whose captions are all "a cat", by a checkpoint that may change."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -47,7 +47,7 @@ def responding(status_and_checkpoint: Callable[[], tuple[int, str]]) -> Iterator
             self.rfile.read(int(self.headers["Content-Length"]))
             status, checkpoint = status_and_checkpoint()
             contents = {"caption": "a cat", "captions": [{"caption": "a cat"}], "video": {"duration_s": 1.0}}
-            body = json.dumps({**contents, "model": {"checkpoint": checkpoint}}).encode()
+            body = json.dumps({**contents, "model": {"checkpoint": checkpoint, "precision": precision}}).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -140,6 +140,44 @@ def test_a_server_with_another_checkpoint_is_refused_at_the_start_and_later(tmp_
         assert main(["caption", *CLIPS, *out, "--server", url]) == 1
     assert "has changed its checkpoint, from sha256:1 to sha256:2; start" in capsys.readouterr().err
     assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_job_in_int8_does_not_continue_one_in_float32(tmp_path: Path, capsys: Capture) -> None:
+    out = ["--out", str(tmp_path / "captions.jsonl"), "--workers", "1"]
+    for precision, status in {"float32": 0, "float16": 0, "int8": 2}.items():
+        with responding(lambda: (200, "sha256:1"), precision) as url:
+            assert main(["caption", CLIPS[0], *out, "--server", url]) == status
+    assert "was made with precision default (now int8); name another file" in capsys.readouterr().err
+
+
+def test_what_an_earlier_run_wrote_is_no_clip_of_the_next(tmp_path: Path) -> None:
+    """As where the shell makes names of `videos/*`."""
+    shutil.copy(CLIPS[0], tmp_path / "clip.mp4")
+    out = ["--out", str(tmp_path / "captions.jsonl"), "--report", str(tmp_path / "report.html")]
+    with responding(lambda: (200, "sha256:1")) as url:
+        for _ in range(2):
+            everything = sorted(map(str, tmp_path.iterdir()))
+            assert main(["caption", *everything, *out, "--server", url]) == 0
+    assert len(everything) == 3
+    assert [json.loads(line)["video"] for line in (tmp_path / "captions.jsonl").read_text().splitlines()] == [
+        str(tmp_path / "clip.mp4")
+    ]
+
+
+@pytest.mark.parametrize("name", ["clips.csv", "clips.jsonl", "clips.txt"])
+def test_a_list_is_not_replaced_by_its_captions(name: str, tmp_path: Path, capsys: Capture) -> None:
+    clips, text = tmp_path / name, f"video,path\na,{CLIPS[0]}\n"
+    clips.write_text(text)
+    assert main(["caption", str(clips), "--out", str(tmp_path / "." / name), "--server", "http://127.0.0.1:1"]) == 2
+    assert f"--out would replace {clips}, which is to be captioned; name another" in capsys.readouterr().err
+    assert clips.read_text() == text
+
+
+def test_a_dash_is_standard_output(capsys: Capture) -> None:
+    with responding(lambda: (200, "sha256:1")) as url:
+        assert main(["caption", CLIPS[0], "--out", "-", "--server", url]) == 0
+    assert json.loads(capsys.readouterr().out)["caption"] == "a cat"
+    assert not Path("-").exists()
 
 
 @pytest.mark.parametrize(("flags", "number", "status"), [([], signal.SIGINT, 130), (["--watch"], signal.SIGTERM, 0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.cli import arguments
 from etenet.errors import UsageError
-from etenet.jobs.formats import FORMATS, REPORT, Format, format_for
+from etenet.jobs.formats import FORMATS, JOURNAL, REPORT, Format, format_for
 from etenet.jobs.report import THUMBNAIL_PX
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def caption(options: argparse.Namespace) -> int:
     caption_options = CaptionOptions.parse({name: text for name, text in texts.items() if text is not None})
     if options.follow and options.engine:
         raise UsageError("--follow needs the captions in order, which Ray does not give; leave one of the two out")
+    options.out = None if options.out == inputs.STANDARD_INPUT else options.out
     report = _report(options)
     out, publication = remote.destination(options.out) if options.out else (None, None)
     format = format_for(options.format, out, segments=caption_options.cut.into_segments)
@@ -42,7 +44,9 @@ def caption(options: argparse.Namespace) -> int:
         watched, clips = watch.Watch(options.paths), []
     else:
         sample = (options.sample, options.seed) if options.sample else None
-        clips = inputs.clips(options.paths, sample=sample, shard=options.shard, skipped=skipped)
+        clips = inputs.clips(
+            _inputs(options.paths, out, report, format), sample=sample, shard=options.shard, skipped=skipped
+        )
     about = "; ".join(filter(None, (f"skipping {skipped}" if str(skipped) else "", _by(options))))
     with archive.opened(options.checkpoint) as (options.checkpoint, options.encoder_graph):
         job = _job(options, caption_options)
@@ -79,6 +83,22 @@ def _check_engine(options: argparse.Namespace) -> None:
         raise UsageError("--workers is for --server and --engine ray; here, ETENET_CORES says how many cores are used")
     if options.retry_failed and not options.out:
         raise UsageError("--retry-failed continues the file of an earlier run; name it with --out")
+
+
+def _inputs(paths: list[str], out: Path | None, report: Path | None, format: Format) -> list[str]:
+    """The paths without what an earlier run wrote, which a pattern of the shell matches the next time.
+
+    Raises `UsageError` for an output that may be the user's own list.
+    """
+    others = [path for path in paths if not _is_same(path, report)]
+    clips = [path for path in others if not _is_same(path, out)]
+    if clips != others and (format is not JOURNAL or not clips):
+        raise UsageError(f"--out would replace {out}, which is to be captioned; name another file with --out")
+    return clips
+
+
+def _is_same(path: str, written: Path | None) -> bool:
+    return written is not None and written.is_file() and os.path.realpath(path) == os.path.realpath(written)
 
 
 def _check_watch(options: argparse.Namespace, format: Format) -> None:
@@ -122,16 +142,19 @@ def _job(options: argparse.Namespace, caption_options: CaptionOptions) -> Job:
     if options.server:
         from etenet.jobs.engines import server
 
-        checkpoint = server.checkpoint_of(options.server)
+        checkpoint, precision = server.checkpoint_of(options.server)
     else:
         from etenet.model import checkpoint as checkpoints
+        from etenet.serving import archive
 
         inspected = checkpoints.inspect(options.checkpoint)
         if refusal := caption_options.refusal(inspected.confidence):
             raise refusal
         checkpoint = inspected.id
+        precision = archive.about(options.encoder_graph.parent).precision if options.encoder_graph else ""
     details = {"probabilities": "true"} if _wants_details(options, caption_options) else {}
-    return Job(checkpoint=checkpoint, settings=caption_options.as_texts() | details)
+    cheaper = {"precision": precision} if precision == "int8" else {}
+    return Job(checkpoint=checkpoint, settings=caption_options.as_texts() | details | cheaper)
 
 
 def _wants_details(options: argparse.Namespace, caption_options: CaptionOptions) -> bool:

@@ -40,8 +40,8 @@ _NO_CAPTIONER = (403, 404, 405)
 _TRY_AGAIN = (408, 429, 502, 503, 504)
 
 
-def checkpoint_of(url: str) -> str:
-    """The id of the checkpoint that a server captions with.
+def checkpoint_of(url: str) -> tuple[str, str]:
+    """The id of the checkpoint that a server captions with, and in what precision.
 
     Raises `UsageError` if `url` is not that of a server, and `JobStopped` soon if none is there.
     """
@@ -110,10 +110,11 @@ class _Client:
         self._timeout = urllib3.Timeout(connect=CONNECT_DEADLINE_S, read=RESPONSE_DEADLINE_S)
         self._last_response_s = float("-inf")  # to any clip
         self._outage_is_known = False
+        self._precision = ""
         self.leaving = threading.Event()
 
-    def meet(self) -> str:
-        """The id of the server's checkpoint, from its response to a clip that it does not count.
+    def meet(self) -> tuple[str, str]:
+        """The id of the server's checkpoint and its precision, from its response to a clip that it does not count.
 
         Other than later, a server that is not there is not waited for; one that refuses is.
         """
@@ -139,7 +140,7 @@ class _Client:
                 if part := self._parsed(response, WHOLE):
                     if "error" in part.record:
                         raise JobStopped(f"{self._url} captions no clip now: {part.record['error']['message']}")
-                    return self._checkpoint
+                    return self._checkpoint, self._precision
                 self._report_outage(f"status {response.status}", began_s)
             self.leaving.wait(random.uniform(0, 2 * FIRST_WAIT_S))
         raise JobStopped(f"{self._url} had no room for {GIVE_UP_AFTER_S:.0f} s; start this job again later")
@@ -196,6 +197,7 @@ class _Client:
             if response.status != 200:
                 return _Response({"error": {name: str(contents["error"][name]) for name in ("code", "message")}})
             checkpoint = str(contents["model"]["checkpoint"])
+            self._precision = str(contents["model"].get("precision", ""))
             record, duration_s = record_of(contents, details=self._details), contents["video"]["duration_s"]
             rest = cut.rest(record["segments"][-1]["end_s"], duration_s) if cut.into_segments else None
         except (ValueError, KeyError, TypeError, IndexError) as error:
