@@ -150,18 +150,19 @@ def test_a_job_in_int8_does_not_continue_one_in_float32(tmp_path: Path, capsys: 
     assert "was made with precision default (now int8); name another file" in capsys.readouterr().err
 
 
-def test_what_an_earlier_run_wrote_is_no_clip_of_the_next(tmp_path: Path) -> None:
+def test_what_an_earlier_run_wrote_is_no_clip_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the shell makes names of `videos/*`."""
-    shutil.copy(CLIPS[0], tmp_path / "clip.mp4")
-    out = ["--out", str(tmp_path / "captions.jsonl"), "--report", str(tmp_path / "report.html")]
+    (videos := tmp_path / "videos").mkdir()
+    shutil.copy(CLIPS[0], videos / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    out = ["--out", "videos/captions.jsonl", "--report", "videos/report.html"]
     with responding(lambda: (200, "sha256:1")) as url:
         for _ in range(2):
-            everything = sorted(map(str, tmp_path.iterdir()))
+            everything = [f"videos/{path.name}" for path in sorted(videos.iterdir())]
             assert main(["caption", *everything, *out, "--server", url]) == 0
     assert len(everything) == 3
-    assert [json.loads(line)["video"] for line in (tmp_path / "captions.jsonl").read_text().splitlines()] == [
-        str(tmp_path / "clip.mp4")
-    ]
+    (record,) = (videos / "captions.jsonl").read_text().splitlines()
+    assert json.loads(record)["video"] == "videos/clip.mp4"
 
 
 @pytest.mark.parametrize("name", ["clips.csv", "clips.jsonl", "clips.txt"])
