@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from etenet.captioning.captioner import Captioner
 from etenet.errors import UsageError
+from training.data.arrays import new_array
 from training.data.datasets import Dataset, DatasetClip
 from training.loop.features import digest
 
@@ -78,7 +79,7 @@ def features_of(
 def _write(file: Path, captioner: Captioner, dataset: Dataset, rows: NDArray[np.int64]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished, size = file.with_suffix(".unfinished"), captioner.checkpoint.model.decoder.config.feature_size
-    values = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=(len(rows), size))
+    values = new_array(unfinished, np.float32, (len(rows), size))
     start = 0
     for features in _encoded(captioner, dataset, rows):
         values[start : start + len(features)] = features
