@@ -22,6 +22,7 @@ from tests.test_stages import stills
 from tests.test_step import PREPROCESSING, VOCABULARY, trainee
 from training.data import given_features
 from training.data.arrays import new_array
+from training.evaluation import features
 from training.evaluation.features import features_of
 from training.loop.features import cached_features
 from training.loop.processes import Processes
@@ -92,3 +93,15 @@ def test_a_disk_that_is_really_full_kills_nothing(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 1, ended
     assert ended.stderr.startswith(f"cannot write {disk}/features.npy.partial, which needs 0.0 GB: No space left on")
+
+
+@pytest.mark.parametrize("write", [of_a_stage, of_an_evaluation])
+def test_kept_features_that_were_cut_off_are_named(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "_encoded", lambda *_: [np.zeros((3, 512), np.float32)])
+    write(tmp_path)
+    (kept,) = tmp_path.glob("*.npy")
+    os.truncate(kept, kept.stat().st_size - 1)
+    with pytest.raises(UsageError, match=rf"^{kept} is damaged or cut off; delete it: it is then computed again$"):
+        write(tmp_path)

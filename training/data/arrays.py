@@ -1,4 +1,7 @@
-"""Arrays that are mapped from .npy files: new ones have their place on the disk. Knows nothing of what they hold."""
+"""Arrays that are mapped from .npy files: new ones have their place on the disk, damaged ones are named.
+
+Knows nothing of what they hold.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from etenet.errors import UsageError
+
+COPY_AGAIN = "copy it again or prepare it again"
+COMPUTE_AGAIN = "delete it: it is then computed again"
 
 
 def new_array(file: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[Any]]:
@@ -30,3 +36,17 @@ def new_array(file: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap
             "folder with --out"
         ) from error
     return array
+
+
+def mapped(file: Path, *, fix: str = COPY_AGAIN) -> NDArray[Any]:
+    """Read-only. Raises `UsageError` if the file is damaged or shorter than its header says, and `OSError`."""
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy raises many kinds for damaged headers
+        raise damaged(file, fix) from error
+
+
+def damaged(file: Path, fix: str = COPY_AGAIN) -> UsageError:
+    return UsageError(f"{file} is damaged or cut off; {fix}")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from etenet.captioning.captioner import Captioner
 from etenet.errors import UsageError
-from training.data.arrays import new_array
+from training.data.arrays import COMPUTE_AGAIN, mapped, new_array
 from training.data.datasets import Dataset, DatasetClip
 from training.loop.features import digest
 
@@ -73,7 +73,7 @@ def features_of(
     file = folder / f"{name[:16]}.npy"
     if not file.is_file():
         _write(file, captioner, dataset, rows)
-    return ClipFeatures(dataset, rows, np.load(file, mmap_mode="r"))
+    return ClipFeatures(dataset, rows, mapped(file, fix=COMPUTE_AGAIN))
 
 
 def _write(file: Path, captioner: Captioner, dataset: Dataset, rows: NDArray[np.int64]) -> None:
