@@ -219,8 +219,8 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
     command.add_argument(
         "--out",
         metavar="F",
-        help="a file, a folder for subtitles, or a URL of one; default: standard output, as -. Clips that it already has are "
-        "skipped",
+        help="a file, a folder for subtitles, or a URL of one; default: standard output, as -. Clips that it already "
+        "has are skipped",
     )
     command.add_argument("--format", choices=FORMATS, help="default: from the name of --out")
     command.add_argument(
