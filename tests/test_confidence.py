@@ -341,3 +341,16 @@ def test_wrong_use_of_the_command_is_one_line(
         calibrate.main(given)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--figure"])
+def test_where_nothing_can_be_written_nothing_is_calibrated(
+    features_and_decoder: tuple[Path, Path], tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, decoder = features_and_decoder
+    monkeypatch.delattr(calibrate, "load_captioner")
+    given = {"--checkpoint": decoder, "--data": data, "--out": tmp_path / "out.pt", "--figure": tmp_path / "out.png"}
+    given[option].mkdir()
+    with pytest.raises(errors.CannotWrite, match=rf"^cannot write {given[option]}: it is no regular file; "):
+        calibrate.main([str(word) for pair in given.items() for word in pair])
+    assert list(tmp_path.iterdir()) == [given[option]]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from etenet.errors import UsageError
+from tests.conftest import DEMO
+from training import command, evaluate, train
 from training.data.datasets import Dataset, DatasetClip
 
 
@@ -79,3 +85,45 @@ def test_the_digest_depends_on_the_contents_and_not_on_the_place_of_files(folder
     np.save(folder / "frames.npy", frames[:, :, 1:, 1:])  # the same pixel in the middle
     others.add(Dataset.load(folder).digest())
     assert len(others | {first}) == 6
+
+
+def test_what_is_damaged_or_cut_off_is_named_with_the_fix(folder: Path) -> None:
+    def refused(name: str, body: bytes) -> None:
+        file = folder / name
+        whole = file.read_bytes() if file.exists() else None
+        file.write_bytes(body)
+        again = rf"^{re.escape(str(file))} is damaged or .*; (copy it again or )?prepare \S+ again$"
+        with pytest.raises(UsageError, match=again):
+            Dataset.load(folder).vocabulary()
+        file.unlink() if whole is None else file.write_bytes(whole)
+
+    for name in ("frames.npy", "features.npy"):
+        whole = (folder / "frames.npy").read_bytes()
+        header_bytes = whole.index(b"\n")
+        for body in (b"", whole[:-1], whole[:50], b"PK\3\4" + whole[4:], whole.replace(b"(4,", b"(9,")):
+            refused(name, body)
+        for place in range(header_bytes - 40):
+            if whole[place] in b"'{}(),":
+                refused(name, whole[:place] + b"\0" + whole[place + 1 :])
+    for body in (b"", b'{"words": ["a", "do', b"{}", b"[]", b'{"words": [1]}', b'{"words": ["a", "a"]}', b"\xff"):
+        refused("vocabulary.json", body)
+    for body in (b'{"video": "a", "ro', b'"a"\n', b"\xff"):
+        refused("manifest.jsonl", body)
+    assert Dataset.load(folder).vocabulary().known_words == ("a", "dog", "cat")
+
+
+def test_a_damaged_dataset_ends_training_and_evaluation_in_one_line(
+    features_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = shutil.copytree(features_dataset, tmp_path / "data"), str(tmp_path / "out")
+    os.truncate(data / "features.npy", (data / "features.npy").stat().st_size - 1)
+    evaluated = ["--checkpoint", str(DEMO), "--split", "validation", "--data", str(data), "--out", out]
+    for main, arguments in (
+        (train.main, ["demo", "--stage", "1", "--data", str(data), "--out", out]),
+        (evaluate.main, evaluated),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command.run(partial(main, arguments))
+        assert ended.value.code == 2
+        printed = f"training: {data}/features.npy is damaged or cut off; copy it again or prepare it again\n"
+        assert capsys.readouterr().err == printed

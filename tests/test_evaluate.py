@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import etenet
-from etenet.errors import CheckpointError, UsageError
+from etenet.errors import CannotWrite, CheckpointError, UsageError
 from etenet.files import sha256
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
@@ -177,3 +177,16 @@ def test_what_cannot_be_evaluated_is_one_line_with_the_fix(stills: Path, steps: 
         run(tmp_path, stills, steps[0], "--beam-size", "99")
     with pytest.raises(UsageError, match="has no validation split"):
         run(tmp_path, stills, steps[0], "--split", "validation")
+
+
+def test_where_nothing_can_be_written_nothing_is_evaluated(
+    stills: Path, steps: list[Path], evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {path.name for path in evaluated.iterdir()} == {*evaluate.FILES, "features"}
+    monkeypatch.delattr(evaluate, "evaluate")
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWrite, match=rf"^cannot write {tmp_path}/file/captions\.jsonl: Not a directory; "):
+        run(tmp_path / "file", stills, steps[0])
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(CannotWrite, match=rf"^cannot write {tmp_path}/report\.html: it is no regular file; "):
+        run(tmp_path, stills, steps[0])

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etenet.files import AppendOnlyLog, replacing, sha256
+from etenet.errors import CannotWrite
+from etenet.files import AppendOnlyLog, check_replaceable, replacing, sha256
 
 
 def entries(path: Path) -> list[Any]:
@@ -33,6 +34,28 @@ def test_a_file_that_is_not_written_to_its_end_stays_as_it_was(tmp_path: Path) -
         file.write(b"half of the new, and an error: %d" % (1 // 0))
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_cannot_be_replaced_is_found_before_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder, pipe = (tmp_path / name for name in ("file", "folder", "pipe"))
+    file.write_bytes(b"before")
+    folder.mkdir()
+    os.mkfifo(pipe)
+    before = sorted(tmp_path.rglob("*"))
+    possible, impossible = [file, folder / "deep" / "new"], [folder, pipe, file / "below", Path("/dev/null")]
+    check_replaceable(*possible)
+    for path in impossible:
+        for find in (check_replaceable, lambda path: replacing(path).__enter__()):
+            with pytest.raises(CannotWrite, match=rf"^cannot write {path}: .*; fix that, or name another file$"):
+                find(path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    for path in possible:
+        with pytest.raises(CannotWrite, match=rf"^cannot write {path}: nothing can be written in {tmp_path}"):
+            check_replaceable(path)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert file.read_bytes() == b"before"
 
 
 def test_the_digest_is_that_of_the_contents(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from etenet.errors import UsageError
 from etenet.video.sampling import sample_frames
-from tests.clips import audio_only, video
+from tests.clips import audio_only, spoil, video
 from training.data import frame_cache
 from training.data.frame_cache import CacheLog, Failure, Job, fill, shape_of_clips
 
@@ -39,7 +39,7 @@ def test_every_row_holds_the_frames_of_its_clip_and_bad_clips_leave_theirs_empty
     out = tmp_path / "out"
     with CacheLog(out, {}) as log:
         failures = fill(out, jobs, log, shape_of_clips(9, SIZE_PX))
-        assert log.done == set(range(5))
+        assert log.done.keys() == set(range(5))
     assert {row: failure.code for row, failure in failures.items()} == {
         5: "not_a_video",
         6: "undecodable_video",
@@ -57,7 +57,7 @@ def test_a_clip_that_crashes_its_process_costs_its_neighbours_nothing(clips: lis
     jobs.insert(2, Job(7, tmp_path / "deadly.mp4", render=partial(os._exit, 3)))
     with CacheLog(tmp_path / "out", {}) as log:
         failures = fill(tmp_path / "out", jobs, log, shape_of_clips(8, SIZE_PX))
-        assert log.done == set(range(5))
+        assert log.done.keys() == set(range(5))
     assert {row: failure.code for row, failure in failures.items()} == {7: "decoder_crashed"}
     assert np.load(tmp_path / "out" / "frames.npy")[:5].any(axis=(1, 2, 3, 4)).all()
 
@@ -72,31 +72,65 @@ def test_our_own_bug_costs_one_clip(clips: list[Path], tmp_path: Path, monkeypat
 
 
 def test_rows_that_are_done_are_not_written_again_and_others_are_tried_again(clips: list[Path], tmp_path: Path) -> None:
-    file, out = tmp_path / "clip.mp4", tmp_path / "out"
+    done, late, out = tmp_path / "done.mp4", tmp_path / "late.mp4", tmp_path / "out"
+    shutil.copyfile(clips[0], done)
+    jobs = [Job(0, done), Job(1, late)]
     with CacheLog(out, {}) as log:
-        jobs = [Job(0, clips[0]), Job(1, file)]
         assert fill(out, jobs, log, shape_of_clips(2, SIZE_PX)).keys() == {1}
-    shutil.copyfile(clips[1], file)
+    spoil(done)
+    shutil.copyfile(clips[1], late)
     with CacheLog(out, {}) as log:
-        jobs = [Job(0, tmp_path / "no longer there"), Job(1, file)]
         assert fill(out, jobs, log, shape_of_clips(2, SIZE_PX)) == {}
-    frames = np.load(out / "frames.npy")
-    for row in (0, 1):
-        expected = sample_frames(clips[row].read_bytes(), resize_px=SIZE_PX).frames
-        np.testing.assert_array_equal(frames[row], expected)
+    assert_frames_of(out, clips[:2])
+
+
+def test_a_row_whose_file_has_changed_is_written_again(clips: list[Path], tmp_path: Path) -> None:
+    files, out = [tmp_path / f"{number}.mp4" for number in range(4)], tmp_path / "out"
+    jobs = [Job(row, file) for row, file in enumerate(files)]
+    for file in files:
+        shutil.copyfile(clips[0], file)
+    with CacheLog(out, {}) as log:
+        fill(out, jobs, log, shape_of_clips(4, SIZE_PX))
+        shutil.copyfile(clips[1], files[0])
+        shutil.copyfile(clips[2], tmp_path / "other.mp4")
+        jobs[1] = Job(1, tmp_path / "other.mp4")
+        files[2].write_bytes(b"no video")
+        files[3].unlink()
+        failures = fill(out, jobs, log, shape_of_clips(4, SIZE_PX))
+        assert {row: failure.code for row, failure in failures.items()} == {2: "not_a_video", 3: "unreadable_file"}
+    assert_frames_of(out, [clips[1], clips[2], clips[0], clips[0]])
+    spoil(files[0])
+    with CacheLog(out, {}) as log:
+        assert fill(out, jobs[:2], log, shape_of_clips(4, SIZE_PX)) == {}
+
+
+def test_a_log_without_files_is_believed(clips: list[Path], tmp_path: Path) -> None:
+    """As older versions wrote it."""
+    jobs = [Job(0, clips[0])]
+    with CacheLog(tmp_path, {}) as log:
+        fill(tmp_path, jobs, log, shape_of_clips(1, SIZE_PX))
+    (tmp_path / "progress.jsonl").write_text('{}\n{"row": 0}\n')
+    with CacheLog(tmp_path, {}) as log:
+        assert fill(tmp_path, [Job(0, clips[1])], log, shape_of_clips(1, SIZE_PX)) == {}
+    assert_frames_of(tmp_path, clips[:1])
+
+
+def assert_frames_of(out: Path, files: list[Path]) -> None:
+    for cached, file in zip(np.load(out / "frames.npy"), files, strict=True):
+        np.testing.assert_array_equal(cached, sample_frames(file.read_bytes(), resize_px=SIZE_PX).frames)
 
 
 def test_a_folder_begun_with_something_else_is_refused(tmp_path: Path) -> None:
     with CacheLog(tmp_path, {"resize_px": 24, "clips": "a"}):
         pass
     with CacheLog(tmp_path, {"resize_px": 24, "clips": "a"}) as log:
-        log.note(3)
+        log.note(3, {})
     with pytest.raises(UsageError, match="begun with resize_px = 24, now it is 32; name another folder or empty this"):
         CacheLog(tmp_path, {"resize_px": 32, "clips": "a"})
     with pytest.raises(UsageError, match="begun with seed = None, now it is 1"):
         CacheLog(tmp_path, {"resize_px": 24, "clips": "a", "seed": 1})
     with CacheLog(tmp_path, {"resize_px": 24, "clips": "a"}) as log:
-        assert log.done == {3}
+        assert log.done.keys() == {3}
 
 
 def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
@@ -118,12 +152,12 @@ def test_two_runs_on_one_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", [b"", b'{"ro', b'{"row": 1'])
 def test_half_a_line_counts_as_not_written(tmp_path: Path, torn: bytes) -> None:
     with CacheLog(tmp_path, {"a": 1}) as log:
-        log.note(0)
+        log.note(0, {})
     with (tmp_path / "progress.jsonl").open("ab") as file:
         file.write(torn)
     with CacheLog(tmp_path, {"a": 1}) as log:
-        assert log.done == {0}
-        log.note(2)
+        assert log.done.keys() == {0}
+        log.note(2, {})
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert lines == [{"a": 1}, {"row": 0}, {"row": 2}]
 
@@ -131,13 +165,13 @@ def test_half_a_line_counts_as_not_written(tmp_path: Path, torn: bytes) -> None:
 def test_a_log_with_only_half_a_line_begins_again(tmp_path: Path) -> None:
     (tmp_path / "progress.jsonl").write_bytes(b'{"resize_px"')
     with CacheLog(tmp_path, {"a": 1}) as log:
-        assert log.done == set()
+        assert not log.done
     assert (tmp_path / "progress.jsonl").read_text() == '{"a": 1}\n'
 
 
 def test_a_damaged_log_and_missing_frames_are_named(clips: list[Path], tmp_path: Path) -> None:
     with CacheLog(tmp_path, {}) as log:
-        log.note(0)
+        log.note(0, {})
         with pytest.raises(UsageError, match=r"progress.jsonl has rows, but the frames are gone; empty"):
             fill(tmp_path, [Job(0, clips[0])], log, shape_of_clips(1, SIZE_PX))
     (tmp_path / "progress.jsonl").write_text("{}\n{}\n")

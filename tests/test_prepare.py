@@ -17,7 +17,7 @@ import pytest
 
 from etenet.model.vocabulary import words
 from etenet.video.sampling import sample_frames
-from tests.clips import video
+from tests.clips import spoil, video
 from tests.conftest import REPOSITORY, wait_until
 from tests.test_sources import msvd_csv
 from training import prepare
@@ -96,7 +96,7 @@ def test_the_vocabulary_may_be_chosen_again_on_the_same_frames(own_clips: list[s
     assert prepare.main(command) == 0
     made = (out / "frames.npy").stat()
     for name in "abcd":
-        (tmp_path / "clips" / f"{name}.mp4").write_bytes(b"to be decoded no more")
+        spoil(tmp_path / "clips" / f"{name}.mp4")
     assert prepare.main([*command, "--vocabulary-from", "all", "--minimum-count", "2"]) == 0
     assert Dataset.load(out).vocabulary().known_words == ("a", "dog", "runs", "on", "sleeps")
     assert (out / "frames.npy").stat().st_mtime_ns == made.st_mtime_ns
@@ -190,11 +190,27 @@ def test_a_killed_run_continues_and_makes_the_same_folder(own_clips: list[str], 
     assert not (out / "frames.npy").exists()
 
     late.unlink()
-    for path, body in bodies.items():
-        path.write_bytes(body if path == late else b"to be decoded no more")
+    late.write_bytes(bodies.pop(late))
+    for path in bodies:
+        spoil(path)
     assert prepare.main([*own_clips, "--out", str(out)]) == 0
     for name in ("frames.npy", "manifest.jsonl", "vocabulary.json", "skipped.jsonl"):
         assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
+
+
+def test_a_clip_that_was_replaced_gets_the_frames_of_the_new_file(own_clips: list[str], tmp_path: Path) -> None:
+    clips, command = tmp_path / "clips", [*own_clips, "--out", str(tmp_path / "out")]
+    assert prepare.main(command) == 0
+    (clips / "a.mp4").write_bytes(video(35))
+    (clips / "b.mp4").rename(clips / "b.avi")
+    (clips / "b.avi").write_bytes(video(36, codec="mpeg4", container="avi"))
+    assert prepare.main(command) == 0
+    dataset = Dataset.load(tmp_path / "out")
+    a, b = dataset.clips["train"]
+    assert b.file == str(clips / "b.avi")
+    for clip in (a, b):
+        sampled = sample_frames(dataset.clip_file(clip).read_bytes(), resize_px=24).frames
+        np.testing.assert_array_equal(dataset.frames_of([clip])[0].numpy(), sampled)
 
 
 def test_a_dataset_folder_may_be_moved_with_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

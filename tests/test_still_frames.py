@@ -15,7 +15,7 @@ from PIL import Image
 
 from etenet.errors import UndecodableVideo, UsageError
 from etenet.video.sampling import middle_of_slices, sample_frames
-from tests.clips import pattern
+from tests.clips import pattern, spoil
 from tests.conftest import REPOSITORY
 from training import prepare
 from training.data import sources, still_frames
@@ -172,11 +172,14 @@ def test_a_damaged_still_costs_its_clip_and_is_tried_again(tmp_path: Path) -> No
     (skipped,) = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert (skipped["video"], skipped["error"]["code"]) == ("video9", "undecodable_video")
     (folder / "video9" / "1_10.png").write_bytes(picture(1))
-    (folder / "beach.png").write_bytes(b"to be read no more")
+    spoil(folder / "beach.png")
     assert prepare.main(command) == 0
     np.testing.assert_array_equal(
         np.load(out / "frames.npy"), np.stack([resized(0), resized(1), resized(3), resized(2)])
     )
+    (folder / "beach.png").write_bytes(picture(7))
+    assert prepare.main(command) == 0
+    np.testing.assert_array_equal(np.load(out / "frames.npy")[2], resized(7))
     (folder / "video10" / "1.png").parent.mkdir(exist_ok=True)
     (folder / "deep" / "video10" / "1.png").write_bytes(picture(4))
     assert prepare.main(command) == 2, "with a picture more, the rows are others"

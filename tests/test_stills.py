@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from etenet.errors import UsageError
+from etenet.errors import CannotWrite, UsageError
 from etenet.model.encoder import Encoder
 from etenet.model.preprocess import preprocess
 from etenet.model.pretrained import load_encoder
+from tests.test_snapshots import files_no_larger_than
 from training import recipes, stills
 from training.data.datasets import Dataset, DatasetClip
 from training.demo import world
@@ -88,3 +89,22 @@ def test_stills_have_settings_too() -> None:
     assert changed.stages == recipes.demo().stages
     with pytest.raises(UsageError, match="no field 'epochs'; choose one of steps, "):
         overridden(recipes.demo(), "stills", ["epochs=7"])
+
+
+def test_the_encoder_is_written_as_a_whole_or_not_at_all(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, out = Encoder("squeezenet1_1"), tmp_path / "deep" / "encoder.pt"
+    monkeypatch.setattr(Dataset, "load", lambda _: dataset)
+    monkeypatch.setattr(stills, "teach", lambda *_: encoder)
+    command = ["demo", "--data", str(tmp_path), "--out"]
+    stills.main([*command, str(out)])
+    for name, value in load_encoder("squeezenet1_1", out).state_dict().items():
+        assert torch.equal(value, encoder.state_dict()[name])
+    before = out.read_bytes()
+    with files_no_larger_than(1000), pytest.raises(CannotWrite, match=rf"^cannot write {out}: File too large; "):
+        stills.main([*command, str(out)])
+    assert out.read_bytes() == before
+    monkeypatch.delattr(stills, "teach")
+    with pytest.raises(CannotWrite, match=rf"^cannot write {tmp_path}: it is no regular file; "):
+        stills.main([*command, str(tmp_path)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 import etenet
 from benchmarks import two_stages
-from etenet.errors import UsageError
+from etenet.errors import EtenetError, UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.config import DecoderConfig
 from etenet.model.decoder import Decoder
@@ -224,6 +225,22 @@ def test_a_shipped_checkpoint_can_keep_a_share_of_the_start_of_the_last_stage(
             torch.testing.assert_close(mixed.model.state_dict()[name], value * 2.5, rtol=2e-3, atol=1e-4)
     with pytest.raises(UsageError, match="start-share must be from 0 to 1"):
         ship.main(["--run", str(tmp_path), "--checkpoint", str(shipped), "--start-share", "1"])
+
+
+def test_a_checkpoint_that_is_too_large_leaves_the_shipped_one_as_it_was(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "stage1").mkdir()
+    shutil.copyfile(small_checkpoint, tmp_path / "stage1" / "best.pt")
+    shipped = tmp_path / "store" / "demo.pt"
+    command = ["--run", str(tmp_path), "--checkpoint", str(shipped)]
+    ship.main(command)
+    before = shipped.read_bytes()
+    refused = rf"^{shipped} would have \d+ bytes, more than 1000; raise --max-bytes, or train a smaller encoder$"
+    with pytest.raises(EtenetError, match=refused):
+        ship.main([*command, "--max-bytes", "1000", "--terms", "others than before"])
+    assert shipped.read_bytes() == before
+    assert list(shipped.parent.iterdir()) == [shipped]
 
 
 def test_a_mirrored_example_trains_like_its_mirror_image_and_nothing_needs_java(

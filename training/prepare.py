@@ -3,11 +3,11 @@
     frames.npy         (N, 16, resize_px, resize_px, 3) uint8; of stills (F, resize_px, resize_px, 3), each frame once;
                        or features.npy (N, L, D) float32
     manifest.jsonl, vocabulary.json, skipped.jsonl: see `dataset_folder`
-    progress.jsonl     what the folder is made from, and which rows are done: see `frame_cache`
+    progress.jsonl     what the folder is made from, and which rows are done, from which files: see `frame_cache`
 
 Frames of clips are sampled by `etenet.video`, as in serving; still frames are given as they are (docs/data.md). Run
-again, the same command continues where it stopped and tries skipped clips again; --vocabulary-from, --minimum-count,
---max-words and --allow-missing may differ then, other arguments may not.
+again, the same command continues where it stopped, and tries skipped clips and those whose files have changed again;
+--vocabulary-from, --minimum-count, --max-words and --allow-missing may differ then, other arguments may not.
 Exit status: 0 all clips prepared, 1 some skipped, 2 wrong use.
 """
 

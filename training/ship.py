@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,16 +33,25 @@ MAX_EXAMPLE_BYTES = 300_000
 
 
 def ship(run: Path, checkpoint: Path, *, max_bytes: int, terms: str, start_share: float = 0.0) -> int:
-    """Write the best checkpoint of the last stage of a run in half precision, and return the size of the file."""
+    """Write the best checkpoint of the last stage of a run in half precision, and return the size of the file.
+
+    Raises `EtenetError` if that is more than `max_bytes`. The file that shipped before is then unchanged.
+    """
     best = checkpoints.load(stage_before(run, LAST_STAGE + 1))
     if start_share:
         start = checkpoints.load(stage_before(run, LAST_STAGE))
         best = mixed(best, start, start_share)
-    checkpoints.save(replace(best, name=checkpoint.stem, terms=terms), checkpoint, dtype=torch.float16)
-    if (size := checkpoint.stat().st_size) > max_bytes:
-        raise EtenetError(
-            f"{checkpoint} has {size} bytes, more than {max_bytes}; raise --max-bytes, or train a smaller encoder"
-        )
+    candidate = checkpoint.with_name(f".{checkpoint.name}.candidate")
+    try:
+        checkpoints.save(replace(best, name=checkpoint.stem, terms=terms), candidate, dtype=torch.float16)
+        if (size := candidate.stat().st_size) > max_bytes:
+            raise EtenetError(
+                f"{checkpoint} would have {size} bytes, more than {max_bytes}; raise --max-bytes, or train a smaller "
+                "encoder"
+            )
+        os.replace(candidate, checkpoint)
+    finally:
+        candidate.unlink(missing_ok=True)
     return size
 
 

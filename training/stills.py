@@ -7,6 +7,7 @@ here and nowhere else: a deep network with random weights needs it, and has no s
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from etenet.errors import UsageError
+from etenet.files import check_replaceable, replacing
 from etenet.model.config import Preprocessing
 from etenet.model.encoder import Encoder, feature_size
 from etenet.model.preprocess import preprocess
@@ -159,12 +161,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="F.pt", help="the encoder's weights")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
     options = parser.parse_args(arguments)
+    check_replaceable(options.out)
     keep_freed_memory()
     recipe = overridden(RECIPES[options.recipe](), "stills", options.set)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = teach(Dataset.load(options.data), recipe, device)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(encoder.state_dict(), options.out)
+    body = io.BytesIO()
+    torch.save(encoder.state_dict(), body)
+    with replacing(options.out) as file:
+        file.write(body.getbuffer())
 
 
 if __name__ == "__main__":

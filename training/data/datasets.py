@@ -19,6 +19,7 @@ from torch import Tensor
 from etenet.errors import UsageError
 from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
 from etenet.video.sampling import middle_of_slices
+from training.data.arrays import damaged, mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Dataset:
 
     @classmethod
     def load(cls, folder: Path) -> Dataset:
+        """Raises `UsageError` for a file that is missing or damaged."""
         manifest, frames, features = (folder / name for name in ("manifest.jsonl", "frames.npy", "features.npy"))
         for file in (manifest, features if features.is_file() else frames):
             if not file.is_file():
@@ -61,13 +63,13 @@ class Dataset:
                 entry = json.loads(line)
                 split = entry.pop("split")
                 clips.setdefault(split, []).append(DatasetClip(**entry | {"captions": tuple(entry["captions"])}))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{manifest} is damaged or of another version ({error}); prepare {folder} again"
             ) from error
         if features.is_file():
-            return Dataset(folder, clips, None, np.load(features, mmap_mode="r"))
-        return Dataset(folder, clips, np.load(frames, mmap_mode="r"))
+            return Dataset(folder, clips, None, mapped(features))
+        return Dataset(folder, clips, mapped(frames))
 
     def need(self, split: str) -> list[DatasetClip]:
         """The clips of a split. Raises `UsageError` if it has none."""
@@ -80,11 +82,14 @@ class Dataset:
         )
 
     def vocabulary(self) -> Vocabulary:
-        """The words that `prepare` chose."""
+        """The words that `prepare` chose. Raises `UsageError` if their file is missing or damaged."""
         file = self.folder / "vocabulary.json"
         if not file.is_file():
             raise UsageError(f"{file} is missing; make the dataset with python -m training.prepare")
-        return Vocabulary(json.loads(file.read_text())["words"])
+        try:
+            return Vocabulary(json.loads(file.read_text())["words"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise damaged(file) from error
 
     def digest(self) -> str:
         """SHA-256 of clips and captions, the vocabulary, and the middle of every cached row."""

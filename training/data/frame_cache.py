@@ -2,7 +2,8 @@
 
 A clip of video fills one row, its 16 frames; one of stills a row for each of its pictures.
 
-    progress.jsonl      what the folder is made from, then one line for each row whose frames are on the disk
+    progress.jsonl      what the folder is made from, then a line for each row whose frames are on the disk, with the
+                        name, size and time of its file: a row whose file differs now is written again
     frames.npy.partial  becomes frames.npy when every clip has been tried
 
 Knows files and rows, but no captions, splits or vocabularies.
@@ -47,6 +48,9 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__])  # one slow import instead of one per core
 
 
+Stamp = dict[str, object]  # what a file looked like when its frames were taken; {} in the logs of older versions
+
+
 class CacheJob(Protocol):
     """A clip that fills `rows` rows of the cache, from `row` on."""
 
@@ -58,6 +62,9 @@ class CacheJob(Protocol):
 
     def make(self) -> None:
         """Make the file of the clip, if it does not exist yet. Raises `OSError` if it cannot be written."""
+
+    def stamp(self) -> Stamp:
+        """Changes with the contents of the clip, and not where its folder is moved. Raises `OSError`."""
 
     def frames(self, resize_px: int) -> NDArray[np.uint8]:
         """What is in these rows. Raises `CaptionError` and `OSError`."""
@@ -79,6 +86,10 @@ class Job:
         if self.render is not None:
             with replacing(self.file) as file:
                 file.write(self.render())
+
+    def stamp(self) -> Stamp:
+        found = self.file.stat()
+        return {"file": self.file.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
     def frames(self, resize_px: int) -> NDArray[np.uint8]:
         """(16, resize_px, resize_px, 3)."""
@@ -116,11 +127,11 @@ class CacheLog:
         except OSError as error:
             raise UsageError(f"cannot write to {folder}: {error.strerror}; name another folder with --out") from error
 
-    def _begin(self, folder: Path, made_from: dict[str, object]) -> set[int]:
+    def _begin(self, folder: Path, made_from: dict[str, object]) -> dict[int, Stamp]:
         whole = [line for line in self._log.lines() if line.endswith(b"\n")]
         try:
             begun_with, *rows = [json.loads(line) for line in whole] or [made_from]
-            done = {int(line["row"]) for line in rows}
+            done = {int(line.pop("row")): line for line in rows}
             names = sorted(begun_with.keys() | made_from.keys())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{self._log.path} is damaged; empty {folder} and start again") from error
@@ -135,10 +146,17 @@ class CacheLog:
             self._log.add(made_from)
         return done
 
-    def note(self, row: int) -> None:
+    def has(self, job: CacheJob) -> bool:
+        """Whether the frames of its row were taken from its file as it is now."""
+        try:
+            return job.row in self.done and self.done[job.row] in ({}, job.stamp())
+        except OSError:
+            return False
+
+    def note(self, row: int, stamp: Stamp) -> None:
         """Call this when the row is on the disk. Raises `OSError`."""
-        self._log.add({"row": row})
-        self.done.add(row)
+        self._log.add({"row": row, **stamp})
+        self.done[row] = stamp
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +174,7 @@ def fill(folder: Path, jobs: Sequence[CacheJob], log: CacheLog, shape: tuple[int
     """Write `frames.npy`, uint8, of this shape, and return why jobs failed, by their first row, which stays empty.
 
     The shape is (rows, 16, resize_px, resize_px, 3) for clips of video, and (rows, resize_px, resize_px, 3) for stills.
-    Rows that the log has are not written again. Rows that failed before are tried again.
+    Rows that the log has are not written again. Rows that failed before are tried again, like those whose file changed.
     """
     whole, unfinished = folder / "frames.npy", folder / "frames.npy.partial"
     cache = whole if whole.exists() else unfinished
@@ -164,16 +182,16 @@ def fill(folder: Path, jobs: Sequence[CacheJob], log: CacheLog, shape: tuple[int
         np.lib.format.open_memmap(cache, mode="w+", dtype=np.uint8, shape=shape)
     elif not cache.exists():
         raise UsageError(f"{folder / 'progress.jsonl'} has rows, but the frames are gone; empty {folder}, start again")
-    todo = [job for job in jobs if job.row not in log.done]
-    _check_space(folder, sum(job.rows for job in todo) * math.prod(shape[1:]))
+    todo = [job for job in jobs if not log.has(job)]
+    _check_space(folder, sum(job.rows for job in todo if job.row not in log.done) * math.prod(shape[1:]))
     failures = {}
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="clip", disable=None) as bar:
         try:
-            for job, failure in _outcomes(todo, partial(_store, cache=cache, resize_px=shape[-2])):
-                if failure is None:
-                    log.note(job.row)
+            for job, outcome in _outcomes(todo, partial(_store, cache=cache, resize_px=shape[-2])):
+                if isinstance(outcome, Failure):
+                    failures[job.row] = outcome
                 else:
-                    failures[job.row] = failure
+                    log.note(job.row, outcome)
                 bar.update()
         except OSError as error:
             raise UsageError(
@@ -194,30 +212,30 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
 
 
 def _outcomes(
-    jobs: Iterable[CacheJob], work: Callable[[CacheJob], Failure | None]
-) -> Iterator[tuple[CacheJob, Failure | None]]:
+    jobs: Iterable[CacheJob], work: Callable[[CacheJob], Stamp | Failure]
+) -> Iterator[tuple[CacheJob, Stamp | Failure]]:
     """Each job with its outcome, in the order in which they end.
 
     If a job crashes its process, all jobs in progress fail. Each is tried again alone, to find which one it was.
     """
     todo, processes = deque(jobs), cores()
     while todo:
-        in_progress: dict[Future[Failure | None], CacheJob] = {}
+        in_progress: dict[Future[Stamp | Failure], CacheJob] = {}
         with suppress(BrokenProcessPool), _pool(processes) as workers:
             while todo or in_progress:
                 while todo and len(in_progress) < 2 * processes:
                     in_progress[workers.submit(work, todo[0])] = todo[0]
                     todo.popleft()
                 for future in wait(in_progress, return_when=FIRST_COMPLETED).done:
-                    failure = future.result()
-                    yield in_progress.pop(future), failure
+                    outcome = future.result()
+                    yield in_progress.pop(future), outcome
         for job in in_progress.values():
             try:
                 with _pool(1) as workers:
-                    failure = workers.submit(work, job).result()
+                    outcome = workers.submit(work, job).result()
             except BrokenProcessPool:
-                failure = Failure(DecoderCrashed.code, "the clip crashes the decoder; re-encode it or remove it")
-            yield job, failure
+                outcome = Failure(DecoderCrashed.code, "the clip crashes the decoder; re-encode it or remove it")
+            yield job, outcome
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
@@ -239,10 +257,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _store(job: CacheJob, *, cache: Path, resize_px: int) -> Failure | None:
+def _store(job: CacheJob, *, cache: Path, resize_px: int) -> Stamp | Failure:
     """Runs in a worker. Writes the frames of a clip to their rows, and returns when they are on the disk."""
     job.make()
     try:
+        stamp = job.stamp()  # before the file is read: what replaces it meanwhile is seen by the next run
         frames = job.frames(resize_px)
     except CaptionError as error:
         return Failure(error.code, str(error))
@@ -251,7 +270,7 @@ def _store(job: CacheJob, *, cache: Path, resize_px: int) -> Failure | None:
     except Exception as error:  # a bug of ours should not cost the hours spent on the other clips
         return Failure(InternalError.code, f"{type(error).__name__}: {error}")
     _write(cache, frames, row=job.row, rows=job.rows)
-    return None
+    return stamp
 
 
 def _write(cache: Path, frames: NDArray[np.uint8], *, row: int, rows: int) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from etenet.errors import UsageError
+from training.data.arrays import new_array
 from training.data.caption_files import read_captions
 from training.data.source_clip import SourceClip
 from training.data.splits import Shares, splits_of
@@ -46,9 +47,9 @@ def clips_by_row(features: Path, captions: Path, shares: Shares) -> dict[int, So
 
 
 def copy(features: Path, target: Path) -> None:
-    """Copy as float32. Raises `UsageError` for infinities and NaN."""
+    """Copy as float32. Raises `UsageError` for infinities and NaN, and if the disk has no room."""
     given, unfinished = _opened(features), target.with_name(f"{target.name}.partial")
-    copied = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=given.shape)
+    copied = new_array(unfinished, np.float32, given.shape)
     for row, values in enumerate(tqdm(given, "features", unit="clip", disable=None)):
         copied[row] = values
         if not np.isfinite(copied[row]).all():

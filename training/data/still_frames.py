@@ -10,7 +10,9 @@ Pillow's bicubic by 1.5.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import re
 import tarfile
@@ -74,6 +76,16 @@ class StillsJob:
 
     def make(self) -> None:
         """There is nothing to make."""
+
+    def stamp(self) -> dict[str, object]:
+        """Of all pictures, by the sizes and times of their files, or of their tar."""
+        files = {picture.place: picture.place.stat() for picture in self.pictures}
+        listed = [
+            (picture.name, picture.start, picture.length, found.st_size, found.st_mtime_ns)
+            for picture in self.pictures
+            for found in (files[picture.place],)
+        ]
+        return {"pictures": f"sha256:{hashlib.sha256(json.dumps(listed).encode()).hexdigest()}"}
 
     def frames(self, resize_px: int) -> NDArray[np.uint8]:
         """(rows, resize_px, resize_px, 3)."""

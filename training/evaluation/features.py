@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from etenet.captioning.captioner import Captioner
 from etenet.errors import UsageError
+from training.data.arrays import COMPUTE_AGAIN, mapped, new_array
 from training.data.datasets import Dataset, DatasetClip
 from training.loop.features import digest
 
@@ -72,13 +73,13 @@ def features_of(
     file = folder / f"{name[:16]}.npy"
     if not file.is_file():
         _write(file, captioner, dataset, rows)
-    return ClipFeatures(dataset, rows, np.load(file, mmap_mode="r"))
+    return ClipFeatures(dataset, rows, mapped(file, fix=COMPUTE_AGAIN))
 
 
 def _write(file: Path, captioner: Captioner, dataset: Dataset, rows: NDArray[np.int64]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished, size = file.with_suffix(".unfinished"), captioner.checkpoint.model.decoder.config.feature_size
-    values = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=(len(rows), size))
+    values = new_array(unfinished, np.float32, (len(rows), size))
     start = 0
     for features in _encoded(captioner, dataset, rows):
         values[start : start + len(features)] = features

@@ -28,6 +28,7 @@ from etenet.model.checkpoint import Checkpoint
 from etenet.model.vocabulary import Vocabulary
 from etenet.runtime.load import compile_network
 from etenet.video.clip import FRAMES_PER_CLIP
+from training.data.arrays import COMPUTE_AGAIN, mapped, new_array
 from training.data.datasets import Dataset
 from training.loop.loading import read_ahead
 from training.loop.processes import Processes
@@ -74,7 +75,7 @@ def cached_features(
             os.replace(unfinished, file)
             _description(file).write_text(made_with)
         processes.broadcast(None)
-    features: NDArray[np.float32] = np.load(known or file, mmap_mode="r")
+    features: NDArray[np.float32] = mapped(known or file, fix=COMPUTE_AGAIN)
     return features
 
 
@@ -92,7 +93,7 @@ def _compute(trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int
     if processes.first:
         file.parent.mkdir(parents=True, exist_ok=True)
         shape = (trainee.stage.views * dataset.frame_count, trainee.model.decoder.config.feature_size)
-        np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
+        new_array(file, np.float32, shape)
     processes.broadcast(None)
     features = np.lib.format.open_memmap(file, mode="r+")
     trainee.eval()
