@@ -92,7 +92,7 @@ def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Captur
     ("settings", "variables", "message"),
     [
         ("", {"ETENET_REQUEST_LOG": "json"}, "192.0.2.1 is no IPv4 address of this machine"),
-        ("request_log = json\njob_queue_size=many", {}, "job_queue_size must be a number"),
+        ("request_log = json\njob_queue_size=many", {}, "job_queue_size must be a whole number"),
         ("request_log=json\nrequest_log=json", {}, "request_log is there twice"),
     ],
 )
