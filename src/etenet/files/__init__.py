@@ -46,6 +46,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def require_replaceable(path: Path) -> None:
+    """Raises `CannotWrite` before long work for what `replacing` would find out after it. Leaves nothing behind."""
+    try:
+        _require_regular(path)
+        there = next(above for above in path.parents if above.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise CannotWrite(error.errno, error.strerror, str(path)) from error
+
+
 def cache_folder() -> Path:
     """Where what can be made again is kept for the user. Raises `OSError` for a user without a home.
 
