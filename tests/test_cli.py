@@ -16,6 +16,7 @@ import pytest
 import etenet
 from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
+from etenet.serving import archive
 from etenet.serving.config import ServerConfig, unusable
 from etenet.serving.loopback import Address
 from tests import clips
@@ -73,6 +74,7 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
         ["package", "README.md"],
         ["serve", "--checkpoint", "missing.pt"],
         ["serve", "--checkpoint", "README.md"],
+        ["serve", "--checkpoint", "missing.mar"],
         ["serve", "--config", "missing.properties"],
         ["serve", "--host", "192.0.2.1"],
         ["serve", "--port", "65535"],
@@ -92,7 +94,7 @@ def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Captur
     ("settings", "variables", "message"),
     [
         ("", {"ETENET_REQUEST_LOG": "json"}, "192.0.2.1 is no IPv4 address of this machine"),
-        ("request_log = json\njob_queue_size=many", {}, "job_queue_size must be a number"),
+        ("request_log = json\njob_queue_size=many", {}, "job_queue_size must be a whole number"),
         ("request_log=json\nrequest_log=json", {}, "request_log is there twice"),
     ],
 )
@@ -187,6 +189,16 @@ def test_doctor_names_what_is_wrong_and_how_to_fix_it(tmp_path: Path, capsys: Ca
     assert f"FAIL  port {port} is taken" in printed
     assert "FAIL  no checkpoint at missing.pt" in printed
     assert printed.count("\n      fix: ") == 2
+
+
+def test_doctor_examines_the_checkpoint_in_an_archive(small_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    mar, config = tmp_path / "small.mar", str(config_on_free_ports(tmp_path))
+    archive.package(small_checkpoint, mar)
+    assert main(["doctor", "--config", config, "--checkpoint", str(mar)]) == 0
+    assert f"ok    {mar}: squeezenet1_1, 6 words" in capsys.readouterr().out
+    mar.write_bytes(mar.read_bytes()[:-1])
+    assert main(["doctor", "--config", config, "--checkpoint", str(mar)]) == 1
+    assert f"FAIL  {mar} is damaged or not an archive" in capsys.readouterr().out
 
 
 def test_doctor_goes_on_where_torch_is_missing(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import IO, Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etenet.errors import CannotWrite
-from etenet.files import AppendOnlyLog, check_replaceable, replacing, sha256
+from etenet.files import AppendOnlyLog, replacing, require_replaceable, sha256
 
 
 def entries(path: Path) -> list[Any]:
@@ -45,15 +46,17 @@ def test_what_cannot_be_replaced_is_found_before_and_nothing_is_written(
     os.mkfifo(pipe)
     before = sorted(tmp_path.rglob("*"))
     possible, impossible = [file, folder / "deep" / "new"], [folder, pipe, file / "below", Path("/dev/null")]
-    check_replaceable(*possible)
+    require_replaceable(*possible)
     for path in impossible:
-        for find in (check_replaceable, lambda path: replacing(path).__enter__()):
+        for find in (require_replaceable, lambda path: replacing(path).__enter__()):
             with pytest.raises(CannotWrite, match=rf"^cannot write {path}: .*; fix that, or name another file$"):
                 find(path)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    for path in possible:
-        with pytest.raises(CannotWrite, match=rf"^cannot write {path}: nothing can be written in {tmp_path}"):
-            check_replaceable(path)
+    monkeypatch.setattr(
+        "tempfile.TemporaryFile", Mock(side_effect=PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    )
+    for path in possible:  # root may write everywhere
+        with pytest.raises(CannotWrite, match=rf"^cannot write {path}: Permission denied"):
+            require_replaceable(path)
     assert sorted(tmp_path.rglob("*")) == before
     assert file.read_bytes() == b"before"
 

@@ -17,12 +17,13 @@ import pytest
 from benchmarks.rig.servers import config_on_free_ports
 from etenet.cli import main
 from etenet.errors import CannotWrite, EtenetError
-from etenet.files import replacing
+from etenet.files import replacing, require_replaceable
 from etenet.jobs import run
 from etenet.jobs.formats import FORMATS, Format
 from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Job, Record
 from etenet.jobs.run import OnSegments
+from etenet.serving import archive
 from tests.test_snapshots import files_no_larger_than
 
 CLIPS = [JobClip(f"{number}.mp4", f"{number}.mp4") for number in range(20)]
@@ -133,6 +134,45 @@ def test_a_command_on_a_full_disk_names_the_file(
     assert f": cannot write {out}: File too large; fix that, or name another file\n" in printed
     assert "Traceback" not in printed
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["", "--gpu", "--int8 --calibrate missing"])
+@pytest.mark.parametrize(
+    ("out", "fault"),
+    [
+        ("folder", "it is no regular file"),
+        ("file/etenet.mar", "Not a directory"),
+        ("file/below/etenet.mar", "Not a directory"),
+        ("/proc/self/etenet.mar", "No such file or directory"),  # where not even root can write
+        ("/proc/self/below/etenet.mar", "No such file or directory"),
+    ],
+)
+def test_an_archive_that_could_not_be_written_is_refused_before_anything_is_compiled(
+    out: str,
+    fault: str,
+    how: str,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        pytest.fail("it was packaged")
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(archive, "package", too_late)
+    assert main(["package", str(small_checkpoint), "--out", str(tmp_path / out), *how.split()]) == 2
+    expected = f"etenet package: cannot write {tmp_path / out}: {fault}; fix that, or name another file\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_asking_whether_a_file_can_be_written_changes_nothing(tmp_path: Path) -> None:
+    (there := tmp_path / "there").write_bytes(b"before")
+    for path in (there, tmp_path / "new", tmp_path / "some" / "folder" / "new"):
+        require_replaceable(path)
+    assert list(tmp_path.iterdir()) == [there]
+    assert there.read_bytes() == b"before"
 
 
 @pytest.mark.parametrize("command", ["package CHECKPOINT --out OUT", "serve --config CONFIG --checkpoint CHECKPOINT"])

@@ -28,6 +28,7 @@ import torch
 from etenet import metrics
 from etenet.assets import CANARY_CLIP
 from etenet.cli import main
+from etenet.files import sha256
 from etenet.serving import archive
 from etenet.serving.config import ServerConfig
 from etenet.serving.health import Health
@@ -256,6 +257,14 @@ def test_a_full_disk_is_named_where_no_worker_can_start(tmp_path: Path) -> None:
             assert fault(tmp_path) == "no worker is ready"
         finally:
             torchserve.shutdown()
+
+
+def test_an_archive_is_served_from_where_it_lies(small_checkpoint: Path, tmp_path: Path) -> None:
+    mar = archive.package(small_checkpoint, tmp_path / "int8.mar")
+    with running_server("--checkpoint", str(mar), folder=tmp_path) as server:
+        answer = server.caption(CLIP).json()
+        assert "packaging" not in server.log.read_text()
+    assert answer["model"]["checkpoint"] == f"sha256:{sha256(small_checkpoint)}"
 
 
 def without_end(mar: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sysconfig
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +13,17 @@ import pytest
 import yaml
 
 from etenet.errors import UsageError
-from etenet.serving.config import ServerConfig, from_environment
+from etenet.serving import properties
+from etenet.serving.config import ServerConfig, from_environment, request_log
 from etenet.serving.loopback import Address
 from tests.conftest import REPOSITORY
 
 SHIPPED = REPOSITORY / "config.properties"
 # Kubernetes names these after a service; none is a setting.
-OF_KUBERNETES = {"ETENET_PORT": "tcp://10.0.0.1:8080", "ETENET_SERVICE_PORT": "8080", "ETENET_SERVICE_HOST": "10.0.0.1"}
+OF_KUBERNETES = {
+    **{"ETENET_PORT": "tcp://10.0.0.1:8080", "ETENET_SERVICE_PORT": "8080", "ETENET_SERVICE_HOST": "10.0.0.1"},
+    **{"ETENET_METRICS_PORT": "tcp://10.0.0.2:8083", "ETENET_METRICS_PORT_8083_TCP_ADDR": "10.0.0.2"},
+}
 
 
 def written(text: str) -> dict[str, str]:
@@ -82,7 +90,11 @@ def test_the_command_line_counts_more_than_the_environment() -> None:
     ("variables", "port", "named"),
     [
         ({}, 65533, "--port 65533"),
-        ({"ETENET_JOB_QUEUE_SIZE": "many"}, None, "job_queue_size must be a number, got 'many'"),
+        (
+            {"ETENET_JOB_QUEUE_SIZE": "many"},
+            None,
+            "job_queue_size must be a whole number from 1 to 2147483647, got 'many'",
+        ),
         ({"ETENET_REQUEST_LOG": "xml"}, None, "request_log must be plain, json, off, got 'xml'"),
         ({"ETENET_CORS_ALLOWED_ORIGIN": "https://app.example.org/"}, None, "without a slash at its end.*example.org/'"),
         ({"ETENET_CORS_ALLOWED_ORIGIN": "app.example.org"}, None, "cors_allowed_origin must be an origin"),
@@ -92,8 +104,12 @@ def test_the_command_line_counts_more_than_the_environment() -> None:
             for text in ("http://x:y", "0.0.0.0:8083", "https://0.0.0.0:8083", "http://")
         ),
         *(
-            ({"ETENET_JOB_QUEUE_SIZE": text}, None, f"job_queue_size must be a number, got '{text}'")
-            for text in ("inf", "nan")
+            ({"ETENET_JOB_QUEUE_SIZE": text}, None, f"job_queue_size must be a whole .*, got '{text}'")
+            for text in ("inf", "nan", "0", "-1", "12.5", "6e1", "1_0", "64 ", "2147483648", "\u0663")
+        ),
+        *(
+            ({"ETENET_DRAIN_DEADLINE_S": text}, None, f"drain_deadline_s must be a number, got '{text}'")
+            for text in ("inf", "nan", "soon")
         ),
     ],
 )
@@ -150,3 +166,94 @@ def test_a_wrong_setting_of_the_archive_is_named() -> None:
 def test_one_setting_lets_the_pages_of_another_origin_in(origin: str) -> None:
     assert ServerConfig.read(SHIPPED).cors_allowed_origin == ""
     assert ServerConfig.read(SHIPPED, {"ETENET_CORS_ALLOWED_ORIGIN": origin}).cors_allowed_origin == origin
+
+
+@pytest.mark.parametrize("key", ["job_queue_size", "max_request_size", "max_response_size", "number_of_netty_threads"])
+@pytest.mark.parametrize("text", ["2147483648", "6e7", "67_108_864", "12.5", "-1", "", "64 kB"])
+def test_a_number_that_java_cannot_read_is_refused_before_java_starts(key: str, text: str, tmp_path: Path) -> None:
+    (config := tmp_path / "own").write_text(f"{key}={text}")
+    with pytest.raises(
+        UsageError, match=rf"^{config}: {key} must be a whole number from . to 2147483647, got '{text}'$"
+    ):
+        ServerConfig.read(config)
+
+
+def test_the_largest_number_of_java_is_read_and_no_gpu_is_a_number(tmp_path: Path) -> None:
+    (config := tmp_path / "own").write_text("max_request_size=2147483647\nnumber_of_gpu=0\njob_queue_size=007")
+    read = ServerConfig.read(config)
+    assert (read.max_body_bytes, read.queue) == (2147483647, 7)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("job_queue_sise", "job_queue_size"),
+        ("job-queue-size", "job_queue_size"),
+        ("jobQueueSize", "job_queue_size"),
+        ("JOB_QUEUE_SIZE", "job_queue_size"),
+        ("drain_deadline", "drain_deadline_s"),
+        ("request_logs", "request_log"),
+        ("exporter_adress", "exporter_address"),
+        ("managment_address", "management_address"),
+        ("cors_allowed_origins", "cors_allowed_origin"),
+        ("defualt_response_timeout", "default_response_timeout"),
+    ],
+)
+def test_a_misspelt_setting_is_named_with_the_one_that_is_meant(key: str, meant: str, tmp_path: Path) -> None:
+    (config := tmp_path / "own").write_text(f"# mine\n{key}=10")
+    with pytest.raises(UsageError, match=rf"^{config}, line 2: no setting is called {key}; write {meant}, or leave it"):
+        ServerConfig.read(config)
+
+
+def test_no_setting_of_torchserve_counts_as_misspelt() -> None:
+    """Nor does any other word of the class that reads them. Constants: the JVM specification, chapter 4.4.7."""
+    (jar,) = Path(sysconfig.get_path("purelib"), "ts", "frontend").glob("model-server.jar")
+    code = zipfile.ZipFile(jar).read("org/pytorch/serve/util/ConfigManager.class")
+    words = {
+        word.decode() for length, word in re.findall(rb"\x01\0(.)([a-z]+(?:_[a-z]+)+)", code) if len(word) == length[0]
+    }
+    assert properties.SETTINGS - words <= {*properties.OF_ETENET, "debug", "keystore", "models", "version"}
+    for word in words:
+        assert properties.parsed(Path("own"), f"{word}=1") == {word: "1"}
+
+
+def test_a_setting_of_another_program_is_left_to_it(tmp_path: Path) -> None:
+    (config := tmp_path / "own").write_text("of_my_plugin=1\n!job_queue_sise=1\n#job_queue_sise=1\n")
+    assert written(ServerConfig.read(config).text)["of_my_plugin"] == "1"
+
+
+@pytest.mark.parametrize("line", ["drain_deadline_s: 10", "drain_deadline_s 10", "drain_deadline_s"])
+def test_a_setting_without_an_equals_sign_is_named(line: str, tmp_path: Path) -> None:
+    (config := tmp_path / "own").write_text(line)
+    with pytest.raises(UsageError, match=r"line 1: drain_deadline_s has no value; write drain_deadline_s=VALUE$"):
+        ServerConfig.read(config)
+
+
+def test_a_file_as_an_editor_of_windows_writes_it_is_read_by_etenet_and_by_java(tmp_path: Path) -> None:
+    (config := tmp_path / "own").write_bytes("\ufeffrequest_log=json\r\njob_queue_size=64 \r\n".encode())
+    read = ServerConfig.read(config)
+    assert (read.request_log, read.queue) == ("json", 64)
+    assert written(read.text) == {"request_log": "json", "job_queue_size": "64"}
+    assert request_log(config, {}) == "json"
+
+
+@pytest.mark.parametrize("name", ["JOB_QUEUE_SISE", "DRAIN_DEADLINE", "REQUEST_LOGS", "JOBQUEUESIZE"])
+def test_a_misspelt_variable_is_named(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^no setting is called ETENET_{name}; write ETENET_.*, or unset it$"):
+        ServerConfig.read(SHIPPED, {f"ETENET_{name}": "1"})
+    assert ServerConfig.read(SHIPPED, {f"ETENET_{name}": ""}) == ServerConfig.read(SHIPPED)
+
+
+def test_a_misspelt_variable_of_the_archive_is_named() -> None:
+    with pytest.raises(
+        UsageError, match=r"^no setting is called ETENET_GPU_WORKER; write ETENET_GPU_WORKERS, or unset it$"
+    ):
+        from_environment(SETTINGS, {"ETENET_GPU_WORKER": "2"})
+
+
+def test_no_variable_that_this_repository_names_counts_as_misspelt() -> None:
+    command = ["git", "grep", "-hoIE", "ETENET_[A-Z_]*[A-Z]", "--", "src", "handler", "deploy", "docs", "Makefile"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for name in {"ETENET_CORES", "ETENET_SERVER_KEY", *listed.split()}:
+        for settings in (written(SHIPPED.read_text()), SETTINGS):
+            from_environment(settings, {name: "17"})

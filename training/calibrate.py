@@ -21,7 +21,7 @@ import numpy as np
 
 import etenet
 from etenet.errors import UsageError
-from etenet.files import check_replaceable, replacing
+from etenet.files import replacing, require_replaceable
 from etenet.model import checkpoint as checkpoints
 from etenet.model.confidence import FEATURES, Calibration, features_of
 from etenet.model.hypothesis import Hypothesis
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.figure and options.figure.suffix != ".png":
         raise UsageError(f"--figure must end in .png, got {options.figure}")
-    check_replaceable(options.out, *filter(None, [options.figure]))
+    require_replaceable(options.out, *filter(None, [options.figure]))
     settings = search_options(options)
     dataset = Dataset.load(options.data)
     splits = [options.split, *filter(None, [options.test_split])]

@@ -26,7 +26,7 @@ import numpy as np
 import etenet
 from etenet.captioning.captions import Sentence
 from etenet.errors import UsageError
-from etenet.files import check_replaceable, json_line, replacing
+from etenet.files import json_line, replacing, require_replaceable
 from etenet.model import checkpoint as checkpoints
 from etenet.scoring.scores import TOKENIZERS, Scorer, Scores
 from training import command
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.baselines is None:
         options.baselines = bool(options.beside)
-    check_replaceable(*(options.out / name for name in FILES))
+    require_replaceable(*(options.out / name for name in FILES))
     evaluation = evaluate(options)
     numbers = metrics(options, evaluation)
     write(options.out, f"{options.split}: {options.checkpoint}", numbers, evaluation, seed=options.seed)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from etenet.errors import UsageError
-from etenet.files import check_replaceable, replacing
+from etenet.files import replacing, require_replaceable
 from etenet.model.config import Preprocessing
 from etenet.model.encoder import Encoder, feature_size
 from etenet.model.preprocess import preprocess
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="F.pt", help="the encoder's weights")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
     options = parser.parse_args(arguments)
-    check_replaceable(options.out)
+    require_replaceable(options.out)
     keep_freed_memory()
     recipe = overridden(RECIPES[options.recipe](), "stills", options.set)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -23,7 +23,7 @@ from etenet.assets import CANARY_CLIP, MOVING_CLIP
 from etenet.errors import EtenetError, counted
 from etenet.java import find_java
 from etenet.jobs.access import KEY_VARIABLE, authorization, predictions_of, proxy_to
-from etenet.serving import health
+from etenet.serving import archive, health
 from etenet.serving.config import ServerConfig, unusable
 from etenet.serving.torchserve import gpus_of
 
@@ -199,10 +199,12 @@ def _sandbox() -> Finding:
 
 
 def _checkpoint(path: Path) -> Finding:
+    """Of a checkpoint, or of the one in an archive."""
     from etenet.model import checkpoint as checkpoints
 
     try:
-        loaded = checkpoints.load(path)
+        with archive.opened(path) as (checkpoint, _):
+            loaded = checkpoints.load(checkpoint)
     except EtenetError as error:
         return Finding(False, str(error), "give another with --checkpoint, or none: etenet brings its own")
     return Finding(True, f"{path}: {loaded.model.encoder.name}, {len(loaded.vocabulary)} words")

@@ -60,8 +60,8 @@ def serve(options: argparse.Namespace) -> int:
     if request_log(options.config, os.environ) == "json":
         write_json_lines()
     config = ServerConfig.read(options.config, os.environ, host=options.host, port=options.port)
-    checkpoint = options.checkpoint or (None if DEFAULT_ARCHIVE.exists() else _own_or_bundled(CHECKPOINT))
-    return launcher.serve(config, mar=DEFAULT_ARCHIVE, checkpoint=checkpoint)
+    served = options.checkpoint or (DEFAULT_ARCHIVE if DEFAULT_ARCHIVE.exists() else _own_or_bundled(CHECKPOINT))
+    return launcher.serve(config, served)
 
 
 def package(options: argparse.Namespace) -> int:
@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         type=Path,
         metavar="F.pt",
-        help=f"default: the archive {DEFAULT_ARCHIVE}, or the model that etenet brings",
+        help=f"a checkpoint, or an archive (F.mar); default: {DEFAULT_ARCHIVE}, or the model that etenet brings",
     )
     command.add_argument("--config", type=Path, default=config, metavar="F", help=f"settings; default: {config}")
     command.add_argument(
@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=checkpoint,
         metavar="F.pt",
-        help=f"check this checkpoint; default: {checkpoint}",
+        help=f"check this checkpoint, or the one in this archive (F.mar); default: {checkpoint}",
     )
     command.add_argument("--config", type=Path, default=config, metavar="F", help=f"settings; default: {config}")
 

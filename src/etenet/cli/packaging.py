@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etenet.errors import UsageError
+from etenet.files import require_replaceable
 
 if TYPE_CHECKING:
     from etenet.cli.int8 import Quantiser
@@ -19,6 +20,7 @@ def package(options: argparse.Namespace) -> Path:
     """The archive that was made. Raises `UsageError`."""
     from etenet.serving import archive
 
+    require_replaceable(options.out)
     quantise = _quantiser(options)
     return archive.package(
         options.source,

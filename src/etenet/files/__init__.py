@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EINVAL, ENOSPC, ENOTDIR
+from errno import EINVAL, ENOSPC
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -46,16 +46,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def check_replaceable(*paths: Path) -> None:
-    """Raises `CannotWrite` before the work for what `replacing` would find out after it. Writes nothing."""
+def require_replaceable(*paths: Path) -> None:
+    """Raises `CannotWrite` before long work for what `replacing` would find out after it. Leaves nothing behind."""
     for path in paths:
         try:
             _require_regular(path)
-            folder = next(above for above in path.parents if above.exists())
-            if not folder.is_dir():
-                raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(EACCES, f"nothing can be written in {folder}")
+            with tempfile.TemporaryFile(dir=next(above for above in path.parents if above.exists())):
+                pass
         except OSError as error:
             raise CannotWrite(error.errno, error.strerror, str(path)) from error
 

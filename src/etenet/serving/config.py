@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from etenet.assets import bundled
 from etenet.errors import UsageError
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving.loopback import Address, SocketFile
+from etenet.serving.properties import meant, number, parsed, text_of, whole_numbers
 
 FAILURE_FILE_VARIABLE = "ETENET_FAILURE_FILE"  # the file in which a worker writes why it cannot start
 PROBE_SECRET_VARIABLE = "ETENET_PROBE_SECRET"  # what marks the server's own test clip, other at each start
@@ -27,6 +27,9 @@ REQUEST_LOGS = ("plain", "json", "off")
 
 CONFIG_FILE = "config.properties"
 PORTS = {"inference": 8080, "management": 8081, "metrics": 8082, "exporter": 8083}
+
+_PREFIX = "ETENET_"  # of the variables that change settings; Kubernetes names its own so after a service etenet
+_OF_KUBERNETES = re.compile(r"(^|_)(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)$")
 
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")  # as browsers write theirs. Source: RFC 6454, 6.2
 
@@ -65,8 +68,9 @@ class ServerConfig:
         """
         if not path.is_file():
             raise UsageError(f"no configuration at {path}; give one with --config, or none: etenet brings its own")
-        properties = _properties(path)
-        known = {"management_address": ""} | _properties(bundled(CONFIG_FILE)) | properties
+        text, shipped = text_of(path), bundled(CONFIG_FILE)
+        properties = parsed(path, text)
+        known = {"management_address": ""} | parsed(shipped, text_of(shipped)) | properties
         changes = from_environment(known, environment)
         properties |= changes
 
@@ -80,15 +84,6 @@ class ServerConfig:
             except ValueError as error:
                 example = f"http://127.0.0.1:{PORTS[name]}"
                 raise UsageError(f"{path}: {name}_address must look like {example}, got {text!r}") from error
-
-        def number(key: str, default: float) -> float:
-            text = properties.get(key, str(default))
-            try:
-                if math.isfinite(value := float(text)):
-                    return value
-                raise ValueError("not finite")
-            except ValueError as error:
-                raise UsageError(f"{path}: {key} must be a number, got {text!r}") from error
 
         given = properties.get("management_address", "" if sys.platform == "linux" else "http://127.0.0.1:8081")
         scheme, _, file = given.partition(":")
@@ -107,18 +102,19 @@ class ServerConfig:
                 f"{path}: cors_allowed_origin must be an origin as browsers write it, such as https://app.example.org "
                 f"without a slash at its end, or * for all, or empty for none; got {origin!r}"
             )
+        numbers = whole_numbers(path, properties)
         return cls(
             path=path.resolve(),
-            text="\n".join([path.read_text(), *(f"{key}={value}" for key, value in changes.items()), ""]),
+            text="\n".join([text, *(f"{key}={value}" for key, value in changes.items()), ""]),
             inference=addresses["inference"],
             management=addresses.get("management", socket_file),
             metrics=addresses["metrics"],
             exporter=addresses["exporter"],
-            queue=int(number("job_queue_size", 100)),
-            max_body_bytes=int(number("max_request_size", 6553500)),
+            queue=numbers.get("job_queue_size", 100),
+            max_body_bytes=numbers.get("max_request_size", 6553500),
             request_log=request_log,
             cors_allowed_origin=origin,
-            drain_deadline_s=number("drain_deadline_s", 60),
+            drain_deadline_s=number(path, properties, "drain_deadline_s", 60),
         )
 
     def java_memory_bytes(self, worker_clips: int = CPU_BATCH_CLIPS) -> int:
@@ -138,24 +134,45 @@ class ServerConfig:
 
 def request_log(path: Path, environment: Mapping[str, str]) -> str:
     """Of a file and its variables: found out first, so that what is wrong with them is logged in this form, too."""
-    text = path.read_text(errors="replace") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
     in_file = re.findall(r"^\s*request_log\s*=\s*(\S+)", text, re.MULTILINE)
     return environment.get(REQUEST_LOG_VARIABLE) or (in_file[-1] if in_file else "plain")
 
 
-def from_environment(
-    settings: Mapping[str, Any], environment: Mapping[str, str], prefix: str = "ETENET_"
-) -> dict[str, Any]:
+def from_environment(settings: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """The settings that variables change.
 
     ETENET_JOB_QUEUE_SIZE is `job_queue_size`, ETENET_BATCH_SIZE `batchSize`, ETENET_GPU_WORKERS `workers` under `gpu`;
-    those under `etenet` have no further word. An empty variable changes nothing. Raises `UsageError`.
+    those under `etenet` have no further word. An empty variable changes nothing. Raises `UsageError`, also for a
+    variable whose name is nearly one of these.
     """
+    words = {name.removeprefix(_PREFIX).lower() for name in _names(settings)}
+    for variable, text in environment.items():
+        word = variable.removeprefix(_PREFIX)
+        if text and word != variable and not _OF_KUBERNETES.search(word) and (other := meant(word.lower(), words)):
+            raise UsageError(f"no setting is called {variable}; write {_PREFIX}{other.upper()}, or unset it")
+    return _changes(settings, environment)
+
+
+def _names(settings: Mapping[str, Any], prefix: str = _PREFIX) -> Iterator[str]:
+    for key, value in settings.items():
+        name = _name(key, prefix)
+        if isinstance(value, Mapping):
+            yield from _names(value, prefix if key == "etenet" else f"{name}_")
+        else:
+            yield name
+
+
+def _name(key: str, prefix: str) -> str:
+    return prefix + re.sub("(?=[A-Z])", "_", key).upper()
+
+
+def _changes(settings: Mapping[str, Any], environment: Mapping[str, str], prefix: str = _PREFIX) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for key, value in settings.items():
-        name = prefix + re.sub("(?=[A-Z])", "_", key).upper()
+        name = _name(key, prefix)
         if isinstance(value, Mapping):
-            if inside := from_environment(value, environment, prefix if key == "etenet" else f"{name}_"):
+            if inside := _changes(value, environment, prefix if key == "etenet" else f"{name}_"):
                 changes[key] = {**value, **inside}
         elif text := environment.get(name):
             try:
@@ -163,21 +180,6 @@ def from_environment(
             except ValueError as error:
                 raise UsageError(f"{name} must be a number like {value}, got {text!r}") from error
     return changes
-
-
-def _properties(path: Path) -> dict[str, str]:
-    properties: dict[str, str] = {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8; save it as UTF-8") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        key, separator, value = (part.strip() for part in line.partition("="))
-        if separator and not key.startswith("#"):
-            if key in properties:
-                raise UsageError(f"{path}, line {number}: {key} is there twice; keep one of the two")
-            properties[key] = value
-    return properties
 
 
 def _moved(addresses: Mapping[str, Address], host: str | None, port: int | None) -> dict[str, Address]:

@@ -39,10 +39,10 @@ IDLE_S = 1.0
 _WHERE_TO_LOOK = "its last lines are above, those of its workers below; check this machine with: etenet doctor"
 
 
-def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) -> int:
-    """Serve an archive, or a checkpoint that is packaged first, until SIGTERM or Ctrl-C. Returns the exit status.
+def serve(config: ServerConfig, served: Path) -> int:
+    """Serve an archive (.mar), or a checkpoint, which is packaged first, until SIGTERM or Ctrl-C.
 
-    Raises `UsageError` if it cannot start.
+    Returns the exit status. Raises `UsageError` if it cannot start.
     """
     if fault := unusable(config.addresses):
         raise UsageError("; ".join(fault))
@@ -55,16 +55,17 @@ def serve(config: ServerConfig, *, mar: Path, checkpoint: Path | None = None) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     with scratch_folder(_log) as scratch:
-        if checkpoint:
-            checkpoints.inspect(checkpoint)
-            _log(f"packaging {checkpoint}, which takes up to a minute the first time ...")
-            mar = _packaged(checkpoint, scratch / "etenet.mar", stop)
+        mar = served
+        if served.suffix != ".mar":
+            checkpoints.inspect(served)
+            _log(f"packaging {served}, which takes up to a minute the first time ...")
+            mar = _packaged(served, scratch / "etenet.mar", stop)
         if stop.is_set():
             _log("stopped")
             return 0
-        _log("starting TorchServe ...")
         model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # ten times as fast as TorchServe itself
+        _log("starting TorchServe ...")
         about, startup_s = archive.about(model), archive.configuration(model)["startupTimeout"]
         _log(f"the model is {about}")
         torchserve = TorchServe(
