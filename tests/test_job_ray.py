@@ -138,7 +138,6 @@ def captions_of(records: Iterator[Record]) -> dict[str, Any]:
     return {record["video"]: record["caption"] for record in records}
 
 
-@pytest.mark.long
 def test_each_node_with_cores_has_an_actor_that_computes_on_all_of_them_and_compiles_nothing(cluster: Cluster) -> None:
     def tell(actor: ray._Captions) -> tuple[str, int, str, str]:
         captioner = actor._captioner
@@ -168,7 +167,6 @@ def test_each_node_with_cores_has_an_actor_that_computes_on_all_of_them_and_comp
     )
 
 
-@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # of Ray Data about its own code, in this process
 def test_a_job_on_several_nodes_gives_the_captions_of_one_process(cluster: Cluster, different: list[JobClip]) -> None:
     actors: set[int] = set()
@@ -186,7 +184,6 @@ def test_a_job_on_several_nodes_gives_the_captions_of_one_process(cluster: Clust
     assert len(actors) == sum(count > 0 for count in CORES_OF_NODES), "an actor below each raylet"
 
 
-@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # of Ray Data about its own code, in this process
 def test_a_cluster_of_several_nodes_compares_files_where_it_reads_them(cluster: Cluster, tmp_path: Path) -> None:
     for name, body in {"a": b"one", "b": b"one", "c": b"two"}.items():

@@ -92,7 +92,6 @@ def test_every_example_gets_its_caption_with_its_frames_and_their_times(
         assert not complaints(tab)
 
 
-@pytest.mark.long
 def test_a_model_with_a_calibration_says_how_sure_it_is(chromium: BrowserContext) -> None:
     with running_server("--checkpoint", str(REAL)) as real, open_tab(chromium, real.exporter) as tab:
         tab.set_input_files("#file", CLIP)
@@ -223,7 +222,6 @@ def test_segments_are_a_timeline_and_subtitles_of_the_video(tab: Page, server: S
     assert first_s == pytest.approx(segments[1]["frames"]["times_s"][0], abs=0.006)
 
 
-@pytest.mark.long
 def test_a_long_video_goes_on_where_it_stopped(tab: Page, tmp_path: Path) -> None:
     long = tmp_path / "long.mp4"
     long.write_bytes(clips.video(18 * 25, size=(64, 48), preset="ultrafast"))

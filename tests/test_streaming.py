@@ -37,7 +37,7 @@ def front(server: Server) -> Iterator[Server]:
         yield behind
 
 
-@pytest.fixture(scope="module", params=[pytest.param("TorchServe", marks=pytest.mark.long), "nginx", "exporter"])
+@pytest.fixture(scope="module", params=["TorchServe", "nginx", "exporter"])
 def door(request: pytest.FixtureRequest, server: Server, front: Server) -> str:
     return {"TorchServe": server.inference, "nginx": front.inference, "exporter": server.exporter}[request.param]
 
@@ -91,7 +91,6 @@ def test_an_error_before_the_first_caption_has_its_status(door: str, body: bytes
     assert response.json()["error"]
 
 
-@pytest.mark.long
 def test_a_response_breaks_off_when_its_worker_dies_and_is_never_taken_for_a_whole_one(
     server: Server, door: str
 ) -> None:
@@ -149,7 +148,6 @@ def test_a_batch_may_have_responses_of_every_kind(server: Server) -> None:
         assert [told(future.result()) for future in together] == alone
 
 
-@pytest.mark.long
 def test_a_client_that_leaves_in_the_middle_changes_nothing_for_the_next(server: Server, front: Server) -> None:
     worker = server.worker()
     for door in (server, front):
