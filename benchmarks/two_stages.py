@@ -2,8 +2,8 @@
 
 After stage 1 the same schedule is run three times: with the encoder frozen, with the paper's encoder rate, and as the
 recipe says. So a gain that comes from training for longer is not taken for one of the encoder. Scores are those of the
-best checkpoint on validation, which may be the start. A run that was killed continues when the same command is given
-again.
+best checkpoint on validation, which may be the start; so validation's CIDEr is given for every epoch, too. A run that
+was killed continues when the same command is given again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks.rig import command
 from benchmarks.rig.scores import split_scores
 from etenet.model import checkpoint as checkpoints
 from etenet.scoring.scores import Scorer
+from training import curves
 from training.data.mixture import data_source, load_all
 from training.loop.memory import keep_freed_memory
 from training.loop.processes import init_processes
@@ -45,14 +46,22 @@ def arms(first: Stage, second: Stage) -> dict[str, Stage]:
     }
 
 
-def gains(scores: Mapping[int, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """arm -> its CIDEr above the control's of the same seed: mean over the seeds, and largest less least."""
+def gains(cider: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """arm -> its CIDEr above the control's of the same seed: mean over the seeds, and largest less least.
+
+    `cider` is that of every arm, for each seed.
+    """
     of_arms: dict[str, dict[str, float]] = {}
-    for arm in next(iter(scores.values())):
+    for arm in cider[0]:
         if arm != CONTROL:
-            over = [of_seed[arm]["CIDEr"] - of_seed[CONTROL]["CIDEr"] for of_seed in scores.values()]
+            over = [of_seed[arm] - of_seed[CONTROL] for of_seed in cider]
             of_arms[arm] = {"mean": statistics.mean(over), "spread": max(over) - min(over)}
     return of_arms
+
+
+def validation_cider(stage: Path) -> list[float]:
+    """In points, after each epoch of a stage. The first is that of its start, if it has one."""
+    return [100 * line["scores"]["CIDEr"] for line in curves.read(stage / "log.jsonl") if line["kind"] == "epoch"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = load_all(options.data)
     scorer = Scorer({clip.video: clip.captions for clip in dataset.need("test")}, tokenizer="none")
     scores: dict[int, dict[str, dict[str, float]]] = {}
+    validation: dict[int, dict[str, list[float]]] = {}
     for seed in options.seeds:
         recipe = replace(overridden(RECIPES[options.recipe](), 2, options.set), seed=seed)
         first, folder = recipe.stages[1], options.runs / f"seed{seed}"
@@ -93,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
                 best = train_stage(run, start)
             figures = scores.setdefault(seed, {})[name] = split_scores(best, dataset, scorer)
+            validation.setdefault(seed, {})[name] = validation_cider(run.folder)
             print(f"seed {seed}, {name}:", "  ".join(f"{n} {v:.1f}" for n, v in figures.items()), flush=True)
     results.conclude(
         f"two_stages_{options.recipe}",
@@ -100,7 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "test_clips": len(dataset.need("test")),
             "epochs": {number: stage.epochs for number, stage in recipe.stages.items()},
             "scores_by_seed": scores,
-            "cider_over_the_control": gains(scores),
+            "cider_over_the_control": gains([{n: of["CIDEr"] for n, of in arms.items()} for arms in scores.values()]),
+            "validation_cider_by_seed": validation,
+            "last_validation_cider_over_the_control": gains(
+                [{n: epochs[-1] for n, epochs in arms.items()} for arms in validation.values()]
+            ),
         },
     )
 

@@ -192,6 +192,15 @@ def test_stage_2_is_measured_beside_its_controls_with_every_seed(
     over = [of["stage 2"]["CIDEr"] - of["encoder frozen"]["CIDEr"] for of in record["scores_by_seed"].values()]
     gain = record["cider_over_the_control"]["stage 2"]
     assert gain == {"mean": pytest.approx(sum(over) / 2), "spread": pytest.approx(abs(over[0] - over[1]))}
+    for arms in record["validation_cider_by_seed"].values():
+        assert {arm: len(epochs) for arm, epochs in arms.items()} == {
+            "stage 1": 1,
+            "encoder frozen": 2,
+            "encoder at 1e-9": 2,
+            "stage 2": 2,
+        }
+        assert all(epochs[0] == arms["stage 1"][0] for arm, epochs in arms.items() if arm != "stage 1")
+    assert set(record["last_validation_cider_over_the_control"]) == {"stage 1", "encoder at 1e-9", "stage 2"}
     rates = [
         [
             line.get("encoder_learning_rate")
