@@ -13,9 +13,9 @@ import torch
 
 from etenet.errors import UsageError
 from training.loop import tensorboard
-from training.loop.progress import Progress, duration
 from training.loop.run_log import RunLog
 from training.loop.tensorboard import TensorBoard
+from training.progress import Progress, counted, duration
 
 
 class Clock:
@@ -40,6 +40,12 @@ def test_off_a_terminal_a_line_comes_soon_and_then_every_30_s(capsys: pytest.Cap
     clock.now_s = 1000.0
     silent.update(1)
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_loop_takes_is_counted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.progress.FIRST_LINE_S", 0.0)
+    assert list(counted("abc", "letters", "letter")) == ["a", "b", "c"]
+    assert capsys.readouterr().err.startswith("training: letters: 1 of 3 letters, ")
 
 
 @pytest.mark.parametrize(

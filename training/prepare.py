@@ -21,8 +21,6 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from tqdm import tqdm
-
 from etenet.errors import UsageError
 from etenet.model.encoder import default_preprocessing
 from training.data import given_features, sources
@@ -33,6 +31,7 @@ from training.data.splits import Shares, left_out, read_ids, without, without_sh
 from training.data.still_frames import StillsJob
 from training.data.wording import Wording
 from training.demo.world import TRAIN_PER_COMBINATION
+from training.progress import counted
 from training.recipes import RECIPES, demo
 
 
@@ -143,8 +142,7 @@ def _missing(clip: SourceClip, options: argparse.Namespace) -> Failure:
 
 
 def _entries(clips: Mapping[int, SourceClip]) -> list[Entry]:
-    listed = tqdm(clips.items(), "captions", unit="clip", disable=None)
-    return [Entry(clip, Wording.of(clip.captions), row) for row, clip in listed]
+    return [Entry(clip, Wording.of(clip.captions), row) for row, clip in counted(clips.items(), "captions", "clip")]
 
 
 def _without_captions(entries: Sequence[Entry]) -> dict[int, Failure]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from etenet.errors import UsageError
 from etenet.files import replacing, require_replaceable
@@ -30,6 +28,7 @@ from training import command
 from training.data.datasets import Dataset, DatasetClip
 from training.loop.loading import read_ahead
 from training.loop.memory import keep_freed_memory
+from training.progress import Progress, say
 from training.recipes import RECIPES, overridden
 from training.run_settings import Recipe, Stills
 
@@ -75,7 +74,7 @@ def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
     draws = _draws(np.random.default_rng(recipe.seed), stills, len(dataset.clips["train"]))
     read = partial(_read, dataset, names, pinned=device.type == "cuda")
     with (
-        tqdm(total=stills.steps, desc="stills", unit="step", disable=None) as bar,
+        Progress("stills", stills.steps, "step") as progress,
         closing(read_ahead(read, draws)) as batches,
     ):
         for step, batch in enumerate(batches, start=1):
@@ -85,12 +84,11 @@ def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            bar.update()
+            progress.update(1)
             if step % stills.report_every == 0 or step == stills.steps:
                 shares = _accuracy(model, dataset, preprocessing, names, device)
                 report = ", ".join(f"{attribute} {share:.1%}" for attribute, share in shares.items())
-                line = f"step {step}: loss {loss.item():.3f}; correct on validation frames: {report}"
-                print(line, file=sys.stderr, flush=True)
+                say(f"stills, step {step}: loss {loss.item():.3f}; correct on validation frames: {report}")
     return model.encoder.cpu()
 
 

@@ -31,7 +31,6 @@ from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from etenet.errors import CaptionError, DecoderCrashed, InternalError, UsageError
 from etenet.files import AppendOnlyLog, replacing
@@ -39,6 +38,7 @@ from etenet.linux import cores
 from etenet.video.clip import FRAMES_PER_CLIP
 from etenet.video.limits import DecodeLimits
 from etenet.video.sampling import sample_frames
+from training.progress import Progress
 
 # Those of the server, except for the time: how fast a clip decodes depends on what else runs on this machine.
 LIMITS = DecodeLimits(decode_cpu_s=120.0, decode_deadline_s=3600.0)
@@ -185,14 +185,14 @@ def fill(folder: Path, jobs: Sequence[CacheJob], log: CacheLog, shape: tuple[int
     todo = [job for job in jobs if not log.has(job)]
     _check_space(folder, sum(job.rows for job in todo if job.row not in log.done) * math.prod(shape[1:]))
     failures = {}
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="clip", disable=None) as bar:
+    with Progress("frames", len(jobs), "clip", done=len(jobs) - len(todo)) as progress:
         try:
             for job, outcome in _outcomes(todo, partial(_store, cache=cache, resize_px=shape[-2])):
                 if isinstance(outcome, Failure):
                     failures[job.row] = outcome
                 else:
                     log.note(job.row, outcome)
-                bar.update()
+                progress.update(1)
         except OSError as error:
             raise UsageError(
                 f"cannot write to {folder}: {error.strerror}; fix that, and start again with the same arguments"

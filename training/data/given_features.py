@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from etenet.errors import UsageError
 from training.data.arrays import new_array
 from training.data.caption_files import read_captions
 from training.data.source_clip import SourceClip
 from training.data.splits import Shares, splits_of
+from training.progress import counted
 
 
 def clips_by_row(features: Path, captions: Path, shares: Shares) -> dict[int, SourceClip]:
@@ -50,7 +50,7 @@ def copy(features: Path, target: Path) -> None:
     """Copy as float32. Raises `UsageError` for infinities and NaN, and if the disk has no room."""
     given, unfinished = _opened(features), target.with_name(f"{target.name}.partial")
     copied = new_array(unfinished, np.float32, given.shape)
-    for row, values in enumerate(tqdm(given, "features", unit="clip", disable=None)):
+    for row, values in enumerate(counted(given, "features", "clip")):
         copied[row] = values
         if not np.isfinite(copied[row]).all():
             raise UsageError(f"{features}: row {row} holds infinities or NaN; compute it again")

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import etenet
 from etenet.captioning.captioner import SANDBOX_EXISTS, decoders_for
@@ -22,6 +21,7 @@ from etenet.runtime.load import compile_network
 from etenet.runtime.network import TorchNetwork
 from training.data.datasets import Dataset, DatasetClip
 from training.evaluation.features import ClipFeatures, features_of
+from training.progress import Progress
 
 WORTH_COMPILING_CLIPS = 64
 
@@ -62,7 +62,7 @@ def sentences_of(
     videos = all(clip.file is not None for clip in clips)
     features = None if videos else features_of(captioner, dataset, clips, features_folder)
     sentences: dict[str, Sentence] = {}
-    with tqdm(total=len(clips), unit="clip", disable=None) as bar:
+    with Progress("captions", len(clips), "clip") as progress:
         for start in range(0, len(clips), CPU_BATCH_CLIPS):
             batch = clips[start : start + CPU_BATCH_CLIPS]
             if features is None:
@@ -70,7 +70,7 @@ def sentences_of(
             else:
                 best = _of_features(captioner, features, batch, options)
             sentences |= zip((clip.video for clip in batch), best, strict=True)
-            bar.update(len(batch))
+            progress.update(len(batch))
     return sentences
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from etenet.captioning.captioner import Captioner
 from etenet.errors import UsageError
 from training.data.arrays import COMPUTE_AGAIN, mapped, new_array
 from training.data.datasets import Dataset, DatasetClip
 from training.loop.features import digest
+from training.progress import Progress
 
 FRAMES_AT_ONCE = 32
 
@@ -90,12 +90,12 @@ def _write(file: Path, captioner: Captioner, dataset: Dataset, rows: NDArray[np.
 
 def _encoded(captioner: Captioner, dataset: Dataset, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
     """(<= FRAMES_AT_ONCE, D) after another."""
-    with tqdm(total=len(rows), desc="features", unit="frame", disable=None) as bar:
+    with Progress("features", len(rows), "frame") as progress:
         for start in range(0, len(rows), FRAMES_AT_ONCE):
             some = rows[start : start + FRAMES_AT_ONCE]
             features = captioner.network.features(dataset.pixels(some)[:, None].numpy())[:, 0]
             yield features.cpu().numpy() if isinstance(features, Tensor) else features
-            bar.update(len(some))
+            progress.update(len(some))
 
 
 def _rows(dataset: Dataset, clip: DatasetClip) -> NDArray[np.int64]:

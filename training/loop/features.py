@@ -32,9 +32,9 @@ from training.data.arrays import COMPUTE_AGAIN, mapped, new_array
 from training.data.datasets import Dataset
 from training.loop.loading import read_ahead
 from training.loop.processes import Processes
-from training.loop.progress import Progress
 from training.loop.step import Trainee
 from training.loop.views import WHOLE, View, numbered_view, seen
+from training.progress import Progress
 from training.run_settings import Stage
 
 SPLITS = ("train", "validation")
@@ -102,8 +102,10 @@ def _compute(trainee: Trainee, dataset: Dataset, file: Path, *, batch_clips: int
     batches = [pictures[start : start + stride] for start in range(0, len(pictures), stride)]
     shares = [batch[processes.rank :: processes.count] for batch in batches]
     read = partial(_read, dataset, pinned=device.type == "cuda")
-    progress = Progress("features", len(pictures), "frame", silent=not processes.first)
-    with closing(read_ahead(read, filter(len, shares))) as frames, closing(progress):
+    with (
+        closing(read_ahead(read, filter(len, shares))) as frames,
+        Progress("features", len(pictures), "frame", silent=not processes.first) as progress,
+    ):
         for batch, mine in zip(batches, shares, strict=True):
             if processes.should_stop():
                 return False

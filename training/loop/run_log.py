@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from training.loop.memory import peak_bytes
-from training.loop.progress import Progress, duration, say
 from training.loop.tensorboard import TensorBoard
+from training.progress import Progress, duration, say
 
 
 class RunLog:

@@ -37,7 +37,6 @@ from training.loop.memory import checkpoint_activations, out_of_memory_named
 from training.loop.optimizer import adam, clip_gradients, set_learning_rates
 from training.loop.order import TrainingExample, epoch_windows, examples_per_epoch
 from training.loop.processes import Processes
-from training.loop.progress import Progress, say
 from training.loop.projection import start_projection
 from training.loop.provenance import made_with, provenance, write_recipe
 from training.loop.reward import CiderD
@@ -46,6 +45,7 @@ from training.loop.self_critical import mixed_losses
 from training.loop.step import Load, Objective, Trainee, accumulate, micro_batches
 from training.loop.tensorboard import TensorBoard
 from training.loop.validation import Validation, validate
+from training.progress import Progress, say
 from training.run_settings import Recipe, Stage
 
 

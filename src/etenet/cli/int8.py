@@ -15,7 +15,6 @@ from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
@@ -23,6 +22,7 @@ from etenet.errors import CaptionError, UsageError, counted, named
 from etenet.jobs import run
 from etenet.jobs.engines import local
 from etenet.jobs.inputs import JobClip
+from etenet.jobs.progress import Progress, Summary
 from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
 from etenet.runtime import int8
@@ -102,13 +102,9 @@ class Quantiser:
         network = OpenVinoNetwork(checkpoint, CompiledEncoder(graph, threads=cores()))
         captioner = Captioner(checkpoint.without_weights(), network, decoders)
         engine = local.engine_of(captioner, CaptionOptions(), details=False)
-        with tqdm(total=len(self.held_out), desc=network.precision, unit="clip", disable=None) as bar:
-            captions = {}
-            for record in engine(self.held_out, lambda *_: None):
-                bar.update()
-                if "caption" in record:
-                    captions[record["video"]] = record["caption"]
-        return captions
+        with Progress(Summary(len(self.held_out)), title=f"etenet package: {network.precision}") as progress:
+            records = progress.count(engine(self.held_out, lambda *_: None))
+            return {record["video"]: record["caption"] for record in records if "caption" in record}
 
     def _wanted(self) -> str:
         least = self.least_agreement

@@ -15,16 +15,17 @@ from tqdm import tqdm
 from etenet.files import print_bytes
 from etenet.jobs.journal import Record
 
+TITLE = "etenet caption"
 LINE_EVERY_S = 30.0  # without a terminal
 ESTIMATE_AFTER_CLIPS = 8
 AT_ONCE_S = 1.0  # records that come within this time of the first are those of one batch
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
-def say(text: str) -> None:
+def say(text: str, title: str = TITLE) -> None:
     """A line on standard error, above the bar if there is one. No job ends because nobody reads it any more."""
     with suppress(OSError):
-        tqdm.write(f"etenet caption: {text}", file=sys.stderr)
+        tqdm.write(f"{title}: {text}", file=sys.stderr)
 
 
 def show(text: bytes) -> None:
@@ -86,8 +87,8 @@ class Summary:
 class Progress:
     """Writes to standard error while a job runs. Nobody can estimate when one ends that waits for clips."""
 
-    def __init__(self, summary: Summary, *, estimates: bool = True) -> None:
-        self._summary, self._last_line_s = summary, time.monotonic()
+    def __init__(self, summary: Summary, *, title: str = TITLE, estimates: bool = True) -> None:
+        self._summary, self._title, self._last_line_s = summary, title, time.monotonic()
         self._pace = Pace() if estimates else None
         self._on_terminal = sys.stderr.isatty()
         self._bar = tqdm(
@@ -105,7 +106,7 @@ class Progress:
         for record in records:
             if "error" in record:
                 self._summary.failed += 1
-                say(f"{record['video']}: {record['error']['message']}")
+                say(f"{record['video']}: {record['error']['message']}", self._title)
                 self._bar.set_postfix(failed=self._summary.failed)
             else:
                 self._summary.captioned += 1
@@ -137,7 +138,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         self._last_line_s = time.monotonic()
-        say(text)
+        say(text, self._title)
 
 
 def _clock(seconds: float) -> str:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 LINE_EVERY_S = 30.0  # without a terminal
 FIRST_LINE_S = 5.0  # when the speed is known well enough to say how long the rest takes
@@ -51,6 +55,20 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def counted(things: Collection[T], title: str, unit: str) -> Iterator[T]:
+    """The same things. Each is counted when the next one is taken."""
+    with Progress(title, len(things), unit) as progress:
+        for thing in things:
+            yield thing
+            progress.update(1)
 
 
 def say(line: str) -> None:
