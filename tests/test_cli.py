@@ -90,6 +90,12 @@ def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Captur
     assert printed.err.startswith(f"etenet {arguments[0]}: ")
 
 
+def test_an_archive_is_not_packaged_again(tmp_path: Path, capsys: Capture) -> None:
+    (archive := tmp_path / "own.mar").write_bytes(b"")
+    assert main(["package", str(archive)]) == 2
+    assert f"{archive} is an archive already; serve it: etenet serve --checkpoint {archive}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "variables", "message"),
     [

@@ -237,7 +237,7 @@ def test_a_file_as_an_editor_of_windows_writes_it_is_read_by_etenet_and_by_java(
     assert request_log(config, {}) == "json"
 
 
-@pytest.mark.parametrize("name", ["JOB_QUEUE_SISE", "DRAIN_DEADLINE", "REQUEST_LOGS", "JOBQUEUESIZE"])
+@pytest.mark.parametrize("name", ["JOB_QUEUE_SISE", "DRAIN_DEADLINE", "REQUEST_LOGS", "JOBQUEUESIZE", "CORE"])
 def test_a_misspelt_variable_is_named(name: str) -> None:
     with pytest.raises(UsageError, match=f"^no setting is called ETENET_{name}; write ETENET_.*, or unset it$"):
         ServerConfig.read(SHIPPED, {f"ETENET_{name}": "1"})

@@ -20,10 +20,13 @@ def package(options: argparse.Namespace) -> Path:
     """The archive that was made. Raises `UsageError`."""
     from etenet.serving import archive
 
+    source: Path = options.source
+    if source.suffix == ".mar":
+        raise UsageError(f"{source} is an archive already; serve it: etenet serve --checkpoint {source}")
     require_replaceable(options.out)
     quantise = _quantiser(options)
     return archive.package(
-        options.source,
+        source,
         options.out,
         gpu=options.gpu,
         quantise=quantise,

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from etenet.assets import bundled
 from etenet.errors import UsageError
+from etenet.linux import CORES_VARIABLE
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.serving.loopback import Address, SocketFile
 from etenet.serving.properties import meant, number, parsed, text_of, whole_numbers
@@ -146,7 +147,7 @@ def from_environment(settings: Mapping[str, Any], environment: Mapping[str, str]
     those under `etenet` have no further word. An empty variable changes nothing. Raises `UsageError`, also for a
     variable whose name is nearly one of these.
     """
-    words = {name.removeprefix(_PREFIX).lower() for name in _names(settings)}
+    words = {name.removeprefix(_PREFIX).lower() for name in (*_names(settings), CORES_VARIABLE)}
     for variable, text in environment.items():
         word = variable.removeprefix(_PREFIX)
         if text and word != variable and not _OF_KUBERNETES.search(word) and (other := meant(word.lower(), words)):
