@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             best = train_stage(run, start)
         except Interrupted as interrupted:
-            print(f"training: {interrupted}", file=sys.stderr)
+            print(f"training: {interrupted}; continue with --resume", file=sys.stderr)
             return command.CTRL_C if processes.ctrl_c.is_set() else 0
         if processes.first:
             print(best)

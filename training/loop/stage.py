@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from etenet.errors import JavaError, UsageError
+from etenet.errors import EtenetError, JavaError, UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.encoder import Encoder
@@ -82,7 +82,7 @@ class Run:
         return self.recipe.stages[self.stage_number]
 
 
-class Interrupted(Exception):
+class Interrupted(EtenetError):
     """SIGTERM or Ctrl-C came; the run is saved and can be resumed."""
 
 
@@ -341,12 +341,12 @@ class _Training:
             others=[run.folder.parent / f"stage{number}" / "features.npy" for number in range(1, run.stage_number)],
         )
         if features is None:
-            raise Interrupted("stopped while computing features; start again to compute them")
+            raise Interrupted("stopped while computing features")
         return features
 
     def _stop(self) -> None:
         self._save()
-        raise Interrupted(f"stopped after step {self.position.step}; continue with --resume")
+        raise Interrupted(f"stopped after step {self.position.step}")
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
