@@ -23,6 +23,7 @@ from etenet.files import replacing, require_replaceable
 from etenet.model.config import Preprocessing
 from etenet.model.encoder import Encoder, feature_size
 from etenet.model.preprocess import preprocess
+from etenet.runtime.load import use_cores
 from etenet.video.clip import FRAMES_PER_CLIP
 from training import command
 from training.data.datasets import Dataset, DatasetClip
@@ -161,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     require_replaceable(options.out)
     keep_freed_memory()
+    use_cores()
     recipe = overridden(RECIPES[options.recipe](), "stills", options.set)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = teach(Dataset.load(options.data), recipe, device)

@@ -21,6 +21,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from etenet.errors import UsageError
+from etenet.runtime.load import use_cores
 
 ValueT = TypeVar("ValueT")
 
@@ -74,6 +75,7 @@ def init_processes(device_name: str | None = None) -> Iterator[Processes]:
     is no such device.
     """
     device = _device(device_name)
+    use_cores()
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)  # GPU only

@@ -58,7 +58,7 @@ def load_network(
 
     from etenet.runtime.network import TorchNetwork
 
-    _use_cores()
+    use_cores()
     checkpoint = checkpoints.load(path)
     try:
         network = TorchNetwork(checkpoint, device=device)
@@ -84,7 +84,7 @@ def working_device(gpu: str) -> str:
 
 def compile_network(checkpoint: Checkpoint) -> Network:
     """The form for a CPU, compiled here and now; the torch form if that fails."""
-    _use_cores()
+    use_cores()
     try:
         from etenet.runtime.openvino import CompiledEncoder, OpenVinoNetwork, compile_encoder
 
@@ -126,7 +126,7 @@ def _openvino_encoder(graph: Path, *, bf16: bool) -> CompiledEncoder | None:
         return None
 
 
-def _use_cores() -> None:
+def use_cores() -> None:
     """torch knows no quota. Who has told it to use fewer threads, in this process or by OMP_NUM_THREADS, wins."""
     import torch
 
