@@ -55,6 +55,7 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "mpeg2video": ("mpeg2video", {"bf": "2", "g": "12", "qmax": "4"}),
     "mpeg4": ("mpeg4", {"bf": "2", "g": "12", "qmax": "4"}),
+    "h263": ("h263", {"g": "12", "qmax": "4"}),
     "vp8": ("libvpx", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
     "vp9": ("libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
     "av1": ("libsvtav1", {"g": "12", "preset": "8", "crf": "15"}),

@@ -24,8 +24,6 @@ from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.presentation import presentation
 from etenet.video.streams import film_of, without_covers
 
-# Their decoders invent what is missing before the first key frame; the others show nothing.
-_CODECS_THAT_INVENT = ("mpeg4", "h263", "flv1", "wmv1", "wmv2")
 _BROADCAST = ("mpegts", "mpeg")
 _USUAL_RATE = 25  # frames per second, where a file says nothing
 
@@ -119,7 +117,7 @@ class Film:
         if self._container.format.name == "gif":
             as_browsers_play(packets)
         self.clock.go_on(packets)
-        if self.codec in _CODECS_THAT_INVENT:
+        if self.decoder.invents:
             packets = list(dropwhile(lambda packet: not packet.is_keyframe, packets)) or packets
         return packets
 

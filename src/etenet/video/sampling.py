@@ -268,6 +268,8 @@ class _Taker:
                         return None
                     if self.decoder.interlaced and not self.windows.with_neighbours:
                         return None
+                    if self.decoder.invents and frame.pts == run[0].pts and not frame.key_frame:
+                        return None  # some files say that each frame is a key frame
                     if frame.pts >= first_shown:
                         delivered[frame.pts] = None
                     if frame.pts in places:
