@@ -101,6 +101,11 @@ class Film:
             return None
         return Decoder(copy.codec_context, limits=self.limits, stopwatch=self.stopwatch)
 
+    @property
+    def pixel_aspect(self) -> float:
+        """The width of a pixel over its height, as the container says, or else the codec."""
+        return float(self._stream.sample_aspect_ratio or self.decoder.pixel_aspect)
+
     def since_start_of_file(self, pts: int) -> float:
         """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
         starts_us = self._container.start_time

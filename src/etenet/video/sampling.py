@@ -99,7 +99,7 @@ class _Sampler:
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
         width_px, height_px = film.crop.of(*self.decoder.size_px)
-        aspect = width_px / height_px * self.decoder.pixel_aspect
+        aspect = width_px / height_px * film.pixel_aspect
         turned = segments[-1][1][-1].turned
         decode_ms = film.stopwatch.elapsed_ms
         return [
