@@ -168,6 +168,11 @@ def with_crop(mp4: bytes, size: tuple[int, int], *, left: int, right: int, top: 
     return _with_box(mp4, b"clap", struct.pack(">8i", *shown, left - right, 2, top - bottom, 2))
 
 
+def with_pixel_aspect(mp4: bytes, aspect: Fraction) -> bytes:
+    """The same .mp4, whose container says which shape pixels have (ISO/IEC 14496-12, 12.1.4)."""
+    return _with_box(mp4, b"pasp", struct.pack(">2i", aspect.numerator, aspect.denominator))
+
+
 def with_dolby_vision(mp4: bytes, profile: int, compatibility: int) -> bytes:
     """The same .mp4 with a configuration record (Dolby Vision Streams Within the ISOBMFF, 3.2)."""
     level, has_metadata, has_base_layer = 6, 1 << 2, 1

@@ -55,6 +55,7 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "mpeg2video": ("mpeg2video", {"bf": "2", "g": "12", "qmax": "4"}),
     "mpeg4": ("mpeg4", {"bf": "2", "g": "12", "qmax": "4"}),
+    "h263": ("h263", {"g": "12", "qmax": "4"}),
     "vp8": ("libvpx", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
     "vp9": ("libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
     "av1": ("libsvtav1", {"g": "12", "preset": "8", "crf": "15"}),
@@ -215,6 +216,26 @@ def matroska_without_pts(transport_stream: bytes, fourcc: bytes, *, skip: int = 
     info = _element("1549A966", _element("2AD7B1", struct.pack(">I", 1_000_000)))
     cluster = _element("1F43B675", _element("E7", bytes([0])), *blocks)
     return _element("1A45DFA3", _element("4282", b"matroska")) + _element(
+        "18538067", info, _element("1654AE6B", track), cluster
+    )
+
+
+def encrypted_webm() -> bytes:
+    """A track of noise behind signal bytes that say so. Source: WebM Encryption, 4.1 and 4.4."""
+    encryption = _element("5035", _element("47E1", b"\5"), _element("47E2", b"0123456789abcdef"))
+    encoding = _element("6240", _element("5031", b"\0"), _element("5032", b"\1"), _element("5033", b"\1"), encryption)
+    track = _element(
+        "AE",
+        *(_element(name, bytes([1])) for name in ("D7", "73C5", "83")),
+        _element("86", b"V_VP9"),
+        _element("E0", _element("B0", bytes([SIZE[0]])), _element("BA", bytes([SIZE[1]]))),
+        _element("6D80", encoding),
+    )
+    noise = np.random.default_rng(0).bytes(500)
+    blocks = [_element("A3", b"\x81" + struct.pack(">hB", 40 * number, 0x80) + b"\1" + noise) for number in range(9)]
+    info = _element("1549A966", _element("2AD7B1", struct.pack(">I", 1_000_000)))
+    cluster = _element("1F43B675", _element("E7", bytes([0])), *blocks)
+    return _element("1A45DFA3", _element("4282", b"webm")) + _element(
         "18538067", info, _element("1654AE6B", track), cluster
     )
 

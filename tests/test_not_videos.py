@@ -19,7 +19,7 @@ from PIL import Image
 
 from etenet import errors
 from etenet.video import not_videos, sampling
-from tests import clips
+from tests import clips, numbered
 from tests.hostile import foreign
 from tests.hostile.boxes import box
 from tests.hostile.damage import containers
@@ -130,6 +130,25 @@ def test_a_body_is_named_in_one_sentence_with_what_to_send(name: str) -> None:
     if name not in ("nothing", "only sound", "only the start of a streamed video"):
         assert refused.value.code == "not_a_video"
         assert ";" in str(refused.value)
+
+
+ENCRYPTION = {
+    "encryption_scheme": "cenc-aes-ctr",
+    "encryption_key": "00112233445566778899aabbccddeeff",
+    "encryption_kid": "0123456789abcdef0123456789abcdef",
+}
+
+
+@pytest.mark.parametrize("muxing", [{}, {"movflags": "frag_keyframe+empty_moov"}], ids=["whole", "in fragments"])
+@pytest.mark.parametrize("kind", ["h264", "hevc"])
+def test_an_encrypted_video_is_named_and_not_shown(kind: str, muxing: dict[str, str]) -> None:
+    source = numbered.Track(source=numbered.encoded(kind))
+    body = numbered.muxed("mp4", source, **muxing, **ENCRYPTION)
+    of_subsamples = body.index(b"senc") + 20
+    misread = body[:of_subsamples] + b"\xff\xff" + body[of_subsamples + 2 :]  # FFmpeg does not open some real ones
+    for encrypted in (body, misread, numbered.encrypted_webm()):
+        with pytest.raises(errors.UndecodableVideo, match=r"the video is encrypted.*; send it decrypted"):
+            sampling.sample_frames(encrypted, resize_px=SIZE_PX)
 
 
 def test_a_sealed_process_gives_the_same_reasons() -> None:

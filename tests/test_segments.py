@@ -28,7 +28,7 @@ from etenet.video import decoder, film, sampling
 from etenet.video.clip import Clip
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import SHORTEST_SEGMENT_S, Cut, Segment
-from tests import clips
+from tests import clips, numbered
 from tests.conftest import EXAMPLES, REPOSITORY
 from tests.test_video import every_frame
 
@@ -195,6 +195,14 @@ def test_a_segment_has_the_frames_of_its_part_of_the_video(name: str) -> None:
 def test_the_error_for_a_start_after_the_end_names_both() -> None:
     with pytest.raises(errors.BadOption, match=r"ends at 5\.600 s, before start_s=6"):
         sampling.sample_segments(clips.video(140), Cut(start_s=6.0), resize_px=SIZE_PX)
+
+
+def test_a_single_picture_that_lasts_no_time_has_nothing_later_either() -> None:
+    body = numbered.muxed("webm", numbered.Track(source=numbered.encoded("vp9", 1, container="webm")))
+    (whole,) = sampling.sample_segments(body, Cut(), resize_px=SIZE_PX)
+    assert whole.info.end_s == 0
+    with pytest.raises(errors.BadOption, match=r"ends at 0\.000 s, before start_s=5"):
+        sampling.sample_segments(body, Cut(start_s=5.0), resize_px=SIZE_PX)
 
 
 def test_scenes_begin_where_the_picture_changes() -> None:

@@ -59,6 +59,13 @@ def test_thumbnails_have_the_shape_that_players_show(
         assert pixels(jpeg).shape == (*shown, 3)
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
+def test_the_container_may_say_which_shape_pixels_have(codec: str) -> None:
+    body = clips.with_pixel_aspect(clips.video(3, codec=codec), Fraction(2, 3))
+    for jpeg in thumbnails(sample_frames(body, resize_px=64), longer_px=96):
+        assert pixels(jpeg).shape == (96, 96, 3)
+
+
 @pytest.mark.parametrize(("aspect", "shown"), [(1e-9, (96, 1)), (1e9, (1, 96))])
 def test_no_thumbnail_is_empty(aspect: float, shown: tuple[int, int]) -> None:
     clip = sample_frames(clips.video(3), resize_px=64)

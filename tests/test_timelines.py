@@ -227,6 +227,15 @@ def test_what_a_decoder_invents_before_the_first_key_frame_is_left_out() -> None
         np.testing.assert_allclose(clip.info.times_s, [(number - 12) / RATE for number in numbers], atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["h264", "hevc, open", "mpeg4", "h263", "mpeg2video", "vp9"])
+def test_nothing_is_invented_where_a_file_says_that_each_frame_is_a_key_frame(kind: str) -> None:
+    container = "3gp" if kind == "h263" else "mp4"
+    listed = numbered.encoded(kind, COUNT, size=(176, 144), container=container)
+    assert b"stss" in listed
+    _, numbers = sampled(listed.replace(b"stss", b"free"))  # ISO/IEC 14496-12, 8.6.2: without the list, each is one
+    assert numbers == sampling.middle_of_slices(COUNT)
+
+
 @pytest.mark.parametrize("kind", ["h264", "h264, open", "mpeg2video", "vp9"])
 @pytest.mark.parametrize("edits", [[(0, 1), (0.6, 1)], [(1.2, 1), (0.2, 0.8)], [(0.2, 0.4), (0.28, 0.4), (1, 0.6)]])
 def test_what_an_edit_list_plays_again_has_the_times_that_ffmpeg_gives_it(

@@ -19,6 +19,7 @@ from etenet.video.pictures import check_memory
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 _CODECS_THAT_SKIP = ("h264", "hevc")  # can skip frames that no other depends on; the others stay bit-exact
+_CODECS_THAT_INVENT = ("mpeg4", "h263", "flv1", "wmv1", "wmv2")  # what a frame depends on; the others show nothing
 
 
 class Decoder:
@@ -26,12 +27,14 @@ class Decoder:
 
     `size_px` is what the header says until a frame has come, then the size of the first. `interlaced`: the header says
     so, or a frame that has come. `skips`: frames that are neither wanted nor needed by another are left out of a run.
+    `invents`: without the key frame before it, a frame is shown all the same, and wrong.
     """
 
     def __init__(self, context: VideoCodecContext, *, limits: DecodeLimits, stopwatch: Stopwatch) -> None:
         self.limits, self.stopwatch = limits, stopwatch
         self._context = context
         self.skips = context.codec.canonical_name in _CODECS_THAT_SKIP
+        self.invents = context.codec.canonical_name in _CODECS_THAT_INVENT
         self.size_px = context.width, context.height
         self._has_frame = False
         self._check_pixels(*self.size_px)

@@ -24,8 +24,6 @@ from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.presentation import presentation
 from etenet.video.streams import film_of, without_covers
 
-# Their decoders invent what is missing before the first key frame; the others show nothing.
-_CODECS_THAT_INVENT = ("mpeg4", "h263", "flv1", "wmv1", "wmv2")
 _BROADCAST = ("mpegts", "mpeg")
 _USUAL_RATE = 25  # frames per second, where a file says nothing
 
@@ -103,6 +101,11 @@ class Film:
             return None
         return Decoder(copy.codec_context, limits=self.limits, stopwatch=self.stopwatch)
 
+    @property
+    def pixel_aspect(self) -> float:
+        """The width of a pixel over its height, as the container says, or else the codec."""
+        return float(self._stream.sample_aspect_ratio or self.decoder.pixel_aspect)
+
     def since_start_of_file(self, pts: int) -> float:
         """Seconds from where the file's clock starts, with whichever stream comes first; 0 if that is unknown."""
         starts_us = self._container.start_time
@@ -116,10 +119,12 @@ class Film:
                 "the video stream holds no data; the file is damaged, cut short, or only the start of a streamed one: "
                 "send all of it"
             )
+        if "enc_key_id" in self._stream.metadata or any(packet.has_sidedata("encryption_info") for packet in packets):
+            raise not_videos.encrypted()  # WebM's, and MP4's, which some decoders would make a picture of
         if self._container.format.name == "gif":
             as_browsers_play(packets)
         self.clock.go_on(packets)
-        if self.codec in _CODECS_THAT_INVENT:
+        if self.decoder.invents:
             packets = list(dropwhile(lambda packet: not packet.is_keyframe, packets)) or packets
         return packets
 

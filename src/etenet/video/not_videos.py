@@ -1,7 +1,7 @@
 """A body that is no video -> what it is, and what to send instead, in one sentence. Reads bytes and decodes nothing.
 
-Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (HEIF), ISO/IEC 23000-19, 7.3.2 (CMAF segments); the marks of other
-files are those of file(1).
+Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23001-7 (encryption), ISO/IEC 23008-12 (HEIF), ISO/IEC 23000-19, 7.3.2 (CMAF
+segments); the marks of other files are those of file(1).
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ _TEXTS = {
     r"[\[{]": ("JSON", _SEND_THE_FILE),
 }
 _SEGMENT_BOXES = frozenset((b"styp", b"sidx", b"ssix", b"moof", b"emsg", b"prft"))
+_ENCRYPTION = re.compile(rb"schm\0{4}(cenc|cens|cbc1|cbcs)")
 _WEBM_CLUSTER = b"\x1f\x43\xb6\x75"
 _BOM = b"\xef\xbb\xbf"
 _BASE64 = re.compile(r"""(?:[\w-]+=)?b?["']?([A-Za-z0-9+/_-]{64,})""")  # alone, in quotes, or as a field of a form
@@ -120,6 +121,12 @@ def still_image(body: bytes) -> NotAVideo | None:
     return _refused(f"a still image ({name})", _SEND_A_VIDEO)
 
 
+def encrypted() -> UndecodableVideo:
+    return UndecodableVideo(
+        "the video is encrypted, as DRM does, and cannot be seen without its key; send it decrypted"
+    )
+
+
 def refusal(body: bytes) -> CaptionError:
     """What to say about a body that FFmpeg does not open."""
     if refused := _picture(body) or _segment(body) or _text(body):
@@ -127,6 +134,8 @@ def refusal(body: bytes) -> CaptionError:
     for pattern, (what, fix) in _OTHERS.items():
         if re.match(pattern, body, re.DOTALL):
             return _refused(what, fix)
+    if _ENCRYPTION.search(body):
+        return encrypted()
     if _VIDEO.match(body):
         return UndecodableVideo(
             "the file starts like a video but its structure is damaged or cut short; send it again whole"

@@ -99,7 +99,7 @@ class _Sampler:
         segments = segments or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
         width_px, height_px = film.crop.of(*self.decoder.size_px)
-        aspect = width_px / height_px * self.decoder.pixel_aspect
+        aspect = width_px / height_px * film.pixel_aspect
         turned = segments[-1][1][-1].turned
         decode_ms = film.stopwatch.elapsed_ms
         return [
@@ -268,6 +268,8 @@ class _Taker:
                         return None
                     if self.decoder.interlaced and not self.windows.with_neighbours:
                         return None
+                    if self.decoder.invents and frame.pts == run[0].pts and not frame.key_frame:
+                        return None  # some files say that each frame is a key frame
                     if frame.pts >= first_shown:
                         delivered[frame.pts] = None
                     if frame.pts in places:

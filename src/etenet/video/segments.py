@@ -80,7 +80,7 @@ class Cut:
         if not self.into_segments and not self.start_s and self.end_s == math.inf:  # even if the times are wrong
             return [Segment(start_s=0.0, end_s=duration_s, frames=range(len(times_s)))]
         video_ends_s = max(duration_s, times_s[-1])
-        if self.start_s >= video_ends_s > 0:
+        if self.start_s and self.start_s >= video_ends_s:
             raise BadOption(f"the video ends at {video_ends_s:.3f} s, before start_s={self.start_s:g}")
         end_s = min(self.end_s, video_ends_s)
         if self.segment_s and (end_s - self.start_s) / self.segment_s > MOST_SEGMENTS_OF_A_VIDEO:
