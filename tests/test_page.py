@@ -272,7 +272,10 @@ def test_where_the_server_has_keys_the_page_asks_for_one(chromium: BrowserContex
         tab.locator("#unlock").wait_for()
         assert text_of(tab, "#error") == "This server needs a key."
         assert tab.evaluate("document.activeElement.id") == "key"
-        tab.keyboard.type("mine")
+        tab.locator("#link").fill("mine")
+        for keys in ("Control+A", "Control+X"):
+            tab.locator("#link").press(keys)
+        tab.locator("#key").press("Control+V")
         tab.keyboard.press("Enter")
         tab.locator("#unlock").wait_for(state="hidden")
         tab.locator("#result").wait_for()

@@ -327,5 +327,5 @@ addEventListener("drop", (event) => {
   take(event.dataTransfer);
 });
 addEventListener("paste", (event) => {
-  if (event.target.id !== "link") take(event.clipboardData);
+  if (!["link", "key"].includes(event.target.id)) take(event.clipboardData);
 });
