@@ -236,7 +236,7 @@ def test_a_long_video_goes_on_where_it_stopped(tab: Page, tmp_path: Path) -> Non
 
 
 def test_the_command_does_the_same(tab: Page, server: Server, tmp_path: Path) -> None:
-    awkward = tmp_path / "the dog's $(touch hacked).mp4"
+    awkward = tmp_path / "the dog's $(touch hacked) {1,2} [dQw4w9WgXcQ].mp4"
     awkward.write_bytes(CLIP.read_bytes())
     drop(tab, files=[awkward])
     wait_for_caption(tab)

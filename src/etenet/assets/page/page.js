@@ -163,7 +163,8 @@ function curl(question) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const headers = Object.entries(question.headers).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`);
   if ($("key").value) headers.push('-H "Authorization: Bearer $KEY"');
-  return ["curl -T", quoted(question.file.name), ...headers, quoted(location.origin + PATH)].join(" ");
+  // -g: brackets and braces in a name are only letters.
+  return ["curl -gT", quoted(question.file.name), ...headers, quoted(location.origin + PATH)].join(" ");
 }
 
 function facts(question, { video, model, timing_ms: timing }) {
