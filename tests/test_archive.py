@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -240,6 +241,38 @@ def test_a_worker_ends_when_its_device_fails(unpacked: Path) -> None:
     assert finished.returncode == 1
     assert "DeviceFailed" in finished.stderr
     assert "continued" not in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  workers: 1", "\tworkers: 1", "is not YAML: while scanning .*found character '.t'.*line 16"),
+        ("batchSize: 8", "batchsize: 8", ": no setting is called batchsize; write batchSize, or leave it out"),
+        ("  batchSize: 16", "  batch_size: 16", ": no setting is called batch_size; write batchSize, or leave it out"),
+        ("max_pixels:", "max_pixel:", ": no setting is called max_pixel; write max_pixels, or leave it out"),
+        ("batchSize: 8", "batchSize: eight", ": batchSize must be a value like 8, got 'eight'"),
+        ("startupTimeout: 600", "startupTimeout:", ": startupTimeout must be a value like 600, got None"),
+        ("decode_cpu_s: 5.0", "decode_cpu_s: yes", ": decode_cpu_s must be a value like 5.0, got True"),
+        ("gpu:\n  workers: 1 # per GPU\n  batchSize: 16", "gpu: 2", ": gpu must have lines like batchSize: 8, got 2"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_is_packaged(
+    old: str, new: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (REPOSITORY / "handler" / archive.CONFIG_FILE).read_text()
+    (config := tmp_path / archive.CONFIG_FILE).write_text(text.replace(old, new, 1))
+    assert config.read_text() != text
+    monkeypatch.setattr(archive, "bundled", lambda _: tmp_path)
+    with pytest.raises(UsageError, match=f"^{config} ?{said}"):
+        archive.package(DEMO, tmp_path / "new.mar")
+
+
+def test_settings_may_be_left_out_and_be_those_of_torchserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = tmp_path / "handler"
+    shutil.copytree(REPOSITORY / "handler", handler)
+    (handler / archive.CONFIG_FILE).write_text("maxBatchDelay: 2\ndeviceType: cpu\netenet:\n  decode_cpu_s: 2\n")
+    monkeypatch.setattr(archive, "bundled", lambda _: handler)
+    assert archive.package(DEMO, tmp_path / "new.mar").is_file()
 
 
 def test_a_bad_checkpoint_is_not_packaged(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from unittest.mock import Mock
@@ -18,7 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import etenet
 from benchmarks.rig.servers import free_ports
+from etenet.captioning.captions import SegmentCaptions
 from etenet.errors import BadOption, BadRequest, CaptionError, EmptyBody, ModelNotFound, NotAVideo, Overloaded, TooLarge
 from etenet.serving.chat import FORM_HEADER, MAX_JSON_BYTES, MODELS, PATH, Chat
 from etenet.serving.request import Request
@@ -98,6 +101,16 @@ def test_it_gets_several_sentences_short_ones_and_lines_for_segments(client: ope
     assert (film.choices[0].message.content or "").splitlines() == list(EXAMPLES.values())
     assert film.usage
     assert film.usage.prompt_tokens == 16 * len(EXAMPLES)
+
+
+def test_each_segment_has_a_line_also_if_it_is_as_the_one_before_or_withheld(captioner: etenet.Captioner) -> None:
+    caption = captioner.caption(CLIP)
+    unsure = replace(caption.sentences[0], confidence=0.1)
+    withheld = replace(caption, sentences=(unsure,), min_confidence=0.5)
+    segments = SegmentCaptions(segments=(caption, caption, withheld, caption))
+    _, answer = Chat(options={}).respond(segments, id="1", checkpoint="", max_words=20)
+    content = json.loads(answer)["choices"][0]["message"]["content"]
+    assert content.split("\n") == [CAPTION, CAPTION, "", CAPTION]
 
 
 def test_it_reads_a_stream(client: openai.OpenAI) -> None:

@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from prometheus_client import REGISTRY
 
 import etenet
 from etenet import metrics
@@ -29,6 +30,8 @@ from etenet.model.hypothesis import Hypothesis
 from etenet.runtime.interface import Features, FeaturesOfClips, Network
 from etenet.runtime.network import TorchNetwork
 from etenet.sandbox.pool import Decoders
+from etenet.serving.request import Request
+from etenet.serving.request_log import RequestRecord, record_batch
 from etenet.video.clip import Clip, ClipInfo
 from etenet.video.limits import DecodeLimits
 from etenet.video.segments import WHOLE, Cut
@@ -313,6 +316,22 @@ def test_hits_misses_and_bytes_are_counted(remembering: Remembering) -> None:
     cache = remembering.captioner._cache
     assert cache is not None
     assert size == cache._bytes > 2 * 16 * 512 * 4
+
+
+def test_a_batch_of_known_clips_counts_as_searched_and_not_as_encoded(remembering: Remembering) -> None:
+    request = Request.read("", {"body": CLIP}, {})
+
+    def stages() -> list[float]:
+        name = "etenet_stage_duration_seconds_count"
+        return [REGISTRY.get_sample_value(name, {"stage": stage}) or 0 for stage in ("decode", "encode", "search")]
+
+    counted = []
+    for bodies in ((CLIP,), (CLIP, CLIP), (CLIP, OTHER)):
+        before = stages()
+        outcomes = remembering.captioner.caption_batch(bodies, [DEFAULT] * len(bodies))
+        record_batch([RequestRecord(request=request, outcome=outcome, seconds=1.0) for outcome in outcomes])
+        counted.append([now - was for was, now in zip(before, stages(), strict=True)])
+    assert counted == [[1, 1, 1], [0, 0, 1], [1, 1, 1]]
 
 
 def test_explanations_after_predictions_cost_a_search_only_on_a_server(server: Server) -> None:

@@ -235,15 +235,19 @@ def test_a_server_that_does_not_respond_is_a_gateway_timeout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content_type", "upstream_header", "status", "code"),
+    ("content_type", "theirs", "captioners", "status", "code"),
     [
-        ("video/mp4", "X-Etenet-Error: internal_error\r\n", 500, "internal_error"),
-        ("multipart/form-data; boundary=x", "X-Etenet-Error: internal_error\r\n", 500, "internal_error"),
-        ("multipart/form-data; boundary=x", "", 400, "bad_request"),
-        ("video/mp4", "", 502, "bad_gateway"),
+        ("video/mp4", 500, "internal_error", 500, "internal_error"),
+        ("multipart/form-data; boundary=x", 500, "internal_error", 500, "internal_error"),
+        ("multipart/form-data; boundary=x", 500, "", 400, "bad_request"),
+        ("video/mp4", 500, "", 502, "bad_gateway"),
+        ("video/mp4", 413, "too_large", 413, "too_large"),
+        ("video/mp4", 503, "overloaded", 503, "overloaded"),
     ],
 )
-def test_a_500_is_told_apart_by_its_origin(content_type: str, upstream_header: str, status: int, code: str) -> None:
+def test_an_error_is_told_apart_by_its_origin(
+    content_type: str, theirs: int, captioners: str, status: int, code: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as upstream, nginx(upstream.getsockname()[1]) as port:
         upstream.settimeout(10)
         with ThreadPoolExecutor(1) as client:
@@ -252,11 +256,13 @@ def test_a_500_is_told_apart_by_its_origin(content_type: str, upstream_header: s
             )
             connection = upstream.accept()[0]
             passed_on = connection.recv(65536).decode()
-            head = f"HTTP/1.1 500 x\r\n{upstream_header}X-Request-Id: theirs\r\nContent-Length: 2\r\n\r\n{{}}"
+            error = f"X-Etenet-Error: {captioners}\r\n" if captioners else ""
+            head = f"HTTP/1.1 {theirs} x\r\n{error}X-Request-Id: theirs\r\nContent-Length: 2\r\n\r\n{{}}"
             connection.sendall(head.encode())
             actual, headers, body = future.result()
             connection.close()
     assert (actual, json.loads(body)["error"]["code"]) == (status, code)
+    assert headers.get("x-etenet-error", "") == captioners  # etenet caption --server asks again without it
     assert f"\r\nX-Request-Id: {headers['x-request-id']}\r\n" in passed_on
 
 

@@ -166,6 +166,14 @@ def test_a_link_to_nothing_and_no_link_are_called_that(chromium: BrowserContext,
             expect(tab.locator("#error")).to_have_text(said)
 
 
+def test_a_link_whose_name_is_not_utf_8_is_followed(tab: Page) -> None:
+    tab.route(re.compile("%E9"), lambda route: route.fulfill(body=CLIP.read_bytes()))
+    tab.locator("#link").fill("/clips/caf%E9.mp4")
+    tab.locator("#link").press("Enter")
+    wait_for_caption(tab)
+    assert "caf%E9.mp4" in text_of(tab, "#facts")
+
+
 @pytest.mark.parametrize("where", ["front", "server"])
 def test_an_error_is_shown_as_the_servers_own_sentence(
     chromium: BrowserContext, front: str, server: Server, where: str, tmp_path: Path
@@ -235,8 +243,24 @@ def test_a_long_video_goes_on_where_it_stopped(tab: Page, tmp_path: Path) -> Non
     assert tab.locator("#more").is_hidden()
 
 
+def test_two_clicks_for_the_rest_of_a_video_bring_it_once(tab: Page, tmp_path: Path) -> None:
+    long = tmp_path / "long.mp4"
+    long.write_bytes(clips.video(18 * 25, size=(64, 48), preset="ultrafast"))
+    tab.locator("#cut").select_option("1")
+    drop(tab, files=[long])
+    wait_for_caption(tab)
+    with tab.expect_event("requestfailed", timeout=10_000):  # the first click's, which the page aborts
+        tab.locator("#more").dblclick()
+    expect(tab.locator("#transcript li")).to_have_count(18)
+
+
+def test_times_are_rounded_before_they_are_cut_into_minutes(tab: Page) -> None:
+    times = {0: "0:00.0", 59.94: "0:59.9", 59.96: "1:00.0", 60.02: "1:00.0", 3599.99: "60:00.0"}
+    assert tab.evaluate("times => times.map(clock)", list(times)) == list(times.values())
+
+
 def test_the_command_does_the_same(tab: Page, server: Server, tmp_path: Path) -> None:
-    awkward = tmp_path / "the dog's $(touch hacked).mp4"
+    awkward = tmp_path / "the dog's $(touch hacked) {1,2} [dQw4w9WgXcQ].mp4"
     awkward.write_bytes(CLIP.read_bytes())
     drop(tab, files=[awkward])
     wait_for_caption(tab)
@@ -272,7 +296,10 @@ def test_where_the_server_has_keys_the_page_asks_for_one(chromium: BrowserContex
         tab.locator("#unlock").wait_for()
         assert text_of(tab, "#error") == "This server needs a key."
         assert tab.evaluate("document.activeElement.id") == "key"
-        tab.keyboard.type("mine")
+        tab.locator("#link").fill("mine")
+        for keys in ("Control+A", "Control+X"):
+            tab.locator("#link").press(keys)
+        tab.locator("#key").press("Control+V")
         tab.keyboard.press("Enter")
         tab.locator("#unlock").wait_for(state="hidden")
         tab.locator("#result").wait_for()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -230,3 +231,29 @@ def test_a_body_that_comes_slowly_does_not_keep_its_place(monkeypatch: pytest.Mo
                     break
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"request_timeout" in answer
+
+
+def test_a_client_that_reads_slowly_gets_the_whole_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etenet.serving.exporter.DEADLINE_S", 0.3)
+    body = bytes(6_500_000)  # more than the kernel keeps of it
+
+    class Large(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    with serving(Large) as torchserve, relayed_to(torchserve) as front:
+        host, port = front.removeprefix("http://").split(":")
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+            connection.connect((host, int(port)))
+            connection.sendall(f"PUT {PATH} HTTP/1.1\r\nContent-Length: 5\r\n\r\nvideo".encode())
+            time.sleep(1)
+            received = b"".join(iter(lambda: connection.recv(2**16), b""))
+    assert len(received.partition(b"\r\n\r\n")[2]) == len(body)

@@ -55,6 +55,11 @@ def test_a_file_without_a_setting_takes_it_from_the_environment_too(tmp_path: Pa
     assert written(config.text) == {"inference_address": "http://127.0.0.1:9000", "job_queue_size": "32"}
 
 
+def test_addresses_of_different_hosts_may_have_the_same_port() -> None:
+    config = ServerConfig.read(SHIPPED, {"ETENET_INFERENCE_ADDRESS": "http://10.1.2.3:8083"})
+    assert config.inference.port == config.exporter.port
+
+
 def test_variables_that_are_no_settings_change_nothing() -> None:
     assert ServerConfig.read(SHIPPED, OF_KUBERNETES) == ServerConfig.read(SHIPPED)
 
@@ -94,6 +99,19 @@ def test_the_command_line_counts_more_than_the_environment() -> None:
             {"ETENET_JOB_QUEUE_SIZE": "many"},
             None,
             "job_queue_size must be a whole number from 1 to 2147483647, got 'many'",
+        ),
+        *(
+            (
+                {f"ETENET_{name.upper()}": address},
+                None,
+                f"{named} have the same port {address[-4:]}; give one .* another",
+            )
+            for name, address, named in (
+                ("inference_address", "http://0.0.0.0:8083", "inference_address and exporter_address"),
+                ("inference_address", "http://127.0.0.1:8083", "inference_address and exporter_address"),
+                ("inference_address", "http://0.0.0.0:8082", "inference_address and metrics_address"),
+                ("management_address", "http://127.0.0.1:8083", "management_address and exporter_address"),
+            )
         ),
         ({"ETENET_REQUEST_LOG": "xml"}, None, "request_log must be plain, json, off, got 'xml'"),
         ({"ETENET_CORS_ALLOWED_ORIGIN": "https://app.example.org/"}, None, "without a slash at its end.*example.org/'"),

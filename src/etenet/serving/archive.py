@@ -27,7 +27,9 @@ from etenet.errors import UsageError, named
 from etenet.files import replacing, sha256
 from etenet.linux import cores
 from etenet.model.seal import seal, sha256_of_whole
-from etenet.runtime import GRAPH
+from etenet.runtime import GRAPH, PACKAGED
+from etenet.serving.properties import meant
+from etenet.video.limits import DecodeLimits
 
 if TYPE_CHECKING:
     from etenet.model.checkpoint import Checkpoint
@@ -45,6 +47,12 @@ GPU_KERNELS_FILE = "gpu_kernels.bin"
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 ABOUT_FILE = "about.json"
 SUMS_FILE = "SHA256SUMS"
+
+_SETTINGS: Mapping[str, Any] = {  # of CONFIG_FILE, with examples; TorchServe has further ones
+    **{"minWorkers": 1, "maxWorkers": 1, "batchSize": 8, "maxBatchDelay": 1, "responseTimeout": 120},
+    **{"startupTimeout": 600, "precision": PACKAGED, "gpu": {"workers": 1, "batchSize": 16}},
+    "etenet": {**asdict(DecodeLimits()), "feature_cache_bytes": 2**28},
+}
 
 _PACKAGE = Path(__file__).parent.parent
 _EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
@@ -67,6 +75,7 @@ def package(
 
     inspected = checkpoints.inspect(checkpoint)
     handler = bundled("handler")
+    _check_settings(handler / CONFIG_FILE)
     entries: dict[str, Path] = {
         CHECKPOINT_FILE: checkpoint,
         HANDLER_FILE: handler / HANDLER_FILE,
@@ -214,6 +223,27 @@ def about(unpacked: Path) -> About:
         return About(**json.loads((unpacked / ABOUT_FILE).read_text()))
     except (OSError, ValueError, TypeError):
         return About()
+
+
+def _check_settings(path: Path) -> None:
+    """Raises `UsageError` if the file is no YAML, or a value or a name in it would be misread or ignored."""
+    try:
+        settings = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    _compare(path, "", settings, _SETTINGS)
+
+
+def _compare(path: Path, group: str, settings: Any, examples: Mapping[str, Any]) -> None:
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path}: {group or 'the file'} must have lines like batchSize: 8, got {settings!r}")
+    for name, value in settings.items():
+        if other := meant(str(name), examples):
+            raise UsageError(f"{path}: no setting is called {name}; write {other}, or leave it out")
+        if isinstance(example := examples.get(name, value), dict):
+            _compare(path, name, value, example)
+        elif type(value) is not type(example) and (type(value), type(example)) != (int, float):
+            raise UsageError(f"{path}: {name} must be a value like {example}, got {value!r}")
 
 
 def configuration(unpacked: Path) -> dict[str, Any]:

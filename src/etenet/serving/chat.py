@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from etenet.captioning import subtitles
 from etenet.captioning.captions import Caption, SegmentCaptions
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.errors import BadOption, BadRequest, EmptyBody, ModelNotFound, NotAVideo, TooLarge
@@ -251,9 +250,9 @@ def _flag(request: Mapping[str, Any], name: str) -> bool:
 
 
 def _texts(outcome: Caption | SegmentCaptions) -> list[str | None]:
-    """The content of each choice: the sentences of a clip, or as one choice the captions of all segments."""
+    """The content of each choice: the sentences of a clip, or as one choice a line for each segment."""
     if isinstance(outcome, SegmentCaptions):
-        return [subtitles.plain([caption.as_segment() for caption in outcome.segments]).rstrip("\n")]
+        return ["\n".join(caption.text or "" for caption in outcome.segments)]
     return [outcome.text, *(sentence.text for sentence in outcome.sentences[1:])]
 
 

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -94,6 +95,13 @@ class ServerConfig:
         if host or port:
             addresses = _moved(addresses, host, port)
             changes |= {f"{name}_address": f"http://{moved.host}:{moved.port}" for name, moved in addresses.items()}
+        for (one, its), (other, theirs) in combinations(addresses.items(), 2):
+            if _collide(its, theirs) and (
+                its != theirs or "exporter" in (one, other)
+            ):  # TorchServe shares its own ports
+                raise UsageError(
+                    f"{path}: {one}_address and {other}_address have the same port {its.port}; give one of them another"
+                )
         request_log = properties.get("request_log", "plain")
         if request_log not in REQUEST_LOGS:
             raise UsageError(f"{path}: request_log must be {', '.join(REQUEST_LOGS)}, got {request_log!r}")
@@ -195,6 +203,10 @@ def _moved(addresses: Mapping[str, Address], host: str | None, port: int | None)
     if bad := [address.port for address in moved.values() if not 0 < address.port < 2**16]:
         raise UsageError(f"--port {port} would make another port {bad[0]}; give one between 1 and 65,532")
     return moved
+
+
+def _collide(one: Address, other: Address) -> bool:
+    return one.port == other.port and (one.host == other.host or "0.0.0.0" in (one.host, other.host))
 
 
 def unusable(addresses: Sequence[Address]) -> tuple[str, str] | None:

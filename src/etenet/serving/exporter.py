@@ -23,7 +23,7 @@ from etenet.serving.health import Health
 from etenet.serving.http import END_OF_HEAD, Head, error_response, json_response, response, without_body
 from etenet.serving.loopback import Address
 from etenet.serving.page import HEADERS, page
-from etenet.serving.relay import METHODS, Relay, captions_at
+from etenet.serving.relay import METHODS, SLOWEST_BYTES_PER_S, Relay, captions_at
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ class _Exporter:
             if end and head and captions_at(head.path) and head.method in METHODS:
                 deadline.reschedule(None)
                 answer = await self._relay(connection, head, received[end.end() :])
-                deadline.reschedule(asyncio.get_running_loop().time() + DEADLINE_S)
+                send_s = DEADLINE_S + len(answer) / SLOWEST_BYTES_PER_S
+                deadline.reschedule(asyncio.get_running_loop().time() + send_s)
                 with _place(self._answered):
                     await _send(connection, answer)
             elif received:

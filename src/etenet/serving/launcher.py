@@ -33,6 +33,7 @@ from etenet.serving.relay import Relay
 from etenet.serving.scratch import scratch_folder
 from etenet.serving.torchserve import TorchServe, delay_torch, gpus_of
 
+DEFAULT_STARTUP_S = 120  # TorchServe's
 START_GRACE_S = 20.0  # beyond what TorchServe gives a worker (`startupTimeout`)
 # A shutdown waits until nothing was pending for so long: a batch on its way to its worker is counted nowhere.
 IDLE_S = 1.0
@@ -66,7 +67,8 @@ def serve(config: ServerConfig, served: Path) -> int:
         model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # ten times as fast as TorchServe itself
         _log("starting TorchServe ...")
-        about, startup_s = archive.about(model), archive.configuration(model)["startupTimeout"]
+        about = archive.about(model)
+        startup_s = archive.configuration(model).get("startupTimeout", DEFAULT_STARTUP_S)
         _log(f"the model is {about}")
         torchserve = TorchServe(
             model,
@@ -144,7 +146,7 @@ def _set_up(model: Path, gpus: int) -> int:
         archive.configure(model, changes)
         settings |= changes
     if gpus and (on_gpus := settings.get("gpu")):
-        workers, batch = gpus * on_gpus["workers"], on_gpus["batchSize"]
+        workers, batch = gpus * on_gpus.get("workers", 1), on_gpus.get("batchSize", CPU_BATCH_CLIPS)
         _log(f"{counted(gpus, 'GPU')}: {counted(workers, 'worker')} with {batch} clips at a time")
         archive.configure(model, {"minWorkers": workers, "maxWorkers": workers, "batchSize": batch})
         return int(workers * batch)

@@ -32,7 +32,8 @@ _NO_QUERY = "options are headers, such as X-Etenet-Captions, or fields of a form
 AT_ONCE = 8
 PIECE_DEADLINE_S, RESPONSE_DEADLINE_S = 10.0, 120.0  # as in deploy/nginx/nginx.conf
 _RETRY_AFTER_S = {502: 5, 503: 1, 504: 1}  # likewise
-SLOWEST_BYTES_PER_S = 20_000  # of a body, from its start to any moment: a slow one keeps others out
+# Of a body, from its start to any moment, as a slow one keeps others out; and of a response.
+SLOWEST_BYTES_PER_S = 20_000
 _PIECE_BYTES = 65536
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MOST_DIGITS = 18  # of a length: Python parses no number of thousands

@@ -50,10 +50,11 @@ def record_batch(records: Sequence[RequestRecord]) -> None:
     metrics.BATCH_CLIPS.observe(len(records))
     for record in records:
         _count(record)
-    captions = [caption for record in records for caption in record.captions]
+    timings = [caption.timing_ms for record in records for caption in record.captions]
     # Captions that were made together carry the same two: those of a batch, or a few of a response in pieces.
-    for encode_ms, search_ms in {(caption.timing_ms.encode, caption.timing_ms.search) for caption in captions}:
+    for encode_ms, _ in {(timing.encode, timing.search) for timing in timings if not timing.cached}:
         metrics.STAGE_SECONDS.labels("encode").observe(encode_ms / 1000)
+    for _, search_ms in {(timing.encode, timing.search) for timing in timings}:
         metrics.STAGE_SECONDS.labels("search").observe(search_ms / 1000)
     form = os.environ.get(REQUEST_LOG_VARIABLE, "off")
     if form != "off":

@@ -27,8 +27,12 @@ function element(tag, properties, ...children) {
 
 const percent = (share) => `${Math.round(100 * share)} %`;
 const seconds = (s) => `${s.toFixed(2)} s`;
-const clock = (s) => `${Math.floor(s / 60)}:${(s % 60).toFixed(1).padStart(4, "0")}`;
 const say = (text) => { $("status").textContent = text; };
+
+function clock(s) {
+  const tenths = Math.round(10 * s);
+  return `${Math.floor(tenths / 600)}:${((tenths % 600) / 10).toFixed(1).padStart(4, "0")}`;
+}
 
 function sentence(message) {
   const text = message.charAt(0).toUpperCase() + message.slice(1);
@@ -67,6 +71,15 @@ async function take(data) {
   else fail("This is neither a file nor a link: drop a video file, or a link to one on this server");
 }
 
+function nameOf(url) {
+  const name = url.pathname.split("/").pop();
+  try {
+    return decodeURIComponent(name) || "video";
+  } catch { // not UTF-8
+    return name;
+  }
+}
+
 async function follow(link) {
   asked?.request?.abort();
   const request = new AbortController();
@@ -86,24 +99,24 @@ async function follow(link) {
   try {
     const response = await fetch(url, { signal: request.signal });
     if (!response.ok) return fail(`There is nothing at ${url.pathname} (status ${response.status})`);
-    start(new File([await response.blob()], decodeURIComponent(url.pathname.split("/").pop()) || "video"));
+    start(new File([await response.blob()], nameOf(url)));
   } catch {
     if (!request.signal.aborted) fail(SENTENCES[0], again);
   }
 }
 
 function start(file) {
-  asked?.request?.abort();
   const cut = $("cut").value;
   const headers = { ...HEADERS };
   if (cut === "scenes") headers["X-Etenet-Segment"] = cut;
   else if (cut) headers["X-Etenet-Segment-S"] = cut;
   if (cut) headers["X-Etenet-Max-Segments"] = String(SEGMENTS_AT_ONCE);
-  asked = { file, headers, segments: [] };
-  send(asked, 0);
+  send({ file, headers, segments: [] }, 0);
 }
 
 function send(question, startS) {
+  asked?.request?.abort();
+  asked = question;
   const again = () => send(question, startS);
   const request = question.request = new XMLHttpRequest();
   const headers = { ...question.headers, ...PICTURES };
@@ -163,7 +176,8 @@ function curl(question) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const headers = Object.entries(question.headers).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`);
   if ($("key").value) headers.push('-H "Authorization: Bearer $KEY"');
-  return ["curl -T", quoted(question.file.name), ...headers, quoted(location.origin + PATH)].join(" ");
+  // -g: brackets and braces in a name are only letters.
+  return ["curl -gT", quoted(question.file.name), ...headers, quoted(location.origin + PATH)].join(" ");
 }
 
 function facts(question, { video, model, timing_ms: timing }) {
@@ -327,5 +341,5 @@ addEventListener("drop", (event) => {
   take(event.dataTransfer);
 });
 addEventListener("paste", (event) => {
-  if (event.target.id !== "link") take(event.clipboardData);
+  if (!["link", "key"].includes(event.target.id)) take(event.clipboardData);
 });
