@@ -19,6 +19,7 @@ from etenet.video.pictures import check_memory
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 _CODECS_THAT_SKIP = ("h264", "hevc")  # can skip frames that no other depends on; the others stay bit-exact
+_CODECS_WITH_FIELDS = ("h264",)  # whose packets may hold one field of a frame, as those of AVCHD do
 _CODECS_THAT_INVENT = ("mpeg4", "h263", "flv1", "wmv1", "wmv2")  # what a frame depends on; the others show nothing
 
 
@@ -27,7 +28,8 @@ class Decoder:
 
     `size_px` is what the header says until a frame has come, then the size of the first. `interlaced`: the header says
     so, or a frame that has come. `skips`: frames that are neither wanted nor needed by another are left out of a run.
-    `invents`: without the key frame before it, a frame is shown all the same, and wrong.
+    `invents`: without the key frame before it, a frame is shown all the same, and wrong. `pair_s`: how long a frame is
+    shown that comes in two packets, a field each; 0 if the codec has none, or does not say.
     """
 
     def __init__(self, context: VideoCodecContext, *, limits: DecodeLimits, stopwatch: Stopwatch) -> None:
@@ -35,6 +37,8 @@ class Decoder:
         self._context = context
         self.skips = context.codec.canonical_name in _CODECS_THAT_SKIP
         self.invents = context.codec.canonical_name in _CODECS_THAT_INVENT
+        pairs = context.codec.canonical_name in _CODECS_WITH_FIELDS
+        self.pair_s = float(1 / context.framerate) if pairs and context.framerate else 0.0
         self.size_px = context.width, context.height
         self._has_frame = False
         self._check_pixels(*self.size_px)

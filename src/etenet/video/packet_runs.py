@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 _P = TypeVar("_P")
+_PacketT = TypeVar("_PacketT", bound="_Packet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,43 @@ class TimedPacket(Generic[_P]):
     pts: int
     shown: bool
     starts_group: bool  # a key frame
+    ends: int = 0  # when it is no longer shown, in ticks like pts
+
+
+class _Packet(Protocol):
+    @property
+    def pts(self) -> int | None: ...
+
+    @property
+    def duration(self) -> int | None: ...
+
+    @property
+    def is_discard(self) -> bool: ...
+
+    @property
+    def is_keyframe(self) -> bool: ...
+
+
+def timed_packets(packets: Iterable[_PacketT], *, pair_ticks: float = 0) -> list[TimedPacket[_PacketT]] | None:
+    """When each packet is shown; None if one does not say so.
+
+    With `pair_ticks`, how long a frame is shown, some frames come as two packets, a field each. The second has no time,
+    or one before the next frame. It is decoded with the first, and not shown apart.
+    """
+    timed: list[TimedPacket[_PacketT]] = []
+    first: TimedPacket[_PacketT] | None = None  # as long as the second field may come
+    for packet in packets:
+        if pair_ticks and first and (packet.pts is None or 0 < packet.pts - first.pts <= 0.75 * pair_ticks):
+            timed[-1] = replace(first, ends=first.pts + round(pair_ticks))
+            timed.append(TimedPacket(packet, first.pts, shown=False, starts_group=False))
+            first = None
+        elif packet.pts is None:
+            return None
+        else:
+            ends = packet.pts + (packet.duration or 0)
+            first = TimedPacket(packet, packet.pts, not packet.is_discard, packet.is_keyframe, ends)
+            timed.append(first)
+    return timed
 
 
 class Run(NamedTuple, Generic[_P]):

@@ -17,7 +17,7 @@ Knows nothing of networks, batches or servers.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ from etenet.video.deinterlacing import Window, Windows
 from etenet.video.film import Film, open_film
 from etenet.video.limits import DecodeLimits, Stopwatch
 from etenet.video.not_videos import CONVERT
-from etenet.video.packet_runs import Run, TimedPacket, doubtful_head, runs, without_hidden
+from etenet.video.packet_runs import Run, TimedPacket, doubtful_head, runs, timed_packets, without_hidden
 from etenet.video.pictures import Resizer, check_memory
 from etenet.video.scenes import COMPARED_PX, SceneChanges
 from etenet.video.segments import Cut, Segment
@@ -92,11 +92,8 @@ class _Sampler:
     def sample(self, cut: Cut) -> list[Clip]:
         film = self.film
         packets = film.packets()
-        interlaced_from_the_start = self.decoder.interlaced
-        segments = self._by_timestamps(packets, cut)
-        if not segments and self.decoder.interlaced and not interlaced_from_the_start:
-            segments = self._by_timestamps(packets, cut)
-        segments = segments or self._by_counting(packets, cut)
+        sampled = (self._by_timestamps(timed, cut) for timed in self._timed(packets))
+        segments = next(filter(None, sampled), None) or self._by_counting(packets, cut)
         first_pts, end_pts = self.span
         width_px, height_px = film.crop.of(*self.decoder.size_px)
         aspect = width_px / height_px * film.pixel_aspect
@@ -130,21 +127,33 @@ class _Sampler:
         duration_s = (end_pts - first_pts) * self.film.tick_s
         return cut.segments(times_s, duration_s, scenes_s, most=self.film.limits.max_segments)
 
-    def _by_timestamps(self, packets: Sequence[VideoPacket], cut: Cut) -> list[tuple[Segment, list[_Still]]] | None:
+    def _timed(self, packets: Sequence[VideoPacket]) -> Iterator[list[TimedPacket[VideoPacket]]]:
+        """What packets may hold and when it is shown, as long as nobody has found that true: frames, or fields as well.
+
+        All once more if the first frame that is flagged as interlaced has come meanwhile.
+        """
+        frames = timed_packets(packets)
+        fields = timed_packets(packets, pair_ticks=self.decoder.pair_s / self.film.tick_s)
+        ways = [way for way in (frames, fields if fields != frames else None) if way]
+        if not self.decoder.interlaced:
+            yield from ways
+        if self.decoder.interlaced:
+            yield from reversed(ways)
+
+    def _by_timestamps(
+        self, timed: Sequence[TimedPacket[VideoPacket]], cut: Cut
+    ) -> list[tuple[Segment, list[_Still]]] | None:
         """The 16 frames of each segment that the packets' timestamps name.
 
         None if the timestamps are wrong, and if the first frame that is flagged as interlaced has come.
         """
-        timed = [TimedPacket(p, p.pts, not p.is_discard, p.is_keyframe) for p in packets if p.pts is not None]
-        if len(timed) < len(packets):
-            return None
         if head := doubtful_head(timed):
             delivered_pts = {frame.pts for frame in self.decoder.decode([packet.data for packet in head])}
             timed = without_hidden(timed, head, delivered_pts)
         timeline = sorted(packet.pts for packet in timed if packet.shown)
         if len(set(timeline)) < len(timeline) or not timeline:
             return None
-        end_pts = max(packet.pts + (packet.data.duration or 0) for packet in timed if packet.shown)
+        end_pts = max(packet.ends for packet in timed if packet.shown)
         with closing(self._scenes(self._packets_from(cut.start_s, timed, timeline[0]), cut, timeline[0])) as scenes_pts:
             segments = self._segments(cut, timeline, end_pts, scenes_pts)
         windows = self._windows(segments, len(timeline))
