@@ -113,6 +113,12 @@ def test_where_no_server_is_the_job_ends_soon_and_says_so(
     assert not list(tmp_path.iterdir())
 
 
+def test_doctor_says_that_no_server_is_where_something_else_is_spoken(capsys: Capture) -> None:
+    with listening(b"SSH-2.0-OpenSSH_9.7\r\n") as url:
+        assert main(["doctor", "--server", url]) == 1
+    assert capsys.readouterr().out.startswith(f"FAIL  {url}/predictions/etenet does not answer (SSH-2.0-OpenSSH_9.7")
+
+
 def test_a_server_that_has_no_room_is_waited_for_and_this_is_said(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
