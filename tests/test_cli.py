@@ -124,6 +124,7 @@ def test_where_the_log_is_json_an_error_is_too(
         (["--server", "http://localhost:1", *HERE], "leave out --checkpoint"),
         (["--ray-address", "ray://head:10001"], "--ray-address is for --engine ray; give that too"),
         (["--workers", "8"], "--workers is for --server and --engine ray; here, ETENET_CORES"),
+        (["--seed", "1"], "--seed is for --sample; give that too"),
         (["--retry-failed"], "name it with --out"),
     ],
 )

@@ -23,7 +23,7 @@ import os
 import re
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import chain
@@ -112,8 +112,9 @@ def clips(
     sample: tuple[int, int] | None = None,
     shard: tuple[int, int] = (1, 1),
     skipped: Skipped | None = None,
+    but: Collection[str] = (),
 ) -> list[JobClip]:
-    """All clips that are named, in order. Counts what is `skipped`.
+    """All clips that are named, in order, `but` for these files. Counts what is `skipped`.
 
     For a `sample` (count, seed), so many of them at random: the same ones each time, and more with a higher count. For
     a `shard` (i, n) of these, every n-th clip from the i-th.
@@ -122,6 +123,8 @@ def clips(
     by_id: dict[str, JobClip] = {}
     skipped = Skipped() if skipped is None else skipped
     for clip in chain.from_iterable(_named_by(name, skipped) for name in names):
+        if any(_is_same(clip.path, other) for other in but):
+            continue
         for one in in_tar(clip, skipped):
             if by_id.setdefault(one.video, one) != one:
                 raise UsageError(
@@ -160,6 +163,13 @@ def in_tar(clip: JobClip, skipped: Skipped) -> Iterator[JobClip]:
                 yield replace(clip, video=f"{clip.video}/{id_of(sample.name)}", sample=sample)
     except (BrokenTar, OSError, ValueError) as error:  # ValueError: no path at all, as with a NUL in it
         yield replace(clip, fault=(isinstance(error, OSError) and error.strerror) or str(error))
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Whether these are one file. Only one that has the same name is looked up: a list may have millions."""
+    if path == other or PurePath(path).name != PurePath(other).name or is_remote(path):
+        return path == other
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def id_of(name: str) -> str:

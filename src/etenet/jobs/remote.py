@@ -77,6 +77,10 @@ class Publication:
         """Where a file is published that is beside `path`."""
         return f"{self.url.rpartition('/')[0]}/{name}"
 
+    def place_of(self, name: str) -> str:
+        """The same as `find` says it."""
+        return str(self._files.unstrip_protocol(f"{self._above}/{name}"))
+
     @contextmanager
     def fetched(self, name: str) -> Iterator[Path | None]:
         """A temporary copy of the file that is published beside the output under this name; None if there is none."""
