@@ -215,6 +215,15 @@ def test_a_list_is_not_replaced_by_its_captions(name: str, tmp_path: Path, capsy
     assert clips.read_text() == text
 
 
+def test_a_list_at_a_url_is_not_replaced_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    clips = f"memory://{uuid4()}/clips.csv"
+    assert main(["caption", clips, "--out", clips, "--server", "http://127.0.0.1:1"]) == 2
+    assert f"--out would replace {clips}, which is to be captioned; name another" in capsys.readouterr().err
+
+
 def test_a_dash_is_standard_output(capsys: Capture) -> None:
     with responding(lambda: (200, "sha256:1")) as url:
         assert main(["caption", CLIPS[0], "--out", "-", "--server", url]) == 0

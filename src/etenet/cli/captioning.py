@@ -39,6 +39,8 @@ def caption(options: argparse.Namespace) -> int:
     options.out = None if options.out == inputs.STANDARD_INPUT else options.out
     report = _report(options)
     out, publication = remote.destination(options.out) if options.out else (None, None)
+    if publication and publication.url in options.paths:
+        raise _would_replace(options.out)
     format = format_for(options.format, out, segments=caption_options.cut.into_segments)
     journal = journal_of(out, format) if out else None
     if report and os.path.realpath(report) in (path and os.path.realpath(path) for path in (out, journal)):
@@ -104,8 +106,12 @@ def _inputs(paths: list[str], out: Path | None, journal: Path | None, report: Pa
     others = [path for path in paths if not _is_same(path, report)]
     clips = [path for path in others if not _is_same(path, journal)]
     if any(_is_same(path, out) for path in clips) or (others and not clips):
-        raise UsageError(f"--out would replace {out}, which is to be captioned; name another file with --out")
+        raise _would_replace(out)
     return clips
+
+
+def _would_replace(out: object) -> UsageError:
+    return UsageError(f"--out would replace {out}, which is to be captioned; name another file with --out")
 
 
 def _is_same(path: str, written: Path | None) -> bool:

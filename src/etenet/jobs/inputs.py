@@ -203,13 +203,15 @@ def _named_by(name: str, skipped: Skipped) -> Iterator[JobClip]:
     elif name == STANDARD_INPUT:
         if sys.stdin is None:
             raise UsageError("standard input is closed; give a list in a file")
-        yield from _manifest(Path(), "standard input", sys.stdin.buffer.read())
+        yield from _manifest("", "standard input", sys.stdin.buffer.read())
+    elif is_remote(name) and path.suffix.lower() in MANIFEST_SUFFIXES and not glob.has_magic(name):
+        yield from _manifest(name.rpartition("/")[0], name, _contents(name))
     elif is_remote(name):
         yield from _of_paths(_remote(name, skipped))
     elif path.is_dir():
         yield from _of_paths(_videos_below(path, skipped))
     elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
-        yield from _manifest(path.parent, path)
+        yield from _manifest(str(path.parent), path)
     elif path.is_file():
         yield from _of_paths([name])
     elif glob.has_magic(name):
@@ -319,14 +321,22 @@ def _matches(pattern: Path, skipped: Skipped) -> Iterator[Path]:
             yield from (match for match in matches if not match.is_dir())
 
 
-def _manifest(folder: Path, source: Path | str, contents: bytes | None = None) -> Iterator[JobClip]:
+def _contents(url: str) -> bytes:
+    try:
+        with remote.opened(url) as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{url}: {error}; fix that, or correct the URL") from error
+
+
+def _manifest(folder: str, source: Path | str, contents: bytes | None = None) -> Iterator[JobClip]:
     clips = [_clip(row, folder) for row in rows(source, contents, header=("video", "path"), list_of="path", fix=_FIX)]
     if not clips:
         raise UsageError(f"{source} has no clip; {_FIX}")
     yield from clips
 
 
-def _clip(row: Row, folder: Path) -> JobClip:
+def _clip(row: Row, folder: str) -> JobClip:
     values = row.values
     try:
         part = Cut(start_s=_seconds(values.get("start_s"), 0.0), end_s=_seconds(values.get("end_s"), math.inf))
@@ -346,5 +356,7 @@ def _seconds(value: Any, default: float) -> float:
     return default if value in (None, "") else float(value)
 
 
-def _below(folder: Path, path: str) -> str:
-    return path if is_remote(path) else str(folder / path)
+def _below(folder: str, path: str) -> str:
+    if is_remote(path):
+        return path
+    return f"{folder}/{path}" if is_remote(folder) else str(Path(folder, path))
