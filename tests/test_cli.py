@@ -15,6 +15,7 @@ import pytest
 
 import etenet
 from benchmarks.rig.servers import config_on_free_ports
+from etenet import doctor
 from etenet.cli import main
 from etenet.serving import archive
 from etenet.serving.config import ServerConfig, unusable
@@ -123,6 +124,7 @@ def test_where_the_log_is_json_an_error_is_too(
         (["--server", "http://localhost:1", *HERE], "leave out --checkpoint"),
         (["--ray-address", "ray://head:10001"], "--ray-address is for --engine ray; give that too"),
         (["--workers", "8"], "--workers is for --server and --engine ray; here, ETENET_CORES"),
+        (["--seed", "1"], "--seed is for --sample; give that too"),
         (["--retry-failed"], "name it with --out"),
     ],
 )
@@ -218,9 +220,32 @@ def test_doctor_goes_on_where_torch_is_missing(tmp_path: Path) -> None:
     assert "ok    ports" in ended.stdout
 
 
-def test_doctor_says_what_an_address_of_a_server_looks_like(capsys: Capture) -> None:
-    assert main(["doctor", "--server", "localhost:8080"]) == 2
-    assert "--server must look like http://localhost:8080, got 'localhost:8080'" in capsys.readouterr().err
+@pytest.mark.parametrize("version", ["8.0_392", "17", "17.0.9", "26-ea", "27-internal"])
+def test_doctor_reads_every_version_of_java(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2026-09-15' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(doctor, "find_java", lambda: java)
+    finding = doctor._java()
+    assert finding.what == f"Java {version} at {java}"
+    assert finding.good == (version != "8.0_392")
+
+
+@pytest.mark.parametrize("command", ["doctor", "caption examples"])
+@pytest.mark.parametrize("url", ["localhost:8080", "http://", "http://[::1:8080", "http://a:b", "http://a b:8080"])
+def test_what_an_address_of_a_server_looks_like_is_said(command: str, url: str, capsys: Capture) -> None:
+    assert main([*command.split(), "--server", url]) == 2
+    assert f"--server must look like http://localhost:8080, got {url!r}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["doctor", "caption examples"])
+@pytest.mark.parametrize("key", ["\u201cmine\u201d", "mi\nne"])
+def test_a_key_that_no_header_can_have_is_refused(
+    key: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("ETENET_SERVER_KEY", key)
+    assert main([*command.split(), "--server", "http://127.0.0.1:9"]) == 2
+    assert "ETENET_SERVER_KEY has characters that no header can have" in capsys.readouterr().err
 
 
 def test_a_port_that_only_root_may_use_is_not_called_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,25 @@ def test_what_cannot_be_replaced_is_found_before_and_nothing_is_written(
     assert file.read_bytes() == b"before"
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_for_whom_the_user_lets(umask: int, mode: int, tmp_path: Path) -> None:
+    def modes() -> set[int]:
+        return {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+
+    before = os.umask(umask)
+    try:
+        with AppendOnlyLog(tmp_path / "log") as log, replacing(tmp_path / "file"):
+            log.add({})
+            log.rewrite([{}])
+    finally:
+        os.umask(before)
+    assert modes() == {mode}
+    for path in tmp_path.iterdir():
+        with replacing(path):
+            pass
+    assert modes() == {mode}
+
+
 def test_the_digest_is_that_of_the_contents(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * 10_000)

@@ -231,6 +231,24 @@ def test_a_list_may_be_in_the_unicode_of_windows(text: str, encoding: str, tmp_p
     assert [clip.video for clip in inputs.clips([f"{tmp_path}/m.txt"])] == ["caf\xe9.mp4", "b.mp4"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "b/1.mp4\nhttps://host/2.mp4\n"),
+        ("list.csv", "path\nb/1.mp4\nhttps://host/2.mp4\n"),
+        ("list.jsonl", '{"path": "b/1.mp4"}\n{"path": "https://host/2.mp4"}\n'),
+    ],
+)
+def test_a_list_at_a_url_names_what_is_below_its_folder(name: str, text: str) -> None:
+    fsspec.filesystem("memory").pipe_file(f"memory://lists/{name}", text.encode())
+    assert [(clip.video, clip.path) for clip in inputs.clips([f"memory://lists/{name}"])] == [
+        ("b/1.mp4", "memory://lists/b/1.mp4"),
+        ("https://host/2.mp4", "https://host/2.mp4"),
+    ]
+    with pytest.raises(UsageError, match=r"^memory://lists/none\.csv: cannot be read: .*; fix that, or correct"):
+        inputs.clips(["memory://lists/none.csv"])
+
+
 def test_a_url_names_what_is_below_it() -> None:
     files = fsspec.filesystem("memory")
     for name in ("a.mp4", "deep/b.vob", "deep/._b.vob", "c.ogv"):

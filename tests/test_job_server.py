@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
+from uuid import uuid4
 
+import fsspec
 import pytest
 
 from benchmarks.rig.servers import free_ports
@@ -113,6 +115,12 @@ def test_where_no_server_is_the_job_ends_soon_and_says_so(
     assert not list(tmp_path.iterdir())
 
 
+def test_doctor_says_that_no_server_is_where_something_else_is_spoken(capsys: Capture) -> None:
+    with listening(b"SSH-2.0-OpenSSH_9.7\r\n") as url:
+        assert main(["doctor", "--server", url]) == 1
+    assert capsys.readouterr().out.startswith(f"FAIL  {url}/predictions/etenet does not answer (SSH-2.0-OpenSSH_9.7")
+
+
 def test_a_server_that_has_no_room_is_waited_for_and_this_is_said(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,19 +158,52 @@ def test_a_job_in_int8_does_not_continue_one_in_float32(tmp_path: Path, capsys: 
     assert "was made with precision default (now int8); name another file" in capsys.readouterr().err
 
 
-def test_what_an_earlier_run_wrote_is_no_clip_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the shell makes names of `videos/*`."""
+@pytest.mark.parametrize("by_shell", [True, False])
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_what_an_earlier_run_wrote_is_no_clip_of_the_next(
+    name: str, by_shell: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the shell makes names of videos/*, and where etenet does. Killed jobs leave a journal, and no table."""
     (videos := tmp_path / "videos").mkdir()
     shutil.copy(CLIPS[0], videos / "clip.mp4")
     monkeypatch.chdir(tmp_path)
-    out = ["--out", "videos/captions.jsonl", "--report", "videos/report.html"]
+    out = ["--out", f"videos/{name}", "--report", "videos/report.html"]
+    with responding(lambda: (200, "sha256:1")) as url:
+        for _ in range(3):
+            if by_shell:
+                (videos / "captions.csv").unlink(missing_ok=True)
+            everything = [f"videos/{path.name}" for path in sorted(videos.iterdir())] if by_shell else ["videos/*"]
+            assert main(["caption", *everything, *out, "--server", url]) == 0
+    (journal,) = videos.glob("*.jsonl")
+    (record,) = journal.read_text().splitlines()
+    assert json.loads(record)["video"] == "videos/clip.mp4"
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_what_was_published_is_no_clip_of_the_next_run_either(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = f"memory://{uuid4()}"
+    fsspec.filesystem("memory").pipe_file(f"{folder}/clip.mp4", Path(CLIPS[0]).read_bytes())
     with responding(lambda: (200, "sha256:1")) as url:
         for _ in range(2):
-            everything = [f"videos/{path.name}" for path in sorted(videos.iterdir())]
-            assert main(["caption", *everything, *out, "--server", url]) == 0
-    assert len(everything) == 3
-    (record,) = (videos / "captions.jsonl").read_text().splitlines()
-    assert json.loads(record)["video"] == "videos/clip.mp4"
+            capsys.readouterr()
+            assert main(["caption", f"{folder}/*", "--out", f"{folder}/{name}", "--server", url]) == 0
+    assert "1 clip, 1 of them done before; nothing to do" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_first_clip(tmp_path: Path, capsys: Capture) -> None:
+    (folder := tmp_path / "reports").mkdir()
+    for report, name, message in (
+        (folder, "out.jsonl", f"cannot write {folder}: it is no regular file; fix that, or name another"),
+        (tmp_path / "out.jsonl", "out.jsonl", f"--report would replace {tmp_path}/out.jsonl, which has the captions"),
+        (tmp_path / "out.csv.jsonl", "out.csv", f"--report would replace {tmp_path}/out.csv.jsonl, which has"),
+    ):
+        out = ["--out", str(tmp_path / name), "--report", str(report)]
+        assert main(["caption", *CLIPS, *out, "--server", "http://127.0.0.1:1"]) == 2
+        assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("name", ["clips.csv", "clips.jsonl", "clips.txt"])
@@ -172,6 +213,15 @@ def test_a_list_is_not_replaced_by_its_captions(name: str, tmp_path: Path, capsy
     assert main(["caption", str(clips), "--out", str(tmp_path / "." / name), "--server", "http://127.0.0.1:1"]) == 2
     assert f"--out would replace {clips}, which is to be captioned; name another" in capsys.readouterr().err
     assert clips.read_text() == text
+
+
+def test_a_list_at_a_url_is_not_replaced_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    clips = f"memory://{uuid4()}/clips.csv"
+    assert main(["caption", clips, "--out", clips, "--server", "http://127.0.0.1:1"]) == 2
+    assert f"--out would replace {clips}, which is to be captioned; name another" in capsys.readouterr().err
 
 
 def test_a_dash_is_standard_output(capsys: Capture) -> None:

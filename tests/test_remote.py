@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -73,6 +75,16 @@ def test_what_is_published_is_what_is_written_here(suffix: str, url: str, tmp_pa
     assert not list(machine.rglob("captions*"))
     assert not list(REPOSITORY.glob("memory:*"))
     assert do(url, suffix).before == len(CLIPS)
+
+
+def test_the_folder_on_this_machine_may_be_a_link(url: str, machine: Path, tmp_path: Path) -> None:
+    """As where homes are small, and ~/.cache is on another disk."""
+    (tmp_path / "large disk").mkdir()
+    machine.symlink_to("large disk")
+    for suffix in (".csv", ""):
+        do(url, suffix)
+    assert published(f"{url}.csv").count(b"\n") == 1 + len(CLIPS)
+    assert published(f"{url}/07.vtt").startswith(b"WEBVTT")
 
 
 def test_subtitles_are_a_folder_there(url: str) -> None:
@@ -171,6 +183,24 @@ def test_a_job_goes_on_while_it_cannot_publish(
 
     assert run.run(CLIPS, engine, out=out, publication=publication).captioned == len(CLIPS)
     assert capsys.readouterr().err.count("no key for this bucket; trying again later") == 2
+
+
+def test_a_place_that_takes_nothing_is_tried_no_more_often_than_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = count()  # each look at the clock is a second later
+    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    Stubborn.refusals = 0
+    out, publication = remote.destination("stubborn://a/d.jsonl")
+
+    def engine(clips: Iterable[JobClip], _on_segments: OnSegments) -> Iterator[Record]:
+        for clip in clips:
+            Stubborn.refusals = 10**6 if clip != clips[-1] else 0
+            yield {"video": clip.video, "caption": "it goes on"}
+
+    clips = [JobClip(f"{number}.mp4", "") for number in range(200)]
+    assert run.run(clips, engine, out=out, publication=publication).captioned == len(clips)
+    assert 1 <= capsys.readouterr().err.count("trying again later") <= 1 + len(clips) / remote.PUBLISH_EVERY_S
 
 
 def test_a_clip_that_its_filesystem_does_not_give_is_an_error_of_its_own() -> None:

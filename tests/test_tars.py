@@ -90,7 +90,6 @@ def test_what_could_harm_whoever_unpacks_a_tar_is_left_out_of_the_clips(tmp_path
             "a/../../b.mp4",
             ".hidden.mp4",
             "._mac.mp4",
-            "first.mp4",
         ):
             tar.addfile(special(name, tarfile.REGTYPE, size=4), io.BytesIO(name[:4].encode()))
         tar.addfile(special("soft.mp4", tarfile.SYMTYPE, linkname=str(tmp_path / "secret.mp4")))
@@ -99,7 +98,8 @@ def test_what_could_harm_whoever_unpacks_a_tar_is_left_out_of_the_clips(tmp_path
         tar.addfile(special("pipe.mp4", tarfile.FIFOTYPE))
         tar.addfile(special("folder.mp4", tarfile.DIRTYPE))
         tar.addfile(special("sparse.mp4", tarfile.GNUTYPE_SPARSE))
-        tar.addfile(special("last.mp4", tarfile.REGTYPE, size=4), io.BytesIO(b"last"))
+        for name in ("last.mp4", "first.mp4"):
+            tar.addfile(special(name, tarfile.REGTYPE, size=4), io.BytesIO(name[:4].encode()))
     assert bodies(inputs.clips([str(path)], skipped=skipped)) == [b"firs", b"last"]
     assert skipped.files == {
         "link in a tar": 2,

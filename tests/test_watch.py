@@ -250,6 +250,15 @@ def test_what_needs_all_clips_is_refused(
     assert capsys.readouterr().err == f"etenet caption: {message}\n"
 
 
+def test_shards_are_not_written_to_where_they_would_be_captioned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deeper").mkdir()
+    for out in (tmp_path / "out-%06d.tar", tmp_path / "deeper" / "out.tar"):
+        assert main([*CAPTION, "--watch", str(tmp_path), "--out", str(out)]) == 2
+        assert f"{out} would arrive in a folder that is watched; name another place" in capsys.readouterr().err
+
+
 def test_only_folders_are_watched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--watch needs folders, and '.*/gone' is none; make it, or name another$"):
         Watch([str(tmp_path), str(tmp_path / "gone")])

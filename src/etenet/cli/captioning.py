@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from etenet.captioning.options import OPTIONS, CaptionOptions
 from etenet.cli import arguments
 from etenet.errors import UsageError
-from etenet.jobs.formats import FORMATS, JOURNAL, REPORT, Format, format_for
+from etenet.files import require_replaceable
+from etenet.jobs.formats import FORMATS, REPORT, Format, format_for, journal_of
 from etenet.jobs.report import THUMBNAIL_PX
 
 if TYPE_CHECKING:
     from etenet.jobs.inputs import JobClip
     from etenet.jobs.journal import Job, Record
+    from etenet.jobs.remote import Publication
     from etenet.jobs.run import Engine, OnSegments
 
 
@@ -37,15 +39,24 @@ def caption(options: argparse.Namespace) -> int:
     options.out = None if options.out == inputs.STANDARD_INPUT else options.out
     report = _report(options)
     out, publication = remote.destination(options.out) if options.out else (None, None)
+    if publication and publication.url in options.paths:
+        raise _would_replace(options.out)
     format = format_for(options.format, out, segments=caption_options.cut.into_segments)
+    journal = journal_of(out, format) if out else None
+    if report and os.path.realpath(report) in (path and os.path.realpath(path) for path in (out, journal)):
+        raise UsageError(f"--report would replace {report}, which has the captions; name another file with --report")
     skipped, watched = inputs.Skipped(), None
     if options.watch:
-        _check_watch(options, format)
+        _check_watch(options, out, format)
         watched, clips = watch.Watch(options.paths), []
     else:
-        sample = (options.sample, options.seed) if options.sample else None
+        sample = (options.sample, options.seed or 0) if options.sample else None
         clips = inputs.clips(
-            _inputs(options.paths, out, report, format), sample=sample, shard=options.shard, skipped=skipped
+            _inputs(options.paths, out, journal, report),
+            sample=sample,
+            shard=options.shard,
+            skipped=skipped,
+            but=_written(out, journal, report, publication, format),
         )
     about = "; ".join(filter(None, (f"skipping {skipped}" if str(skipped) else "", _by(options))))
     with archive.opened(options.checkpoint) as (options.checkpoint, options.encoder_graph):
@@ -81,27 +92,45 @@ def _check_engine(options: argparse.Namespace) -> None:
         raise UsageError("--ray-address is for --engine ray; give that too")
     if options.workers and not (options.server or options.engine):
         raise UsageError("--workers is for --server and --engine ray; here, ETENET_CORES says how many cores are used")
+    if options.seed is not None and not options.sample:
+        raise UsageError("--seed is for --sample; give that too")
     if options.retry_failed and not options.out:
         raise UsageError("--retry-failed continues the file of an earlier run; name it with --out")
 
 
-def _inputs(paths: list[str], out: Path | None, report: Path | None, format: Format) -> list[str]:
+def _inputs(paths: list[str], out: Path | None, journal: Path | None, report: Path | None) -> list[str]:
     """The paths without what an earlier run wrote, which a pattern of the shell matches the next time.
 
     Raises `UsageError` for an output that may be the user's own list.
     """
     others = [path for path in paths if not _is_same(path, report)]
-    clips = [path for path in others if not _is_same(path, out)]
-    if clips != others and (format is not JOURNAL or not clips):
-        raise UsageError(f"--out would replace {out}, which is to be captioned; name another file with --out")
+    clips = [path for path in others if not _is_same(path, journal)]
+    if any(_is_same(path, out) for path in clips) or (others and not clips):
+        raise _would_replace(out)
     return clips
+
+
+def _would_replace(out: object) -> UsageError:
+    return UsageError(f"--out would replace {out}, which is to be captioned; name another file with --out")
 
 
 def _is_same(path: str, written: Path | None) -> bool:
     return written is not None and written.is_file() and os.path.realpath(path) == os.path.realpath(written)
 
 
-def _check_watch(options: argparse.Namespace, format: Format) -> None:
+def _written(
+    out: Path | None, journal: Path | None, report: Path | None, publication: Publication | None, format: Format
+) -> list[str]:
+    """What an earlier run wrote, as a pattern that etenet expands finds it.
+
+    Without shards: among clips these are the user's own, and `run` refuses to replace them.
+    """
+    at_out = [path for path in (journal, None if format.shards else out) if path]
+    names = [publication.place_of(path.name) if publication else str(path) for path in at_out]
+    return names + ([str(report)] if report else [])
+
+
+def _check_watch(options: argparse.Namespace, out: Path | None, format: Format) -> None:
     """Raises `UsageError` for what needs all clips before the first."""
     given = {"--in-order": options.in_order, "--sample": options.sample, "--shard": options.shard != (1, 1)}
     if needing_all := [flag for flag, wanted in given.items() if wanted]:
@@ -114,14 +143,23 @@ def _check_watch(options: argparse.Namespace, format: Format) -> None:
         raise UsageError(f"--watch prints lines; for {format.name}, name a file with --out")
     if format.file_per_video and Path(options.out).suffix.lower() == format.suffix:
         raise UsageError(f"{options.out} is one file, and further videos arrive; name a folder with --out")
+    if format.shards and out and _is_below(out, options.paths):
+        raise UsageError(f"{options.out} would arrive in a folder that is watched; name another place with --out")
+
+
+def _is_below(path: Path, folders: Sequence[str]) -> bool:
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
 def _report(options: argparse.Namespace) -> Path | None:
     """The report beside another output. Without one, the report is the output."""
     report: Path | None = options.report
     if report is None or options.out:
-        if report and not report.parent.is_dir():
-            raise UsageError(f"no folder for {report}; make the folder, or give another path with --report")
+        if report:
+            if not report.parent.is_dir():
+                raise UsageError(f"no folder for {report}; make the folder, or give another path with --report")
+            require_replaceable(report)
         return report
     if options.format not in (None, REPORT.name):
         raise UsageError(f"--report stands beside the {options.format} file of --out; name that too")
@@ -240,9 +278,7 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
     command.add_argument(
         "--sample", type=arguments.count, metavar="N", help="only N of the clips, at random, but always the same"
     )
-    command.add_argument(
-        "--seed", type=arguments.whole, default=0, metavar="N", help="which clips --sample takes; default 0"
-    )
+    command.add_argument("--seed", type=arguments.whole, metavar="N", help="which clips --sample takes; default 0")
     command.add_argument(
         "--watch", action="store_true", help="caption what arrives in folders, too, until Ctrl-C or SIGTERM"
     )

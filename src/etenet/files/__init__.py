@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOSPC
 from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import IO, Self
 
@@ -23,24 +24,23 @@ from etenet.errors import CannotWrite, OutputLost
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that replaces `path` when the block ends, and is then on the disk. Makes missing folders.
 
-    After an error `path` is unchanged. A crash may leave the new file beside it, as `.NAME.xxxxxxxx`.
-    Raises `CannotWrite`.
+    Its mode is that of the old file, or by the umask. After an error `path` is unchanged. A crash may leave the new
+    file beside it, as `.NAME.xxxxxxxx`. Raises `CannotWrite`.
     """
-    unfinished = None
+    unfinished = path.parent / f".{path.name}.{token_hex(4)}"
     try:
         _require_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w+b") as file:
+        with unfinished.open("x+b") as file:
+            if path.exists():
+                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(unfinished, 0o644)
         os.replace(unfinished, path)
     except BaseException as error:
-        if unfinished:
-            with suppress(FileNotFoundError):
-                os.unlink(unfinished)
+        with suppress(OSError):
+            unfinished.unlink()
         if isinstance(error, OSError):
             raise CannotWrite(error.errno, error.strerror, str(path)) from error
         raise
@@ -168,7 +168,7 @@ def _require_regular(path: Path) -> None:
 def _opened(path: Path) -> io.FileIO:
     """Locked with flock(2), which the kernel undoes when the process ends."""
     _require_regular(path)
-    file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), "r+")
+    file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666), "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -18,15 +18,27 @@ _DISCARD_PORT = 9  # RFC 863; nothing is sent there
 
 def predictions_of(url: str) -> str:
     """The URL at which a server captions. Raises `UsageError` if `url` cannot be that of a server."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    if not _may_be_of_a_server(url):
         raise UsageError(f"--server must look like http://localhost:8080, got {url!r}")
     return url.rstrip("/") + PATH
 
 
+def _may_be_of_a_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.port != 0 and not any(map(str.isspace, url))
+    except ValueError:  # an address in IPv6, or a port, that is none
+        return False
+    return is_address and parts.scheme in ("http", "https")
+
+
 def authorization() -> dict[str, str]:
-    """The header for a server that wants a key, if there is one in the environment."""
+    """The header for a server that wants a key, if there is one in the environment. Raises `UsageError`."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            f"{KEY_VARIABLE} has characters that no header can have, such as quotes of a text; copy it again"
+        )
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

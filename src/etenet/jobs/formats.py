@@ -152,6 +152,11 @@ def format_for(name: str | None, out: Path | None, *, segments: bool = False) ->
     return chosen
 
 
+def journal_of(out: Path, chosen: Format) -> Path:
+    """Where the records of a job are that writes `out`."""
+    return out if chosen == JOURNAL else out.with_name(f"{out.name}.jsonl")
+
+
 def _named_like(out: Path) -> Format:
     if found := _BY_SUFFIX.get(out.suffix.lower()):
         return found

@@ -23,7 +23,7 @@ import os
 import re
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import chain
@@ -112,8 +112,9 @@ def clips(
     sample: tuple[int, int] | None = None,
     shard: tuple[int, int] = (1, 1),
     skipped: Skipped | None = None,
+    but: Collection[str] = (),
 ) -> list[JobClip]:
-    """All clips that are named, in order. Counts what is `skipped`.
+    """All clips that are named, in order, `but` for these files. Counts what is `skipped`.
 
     For a `sample` (count, seed), so many of them at random: the same ones each time, and more with a higher count. For
     a `shard` (i, n) of these, every n-th clip from the i-th.
@@ -122,6 +123,8 @@ def clips(
     by_id: dict[str, JobClip] = {}
     skipped = Skipped() if skipped is None else skipped
     for clip in chain.from_iterable(_named_by(name, skipped) for name in names):
+        if any(_is_same(clip.path, other) for other in but):
+            continue
         for one in in_tar(clip, skipped):
             if by_id.setdefault(one.video, one) != one:
                 raise UsageError(
@@ -162,6 +165,13 @@ def in_tar(clip: JobClip, skipped: Skipped) -> Iterator[JobClip]:
         yield replace(clip, fault=(isinstance(error, OSError) and error.strerror) or str(error))
 
 
+def _is_same(path: str, other: str) -> bool:
+    """Whether these are one file. Only one that has the same name is looked up: a list may have millions."""
+    if path == other or PurePath(path).name != PurePath(other).name or is_remote(path):
+        return path == other
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 def id_of(name: str) -> str:
     """A name as text that every program reads: bytes that are not UTF-8 become \\\\xe9. Others stay as they are.
 
@@ -193,13 +203,15 @@ def _named_by(name: str, skipped: Skipped) -> Iterator[JobClip]:
     elif name == STANDARD_INPUT:
         if sys.stdin is None:
             raise UsageError("standard input is closed; give a list in a file")
-        yield from _manifest(Path(), "standard input", sys.stdin.buffer.read())
+        yield from _manifest("", "standard input", sys.stdin.buffer.read())
+    elif is_remote(name) and path.suffix.lower() in MANIFEST_SUFFIXES and not glob.has_magic(name):
+        yield from _manifest(name.rpartition("/")[0], name, _contents(name))
     elif is_remote(name):
         yield from _of_paths(_remote(name, skipped))
     elif path.is_dir():
         yield from _of_paths(_videos_below(path, skipped))
     elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
-        yield from _manifest(path.parent, path)
+        yield from _manifest(str(path.parent), path)
     elif path.is_file():
         yield from _of_paths([name])
     elif glob.has_magic(name):
@@ -309,14 +321,22 @@ def _matches(pattern: Path, skipped: Skipped) -> Iterator[Path]:
             yield from (match for match in matches if not match.is_dir())
 
 
-def _manifest(folder: Path, source: Path | str, contents: bytes | None = None) -> Iterator[JobClip]:
+def _contents(url: str) -> bytes:
+    try:
+        with remote.opened(url) as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{url}: {error}; fix that, or correct the URL") from error
+
+
+def _manifest(folder: str, source: Path | str, contents: bytes | None = None) -> Iterator[JobClip]:
     clips = [_clip(row, folder) for row in rows(source, contents, header=("video", "path"), list_of="path", fix=_FIX)]
     if not clips:
         raise UsageError(f"{source} has no clip; {_FIX}")
     yield from clips
 
 
-def _clip(row: Row, folder: Path) -> JobClip:
+def _clip(row: Row, folder: str) -> JobClip:
     values = row.values
     try:
         part = Cut(start_s=_seconds(values.get("start_s"), 0.0), end_s=_seconds(values.get("end_s"), math.inf))
@@ -336,5 +356,7 @@ def _seconds(value: Any, default: float) -> float:
     return default if value in (None, "") else float(value)
 
 
-def _below(folder: Path, path: str) -> str:
-    return path if is_remote(path) else str(folder / path)
+def _below(folder: str, path: str) -> str:
+    if is_remote(path):
+        return path
+    return f"{folder}/{path}" if is_remote(folder) else str(Path(folder, path))

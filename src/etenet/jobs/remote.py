@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -67,13 +68,18 @@ class Publication:
         self._above, slash, name = self._place.rpartition("/")
         if not (slash and name):
             raise UsageError(f"{url} names no file; give one with --out, as in {self.url}/captions.jsonl")
-        self._folder = cache / "jobs" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        # As a job resolves its output: a cache may be a link to a larger disk.
+        self._folder = Path(os.path.realpath(cache / "jobs" / hashlib.sha256(self.url.encode()).hexdigest()[:16]))
         self.path = self._folder / name
         self._next_s = 0.0
 
     def url_of(self, name: str) -> str:
         """Where a file is published that is beside `path`."""
         return f"{self.url.rpartition('/')[0]}/{name}"
+
+    def place_of(self, name: str) -> str:
+        """The same as `find` says it."""
+        return str(self._files.unstrip_protocol(f"{self._above}/{name}"))
 
     @contextmanager
     def fetched(self, name: str) -> Iterator[Path | None]:
@@ -88,12 +94,15 @@ class Publication:
     def publish(self, *paths: Path) -> None:
         """Copy files, and all files in folders, to the URL. Raises `OSError`."""
         began_s = time.monotonic()
-        with _errors_as(OSError, f"cannot write {self.url}"):
-            for path in paths:
-                for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                    if file.is_file():
-                        self._files.put_file(str(file), f"{self._above}/{file.relative_to(self._folder).as_posix()}")
-        self._next_s = time.monotonic() + max(PUBLISH_EVERY_S, (time.monotonic() - began_s) / UPLOAD_SHARE)
+        try:
+            with _errors_as(OSError, f"cannot write {self.url}"):
+                for path in paths:
+                    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                        if file.is_file():
+                            inside = file.relative_to(self._folder).as_posix()
+                            self._files.put_file(str(file), f"{self._above}/{inside}")
+        finally:  # a place that takes nothing may need minutes to say so
+            self._next_s = time.monotonic() + max(PUBLISH_EVERY_S, (time.monotonic() - began_s) / UPLOAD_SHARE)
 
     @property
     def is_due(self) -> bool:

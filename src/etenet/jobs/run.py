@@ -83,7 +83,7 @@ def run(
     with ExitStack() as stack:
         journal = None
         if out:
-            path = out if format == JOURNAL else out.with_name(f"{out.name}.jsonl")
+            path = formats.journal_of(out, format)
             name = publication.url_of(path.name) if publication else ""
             journal = stack.enter_context(Journal(path, job, overwrite=overwrite, name=name))
             if publication:

@@ -80,17 +80,22 @@ def samples(file: IO[bytes], video_suffixes: Collection[str], skipped: Counter[s
     damage: BrokenTar | None = None
 
     def whole() -> Iterator[Member]:
+        """Those with a key: others, such as the ._ files of macOS, may stand between two of one sample."""
         nonlocal damage
         try:
-            yield from members(file, skipped)
+            for member in members(file, skipped):
+                if key_of(member.name):
+                    yield member
+                else:
+                    skipped[_kind(member)] += 1
         except BrokenTar as error:
             damage = error
 
     for key, group in groupby(whole(), lambda member: key_of(member.name)):
         of_sample = list(group)
         videos = [member for member in of_sample if PurePosixPath(member.name).suffix.lower() in video_suffixes]
-        if not key or not videos:
-            skipped.update(PurePosixPath(member.name).suffix.lower() or "without suffix" for member in of_sample)
+        if not videos:
+            skipped.update(map(_kind, of_sample))
         elif key in seen:
             skipped["sample whose key is there twice in a tar"] += 1
         else:
@@ -103,6 +108,10 @@ def samples(file: IO[bytes], video_suffixes: Collection[str], skipped: Counter[s
             yield Sample(video.name, video.offset, video.size, begin, end, extensions)
     if damage:
         raise damage
+
+
+def _kind(member: Member) -> str:
+    return PurePosixPath(member.name).suffix.lower() or "without suffix"
 
 
 def members(file: IO[bytes], skipped: Counter[str], *, end: int | None = None) -> Iterator[Member]:

@@ -138,7 +138,8 @@ class _Written:
                     yield f"{self.key}{suffix}", _Contents(path, file), size
                     return
                 file.seek(sample.begin)
-                inside = list(tars.members(file, Counter(), end=sample.end))
+                between = tars.members(file, Counter(), end=sample.end)
+                inside = [member for member in between if tars.key_of(member.name) == sample.key]
                 if sample.offset not in {member.offset for member in inside}:
                     raise BrokenTar("it has changed since the job began")
                 for member in inside:
