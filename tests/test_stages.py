@@ -16,6 +16,8 @@ import torch
 
 from etenet.errors import EtenetError, UsageError
 from etenet.model import checkpoint as checkpoints
+from etenet.model.confidence import FEATURES, Calibration
+from etenet.model.minimum_risk import MinimumRisk
 from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
 from tests.conftest import REPOSITORY
 from tests.test_step import PREPROCESSING, trainee
@@ -69,6 +71,21 @@ def test_a_stage_that_learns_nothing_keeps_its_start(first: Path, features_datas
     for name, value in start.model.decoder.state_dict().items():
         assert torch.equal(value, kept.model.decoder.state_dict()[name])
     assert (kept.provenance["stage"], kept.provenance["epoch"]) == (3, 0)
+
+
+def test_a_calibrated_start_is_validated_as_what_the_stage_saves(
+    first: Path, features_dataset: Path, tmp_path: Path
+) -> None:
+    start, calibrated = first / "stage1" / "best.pt", tmp_path / "calibrated.pt"
+    calibration = Calibration(weights=dict.fromkeys(FEATURES, 0.0), bias=0.0, beam_size=5)
+    unlikely = MinimumRisk(typical=np.zeros(8, np.float32), prior_weight=100.0)
+    checkpoints.calibrate(start, calibrated, calibration, unlikely, {})
+    for out, file in (("plain", start), ("other", calibrated)):
+        settings = ("epochs=1", "batch_clips=16", "decoder_learning_rate=0.0")
+        run(features_dataset, tmp_path / out, 3, *settings, options=("--from", str(file)))
+    assert epochs(tmp_path / "other" / "stage3") == epochs(tmp_path / "plain" / "stage3")
+    kept = checkpoints.load(tmp_path / "other" / "stage3" / "best.pt", with_encoder=False)
+    assert (kept.confidence, kept.minimum_risk) == (None, None)
 
 
 def test_the_reward_trains_and_the_stage_says_what_it_was_made_with(

@@ -94,7 +94,8 @@ def train_stage(run: Run, start: Checkpoint) -> Path:
 
 class _Training:
     def __init__(self, run: Run, start: Checkpoint) -> None:
-        self.run, self.stage, self.checkpoint = run, run.stage, start
+        self.run, self.stage = run, run.stage
+        self.checkpoint = replace(start, confidence=None, minimum_risk=None)  # which are of the weights that it had
         self.clips, self.validation = run.dataset.need("train"), run.dataset.need("validation")
         if self.stage.caption_agreement:
             self.clips = with_preferences(self.clips, start.vocabulary, self.stage.caption_agreement)
@@ -295,9 +296,7 @@ class _Training:
             assert validation is not None
             if (better := validation.rank > self.position.best) and run.processes.first:
                 made = provenance(run, data=self.made_with["data set"], epoch=epoch, validation=validation)
-                checkpoints.save(
-                    replace(self.checkpoint, provenance=made, confidence=None, minimum_risk=None), self.best
-                )
+                checkpoints.save(replace(self.checkpoint, provenance=made), self.best)
         if better:
             self.position = replace(self.position, best=validation.rank)
         self.log.epoch(
