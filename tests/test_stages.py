@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from etenet.errors import EtenetError, UsageError
+from etenet.errors import EtenetError, JavaError, UsageError
 from etenet.model import checkpoint as checkpoints
 from etenet.model.confidence import FEATURES, Calibration
 from etenet.model.minimum_risk import MinimumRisk
@@ -24,6 +25,7 @@ from tests.test_step import PREPROCESSING, trainee
 from training import command, recipes, train
 from training.data.datasets import Dataset, DatasetClip
 from training.loop import processes as process
+from training.loop import snapshots
 from training.loop.features import cached_features
 from training.loop.loading import Loader
 from training.loop.memory import out_of_memory_named
@@ -136,6 +138,28 @@ def test_ctrl_c_saves_and_another_split_and_more_epochs_continue(features_datase
     assert [line["epoch"] for line in epochs(tmp_path / "stage1")] == [1, 2]
     with pytest.raises(UsageError, match="trained with a different batch_clips x accumulation_steps; choose another"):
         run(features_dataset, tmp_path, 1, *other, "accumulation_steps=4", options=("--resume",))
+
+
+def test_a_stop_in_validation_saves_the_weights_and_not_their_average(
+    features_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler)
+        handler(signal.SIGINT, None)
+        raise JavaError("METEOR ended by itself")
+
+    settings = (*QUICK, "weight_average=0.9")
+    assert run(features_dataset, tmp_path / "whole", 1, *settings) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("training.loop.stage.validate", stopped)
+        assert run(features_dataset, tmp_path / "stopped", 1, *settings) == 130
+    assert run(features_dataset, tmp_path / "stopped", 1, *settings, options=("--resume",)) == 0
+    whole, resumed = (snapshots.load_newest(tmp_path / name / "stage1" / "snapshots") for name in ("whole", "stopped"))
+    assert whole is not None
+    assert resumed is not None
+    for name, value in whole["learned"].items():
+        assert torch.equal(resumed["learned"][name], value)
 
 
 def test_without_a_validation_split_there_is_one_line(features_dataset: Path, tmp_path: Path) -> None:

@@ -291,12 +291,17 @@ class _Training:
     def _scored(self, *, epoch: int, train_loss: float | None, waited_s: float) -> bool:
         """Validate, save the checkpoint if it is the best so far, and log. Returns whether it is."""
         run = self.run
-        with self.average.applied():
-            validation = run.processes.broadcast(self._validate() if run.processes.first else None)
-            assert validation is not None
-            if (better := validation.rank > self.position.best) and run.processes.first:
-                made = provenance(run, data=self.made_with["data set"], epoch=epoch, validation=validation)
-                checkpoints.save(replace(self.checkpoint, provenance=made), self.best)
+        try:
+            with self.average.applied():
+                validation = run.processes.broadcast(self._validate() if run.processes.first else None)
+                assert validation is not None
+                if (better := validation.rank > self.position.best) and run.processes.first:
+                    made = provenance(run, data=self.made_with["data set"], epoch=epoch, validation=validation)
+                    checkpoints.save(replace(self.checkpoint, provenance=made), self.best)
+        except JavaError:  # Ctrl-C ends METEOR's program too
+            if run.processes.stop.is_set():
+                self._stop()  # not above, where the weights are the average
+            raise
         if better:
             self.position = replace(self.position, best=validation.rank)
         self.log.epoch(
@@ -313,19 +318,14 @@ class _Training:
         return better
 
     def _validate(self) -> Validation:
-        try:
-            return validate(
-                self.trainee,
-                self.checkpoint,
-                self.validation,
-                self.loader.inputs,
-                self.scorer,
-                batch_clips=min(self.stage.batch_clips, 32),
-            )
-        except JavaError:  # Ctrl-C ends METEOR's program too
-            if self.run.processes.stop.is_set():
-                self._stop()
-            raise
+        return validate(
+            self.trainee,
+            self.checkpoint,
+            self.validation,
+            self.loader.inputs,
+            self.scorer,
+            batch_clips=min(self.stage.batch_clips, 32),
+        )
 
     def _known_features(self) -> NDArray[np.float32] | None:
         run = self.run
