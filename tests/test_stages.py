@@ -162,6 +162,19 @@ def test_a_stop_in_validation_saves_the_weights_and_not_their_average(
         assert torch.equal(resumed["learned"][name], value)
 
 
+def test_a_network_that_left_the_finite_numbers_is_one_line(features_dataset: Path, tmp_path: Path) -> None:
+    settings = (*QUICK, "batch_clips=16", "warmup_steps=0", "decoder_learning_rate=1e30", "weight_average=0.0")
+    with pytest.raises(UsageError, match=r"no finite probabilities for clip13 any more; train into another --out at a"):
+        run(features_dataset, tmp_path, 1, *settings)
+
+
+def test_without_a_word_there_is_one_line(features_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(features_dataset, tmp_path / "data")
+    (tmp_path / "data" / "vocabulary.json").write_text(json.dumps({"words": []}))
+    with pytest.raises(UsageError, match=r"data has no word; prepare it again with a smaller --minimum-count$"):
+        run(tmp_path / "data", tmp_path, 1, *QUICK)
+
+
 def test_without_a_validation_split_there_is_one_line(features_dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(features_dataset, tmp_path / "data")
     manifest = tmp_path / "data" / "manifest.jsonl"

@@ -25,9 +25,16 @@ RARE = 0.5  # the count of a word that no training caption has
 
 
 def first_checkpoint(recipe: Recipe, dataset: Dataset, encoder_weights: Path | None) -> Checkpoint:
-    """A new decoder on an encoder with the given weights, or ImageNet's, or on given features."""
+    """A new decoder on an encoder with the given weights, or ImageNet's, or on given features.
+
+    Raises `UsageError` if the data set has no words.
+    """
     torch.manual_seed(recipe.seed)
     vocabulary = dataset.vocabulary()
+    if not vocabulary.known_words:
+        raise UsageError(
+            f"the vocabulary of {dataset.folder} has no word; prepare it again with a smaller --minimum-count"
+        )
     encoder: Encoder | AbsentEncoder
     if dataset.features is not None:
         encoder, size = AbsentEncoder(), int(dataset.features.shape[-1])
