@@ -162,6 +162,20 @@ def test_a_stop_in_validation_saves_the_weights_and_not_their_average(
         assert torch.equal(resumed["learned"][name], value)
 
 
+def test_on_features_a_start_must_take_their_size_and_leaves_its_encoder(
+    first: Path, features_dataset: Path, tmp_path: Path
+) -> None:
+    data, start = tmp_path / "data", tmp_path / "start.pt"
+    shutil.copytree(features_dataset, data)
+    np.save(data / "features.npy", np.random.default_rng(0).normal(size=(16, 4, 512)).astype(np.float32))
+    with pytest.raises(UsageError, match=r"best.pt takes features of size 8, those of .*data have 512$"):
+        run(data, tmp_path / "run", 3, options=("--from", str(first / "stage1" / "best.pt")))
+    checkpoints.save(checkpoints.initialise("squeezenet1_1", Dataset.load(data).vocabulary(), crop_px=112), start)
+    run(data, tmp_path / "run", 3, "epochs=1", options=("--from", str(start)))
+    with pytest.raises(EtenetError, match="has no encoder: it was trained on features, so it cannot caption video"):
+        checkpoints.load(tmp_path / "run" / "stage3" / "best.pt")
+
+
 def test_a_network_that_left_the_finite_numbers_is_one_line(features_dataset: Path, tmp_path: Path) -> None:
     settings = (*QUICK, "batch_clips=16", "warmup_steps=0", "decoder_learning_rate=1e30", "weight_average=0.0")
     with pytest.raises(UsageError, match=r"no finite probabilities for clip13 any more; train into another --out at a"):

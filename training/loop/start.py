@@ -75,6 +75,11 @@ def next_checkpoint(file: Path, dataset: Dataset) -> Checkpoint:
     start = checkpoints.load(file, with_encoder=dataset.has_frames)
     if start.vocabulary != dataset.vocabulary():
         raise UsageError(f"{file} was not trained with the vocabulary of {dataset.folder}; train stage 1 again")
+    if dataset.features is not None:
+        expected, size = start.model.decoder.config.feature_size, dataset.features.shape[-1]
+        if expected != size:
+            raise UsageError(f"{file} takes features of size {expected}, those of {dataset.folder} have {size}")
+        start.model.encoder = AbsentEncoder()  # its own, if it had one, is not in the file that this stage writes
     return start
 
 
