@@ -212,6 +212,11 @@ def test_a_numbered_view_is_always_the_same_and_number_0_is_the_whole() -> None:
     assert numbered_view(clip, 1, smallest_crop=1.0) == View(mirrored=True)
 
 
+def test_recipes_for_a_cpu_are_in_float32() -> None:
+    for name in ("own", "real"):
+        assert not any(stage.mixed_precision for stage in RECIPES[name]().stages.values())
+
+
 @pytest.mark.parametrize("fields", [{}, {"captions_per_clip": 2}, {"epoch_of": "clips"}])
 def test_the_length_of_an_epoch_is_known_before_it(fields: dict[str, object]) -> None:
     assert len(epoch(stage(**fields), 0)) == examples_per_epoch(CLIPS, stage(**fields))

@@ -295,6 +295,8 @@ def test_shares_are_a_function_of_seed_and_names(tmp_path: Path) -> None:
         ("so cute while it's\ufeffeating", "so cute while it's eating"),
         ("a\u00a0man  sings ", "a man sings"),
         ("\ufeff\r\n", ""),
+        ("a dog runs\ud83d", "a dog runs"),
+        ("a dog \U0001f415", "a dog \U0001f415"),
     ],
 )
 def test_captions_are_cleaned(raw: str, clean: str) -> None:

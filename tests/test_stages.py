@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,14 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from etenet.errors import EtenetError, UsageError
+from etenet.errors import EtenetError, JavaError, UsageError
 from etenet.model import checkpoint as checkpoints
+from etenet.model.confidence import FEATURES, Calibration
+from etenet.model.minimum_risk import MinimumRisk
 from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
 from tests.conftest import REPOSITORY
 from tests.test_step import PREPROCESSING, trainee
 from training import command, recipes, train
 from training.data.datasets import Dataset, DatasetClip
 from training.loop import processes as process
+from training.loop import snapshots
 from training.loop.features import cached_features
 from training.loop.loading import Loader
 from training.loop.memory import out_of_memory_named
@@ -69,6 +73,21 @@ def test_a_stage_that_learns_nothing_keeps_its_start(first: Path, features_datas
     for name, value in start.model.decoder.state_dict().items():
         assert torch.equal(value, kept.model.decoder.state_dict()[name])
     assert (kept.provenance["stage"], kept.provenance["epoch"]) == (3, 0)
+
+
+def test_a_calibrated_start_is_validated_as_what_the_stage_saves(
+    first: Path, features_dataset: Path, tmp_path: Path
+) -> None:
+    start, calibrated = first / "stage1" / "best.pt", tmp_path / "calibrated.pt"
+    calibration = Calibration(weights=dict.fromkeys(FEATURES, 0.0), bias=0.0, beam_size=5)
+    unlikely = MinimumRisk(typical=np.zeros(8, np.float32), prior_weight=100.0)
+    checkpoints.calibrate(start, calibrated, calibration, unlikely, {})
+    for out, file in (("plain", start), ("other", calibrated)):
+        settings = ("epochs=1", "batch_clips=16", "decoder_learning_rate=0.0")
+        run(features_dataset, tmp_path / out, 3, *settings, options=("--from", str(file)))
+    assert epochs(tmp_path / "other" / "stage3") == epochs(tmp_path / "plain" / "stage3")
+    kept = checkpoints.load(tmp_path / "other" / "stage3" / "best.pt", with_encoder=False)
+    assert (kept.confidence, kept.minimum_risk) == (None, None)
 
 
 def test_the_reward_trains_and_the_stage_says_what_it_was_made_with(
@@ -119,6 +138,55 @@ def test_ctrl_c_saves_and_another_split_and_more_epochs_continue(features_datase
     assert [line["epoch"] for line in epochs(tmp_path / "stage1")] == [1, 2]
     with pytest.raises(UsageError, match="trained with a different batch_clips x accumulation_steps; choose another"):
         run(features_dataset, tmp_path, 1, *other, "accumulation_steps=4", options=("--resume",))
+
+
+def test_a_stop_in_validation_saves_the_weights_and_not_their_average(
+    features_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler)
+        handler(signal.SIGINT, None)
+        raise JavaError("METEOR ended by itself")
+
+    settings = (*QUICK, "weight_average=0.9")
+    assert run(features_dataset, tmp_path / "whole", 1, *settings) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("training.loop.stage.validate", stopped)
+        assert run(features_dataset, tmp_path / "stopped", 1, *settings) == 130
+    assert run(features_dataset, tmp_path / "stopped", 1, *settings, options=("--resume",)) == 0
+    whole, resumed = (snapshots.load_newest(tmp_path / name / "stage1" / "snapshots") for name in ("whole", "stopped"))
+    assert whole is not None
+    assert resumed is not None
+    for name, value in whole["learned"].items():
+        assert torch.equal(resumed["learned"][name], value)
+
+
+def test_on_features_a_start_must_take_their_size_and_leaves_its_encoder(
+    first: Path, features_dataset: Path, tmp_path: Path
+) -> None:
+    data, start = tmp_path / "data", tmp_path / "start.pt"
+    shutil.copytree(features_dataset, data)
+    np.save(data / "features.npy", np.random.default_rng(0).normal(size=(16, 4, 512)).astype(np.float32))
+    with pytest.raises(UsageError, match=r"best.pt takes features of size 8, those of .*data have 512$"):
+        run(data, tmp_path / "run", 3, options=("--from", str(first / "stage1" / "best.pt")))
+    checkpoints.save(checkpoints.initialise("squeezenet1_1", Dataset.load(data).vocabulary(), crop_px=112), start)
+    run(data, tmp_path / "run", 3, "epochs=1", options=("--from", str(start)))
+    with pytest.raises(EtenetError, match="has no encoder: it was trained on features, so it cannot caption video"):
+        checkpoints.load(tmp_path / "run" / "stage3" / "best.pt")
+
+
+def test_a_network_that_left_the_finite_numbers_is_one_line(features_dataset: Path, tmp_path: Path) -> None:
+    settings = (*QUICK, "batch_clips=16", "warmup_steps=0", "decoder_learning_rate=1e30", "weight_average=0.0")
+    with pytest.raises(UsageError, match=r"no finite probabilities for clip13 any more; train into another --out at a"):
+        run(features_dataset, tmp_path, 1, *settings)
+
+
+def test_without_a_word_there_is_one_line(features_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(features_dataset, tmp_path / "data")
+    (tmp_path / "data" / "vocabulary.json").write_text(json.dumps({"words": []}))
+    with pytest.raises(UsageError, match=r"data has no word; prepare it again with a smaller --minimum-count$"):
+        run(tmp_path / "data", tmp_path, 1, *QUICK)
 
 
 def test_without_a_validation_split_there_is_one_line(features_dataset: Path, tmp_path: Path) -> None:

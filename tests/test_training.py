@@ -234,6 +234,9 @@ def test_a_shipped_checkpoint_can_keep_a_share_of_the_start_of_the_last_stage(
             torch.testing.assert_close(mixed.model.state_dict()[name], value * 2.5, rtol=2e-3, atol=1e-4)
     with pytest.raises(UsageError, match="start-share must be from 0 to 1"):
         ship.main(["--run", str(tmp_path), "--checkpoint", str(shipped), "--start-share", "1"])
+    shutil.rmtree(tmp_path / "stage3")
+    with pytest.raises(UsageError, match=r"has no stage3/best\.pt to mix its start into; train stage 3, or leave out"):
+        ship.main(["--run", str(tmp_path), "--checkpoint", str(shipped), "--start-share", "0.25"])
 
 
 def test_a_checkpoint_that_is_too_large_leaves_the_shipped_one_as_it_was(

@@ -37,10 +37,15 @@ def ship(run: Path, checkpoint: Path, *, max_bytes: int, terms: str, start_share
 
     Raises `EtenetError` if that is more than `max_bytes`. The file that shipped before is then unchanged.
     """
-    best = checkpoints.load(stage_before(run, LAST_STAGE + 1))
+    best_file, start_file = (stage_before(run, number) for number in (LAST_STAGE + 1, LAST_STAGE))
+    best = checkpoints.load(best_file)
     if start_share:
-        start = checkpoints.load(stage_before(run, LAST_STAGE))
-        best = mixed(best, start, start_share)
+        if best_file == start_file:
+            raise UsageError(
+                f"{run} has no stage{LAST_STAGE}/best.pt to mix its start into; train stage {LAST_STAGE}, or leave out "
+                "--start-share"
+            )
+        best = mixed(best, checkpoints.load(start_file), start_share)
     candidate = checkpoint.with_name(f".{checkpoint.name}.candidate")
     try:
         checkpoints.save(replace(best, name=checkpoint.stem, terms=terms), candidate, dtype=torch.float16)

@@ -15,9 +15,11 @@ BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 def clean_caption(caption: str) -> str:
     """Make every run of white space (line breaks, no-break spaces) and byte order marks one space.
 
-    In MSVD a byte order mark stands where a space should, as in "so cute while it's<BOM>eating".
+    In MSVD a byte order mark stands where a space should, as in "so cute while it's<BOM>eating". Lone surrogates, the
+    halves of characters that a program cut in two, are left out: no file of UTF-8 can hold them.
     """
-    return " ".join(caption.replace(BYTE_ORDER_MARK, " ").split())
+    whole = caption.encode(errors="ignore").decode()
+    return " ".join(whole.replace(BYTE_ORDER_MARK, " ").split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,8 @@ def train_stage(run: Run, start: Checkpoint) -> Path:
 
 class _Training:
     def __init__(self, run: Run, start: Checkpoint) -> None:
-        self.run, self.stage, self.checkpoint = run, run.stage, start
+        self.run, self.stage = run, run.stage
+        self.checkpoint = replace(start, confidence=None, minimum_risk=None)  # which are of the weights that it had
         self.clips, self.validation = run.dataset.need("train"), run.dataset.need("validation")
         if self.stage.caption_agreement:
             self.clips = with_preferences(self.clips, start.vocabulary, self.stage.caption_agreement)
@@ -290,14 +291,17 @@ class _Training:
     def _scored(self, *, epoch: int, train_loss: float | None, waited_s: float) -> bool:
         """Validate, save the checkpoint if it is the best so far, and log. Returns whether it is."""
         run = self.run
-        with self.average.applied():
-            validation = run.processes.broadcast(self._validate() if run.processes.first else None)
-            assert validation is not None
-            if (better := validation.rank > self.position.best) and run.processes.first:
-                made = provenance(run, data=self.made_with["data set"], epoch=epoch, validation=validation)
-                checkpoints.save(
-                    replace(self.checkpoint, provenance=made, confidence=None, minimum_risk=None), self.best
-                )
+        try:
+            with self.average.applied():
+                validation = run.processes.broadcast(self._validate() if run.processes.first else None)
+                assert validation is not None
+                if (better := validation.rank > self.position.best) and run.processes.first:
+                    made = provenance(run, data=self.made_with["data set"], epoch=epoch, validation=validation)
+                    checkpoints.save(replace(self.checkpoint, provenance=made), self.best)
+        except JavaError:  # Ctrl-C ends METEOR's program too
+            if run.processes.stop.is_set():
+                self._stop()  # not above, where the weights are the average
+            raise
         if better:
             self.position = replace(self.position, best=validation.rank)
         self.log.epoch(
@@ -314,19 +318,14 @@ class _Training:
         return better
 
     def _validate(self) -> Validation:
-        try:
-            return validate(
-                self.trainee,
-                self.checkpoint,
-                self.validation,
-                self.loader.inputs,
-                self.scorer,
-                batch_clips=min(self.stage.batch_clips, 32),
-            )
-        except JavaError:  # Ctrl-C ends METEOR's program too
-            if self.run.processes.stop.is_set():
-                self._stop()
-            raise
+        return validate(
+            self.trainee,
+            self.checkpoint,
+            self.validation,
+            self.loader.inputs,
+            self.scorer,
+            batch_clips=min(self.stage.batch_clips, 32),
+        )
 
     def _known_features(self) -> NDArray[np.float32] | None:
         run = self.run

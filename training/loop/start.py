@@ -25,9 +25,16 @@ RARE = 0.5  # the count of a word that no training caption has
 
 
 def first_checkpoint(recipe: Recipe, dataset: Dataset, encoder_weights: Path | None) -> Checkpoint:
-    """A new decoder on an encoder with the given weights, or ImageNet's, or on given features."""
+    """A new decoder on an encoder with the given weights, or ImageNet's, or on given features.
+
+    Raises `UsageError` if the data set has no words.
+    """
     torch.manual_seed(recipe.seed)
     vocabulary = dataset.vocabulary()
+    if not vocabulary.known_words:
+        raise UsageError(
+            f"the vocabulary of {dataset.folder} has no word; prepare it again with a smaller --minimum-count"
+        )
     encoder: Encoder | AbsentEncoder
     if dataset.features is not None:
         encoder, size = AbsentEncoder(), int(dataset.features.shape[-1])
@@ -68,6 +75,11 @@ def next_checkpoint(file: Path, dataset: Dataset) -> Checkpoint:
     start = checkpoints.load(file, with_encoder=dataset.has_frames)
     if start.vocabulary != dataset.vocabulary():
         raise UsageError(f"{file} was not trained with the vocabulary of {dataset.folder}; train stage 1 again")
+    if dataset.features is not None:
+        expected, size = start.model.decoder.config.feature_size, dataset.features.shape[-1]
+        if expected != size:
+            raise UsageError(f"{file} takes features of size {expected}, those of {dataset.folder} have {size}")
+        start.model.encoder = AbsentEncoder()  # its own, if it had one, is not in the file that this stage writes
     return start
 
 

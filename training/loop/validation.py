@@ -13,6 +13,7 @@ from torch import Tensor
 
 from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
+from etenet.errors import UsageError
 from etenet.model.checkpoint import Checkpoint
 from etenet.runtime.network import TorchNetwork
 from etenet.scoring.scores import Scorer
@@ -45,7 +46,10 @@ def validate(
     *,
     batch_clips: int,
 ) -> Validation:
-    """`checkpoint` holds the trainee's network, `scorer` the references; `inputs` loads frames or features of clips."""
+    """`checkpoint` holds the trainee's network, `scorer` the references; `inputs` loads frames or features of clips.
+
+    Raises `UsageError` if the network's numbers are no longer finite.
+    """
     trainee.eval()
     network = TorchNetwork(checkpoint, device=trainee.model.decoder.embedding.weight.device)
     captioner = Captioner(checkpoint, network, decoders_for(checkpoint, sandboxed=False))
@@ -54,6 +58,11 @@ def validate(
         batch = clips[start : start + batch_clips]
         features = trainee.features(inputs(batch))
         for clip, sentences in zip(batch, captioner.caption_features(features, CaptionOptions()), strict=True):
+            if not sentences:
+                raise UsageError(
+                    f"the network has no finite probabilities for {clip.video} any more; train into another --out at a "
+                    "lower learning rate (--set)"
+                )
             captions[clip.video] = [sentences[0].text]
         most = max(len(clip.captions) for clip in batch)
         repeated = [[clip.captions[i % len(clip.captions)] for i in range(most)] for clip in batch]
