@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from etenet.cli import main
 from etenet.errors import JobStopped, UsageError
-from etenet.jobs import remote, run
+from etenet.jobs import remote, run, watch
 from etenet.jobs.formats import format_for
 from etenet.jobs.inputs import JobClip, Source
 from etenet.jobs.journal import Job, Record
@@ -201,6 +201,31 @@ def test_a_place_that_takes_nothing_is_tried_no_more_often_than_another(
     clips = [JobClip(f"{number}.mp4", "") for number in range(200)]
     assert run.run(clips, engine, out=out, publication=publication).captioned == len(clips)
     assert 1 <= capsys.readouterr().err.count("trying again later") <= 1 + len(clips) / remote.PUBLISH_EVERY_S
+
+
+def test_what_a_watched_folder_gave_is_published_though_nothing_else_arrives(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Quiet(watch.Watch):
+        looks = 0
+
+        def look(self) -> list[Path]:
+            self.looks += 1
+            if self.looks == 50 or published(f"{url}.jsonl"):
+                raise KeyboardInterrupt
+            return [tmp_path / "a.mp4"] if self.looks == 1 else []
+
+    def engine(clips: Iterable[JobClip], _on_segments: OnSegments) -> Iterator[Record]:
+        return ({"video": clip.video, "caption": "it waits for others"} for clip in clips)
+
+    (tmp_path / "a.mp4").write_text("not a tar")
+    seconds = count(step=10)
+    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.0)
+    out, publication = remote.destination(f"{url}.jsonl")
+    quiet = Quiet([str(tmp_path)])
+    run.run([], engine, out=out, publication=publication, watch=quiet)
+    assert 2 < quiet.looks < 50
 
 
 def test_a_clip_that_its_filesystem_does_not_give_is_an_error_of_its_own() -> None:

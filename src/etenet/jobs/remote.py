@@ -72,6 +72,7 @@ class Publication:
         self._folder = Path(os.path.realpath(cache / "jobs" / hashlib.sha256(self.url.encode()).hexdigest()[:16]))
         self.path = self._folder / name
         self._next_s = 0.0
+        self._published: dict[Path, int] = {}  # file -> how many bytes it had
 
     def url_of(self, name: str) -> str:
         """Where a file is published that is beside `path`."""
@@ -99,14 +100,15 @@ class Publication:
                 for path in paths:
                     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                         if file.is_file():
-                            inside = file.relative_to(self._folder).as_posix()
+                            size, inside = file.stat().st_size, file.relative_to(self._folder).as_posix()
                             self._files.put_file(str(file), f"{self._above}/{inside}")
+                            self._published[file] = size
         finally:  # a place that takes nothing may need minutes to say so
             self._next_s = time.monotonic() + max(PUBLISH_EVERY_S, (time.monotonic() - began_s) / UPLOAD_SHARE)
 
-    @property
-    def is_due(self) -> bool:
-        return time.monotonic() > self._next_s
+    def is_due(self, log: Path) -> bool:
+        """Whether it is time to publish what was added to this file."""
+        return time.monotonic() > self._next_s and log.stat().st_size != self._published.get(log)
 
     def close(self) -> None:
         """Remove the files on this machine, now that they are published."""

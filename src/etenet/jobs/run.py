@@ -104,9 +104,13 @@ def run(
                 follower.on_segments(video, segments)
             progress.on_segments(video, segments, duration_s)
 
+        def publish_meanwhile() -> None:
+            if journal and publication and publication.is_due(journal.path):
+                _publish_meanwhile(journal, publication)
+
         records = engine(todo, on_segments) if todo else iter(())
         if watch:
-            records = _arriving(watch, engine, clips, done, summary, on_segments)
+            records = _arriving(watch, engine, clips, done, summary, on_segments, publish_meanwhile)
         records = progress.count(records)
         if in_order:
             records = _ordered(todo, records)
@@ -117,8 +121,7 @@ def run(
                         journal.add(record)
                     if follower:
                         follower.on_record(record)
-                    if journal and publication and publication.is_due:
-                        _publish_meanwhile(journal, publication)
+                    publish_meanwhile()
             else:
                 for text in format.write(records):
                     print_bytes(text)
@@ -141,6 +144,7 @@ def _arriving(
     done: Mapping[str, bool],
     summary: Summary,
     on_segments: OnSegments,
+    meanwhile: Callable[[], object],
 ) -> Iterator[Record]:
     """The records of all clips that arrive and are not done or under way. Adds the clips to `clips`."""
     under_way: set[str] = set()
@@ -155,7 +159,7 @@ def _arriving(
                 summary.total += 1
                 yield clip
 
-    for arrived in watch.rounds():
+    for arrived in watch.rounds(meanwhile):
         for record in engine(new(arrived), on_segments):
             yield record
             under_way.discard(record["video"])

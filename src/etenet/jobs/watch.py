@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,13 +39,17 @@ class Watch:
     def __str__(self) -> str:
         return ", ".join(map(str, self._folders))
 
-    def rounds(self) -> Iterator[Iterator[JobClip]]:
-        """The clips that are whole, until there are none for now; and so on, without end."""
+    def rounds(self, meanwhile: Callable[[], object] = lambda: None) -> Iterator[Iterator[JobClip]]:
+        """The clips that are whole, until there are none for now; and so on, without end.
+
+        `meanwhile` is called again and again while nothing arrives.
+        """
         while True:
             began_s = time.monotonic()
             if whole := self.look():
                 yield self._clips(whole)
             else:
+                meanwhile()
                 looked_s = time.monotonic() - began_s
                 time.sleep(max(LOOK_EVERY_S, looked_s / LOOKING_SHARE))
 
