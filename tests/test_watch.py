@@ -189,7 +189,7 @@ def test_each_clip_that_arrives_is_captioned_once_also_after_a_new_start(end: si
 
 def test_another_file_of_a_name_that_is_just_captioned_is_not_captioned_too(tmp_path: Path) -> None:
     class Replaced(Watch):
-        def rounds(self, meanwhile: Callable[[], object] = lambda: None) -> Iterator[Iterator[JobClip]]:
+        def rounds(self, _meanwhile: object = None) -> Iterator[Iterator[JobClip]]:
             clip = JobClip("a", "a.mp4")
             yield iter([clip, clip])
             yield iter([clip])
