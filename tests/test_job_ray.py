@@ -197,3 +197,11 @@ def test_a_cluster_of_several_nodes_compares_files_where_it_reads_them(cluster: 
         peer.shutdown()
     assert by_cluster == ray._digests(sources)
     assert len(set(by_cluster.values())) == 3
+
+
+@pytest.mark.parametrize(("clips", "tasks"), [(5, 5), (240, 240), (1000, 256), (100_000, 1563)])
+def test_each_core_gets_some_tasks_and_each_task_no_more_than_64_clips(
+    clips: int, tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "_resources", lambda: {"one": {"CPU": 16.0}, "other": {"CPU": 16.0}, "head": {}})
+    assert ray._decoding_tasks(clips) == tasks

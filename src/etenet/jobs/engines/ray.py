@@ -52,6 +52,9 @@ from etenet.video.segments import Cut
 TASK_BYTES = 2**30  # what Ray reserves for decoding a clip
 # Of a core, which Ray only counts: the actor of a node finds room beside as many tasks as the node has cores.
 ACTOR_CORES, TASK_CORES = 0.01, 0.99
+# A task costs Ray some 20 ms of a core, so there are few; but enough that no core waits long for the last one, and that
+# little is repeated after one that failed.
+TASKS_PER_CORE, MOST_CLIPS_OF_A_TASK = 8, 64
 _CHECKPOINT = "checkpoint.pt"
 
 
@@ -94,7 +97,7 @@ def engine(
             on_gpu = "num_gpus" in placed
             graph = None if on_gpu else ray.remote(num_cpus=TASK_CORES)(_compiled).remote(weights)
             captioned = (
-                ray.data.from_items(items)
+                ray.data.from_items(items, override_num_blocks=_decoding_tasks(len(items)))
                 # `memory` also keeps Ray from fusing the two steps: the actors would then decode, too.
                 .flat_map(partial(_decoded, resize_px=resize_px), num_cpus=TASK_CORES, memory=TASK_BYTES)
                 .map_batches(
@@ -188,6 +191,12 @@ def _placement(actors: int | None, *, most: int) -> tuple[int, int, dict[str, An
         spread = placement_group([{"CPU": ACTOR_CORES}] * workers, strategy="SPREAD")
         placed = {"num_cpus": ACTOR_CORES, "scheduling_strategy": PlacementGroupSchedulingStrategy(spread)}
     return workers, math.ceil(workers / len(nodes)), placed
+
+
+def _decoding_tasks(clips: int) -> int:
+    """How many tasks decode so many clips."""
+    of_cluster = sum(int(each.get("CPU", 0)) for each in _resources().values())
+    return min(clips, max(TASKS_PER_CORE * of_cluster, math.ceil(clips / MOST_CLIPS_OF_A_TASK)))
 
 
 def _share_of_node(actors: int) -> int:
