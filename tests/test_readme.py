@@ -151,10 +151,26 @@ def test_its_tree_names_every_package_and_every_folder() -> None:
             assert re.search(rf"\s{re.escape(name)}(/|\s)", tree), name
 
 
+def headings(page: Path) -> set[str]:
+    """As links name them on GitHub."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(
+    "page", [path for folder in (".", "docs", "model_store") for path in sorted(REPOSITORY.glob(f"{folder}/*.md"))]
+)
+def test_the_links_of_a_page_lead_to_a_file_and_a_heading(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]*)\)", page.read_text()):
+        name, _, heading = link.partition("#")
+        if not name.startswith("https:"):
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not heading or heading in headings(target), link
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_the_files_that_a_page_links_to_or_names_exist(page: str) -> None:
-    linked = re.findall(r"\]\(([^)#:]+)[^):]*\)", PAGES[page])
-    assert not [name for name in linked if not ((REPOSITORY / page).parent / name).exists()]
+def test_the_files_that_a_page_names_exist(page: str) -> None:
     named = re.findall(r"`((?:src|handler|tests|docs|training|benchmarks|deploy)/[\w./-]+)`", PAGES[page])
     named += [f"tests/{name}" for name in re.findall(r"`(test_\w+\.py)`", PAGES[page])]
     assert not [name for name in named if not (REPOSITORY / name).exists()]
