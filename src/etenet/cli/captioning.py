@@ -297,7 +297,9 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
     )
     command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")
     command.add_argument(
-        "--ray-address", metavar="ADDRESS", help="address of the Ray cluster; default: start one on this machine"
+        "--ray-address",
+        metavar="ADDRESS",
+        help="address of the Ray cluster; default: RAY_ADDRESS, or one that runs on this machine, or a new one there",
     )
     command.add_argument(
         "--workers",
