@@ -191,7 +191,12 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument(
         "--minimum-count", type=_positive, default=1, metavar="N", help="drop words that are rarer; default 1: none"
     )
-    every.add_argument("--max-words", type=_positive, metavar="N", help="count longer captions; default: the recipe's")
+    every.add_argument(
+        "--max-words",
+        type=_positive,
+        metavar="N",
+        help=f"count longer captions; default: as the recipe of the same name, or {DEFAULT_MAX_WORDS} if there is none",
+    )
 
     size.add_argument(
         "--encoder", default="inceptionresnetv2", metavar="NAME", help="take the frame size of this encoder"
