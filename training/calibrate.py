@@ -206,14 +206,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.calibrate", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="F.pt")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--split", default="validation", help="clips that the network did not learn from")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="made by training.prepare")
+    parser.add_argument("--split", default="validation", help="clips that it did not learn from; default: validation")
     parser.add_argument("--test-split", metavar="SPLIT", help="also measure the confidence on this split")
     parser.add_argument("--out", type=Path, required=True, metavar="G.pt", help="the checkpoint with its calibration")
     parser.add_argument("--minimum-risk", action="store_true", help="say the sentence of least risk, not the likeliest")
     parser.add_argument("--figure", type=Path, metavar="F.png", help="draw the reliability diagram (of the test split)")
     parser.add_argument(
-        "--tokenizer", choices=TOKENIZERS, default="ptb", help="none: if references are normalised already"
+        "--tokenizer", choices=TOKENIZERS, default="ptb", help="default: ptb; none if references are normalised already"
     )
     for option in SEARCH_OPTIONS:
         parser.add_argument(option.flag, metavar="N", help=option.usage)

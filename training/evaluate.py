@@ -223,15 +223,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="F.pt",
         help="another checkpoint for the table, or NAME=F.pt; repeatable",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="made by training.prepare")
+    parser.add_argument("--split", default="test", help="default: test")
     parser.add_argument(
         "--baselines",
         action=argparse.BooleanOptionalAction,
         help="score three baselines too; needs the features of the training split; default: with --beside",
     )
     parser.add_argument(
-        "--tokenizer", choices=TOKENIZERS, default="ptb", help="none: if references are normalised already"
+        "--tokenizer", choices=TOKENIZERS, default="ptb", help="default: ptb; none if references are normalised already"
     )
     parser.add_argument(
         "--meteor", action=argparse.BooleanOptionalAction, default=True, help="METEOR, for which Java is needed"
@@ -240,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(option.flag, metavar="N", help=option.usage)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="a torch device, such as cuda; default: cpu")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which clips are shown at random; default 0")
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for scores and report")
     return parser
 
 

@@ -199,7 +199,10 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     size.add_argument(
-        "--encoder", default="inceptionresnetv2", metavar="NAME", help="take the frame size of this encoder"
+        "--encoder",
+        default="inceptionresnetv2",
+        metavar="NAME",
+        help="take the frame size of this encoder; default: inceptionresnetv2",
     )
     size.add_argument("--resize-px", type=_positive, metavar="N", help="frame size; default: the encoder's own")
 
@@ -224,8 +227,10 @@ def _parser() -> argparse.ArgumentParser:
 
     captions.add_argument("--captions", type=Path, required=True, metavar="F", help="see docs/data.md")
 
-    shares.add_argument("--validation-share", type=float, default=0.1, metavar="X", help="where F has no splits")
-    shares.add_argument("--test-share", type=float, default=0.1, metavar="X", help="where F has no splits")
+    shares.add_argument(
+        "--validation-share", type=float, default=0.1, metavar="X", help="if F has no splits; default 0.1"
+    )
+    shares.add_argument("--test-share", type=float, default=0.1, metavar="X", help="if F has no splits; default 0.1")
     shares.add_argument("--seed", type=int, default=0, metavar="N", help="which clips the shares take; default 0")
 
     one = datasets.add_parser("msvd", parents=[every, size, clips, chosen, official], help="MSVD as distributed")

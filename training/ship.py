@@ -106,14 +106,20 @@ def choose_examples(dataset: Dataset, captions: dict[str, str]) -> list[DatasetC
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.ship", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, metavar="RUN")
-    parser.add_argument("--checkpoint", type=Path, default=Path("model_store/demo.pt"), metavar="F.pt")
+    parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="the folder with stage1 and so on")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path("model_store/demo.pt"),
+        metavar="F.pt",
+        help="the file to write; default: model_store/demo.pt, which is replaced",
+    )
     parser.add_argument(
         "--max-bytes",
         type=int,
         default=MAX_CHECKPOINT_BYTES,
         metavar="N",
-        help="how many bytes the checkpoint may have",
+        help=f"how many bytes the checkpoint may have; default {MAX_CHECKPOINT_BYTES}",
     )
     parser.add_argument("--terms", default="", metavar="TEXT", help="terms under which the weights may be used")
     parser.add_argument(
@@ -122,7 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="dataset folder of the demo world: choose examples there, too"
     )
-    parser.add_argument("--examples", type=Path, default=Path("examples"), metavar="DIR")
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        default=Path("examples"),
+        metavar="DIR",
+        help="where --data puts them, in place of the clips there; default: examples",
+    )
     options = parser.parse_args(arguments)
     if not 0 <= options.start_share < 1:
         raise UsageError(f"--start-share must be from 0 to 1, 1 excluded, got {options.start_share}")

@@ -156,7 +156,7 @@ def _accuracy(
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.stills", description=__doc__.splitlines()[0])
     parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="made by training.prepare")
     parser.add_argument("--out", type=Path, required=True, metavar="F.pt", help="the encoder's weights")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
     options = parser.parse_args(arguments)

@@ -63,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1; default: a GPU if there is one")
     parser.add_argument("--resume", action="store_true", help="continue where the run stopped, if there is one")
     parser.add_argument(
-        "--save-every-s", type=float, default=300.0, metavar="S", help="seconds from one snapshot to the next"
+        "--save-every-s",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="seconds from one snapshot to the next; default 300",
     )
     parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, if it is installed")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
