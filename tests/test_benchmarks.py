@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 
 import etenet
 from benchmarks import capacity, decode, encoder, neighbours, saturation, scale, search, server, training
-from benchmarks.rig import chip
+from benchmarks.rig import chip, servers
 from tests import clips
 
 
@@ -81,6 +82,13 @@ def test_nothing_is_compiled_without_time(left: list[bool], compiled: int) -> No
     assert bench.compiled == compiled
     assert ["left_out" in row for row in rows] == [not is_left for is_left in left]
     assert all(row["compile_s"] == 60 for row in rows[:compiled])
+
+
+def test_a_server_that_ends_at_its_start_is_not_waited_for(tmp_path: Path) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(RuntimeError, match="its server ended"):
+        servers._started("http://127.0.0.1:1", b"", tmp_path, "no_such_module").__enter__()
+    assert time.monotonic() - began_s < servers.START_DEADLINE_S / 3
 
 
 def test_the_ceilings_of_a_chip_are_measured() -> None:

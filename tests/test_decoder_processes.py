@@ -204,12 +204,14 @@ future.exception()
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_a_hanging_process_ends_with_its_host_or_at_its_cpu_limit_if_the_host_is_stopped(sent: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, cwd=REPOSITORY) as host:
-        assert host.stdout is not None
-        assert host.stdout.readline() == b"spinning\n"
-        (decoder,) = decoders_of(host.pid)
-        host.send_signal(sent)
-        wait_until(lambda: not runs(decoder), 15)
-        host.kill()
+        try:
+            assert host.stdout is not None
+            assert host.stdout.readline() == b"spinning\n"
+            (decoder,) = decoders_of(host.pid)
+            host.send_signal(sent)
+            wait_until(lambda: not runs(decoder), 15)
+        finally:
+            host.kill()
 
 
 def test_a_sandbox_that_cannot_start_raises_an_error() -> None:

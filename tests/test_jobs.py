@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +122,21 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_is_not(
     }
     command = [sys.executable, "-m", "etenet", "caption", str(folder), "--out", str(out), *where[engine]]
 
-    def started(enough: int) -> subprocess.Popen[str]:
-        """A job, once there are as many lines."""
-        job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        wait_until(lambda: lines(out) >= enough, 120)
-        if engine == "ray":
-            kill_captioning_actors(job)
-        return job
+    @contextmanager
+    def started(enough: int) -> Iterator[subprocess.Popen[str]]:
+        """A job, once there are as many lines. It is killed at the end."""
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
+            try:
+                wait_until(lambda: lines(out) >= enough, 120)
+                if engine == "ray":
+                    kill_captioning_actors(job)
+                yield job
+            finally:
+                job.kill()
 
     for _ in range(10):
-        with started(done + rng.randint(1, 4)) as job:
-            job.kill()
+        with started(done + rng.randint(1, 4)):
+            pass
         done = lines(out)
         assert done < CLIPS, "it was done before it was killed often enough: give it more clips"
     with out.open("ab") as torn:

@@ -14,10 +14,12 @@ import torch
 from etenet import cli
 from etenet.model.encoder import Encoder
 from tests.conftest import REPOSITORY
+from tests.test_readme import test_its_long_commands_know_the_options_they_name as options_exist
 from training import evaluate, prepare, train
 
 PAGE = (REPOSITORY / "docs" / "training.md").read_text()
 COMMANDS = re.findall(r"^```sh own\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[0].splitlines()
+LONG_COMMANDS = "".join(re.findall(r"^```sh long\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)).splitlines()
 ENCODER, SIZE_PX = "squeezenet1_1", 60
 
 
@@ -44,6 +46,11 @@ def arguments_of(command: str, encoder_weights: Path) -> tuple[str, list[str]]:
             str(encoder_weights),
         ]
     return module, arguments + small
+
+
+@pytest.mark.parametrize("command", [command for command in LONG_COMMANDS if " -m training." in command])
+def test_its_other_commands_know_the_options_they_name(command: str) -> None:
+    options_exist(command)
 
 
 def write_captions(reference_data: Path, folder: Path) -> dict[str, str]:

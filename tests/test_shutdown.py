@@ -61,8 +61,11 @@ def test_a_shutdown_answers_what_it_accepted_and_refuses_newcomers_at_once(
             wait_until(lambda: ask(f"{server.exporter}/ready").status == 503, 1)
             with ThreadPoolExecutor(8) as others:
                 newcomers = others.map(refusals_until_the_end, [server] * 8)
-                assert [future.result().status for future in responses] == [200] * IN_FLIGHT
-                assert server.process.wait(30) == 0  # however many newcomers come
+                try:
+                    assert [future.result().status for future in responses] == [200] * IN_FLIGHT
+                    assert server.process.wait(30) == 0  # however many newcomers come
+                finally:
+                    server.process.kill()  # for the newcomers come until then
             refusals = [refusal for of_one in newcomers for refusal in of_one]
             assert {(response.status, response.retry_after) for response in refusals} == {(503, "1")}
             assert {response.json()["error"]["code"] for response in refusals} == {"overloaded"}

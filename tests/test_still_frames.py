@@ -180,7 +180,6 @@ def test_a_damaged_still_costs_its_clip_and_is_tried_again(tmp_path: Path) -> No
     (folder / "beach.png").write_bytes(picture(7))
     assert prepare.main(command) == 0
     np.testing.assert_array_equal(np.load(out / "frames.npy")[2], resized(7))
-    (folder / "video10" / "1.png").parent.mkdir(exist_ok=True)
     (folder / "deep" / "video10" / "1.png").write_bytes(picture(4))
     assert prepare.main(command) == 2, "with a picture more, the rows are others"
 

@@ -108,7 +108,7 @@ def test_a_response_breaks_off_when_its_worker_dies_and_is_never_taken_for_a_who
 
 @contextmanager
 def paused(server: Server) -> Iterator[None]:
-    """The worker is stopped after its first request of the block, so that the others wait for it and make a batch."""
+    """The worker is stopped: it gets the first request of the block, and the others wait for it and make a batch."""
     worker = server.worker()
     assert worker
     worker.send_signal(signal.SIGSTOP)

@@ -131,7 +131,7 @@ def test_the_whole_trainer_runs_and_learns(
     for stage in (1, 2):
         folder = run / f"stage{stage}"
         epochs = [line for line in lines(folder / "log.jsonl") if line["kind"] == "epoch"]
-        assert [line["epoch"] for line in epochs] == [1, 2, 3] if stage == 1 else [0, 1, 2, 3]
+        assert [line["epoch"] for line in epochs] == ([1, 2, 3] if stage == 1 else [0, 1, 2, 3])
         assert epochs[-1]["train_loss"] < 0.95 * epochs[-3]["train_loss"]
         assert set(epochs[0]["scores"]) == {"CIDEr", "BLEU-4", "ROUGE-L"} | ({"METEOR"} if stage == 2 else set())
         best = max(epochs, key=lambda line: (line["scores"]["CIDEr"], -line["validation_loss"]))

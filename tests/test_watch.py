@@ -133,6 +133,7 @@ def _outlived(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def while_running(job: Callable[[], Any], steps: Iterable[Callable[[], object]], end: signal.Signals) -> Any:
     """The result of a job that gets a signal after these steps, each of which waits for what it needs."""
     errors: list[BaseException] = []
+    ended = threading.Event()
 
     def outside() -> None:
         try:
@@ -140,12 +141,16 @@ def while_running(job: Callable[[], Any], steps: Iterable[Callable[[], object]],
                 step()
         except BaseException as error:
             errors.append(error)
-        os.kill(os.getpid(), end)
+        if not ended.is_set():  # otherwise it would end the tests
+            os.kill(os.getpid(), end)
 
     thread = threading.Thread(target=outside)
     thread.start()
-    result = job()
-    thread.join()
+    try:
+        result = job()
+    finally:
+        ended.set()
+        thread.join()
     assert errors == []
     return result
 

@@ -106,14 +106,15 @@ def _started(url: str, clip: bytes, folder: Path, *module: str) -> Iterator[Serv
     environment = {**os.environ, "ETENET_FEATURE_CACHE_BYTES": "0"}
     process = psutil.Popen([sys.executable, "-m", *module], cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     try:
-        await_caption(url, clip, process.is_running)
+        await_caption(url, clip, lambda: process.poll() is None)
         yield Served(url, time.monotonic() - started, process)
     finally:
-        family = process.children(recursive=True)
-        process.terminate()
-        _, alive = psutil.wait_procs([process, *family], timeout=10)
-        for one in alive:
-            one.kill()
+        if process.poll() is None:
+            family = process.children(recursive=True)
+            process.terminate()
+            _, alive = psutil.wait_procs([process, *family], timeout=10)
+            for one in alive:
+                one.kill()
 
 
 def await_caption(url: str, clip: bytes, alive: Callable[[], bool]) -> None:
@@ -126,7 +127,7 @@ def await_caption(url: str, clip: bytes, alive: Callable[[], bool]) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise RuntimeError(f"{url} gave no caption within {START_DEADLINE_S:.0f} s")
+    raise RuntimeError(f"{url} gave no caption within {START_DEADLINE_S:.0f} s, or its server ended")
 
 
 def free_ports(count: int) -> list[int]:

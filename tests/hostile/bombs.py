@@ -38,7 +38,7 @@ def files() -> Iterator[HostileFile]:
     )
     yield HostileFile("zeros", "reject", bytes(8 << 20))
     yield HostileFile("compressed zeros", "reject", zlib.compress(bytes(64 << 20), 9))
-    yield HostileFile("one small picture, 100,000 times", "either", clips.video(2, container="mpegts") * 400)
+    yield HostileFile("one small clip, 400 times", "either", clips.video(2, container="mpegts") * 400)
     yield HostileFile("twenty seconds of decoding", "reject", still_that_must_be_decoded(4096, 2304, frames=4000))
 
 
