@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 import pytest
+from prometheus_client import REGISTRY
 
 from etenet.errors import DecoderCrashed, DecodeTimeout, EtenetError, Overloaded
 from etenet.sandbox import pool, process
@@ -170,14 +171,22 @@ def test_a_kernel_that_ends_a_decoder_for_its_processor_time_has_not_crashed_it(
         assert "refused for an hour" in str(error_of(sandbox, b"spin"))
 
 
-def test_a_process_is_replaced_after_many_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_is_replaced_after_many_clips_which_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashes() -> float:
+        return REGISTRY.get_sample_value("etenet_decoder_processes_replaced_total") or 0.0
+
     monkeypatch.setattr(pool, "CLIPS_PER_PROCESS", 2)
     with decoding() as sandbox:
-        first = only_pid(sandbox)
+        first, before = only_pid(sandbox), crashes()
         for _ in range(2):
             sandbox.submit(clips.video()).result()
         assert sandbox.submit(clips.video()).result()[0].info.codec == "h264"
-        assert only_pid(sandbox) != first
+        second = only_pid(sandbox)
+        assert second != first
+        assert crashes() == before
+        os.kill(second, signal.SIGKILL)
+        assert sandbox.submit(clips.video()).result()[0].info.codec == "h264"
+        assert crashes() == before + 1
 
 
 def test_processes_end_when_the_sandbox_is_closed_or_garbage_collected() -> None:

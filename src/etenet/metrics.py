@@ -66,7 +66,9 @@ FEATURE_CACHE_BYTES = Gauge(
 )
 IN_PROGRESS = Gauge("etenet_requests_in_progress", "Requests that workers are working on.", multiprocess_mode="livesum")
 DECODERS = Gauge("etenet_decoder_processes", "Decoder processes that run.", multiprocess_mode="livesum")
-DECODERS_REPLACED = Counter("etenet_decoder_processes_replaced", "Decoder processes that were replaced.")
+DECODERS_REPLACED = Counter(
+    "etenet_decoder_processes_replaced", "Decoder processes that crashed or hung and were replaced."
+)
 DECODERS_TIMED_OUT = Counter("etenet_decoder_processes_timed_out", "Clips whose decoding exceeded a limit of time.")
 WORKER_START = Gauge(
     "etenet_worker_start_time_seconds", "Unix time when the youngest worker started.", multiprocess_mode="livemax"

@@ -236,7 +236,7 @@ class _Supervisor:
 
         Raises `OSError` if there is none.
         """
-        if self.process.alive and self.process.clips < CLIPS_PER_PROCESS:
+        if (in_order := self.process.alive) and self.process.clips < CLIPS_PER_PROCESS:
             return
         try:
             fresh = self._new_process()
@@ -246,4 +246,5 @@ class _Supervisor:
             raise
         self.process.end()
         self.process = fresh
-        metrics.DECODERS_REPLACED.inc()
+        if not in_order:
+            metrics.DECODERS_REPLACED.inc()

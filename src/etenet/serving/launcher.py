@@ -67,7 +67,7 @@ def serve(config: ServerConfig, served: Path) -> int:
         model = scratch / "model_store" / archive.MODEL_NAME
         archive.unpack(mar, model)  # ten times as fast as TorchServe itself
         _log("starting TorchServe ...")
-        about = archive.about(model)
+        about, worker_clips = archive.about(model), _set_up(model, gpus_of(os.environ))
         startup_s = archive.configuration(model).get("startupTimeout", DEFAULT_STARTUP_S)
         _log(f"the model is {about}")
         torchserve = TorchServe(
@@ -75,7 +75,7 @@ def serve(config: ServerConfig, served: Path) -> int:
             config,
             scratch,
             versions=[draining.write_model(model.with_name("draining"))],
-            worker_clips=_set_up(model, gpus_of(os.environ)),
+            worker_clips=worker_clips,
         )
         health = Health(
             alive=lambda: torchserve.alive,
