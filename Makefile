@@ -138,4 +138,4 @@ page-picture: $(PROGRAMS_READY)
 	$(BIN)/python -m tests.page_picture
 
 clean:
-	rm -rf $(DEMO_DATA) $(DEMO_RUN) $(REAL_DATA) $(REAL_RUN) model_store/*.mar .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(DEMO_DATA) $(DEMO_RUN) $(REAL_DATA) $(REAL_RUN) model_store/etenet.mar .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

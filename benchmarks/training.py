@@ -297,7 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps_only = options.steps_only or (device.type == "cpu" and not options.dry_run)
     by_part = figures(workload, device, Watch(options.budget_s), options.keep, steps_only=steps_only)
     about = {"encoder": workload.recipe.encoder, "crop_px": workload.recipe.crop_px, "clips": workload.clips}
-    results.conclude("training", {"dry_run": options.dry_run, "device": device.type, **about, **by_part})
+    name = "training_gpu" if device.type == "cuda" else "training"
+    results.conclude(name, {"dry_run": options.dry_run, "device": device.type, **about, **by_part})
     parts = [by_part["stage_1"], by_part.get("full_size", {}), *by_part["steps"]]
     for part in (part for part in parts if "failed" in part):
         print(f"training: {part['failed']}", file=sys.stderr)

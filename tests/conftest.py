@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 import psutil
 import pytest
+from hypothesis import settings
 from prometheus_client.parser import text_string_to_metric_families
 
 import etenet
@@ -47,6 +48,11 @@ START_DEADLINE_S = 120.0
 # Whatever proxies the environment names, clients of the tests (curl, browsers, schemathesis) talk to this machine.
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "localhost", "127.0.0.1", "::1")))
+
+
+# A busy machine makes no example wrong.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 # What jobs keep for the next one stays apart from what the user keeps.

@@ -294,7 +294,7 @@ values: st.SearchStrategy[Any] = st.deferred(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(st.sampled_from(["model", "messages", "n", "stream", "stream_options", "tools"]), values))
 def test_whatever_is_sent_is_a_chat_or_an_error_with_a_status(sent: dict[str, Any]) -> None:
     with suppress(CaptionError):

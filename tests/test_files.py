@@ -100,7 +100,7 @@ def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
 
 
 @given(values=st.lists(st.dictionaries(st.text(), st.text(st.characters()))))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_every_text_is_one_line_and_comes_back(values: list[dict[str, str]], tmp_path: Path) -> None:
     """Also lone surrogates, which stand for the bytes of file names that are not UTF-8."""
     path = tmp_path / "log.jsonl"

@@ -205,7 +205,7 @@ def test_a_ticker_of_video_over_a_film_is_deinterlaced(film: Callable[[float], P
     np.testing.assert_array_equal(sampled, sixteen_of(through_a_filter(whole, "setfield", "prog")))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.tuples(st.integers(-8, 8), st.integers(-8, 8)),
     st.sampled_from(["tff", "bff"]),

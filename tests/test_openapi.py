@@ -23,7 +23,7 @@ CONTRACT = schemathesis.openapi.from_path(REPOSITORY / "docs" / "openapi.yaml")
 CAPTIONS = CONTRACT.include(path_regex="etenet$")
 OPERATION = CONTRACT.exclude(path_regex="etenet$")
 CLIPS = [REPOSITORY / "examples" / name for name in EXAMPLES]
-patiently = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+patiently = settings(max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def check(recipe: Recipe) -> None:
 def test_generated_clips_equal_a_full_decode_the_command_and_their_recipe(thorough: bool) -> None:
     drawn: set[Recipe] = set()
 
-    @settings(max_examples=500 if thorough else 25, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=500 if thorough else 25, derandomize=True, database=None)
     @given(recipes())
     def each(recipe: Recipe) -> None:
         drawn.add(recipe)
