@@ -119,7 +119,9 @@ class Film:
                 "the video stream holds no data; the file is damaged, cut short, or only the start of a streamed one: "
                 "send all of it"
             )
-        if "enc_key_id" in self._stream.metadata or any(packet.has_sidedata("encryption_info") for packet in packets):
+        if "enc_key_id" in self._stream.metadata or any(
+            packet.is_keyframe and packet.has_sidedata("encryption_info") for packet in packets
+        ):
             raise not_videos.encrypted()  # WebM's, and MP4's, which some decoders would make a picture of
         if self._container.format.name == "gif":
             as_browsers_play(packets)

@@ -133,12 +133,16 @@ class _Sampler:
         All once more if the first frame that is flagged as interlaced has come meanwhile.
         """
         frames = timed_packets(packets)
+        if frames and not self.decoder.interlaced:
+            yield frames
         fields = timed_packets(packets, pair_ticks=self.decoder.pair_s / self.film.tick_s)
-        ways = [way for way in (frames, fields if fields != frames else None) if way]
-        if not self.decoder.interlaced:
-            yield from ways
-        if self.decoder.interlaced:
-            yield from reversed(ways)
+        if fields and fields != frames:
+            if not self.decoder.interlaced:
+                yield fields
+            if self.decoder.interlaced:
+                yield fields
+        if frames and self.decoder.interlaced:
+            yield frames
 
     def _by_timestamps(
         self, timed: Sequence[TimedPacket[VideoPacket]], cut: Cut
