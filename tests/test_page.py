@@ -236,12 +236,15 @@ def test_segments_are_a_timeline_and_subtitles_of_the_video(tab: Page, server: S
     assert first_s == pytest.approx(segments[1]["frames"]["times_s"][0], abs=0.006)
 
 
-def test_a_long_video_goes_on_where_it_stopped(tab: Page, tmp_path: Path) -> None:
-    long = tmp_path / "long.mp4"
-    long.write_bytes(clips.video(18 * 25, size=(64, 48), preset="ultrafast"))
+def drop_18_seconds_in_segments_of_one(tab: Page, folder: Path) -> None:
+    (long := folder / "long.mp4").write_bytes(clips.video(18 * 25, size=(64, 48), preset="ultrafast"))
     tab.locator("#cut").select_option("1")
     drop(tab, files=[long])
     wait_for_caption(tab)
+
+
+def test_a_long_video_goes_on_where_it_stopped(tab: Page, tmp_path: Path) -> None:
+    drop_18_seconds_in_segments_of_one(tab, tmp_path)
     assert tab.locator("#transcript li").count() == 16
     assert text_of(tab, "#more") == "Caption the rest, from 0:16.0"
     tab.locator("#more").click()
@@ -250,11 +253,7 @@ def test_a_long_video_goes_on_where_it_stopped(tab: Page, tmp_path: Path) -> Non
 
 
 def test_two_clicks_for_the_rest_of_a_video_bring_it_once(tab: Page, tmp_path: Path) -> None:
-    long = tmp_path / "long.mp4"
-    long.write_bytes(clips.video(18 * 25, size=(64, 48), preset="ultrafast"))
-    tab.locator("#cut").select_option("1")
-    drop(tab, files=[long])
-    wait_for_caption(tab)
+    drop_18_seconds_in_segments_of_one(tab, tmp_path)
     with tab.expect_event("requestfailed", timeout=10_000):  # the first click's, which the page aborts
         tab.locator("#more").dblclick()
     expect(tab.locator("#transcript li")).to_have_count(18)

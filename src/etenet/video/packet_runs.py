@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+from etenet.video.clock import Packet
 
 _P = TypeVar("_P")
-_PacketT = TypeVar("_PacketT", bound="_Packet")
+_PacketT = TypeVar("_PacketT", bound=Packet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +22,6 @@ class TimedPacket(Generic[_P]):
     shown: bool
     starts_group: bool  # a key frame
     ends: int = 0  # when it is no longer shown, in ticks like pts
-
-
-class _Packet(Protocol):
-    @property
-    def pts(self) -> int | None: ...
-
-    @property
-    def duration(self) -> int | None: ...
-
-    @property
-    def is_discard(self) -> bool: ...
-
-    @property
-    def is_keyframe(self) -> bool: ...
 
 
 def timed_packets(packets: Iterable[_PacketT], *, pair_ticks: float = 0) -> list[TimedPacket[_PacketT]] | None:
