@@ -17,12 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from benchmarks.rig.servers import free_ports
 from etenet.cli import main
-from etenet.errors import JobStopped, UsageError
+from etenet.errors import JobStopped, TooManyPixels, UsageError
 from etenet.jobs import formats, run
 from etenet.jobs.inputs import JobClip
 from etenet.jobs.journal import Journal, Record
@@ -30,6 +31,7 @@ from etenet.jobs.progress import Summary
 from etenet.jobs.run import KeyedRecords, OnSegments
 from etenet.linux import SPIN_COUNT
 from etenet.scoring import caption_json
+from etenet.video.sampling import sample_frames
 from etenet.video.segments import Cut
 from tests import clips
 from tests.conftest import CAPTION, EXAMPLES, HERE, REPOSITORY, Server, wait_until
@@ -209,6 +211,17 @@ def test_broken_clips_are_listed_and_all_others_are_captioned(
     assert failed[tmp_path / "videos" / "large.mp4"] == too_large[engine]
     assert failed[tmp_path / "videos" / "broken0.mp4"] == "empty_body"
     assert {video: of_clips[video] for video in expected} == expected
+
+
+def test_frames_that_a_server_refuses_are_captioned_here(tmp_path: Path) -> None:
+    still = np.zeros((4320, 7680, 3), np.uint8)
+    path, out = tmp_path / "8k.avi", tmp_path / "captions.jsonl"
+    path.write_bytes(
+        clips.video(pictures=[still], size=(7680, 4320), codec="mjpeg", pixels="yuvj420p", container="avi")
+    )
+    with pytest.raises(TooManyPixels):
+        sample_frames(path.read_bytes(), resize_px=32)
+    assert main(["caption", str(path), "--out", str(out), *HERE]) == 0
 
 
 def echo(bodies: Iterable[tuple[str, bytes, Cut]], _on_segments: OnSegments) -> KeyedRecords:

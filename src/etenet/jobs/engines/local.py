@@ -27,6 +27,7 @@ from etenet.video.segments import Cut
 # For the user's own files: as large and as long as a film.
 JOB_LIMITS = DecodeLimits(
     max_body_bytes=2**30,
+    max_pixels=8192 * 4608,  # 8K, more than action cameras and phones have
     max_memory_bytes=4 * 2**30,
     max_packets=2_000_000,
     decode_cpu_s=300.0,
