@@ -115,6 +115,16 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     **{name: (FOREIGN[name], "an audio file") for name in ("wav", "mp3", "flac", "adts")},
     "only sound": (clips.audio_only(), "no video stream"),
     "H.264 alone": (clips.video(5, container="h264"), "a bare video stream"),
+    "H.264 alone, with short start codes": (clips.video(5, container="h264")[1:], "a bare video stream"),
+    "MPEG-4 alone": (clips.video(5, codec="mpeg4", container="m4v"), "a bare video stream"),
+    "JPEGs alone": (
+        clips.video(5, codec="mjpeg", container="mjpeg", pixels="yuvj420p"),
+        "a bare video stream .*ffmpeg -i FILE",
+    ),
+    "the header of an HTTP answer": (b"HTTP/1.1 200 OK\r\n\r\n" + CLIP, r"a video behind 19 bytes .* tail -c \+20"),
+    "line breaks": (b"\n\n" + WEBM, r"a video behind 2 bytes .* tail -c \+3"),
+    "an unfinished download": (bytes(2048) + CLIP[2048:], "begins with zeros"),
+    "an image of a disc": (bytes(32768) + b"\1CD001\1" + bytes(2040), "an image of a disc"),
     "another container": (clips.video(5, codec="mpeg4", container="nut"), "a container"),
     "only the start of a streamed video": (STREAMED[: STREAMED.index(b"moof") - 4], "only the start of a streamed"),
     "nothing": (b"", "the body is empty"),
@@ -162,10 +172,15 @@ def test_a_sealed_process_gives_the_same_reasons() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [motion_photo, lambda video: heic() + box(b"mpvd", video), lambda video: heic() + video],
-    ids=["JPEG", "HEIC", "HEIC with it behind"],
+    [
+        motion_photo,
+        lambda video: heic() + box(b"mpvd", video),
+        lambda video: heic() + video,
+        lambda video: b"HTTP/1.1 200 OK\r\n\r\n" + video,
+    ],
+    ids=["JPEG", "HEIC", "HEIC with it behind", "the header of an HTTP answer"],
 )
-def test_what_is_said_about_a_motion_photo_gives_its_video(make: Callable[[bytes], bytes]) -> None:
+def test_what_is_said_about_a_video_behind_something_else_gives_it(make: Callable[[bytes], bytes]) -> None:
     body = make(CLIP)
     with pytest.raises(errors.NotAVideo) as refused:
         sampling.sample_frames(body, resize_px=SIZE_PX)
@@ -190,6 +205,13 @@ def test_a_video_is_no_still_image_and_a_damaged_one_stays_a_video(name: str) ->
     body = containers()[name]
     assert not_videos.still_image(body) is None
     assert isinstance(not_videos.refusal(body), errors.UndecodableVideo)
+
+
+@pytest.mark.parametrize("kind", [b"wide", b"free", b"skip"])
+def test_a_recording_without_its_index_is_cut_short_whatever_its_first_box(kind: bytes) -> None:
+    body = struct.pack(">I4sI4s", 8, kind, 0, b"mdat") + CLIP[99:]
+    with pytest.raises(errors.UndecodableVideo, match="damaged or cut short"):
+        sampling.sample_frames(body, resize_px=SIZE_PX)
 
 
 def test_many_boxes_and_many_false_starts_cost_little() -> None:

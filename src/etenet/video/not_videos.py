@@ -22,7 +22,8 @@ _A_CONTAINER = f"a container that etenet reads ({', '.join(CONTAINERS)})"
 _SEND_BOTH = "send both in one file, for example after cat INIT SEGMENT > clip.mp4"
 
 _VIDEO = re.compile(
-    rb".{4}(ftyp|moov|mdat)|\x1aE\xdf\xa3|\0\0\x01\xba|FLV|\x30\x26\xb2\x75|GIF8|.{8}AVI |.{188}G", re.DOTALL
+    rb".{4}(ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3|\0\0\x01\xba|FLV|\x30\x26\xb2\x75|GIF8|.{8}AVI |.{188}G",
+    re.DOTALL,
 )
 _PICTURES = {
     rb"\xff\xd8\xff": "JPEG",
@@ -41,7 +42,9 @@ _ANIMATED = {  # by a flag of VP8X, and by a chunk before the first picture
 }
 _HEIF_BRANDS = {b"avif": "AVIF", b"heic": "HEIC", b"heix": "HEIC"}
 _RAW_PHOTOGRAPH = b"crx "  # Canon's CR3 has tracks like a video
-_VIDEO_BEHIND = re.compile(rb"\0\0[\0\x01].ftyp[A-Za-z0-9 ]{4}", re.DOTALL)
+_VIDEO_BEHIND = re.compile(rb"\0\0[\0\x01].ftyp[A-Za-z0-9 ]{4}|\x1aE\xdf\xa3.{1,8}B\x86\x81\x01", re.DOTALL)
+_NEXT_JPEG = b"\xff\xd9\xff\xd8\xff"  # a photograph has a few smaller ones behind it
+_BARE_STREAM = "a bare video stream without a container"
 _OTHERS = {
     rb"\x1f\x8b": ("compressed with gzip", f"{_UNPACK}, or send it with the header Content-Encoding: gzip"),
     rb"x[\x01\x5e\x9c\xda]": (
@@ -52,6 +55,7 @@ _OTHERS = {
     rb"\xfd7zXZ\0|BZh|\x28\xb5\x2f\xfd": ("a compressed file (xz, bzip2 or zstd)", _UNPACK),
     rb"PK\x03\x04": ("a ZIP archive", _UNPACK),
     rb".{257}ustar": ("a tar archive", _UNPACK),
+    rb".{32769}(CD001|BEA01)": ("an image of a disc", _UNPACK),
     rb"7z\xbc\xaf\x27\x1c|Rar!": ("an archive (7z or RAR)", _UNPACK),
     rb"(?i:--[^\r\n]{1,100}\r?\ncontent-disposition:)": (
         "a multipart form without its Content-Type",
@@ -66,9 +70,10 @@ _OTHERS = {
     rb"\x06\x0e\x2b\x34": ("an MXF file, which etenet does not read", CONVERT),
     rb"\.RMF": ("a RealMedia file, which etenet does not read", CONVERT),
     rb"YUV4MPEG2|DKIF|nut/": ("a video in a container that etenet does not read (YUV4MPEG2, IVF or NUT)", CONVERT),
-    rb"\0\0\x01\xb3|\0\0\0\x01[\x06-\x09\x27\x28\x40\x42\x44\x46\x67\x68]": (
-        "a bare video stream without a container",
-        CONVERT,
+    rb"\0\0\0?\x01(?!\xba|[a-z]{4})": (_BARE_STREAM, CONVERT),  # nor a program stream, nor a box of 64 bits
+    rb"\0{1024}": (
+        "a file that begins with zeros, as an unfinished download or copy does",
+        "send it again when it is whole",
     ),
     rb"%PDF": ("a PDF document", _SEND_A_VIDEO),
 }
@@ -97,7 +102,7 @@ _ENCRYPTION = re.compile(rb"schm\0{4}(cenc|cens|cbc1|cbcs)")
 _WEBM_CLUSTER = b"\x1f\x43\xb6\x75"
 _BOM = b"\xef\xbb\xbf"
 _BASE64 = re.compile(r"""(?:[\w-]+=)?b?["']?([A-Za-z0-9+/_-]{64,})""")  # alone, in quotes, or as a field of a form
-_HEAD_BYTES, _SHOWN_LETTERS, _MOST_BOXES = 4096, 40, 1000
+_HEAD_BYTES, _SHOWN_LETTERS, _MOST_BOXES, _MOST_BEFORE_BYTES = 4096, 40, 1000, 2**16
 
 
 def still_image(body: bytes) -> NotAVideo | None:
@@ -140,6 +145,8 @@ def refusal(body: bytes) -> CaptionError:
         return UndecodableVideo(
             "the file starts like a video but its structure is damaged or cut short; send it again whole"
         )
+    if behind := _VIDEO_BEHIND.search(body, 1, _MOST_BEFORE_BYTES):
+        return _refused(f"a video behind {behind.start()} bytes of something else", _send_from(behind.start()))
     return _refused(f"no video in {_A_CONTAINER}", f"{_SEND_A_VIDEO}, or {CONVERT}")
 
 
@@ -149,6 +156,8 @@ def _picture(body: bytes) -> NotAVideo | None:
             return _refused(f"an animated {name} picture, which etenet does not read", "convert it to MP4 or GIF")
     for pattern, name in _PICTURES.items():
         if re.match(pattern, body, re.DOTALL):
+            if name == "JPEG" and body.count(_NEXT_JPEG) > 3:
+                return _refused(_BARE_STREAM, CONVERT)
             behind = _VIDEO_BEHIND.search(body) if name == "JPEG" else None
             if behind:
                 return _motion_photo(name, behind.start())
@@ -157,10 +166,11 @@ def _picture(body: bytes) -> NotAVideo | None:
 
 
 def _motion_photo(name: str, video_at: int) -> NotAVideo:
-    return _refused(
-        f"a motion photo: a still image ({name}) with a video behind it",
-        f"send the video alone, for example after tail -c +{video_at + 1} FILE > clip.mp4",
-    )
+    return _refused(f"a motion photo: a still image ({name}) with a video behind it", _send_from(video_at))
+
+
+def _send_from(video_at: int) -> str:
+    return f"send the video alone, for example after tail -c +{video_at + 1} FILE > clip.mp4"
 
 
 def _segment(body: bytes) -> NotAVideo | None:
