@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -78,3 +79,17 @@ def test_without_a_place_for_the_folder_the_error_names_it(shared: Path, monkeyp
         scratch_folder(print),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["a b", "a:b", "a\\b", "a%20b", "é", "l" * 77])
+def test_a_folder_that_torchserve_cannot_use_is_refused_before_it_starts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (odd := tmp_path / name).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(odd))
+    with (
+        pytest.raises(UsageError, match=f"cannot use temporary files in {re.escape(str(odd))}: .*set TMPDIR"),
+        scratch_folder(print),
+    ):
+        pass
+    assert not list(odd.iterdir())

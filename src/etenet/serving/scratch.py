@@ -1,4 +1,5 @@
-"""The folder of a server, which is deleted at its end, and what killed servers have left. Knows nothing of TorchServe.
+"""The folder of a server, which is deleted at its end, and what killed servers have left. Knows of
+TorchServe only which paths it can use.
 
 Anyone may put anything into a shared folder such as /tmp. So no link is followed, nothing is waited for, and only
 folders of this user that nobody else can write to are deleted.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,19 +21,28 @@ from etenet.errors import UsageError
 
 _PREFIX, _LOCK = "etenet-", "lock"
 _CAREFULLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# A colon divides Java's class path, its settings change backslashes and what is not ASCII, and the path of a socket
+# (.ts.sock.9000 in the new folder) has at most 107 bytes.
+_USABLE = re.compile(r"[\w+,./=@~-]{1,76}", re.ASCII)
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @contextmanager
 def scratch_folder(log: Callable[[str], None]) -> Iterator[Path]:
-    """A new folder with a short path. Raises `UsageError` if there is no room for it."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+    """A new folder with a short path. Raises `UsageError` if there is no room or no usable path for it."""
+    above = tempfile.gettempdir()
+    if not _USABLE.fullmatch(above):
+        raise UsageError(
+            f"TorchServe cannot use temporary files in {above}: the path must have at most 76 characters, all of them "
+            "letters, digits or +,-./=@_~; set TMPDIR to another folder, such as /tmp"
+        )
+    for lock in Path(above).glob(f"{_PREFIX}*/{_LOCK}"):
         if _is_abandoned(lock.parent, log):
             shutil.rmtree(lock.parent, ignore_errors=True)
     try:
         made = tempfile.TemporaryDirectory(prefix=_PREFIX)
     except OSError as error:
-        raise UsageError(f"cannot make a folder in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR") from error
+        raise UsageError(f"cannot make a folder in {above}: {error.strerror}; set TMPDIR") from error
     with (
         made as path,
         (Path(path) / "unlocked").open("w") as file,
