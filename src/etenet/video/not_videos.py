@@ -61,6 +61,10 @@ _OTHERS = {
         "a multipart form without its Content-Type",
         "leave that header to the client, for example curl -F data=@clip.mp4",
     ),
+    rb"[^\0\r\n]{1,4}ftyp[^\0\r\n]{64,}\Z": (
+        "a file without its zeros and line breaks, which curl -d leaves out",
+        "send it with curl -T clip.mp4, or with --data-binary in place of -d",
+    ),
     rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]": ("an audio file (MP3)", _SEND_A_VIDEO),
     rb"\xff[\xf0\xf1\xf8\xf9]": ("an audio file (AAC)", _SEND_A_VIDEO),
     rb"fLaC": ("an audio file (FLAC)", _SEND_A_VIDEO),
@@ -141,6 +145,8 @@ def refusal(body: bytes) -> CaptionError:
             return _refused(what, fix)
     if _ENCRYPTION.search(body):
         return encrypted()
+    if _was_text(body):
+        return _refused("a file that was read as text, which changes its bytes", "read it as binary, and send that")
     if _VIDEO.match(body):
         return UndecodableVideo(
             "the file starts like a video but its structure is damaged or cut short; send it again whole"
@@ -209,6 +215,14 @@ def _decoded(head: bytes) -> str | None:
             return None
         text = head[: error.start].decode(encoding)  # only its last letter is cut
     return text.lstrip() if all(letter.isprintable() or letter.isspace() for letter in text) else None
+
+
+def _was_text(body: bytes) -> bool:
+    """Whether all of it is UTF-8, and not only ASCII, as no video is by chance."""
+    try:
+        return len(body) > _HEAD_BYTES and not body.isascii() and bool(body.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _boxes(body: bytes) -> Iterator[tuple[bytes, int]]:
