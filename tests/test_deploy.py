@@ -119,6 +119,15 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
     assert fired == {rule["alert"] for rule in alerts()}
 
 
+def test_the_alert_of_a_server_that_is_down_knows_the_jobs_of_the_operator() -> None:
+    """Without a `jobLabel` a job is called after its service, which for a canary is etenet-canary."""
+    monitor = yaml.safe_load((DEPLOY / "kubernetes" / "monitoring.yaml").read_text())
+    server = yaml.safe_load_all((DEPLOY / "kubernetes" / "server" / "server.yaml").read_text())
+    (labels,) = (each["metadata"]["labels"] for each in server if each["kind"] == "Service")
+    (down,) = (alert["expr"] for alert in alerts() if alert["alert"] == "EtenetDown")
+    assert down == f'up{{job="{labels[monitor["spec"]["jobLabel"]]}"}} == 0'
+
+
 def test_the_manual_explains_each_alert() -> None:
     sections = re.findall(r"^### (\w+)$", (REPOSITORY / "docs" / "operating.md").read_text(), re.MULTILINE)
     assert sections == [rule["alert"] for rule in alerts()]
