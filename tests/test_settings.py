@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from etenet.errors import UsageError
-from etenet.serving import properties
+from etenet.serving import launcher, properties
 from etenet.serving.config import ServerConfig, from_environment, request_log
 from etenet.serving.loopback import Address
 from tests.conftest import REPOSITORY
@@ -178,6 +178,15 @@ def value(settings: Any, path: tuple[str, ...]) -> Any:
 def test_a_wrong_setting_of_the_archive_is_named() -> None:
     with pytest.raises(UsageError, match="ETENET_GPU_WORKERS must be a number like 1, got 'two'"):
         from_environment(SETTINGS, {"ETENET_GPU_WORKERS": "two"})
+
+
+def test_a_variable_with_which_no_worker_would_start_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model-config.yaml").write_text(yaml.safe_dump(SETTINGS))
+    monkeypatch.setenv("ETENET_MIN_WORKERS", "2")
+    with pytest.raises(UsageError, match="minWorkers must be at most maxWorkers, which is 1, got 2"):
+        launcher._set_up(tmp_path, 0)
 
 
 @pytest.mark.parametrize("origin", ["", "*", "https://app.example.org", "http://[::1]:3000", "capacitor://localhost"])

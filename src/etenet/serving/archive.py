@@ -54,6 +54,10 @@ _SETTINGS: Mapping[str, Any] = {  # of CONFIG_FILE, with examples; TorchServe ha
     "etenet": {**asdict(DecodeLimits()), "feature_cache_bytes": 2**28},
 }
 
+# Where TorchServe would take another value without a word, or wait for a worker that it never starts.
+_LEAST = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 0, "responseTimeout": 1}
+_LEAST |= {"startupTimeout": 1, "workers": 1}
+
 _PACKAGE = Path(__file__).parent.parent
 _EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -232,6 +236,17 @@ def _check_settings(path: Path) -> None:
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _compare(path, "", settings, _SETTINGS)
+    require_workers(path, settings)
+
+
+def require_workers(where: Path | str, settings: Mapping[str, Any]) -> None:
+    """Raises `UsageError` for numbers with which TorchServe would start no worker, or other ones than these."""
+    for name, value in (*settings.items(), *(settings.get("gpu") or {}).items()):
+        if name in _LEAST and value < _LEAST[name]:
+            raise UsageError(f"{where}: {name} must be at least {_LEAST[name]}, got {value}")
+    least, most = (settings.get(name, 1) for name in ("minWorkers", "maxWorkers"))
+    if least > most:
+        raise UsageError(f"{where}: minWorkers must be at most maxWorkers, which is {most}, got {least}")
 
 
 def _compare(path: Path, group: str, settings: Any, examples: Mapping[str, Any]) -> None:

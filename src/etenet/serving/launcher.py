@@ -145,6 +145,7 @@ def _set_up(model: Path, gpus: int) -> int:
     if changes := from_environment(settings, os.environ):
         archive.configure(model, changes)
         settings |= changes
+    archive.require_workers(f"{archive.CONFIG_FILE}, as the environment changes it", settings)
     if gpus and (on_gpus := settings.get("gpu")):
         workers, batch = gpus * on_gpus.get("workers", 1), on_gpus.get("batchSize", CPU_BATCH_CLIPS)
         _log(f"{counted(gpus, 'GPU')}: {counted(workers, 'worker')} with {batch} clips at a time")
