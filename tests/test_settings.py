@@ -126,8 +126,8 @@ def test_the_command_line_counts_more_than_the_environment() -> None:
             for text in ("inf", "nan", "0", "-1", "12.5", "6e1", "1_0", "64 ", "2147483648", "\u0663")
         ),
         *(
-            ({"ETENET_DRAIN_DEADLINE_S": text}, None, f"drain_deadline_s must be a number, got '{text}'")
-            for text in ("inf", "nan", "soon")
+            ({"ETENET_DRAIN_DEADLINE_S": text}, None, f"drain_deadline_s must be a number of at least 0, got '{text}'")
+            for text in ("inf", "nan", "soon", "-5")
         ),
     ],
 )

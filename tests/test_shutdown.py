@@ -122,6 +122,11 @@ def test_it_says_how_many_are_dropped_at_the_deadline(
     assert last.endswith("; raise drain_deadline_s to wait longer")
 
 
+def test_where_nothing_waits_nothing_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    launcher._drain(Mock(alive=True), Mock(pending=Mock(return_value=0)), Event(), Mock(drain_deadline_s=0))
+    assert "dropped" not in capsys.readouterr().err
+
+
 def outcome_of(server: Server) -> str:
     try:
         return str(server.caption(CLIP).status)

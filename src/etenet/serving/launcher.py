@@ -188,10 +188,11 @@ def _drain(torchserve: TorchServe, health: Health, stop_now: threading.Event, co
             silent = True
         idle_since = math.inf if pending else min(idle_since, time.monotonic())
         if time.monotonic() > end:
-            _log(
-                f"dropped unanswered after {config.drain_deadline_s:g} s: {pending}; "
-                "raise drain_deadline_s to wait longer"
-            )
+            if pending:
+                _log(
+                    f"dropped unanswered after {config.drain_deadline_s:g} s: {pending}; "
+                    "raise drain_deadline_s to wait longer"
+                )
             return
 
 

@@ -82,14 +82,14 @@ def meant(name: str, names: Iterable[str]) -> str:
 
 
 def number(path: Path, properties: Mapping[str, str], key: str, default: float) -> float:
-    """Raises `UsageError`, as for infinity."""
+    """Raises `UsageError`, as for infinity and below 0."""
     text = properties.get(key, str(default))
     try:
-        if math.isfinite(value := float(text)):
+        if math.isfinite(value := float(text)) and value >= 0:
             return value
-        raise ValueError("not finite")
+        raise ValueError("not finite, or negative")
     except ValueError as error:
-        raise UsageError(f"{path}: {key} must be a number, got {text!r}") from error
+        raise UsageError(f"{path}: {key} must be a number of at least 0, got {text!r}") from error
 
 
 def whole_numbers(path: Path, properties: Mapping[str, str]) -> dict[str, int]:
