@@ -118,6 +118,19 @@ def test_where_the_log_is_json_an_error_is_too(
 
 
 @pytest.mark.parametrize(
+    "arguments", [["--port", "many"], ["--prot", "9000"], ["--config"], ["--config", "own.properties", "--host"]]
+)
+def test_where_the_log_is_json_an_error_in_the_arguments_is_too(arguments: list[str], tmp_path: Path) -> None:
+    for name in ("config.properties", "own.properties"):
+        (tmp_path / name).write_text("request_log=json")
+    command = [sys.executable, "-m", "etenet", "serve", *arguments]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    lines = [json.loads(line)["message"] for line in ended.stderr.splitlines()]
+    assert ": error: " in lines[-1]
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--server", "http://localhost:1", "--engine", "ray"], "leave one of the two out"),

@@ -13,6 +13,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import etenet
@@ -32,6 +33,9 @@ TRAINING = ("calibrate", "curves", "evaluate", "prepare", "ship", "stills", "tra
 
 def main(argv: Sequence[str] | None = None) -> int:
     occupy_closed_streams()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["serve"]:
+        _log_as_asked(argv)
     options = _parser().parse_args(argv)
     try:
         os.environ.update(thread_settings(os.environ))
@@ -54,14 +58,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     from etenet.serving import launcher
-    from etenet.serving.config import ServerConfig, request_log
-    from etenet.serving.json_lines import write_json_lines
+    from etenet.serving.config import ServerConfig
 
-    if request_log(options.config, os.environ) == "json":
-        write_json_lines()
     config = ServerConfig.read(options.config, os.environ, host=options.host, port=options.port)
     served = options.checkpoint or (DEFAULT_ARCHIVE if DEFAULT_ARCHIVE.exists() else _own_or_bundled(CHECKPOINT))
     return launcher.serve(config, served)
+
+
+def _log_as_asked(argv: Sequence[str]) -> None:
+    """Before the arguments are read, so that what is wrong with them is logged as JSON, too, if the log is to be."""
+    from etenet.serving.config import request_log
+    from etenet.serving.json_lines import write_json_lines
+
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    config = _own_or_bundled(CONFIG)
+    with suppress(argparse.ArgumentError):  # no file is named
+        config = parser.parse_known_args(argv)[0].config or config
+    if request_log(config, os.environ) == "json":
+        write_json_lines()
 
 
 def package(options: argparse.Namespace) -> int:
