@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import signal
 import time
 import uuid
@@ -188,6 +189,13 @@ def test_a_bad_request_gets_a_reason(
     error = response.json()["error"]
     assert error["code"] == code
     assert len(error["message"]) > 20
+
+
+def test_a_request_after_a_trace_of_java_has_a_line_of_its_own(server: Server) -> None:
+    assert ask(server.predictions, b"x", {"Content-Type": "multipart/form-data; boundary="}).status == 500
+    id = ask(server.predictions, b"x").request_id.encode()
+    wait_until(lambda: id in server.log.read_bytes(), 10)
+    assert re.search(rb"^time=\S+ request_id=" + id, server.log.read_bytes(), re.MULTILINE)
 
 
 def test_ready_live_and_nothing_else(server: Server) -> None:
