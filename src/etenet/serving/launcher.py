@@ -1,8 +1,8 @@
 """`etenet serve`: starts TorchServe, waits until it captions, and stops it.
 
 TorchServe runs in its own scratch folder, which is deleted at the end: nothing is written elsewhere, and no state
-survives a restart. On SIGTERM or Ctrl-C accepted requests are answered first and later ones refused; a second signal
-drops them.
+survives a restart. On SIGTERM, Ctrl-C or SIGHUP accepted requests are answered first and later ones refused; a second
+signal drops them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WHERE_TO_LOOK = "its last lines are above, those of its workers below; check th
 
 
 def serve(config: ServerConfig, served: Path) -> int:
-    """Serve an archive (.mar), or a checkpoint, which is packaged first, until SIGTERM or Ctrl-C.
+    """Serve an archive (.mar), or a checkpoint, which is packaged first, until SIGTERM, Ctrl-C or SIGHUP.
 
     Returns the exit status. Raises `UsageError` if it cannot start.
     """
@@ -53,8 +53,9 @@ def serve(config: ServerConfig, served: Path) -> int:
         # By a thread: the signal may find this one in the middle of `stop.wait`, with the lock that `set` needs.
         threading.Thread(target=(stop_now if stop.is_set() else stop).set).start()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+            signal.signal(number, on_signal)
     with scratch_folder(_log) as scratch:
         mar = served
         if served.suffix != ".mar":
