@@ -99,3 +99,10 @@ def test_a_form_whose_video_has_another_name_is_told_the_name() -> None:
     error = read({"upload": b"clip", "captions": b"2"}).error
     assert isinstance(error, EmptyBody)
     assert "form field 'data'" in str(error)
+
+
+def test_a_form_in_which_no_field_was_found_is_told_about_its_boundary() -> None:
+    """TorchServe finds none if the Content-Type has no boundary or another one, as it may when a person writes it."""
+    error = read({}).error
+    assert isinstance(error, EmptyBody)
+    assert "leave the Content-Type of a form to the client" in str(error)

@@ -126,7 +126,8 @@ def _body(row: Mapping[str, Any], encoding: str, max_bytes: int) -> bytes:
     if encoding:  # TorchServe finds no field in what it does not decompress
         raise NotAVideo("a form cannot be compressed; send it bare, or the compressed video alone as the body")
     raise EmptyBody(
-        "there is no video in the request; send it as the body (curl -T clip.mp4) or as the form field 'data'"
+        "there is no video in the request; send it as the body (curl -T clip.mp4) or as the form field 'data', "
+        "and leave the Content-Type of a form to the client, which adds the boundary"
     )
 
 
