@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,8 +20,9 @@ from etenet.model import checkpoint as checkpoints
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.vocabulary import Vocabulary
 from tests.clips import pattern
+from tests.clips import video as video_file
 from training import evaluate, prepare
-from training.data.datasets import Dataset
+from training.data.datasets import Dataset, DatasetClip
 from training.evaluation import features
 from training.evaluation.captioning import load_captioner, sentences_of
 
@@ -177,6 +179,24 @@ def test_what_cannot_be_evaluated_is_one_line_with_the_fix(stills: Path, steps: 
         run(tmp_path, stills, steps[0], "--beam-size", "99")
     with pytest.raises(UsageError, match="has no validation split"):
         run(tmp_path, stills, steps[0], "--split", "validation")
+    with pytest.raises(UsageError, match="--device gpu is no device; choose cpu, cuda or cuda:1"):
+        run(tmp_path, stills, steps[0], "--device", "gpu")
+
+
+def test_clips_that_were_moved_after_they_were_prepared_are_named_before_any_is_captioned(
+    steps: list[Path], tmp_path: Path
+) -> None:
+    captioner, clips = etenet.load(steps[0], sandboxed=False), []
+    for number, name in enumerate(("here.mp4", "moved.mp4", "moved-too.mp4")):
+        clips.append(DatasetClip(row=number, video=name, captions=("a dog",), file=str(tmp_path / name)))
+    (tmp_path / "here.mp4").write_bytes(video_file())
+    dataset = Dataset(tmp_path / "data", {"test": clips}, np.zeros((3, 16, 67, 67, 3), np.uint8))
+    message = (
+        rf"^2 clips of 3 cannot be found, such as {tmp_path}/moved\.mp4; put the clips back, or prepare them where"
+    )
+    with pytest.raises(UsageError, match=message):
+        sentences_of(captioner, dataset, clips, etenet.CaptionOptions())
+    assert list(sentences_of(captioner, dataset, clips[:1], etenet.CaptionOptions())) == ["here.mp4"]
 
 
 def test_where_nothing_can_be_written_nothing_is_evaluated(

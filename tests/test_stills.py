@@ -83,6 +83,14 @@ def test_a_recipe_that_starts_from_imagenet_has_no_stills(dataset: Dataset) -> N
         stills.teach(dataset, recipes.msvd(), torch.device("cpu"))
 
 
+def test_data_without_labels_or_of_another_size_is_named(dataset: Dataset) -> None:
+    own = {split: [replace(clip, labels={}) for clip in clips] for split, clips in dataset.clips.items()}
+    with pytest.raises(UsageError, match="is not of the demo world, whose clips say what is in them; make one with"):
+        stills.teach(replace(dataset, clips=own), RECIPE, torch.device("cpu"))
+    with pytest.raises(UsageError, match=r"has frames of 50 pixels, the encoder takes 101; prepare it again"):
+        stills.teach(dataset, replace(RECIPE, crop_px=96), torch.device("cpu"))
+
+
 def test_stills_have_settings_too() -> None:
     changed = overridden(recipes.demo(), "stills", ["steps=7", "encoder=resnet18"])
     assert (changed.stills.steps, changed.encoder) == (7, "resnet18")

@@ -22,7 +22,7 @@ from etenet.model.decoder import Decoder
 from etenet.model.vocabulary import EOS_ID, SOS_ID, Vocabulary
 from etenet.video.sampling import sample_frames
 from training import evaluate, prepare, recipes, ship, stills, train
-from training.data.datasets import Dataset, EncodedCaptions
+from training.data.datasets import Dataset, DatasetClip, EncodedCaptions
 from training.demo import world
 from training.loop.loss import ATTENTION_PENALTY, sentence_losses
 from training.loop.processes import Processes
@@ -239,8 +239,8 @@ def test_a_shipped_checkpoint_can_keep_a_share_of_the_start_of_the_last_stage(
         ship.main(["--run", str(tmp_path), "--checkpoint", str(shipped), "--start-share", "0.25"])
 
 
-def test_a_checkpoint_that_is_too_large_leaves_the_shipped_one_as_it_was(
-    small_checkpoint: Path, tmp_path: Path
+def test_what_cannot_be_shipped_leaves_the_shipped_one_as_it_was(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stage1").mkdir()
     shutil.copyfile(small_checkpoint, tmp_path / "stage1" / "best.pt")
@@ -251,6 +251,11 @@ def test_a_checkpoint_that_is_too_large_leaves_the_shipped_one_as_it_was(
     refused = rf"^{shipped} would have \d+ bytes, more than 1000; raise --max-bytes, or train a smaller encoder$"
     with pytest.raises(EtenetError, match=refused):
         ship.main([*command, "--max-bytes", "1000", "--terms", "others than before"])
+    assert shipped.read_bytes() == before
+    own = Dataset(tmp_path / "own", {"test": [DatasetClip(0, "dog.mp4", ("a dog",))]}, None)
+    monkeypatch.setattr(Dataset, "load", lambda _: own)
+    with pytest.raises(UsageError, match=rf"^{tmp_path}/own is not of the demo world, whose clips say what is in them"):
+        ship.main([*command, "--data", str(own.folder), "--terms", "others than before"])
     assert shipped.read_bytes() == before
     assert list(shipped.parent.iterdir()) == [shipped]
 

@@ -138,6 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not 0 <= options.start_share < 1:
         raise UsageError(f"--start-share must be from 0 to 1, 1 excluded, got {options.start_share}")
+    dataset = Dataset.load(options.data) if options.data else None
+    if dataset:
+        dataset.need_labels()
     size = ship(
         options.run,
         options.checkpoint,
@@ -146,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start_share=options.start_share,
     )
     shipped: dict[str, object] = {"bytes": size}
-    if options.data:
-        shipped |= ship_examples(options.checkpoint, Dataset.load(options.data), options.examples)
+    if dataset:
+        shipped |= ship_examples(options.checkpoint, dataset, options.examples)
     print(json.dumps(shipped))
 
 

@@ -64,8 +64,10 @@ def teach(dataset: Dataset, recipe: Recipe, device: torch.device) -> Encoder:
     """Train on single frames of the training clips, and report the share of validation frames named correctly."""
     if (stills := recipe.stills) is None:
         raise UsageError("this recipe starts from ImageNet; choose one that has stills, such as demo")
+    dataset.need_labels()
     torch.manual_seed(recipe.seed)
     preprocessing, names = recipe.preprocessing(), _names(dataset)
+    dataset.need_size(preprocessing.resize_px)
     model = StillsClassifier(Encoder(recipe.encoder), {attribute: len(values) for attribute, values in names.items()})
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=stills.learning_rate, weight_decay=stills.weight_decay)

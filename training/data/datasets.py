@@ -129,6 +129,14 @@ class Dataset:
                 f"with --resize-px {resize_px}, or with the --encoder of the recipe"
             )
 
+    def need_labels(self) -> None:
+        """Raises `UsageError` if clips have no labels."""
+        if not all(clip.labels for clips in self.clips.values() for clip in clips):
+            raise UsageError(
+                f"{self.folder} is not of the demo world, whose clips say what is in them; "
+                "make one with python -m training.prepare demo"
+            )
+
     def distinct_rows(self, clip: DatasetClip) -> NDArray[np.int64]:
         """(n,) frame rows of the clip's different frames, in order of time."""
         if clip.distinct is not None:

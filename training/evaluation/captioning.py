@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 import etenet
 from etenet.captioning.captioner import SANDBOX_EXISTS, decoders_for
 from etenet.captioning.captions import Sentence
-from etenet.errors import UsageError
+from etenet.errors import UsageError, counted
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.runtime.load import compile_network
 from etenet.runtime.network import TorchNetwork
 from training.data.datasets import Dataset, DatasetClip
 from training.evaluation.features import ClipFeatures, features_of
+from training.loop.processes import device_named
 from training.progress import Progress
 
 WORTH_COMPILING_CLIPS = 64
@@ -28,7 +27,8 @@ WORTH_COMPILING_CLIPS = 64
 
 def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu", clips: int = 0) -> etenet.Captioner:
     """A captioner for about so many clips of this data set: with an encoder for frames, without one for features."""
-    on_cpu = torch.device(device).type == "cpu"
+    chosen = device_named(device)
+    device, on_cpu = str(chosen), chosen.type == "cpu"
     videos = any(clip.file is not None for of_split in dataset.clips.values() for clip in of_split)
     sandboxed = SANDBOX_EXISTS and videos  # stills need no decoder, and so no processes
     if dataset.features is None and not (on_cpu and clips >= WORTH_COMPILING_CLIPS):
@@ -61,6 +61,8 @@ def sentences_of(
     """
     videos = all(clip.file is not None for clip in clips)
     features = None if videos else features_of(captioner, dataset, clips, features_folder)
+    if features is None:
+        _require_files(dataset, clips)
     sentences: dict[str, Sentence] = {}
     with Progress("captions", len(clips), "clip") as progress:
         for start in range(0, len(clips), CPU_BATCH_CLIPS):
@@ -72,6 +74,14 @@ def sentences_of(
             sentences |= zip((clip.video for clip in batch), best, strict=True)
             progress.update(len(batch))
     return sentences
+
+
+def _require_files(dataset: Dataset, clips: Sequence[DatasetClip]) -> None:
+    if gone := [file for clip in clips if not (file := dataset.clip_file(clip)).is_file()]:
+        raise UsageError(
+            f"{counted(len(gone), 'clip')} of {len(clips)} cannot be found, such as {gone[0]}; put the clips back, or "
+            f"prepare them where they are now, into another folder than {dataset.folder}"
+        )
 
 
 def _of_videos(

@@ -74,7 +74,7 @@ def init_processes(device_name: str | None = None) -> Iterator[Processes]:
     SIGTERM and Ctrl-C set `stop` and do not end the process, except for a second Ctrl-C. Raises `UsageError` if there
     is no such device.
     """
-    device = _device(device_name)
+    device = device_named(device_name)
     use_cores()
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -100,7 +100,8 @@ def init_processes(device_name: str | None = None) -> Iterator[Processes]:
             distributed.destroy_process_group()
 
 
-def _device(name: str | None) -> torch.device:
+def device_named(name: str | None) -> torch.device:
+    """Raises `UsageError` for what is no device here. None is a GPU if there is one."""
     rank = int(os.environ.get("LOCAL_RANK", 0))
     if name is None:
         return torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
