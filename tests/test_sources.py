@@ -16,6 +16,7 @@ from training.data import sources
 from training.data.caption_files import Described, read_captions
 from training.data.sources import ClipFolder
 from training.data.splits import Shares, splits_of
+from training.data.still_frames import Stills
 from training.data.wording import Wording, clean_caption, vocabulary_of
 
 SHARES = Shares(validation=0.1, test=0.1, seed=0)
@@ -243,6 +244,18 @@ def test_clips_are_found_by_path_by_name_and_without_extension(tmp_path: Path) -
         folder.find("c")
     with pytest.raises(UsageError, match="not a folder; name the one that holds the clips with --clips"):
         ClipFolder(tmp_path / "nowhere")
+
+
+def test_clips_and_pictures_are_found_in_linked_folders_of_which_some_are_loops(tmp_path: Path) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "clips"
+    folder.mkdir()
+    for name in ("a.mp4", "dog/1.png"):
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / name).touch()
+    (folder / "film").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(folder)
+    assert ClipFolder(folder).find("a") == folder / "film" / "a.mp4"
+    assert [picture.name for picture in Stills([folder]).find("dog")] == ["film/dog/1.png"]
 
 
 @pytest.mark.parametrize("folder", ["", "deep/"])

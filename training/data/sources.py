@@ -6,7 +6,6 @@ data set always have the same order, no matter which of their files exist.
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections import defaultdict
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from etenet.errors import UsageError
+from etenet.files import folders_below
 from etenet.files.rows import parse_json, read_text, rows
 from etenet.jobs.inputs import VIDEO_SUFFIXES
 from training.data.caption_files import SPLITS, Described, read_captions
@@ -44,8 +44,7 @@ class ClipFolder:
         self.folder = folder
         self._by_name: defaultdict[str, set[Path]] = defaultdict(set)
         self._by_stem: defaultdict[str, set[Path]] = defaultdict(set)
-        for place, folders, names in os.walk(folder):
-            folders.sort()
+        for place, names in folders_below(folder):
             for name in names:
                 if not name.startswith("."):
                     file = Path(place, name)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 import warnings
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from etenet.errors import UndecodableVideo, UsageError
+from etenet.files import folders_below
 from etenet.video.clip import FRAMES_PER_CLIP
 from etenet.video.sampling import middle_of_slices
 
@@ -140,8 +140,7 @@ def _clips_in(place: Path) -> dict[str, list[Picture]]:
 
 def _pictures_in(place: Path) -> Iterator[Picture]:
     if place.is_dir():
-        for folder, folders, names in os.walk(place):
-            folders.sort()
+        for folder, names in folders_below(place):
             for name in sorted(filter(_is_picture, names)):
                 file = Path(folder, name)
                 yield Picture(file, file.relative_to(place).as_posix())

@@ -1,4 +1,7 @@
-"""Files that are replaced as a whole, logs that only grow, standard output, hashes, caches. `rows.py` reads tables."""
+"""Files that are replaced as a whole, logs that only grow, standard output, hashes, caches, folders.
+
+`rows.py` reads tables.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOSPC
 from pathlib import Path
@@ -55,6 +59,27 @@ def require_replaceable(*paths: Path) -> None:
                 pass
         except OSError as error:
             raise CannotWrite(error.errno, error.strerror, str(path)) from error
+
+
+def folders_below(
+    folder: Path, *, hidden: bool = True, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Each folder with the names of its files. Without `hidden`, no folder whose name begins with a dot.
+
+    Links to folders are followed, and no folder comes twice, so loops end. A folder goes by its own name rather than
+    that of a link to it. `onerror` gets what cannot be listed.
+    """
+    seen: set[str] = set()
+    tops = deque([str(folder)])
+    while tops:
+        for top, folders, files in os.walk(tops.popleft(), onerror=onerror):
+            if (real := os.path.realpath(top)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
+            tops.extend(path for name in folders if os.path.islink(path := os.path.join(top, name)))
+            yield top, files
 
 
 def cache_folder() -> Path:

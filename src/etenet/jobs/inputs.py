@@ -22,7 +22,7 @@ import math
 import os
 import re
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -31,6 +31,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from etenet.errors import BadOption, UsageError, counted
+from etenet.files import folders_below
 from etenet.files.rows import Row, rows, shown
 from etenet.jobs import remote, tars
 from etenet.jobs.remote import is_remote
@@ -280,23 +281,9 @@ def _no_video(where: Path | str, skipped: Skipped) -> UsageError:
 
 
 def _folders_below(folder: Path, skipped: Skipped, *, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
-    """Each folder with the names of its files. Without `hidden`, no folder whose name begins with a dot.
-
-    Links to folders are followed, and no folder comes twice, so loops end. A folder goes by its own name rather than
-    that of a link to it.
-    """
-    seen: set[str] = set()
-    tops = deque([str(folder)])
-    while tops:
-        walk = os.walk(tops.popleft(), onerror=lambda error: skipped.unreadable_folders.append(id_of(error.filename)))
-        for top, folders, files in walk:
-            if (real := os.path.realpath(top)) in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
-            tops.extend(path for name in folders if os.path.islink(path := os.path.join(top, name)))
-            yield top, files
+    return folders_below(
+        folder, hidden=hidden, onerror=lambda error: skipped.unreadable_folders.append(id_of(error.filename))
+    )
 
 
 def _may_be_read(path: str | Path, skipped: Skipped) -> bool:
