@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -116,6 +117,15 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path.write_text('{"a": "un café"}', encoding="latin-1")
     with pytest.raises(UsageError, match="line 1: this is not UTF-8"):
         caption_json.read(path)
+
+
+def test_names_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+    """etenet caption on macOS has the form NFD in its output, as its files have, and a person types NFC."""
+    composed, apart = (normalize(form, "Käse.mp4") for form in ("NFC", "NFD"))
+    assert composed != apart
+    for name in (composed, apart, f"{composed} "):
+        (tmp_path / "captions").write_text(json.dumps({"video": name, "caption": "one cheese"}))
+        assert caption_json.read(tmp_path / "captions") == {composed: ["one cheese"]}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

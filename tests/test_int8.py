@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unicodedata import normalize
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from etenet.assets import CANARY_CLIP
 from etenet.captioning.options import CaptionOptions
 from etenet.captioning.stream import Video
 from etenet.cli import main
+from etenet.cli.int8 import Quantiser
 from etenet.errors import UsageError
+from etenet.jobs.inputs import JobClip
 from etenet.model import checkpoint as checkpoints
 from etenet.runtime import BF16, int8, interface
 from etenet.runtime.openvino import CompiledEncoder, compile_encoder, core
@@ -148,6 +152,16 @@ def test_references_that_lack_a_clip_are_named_before_any_work(parts: Path, tmp_
     assert main(["package", str(DEMO), "--int8", "--calibrate", str(parts), *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no reference for" in line
+
+
+def test_references_are_found_by_names_that_look_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etenet.cli.int8.Scorer", Mock())
+    names = [normalize("NFD", f"clips/{number} ä.mp4") for number in range(10)]
+    held_out = [name for name in names if name not in names[::4]]
+    for given in ("clips/{} ä.mp4", "{} ä"):
+        references = {given.format(number): ["a dog"] for number in range(10)}
+        found = Quantiser.of([JobClip(name, name) for name in names], references, None).references
+        assert found == {name: ["a dog"] for name in held_out}
 
 
 def test_without_nncf_one_line_names_the_extra(parts: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

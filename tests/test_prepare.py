@@ -154,7 +154,7 @@ def test_what_cannot_be_used_is_skipped_listed_and_tried_again(
     assert [line["video"] for line in lines(out / "manifest.jsonl")] == ["b", "c", "d"]
     error = capsys.readouterr().err
     assert "  skipped: 3 clips, listed in " in error
-    assert "    e: no file is called e; put it into the folder of --clips" in error
+    assert "    e: no file below --clips is called e; put it there, or correct the name" in error
     assert "dog" not in Dataset.load(out).vocabulary().known_words
 
     (clips / "a.mp4").write_bytes(whole)

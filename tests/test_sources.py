@@ -8,6 +8,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -240,10 +241,28 @@ def test_clips_are_found_by_path_by_name_and_without_extension(tmp_path: Path) -
     assert folder.find("b") == folder.find("b.webm") == folder.find("deep/b.webm") == tmp_path / "deep" / "b.webm"
     assert folder.find("two/c.mp4") == tmp_path / "two" / "c.mp4"
     assert folder.find("missing") is None
+    assert folder.find("deep/b.webm ") == folder.find(" b") == tmp_path / "deep" / "b.webm"
     with pytest.raises(UsageError, match=r"c may be .*one/c.mp4 and .*two/c.mp4"):
         folder.find("c")
     with pytest.raises(UsageError, match="not a folder; name the one that holds the clips with --clips"):
         ClipFolder(tmp_path / "nowhere")
+
+
+def test_names_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+    """macOS, and what copies from there, stores the dots of an umlaut as a character of their own."""
+    composed, apart = (normalize(form, "Käse") for form in ("NFC", "NFD"))
+    assert composed != apart
+    for stored, typed in ((apart, composed), (composed, apart)):
+        folder = tmp_path / f"has {stored}"
+        for name in (f"{stored}.mp4", f"deep/{stored}-2.mp4", f"{stored}/1.png"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        clips = ClipFolder(folder)
+        assert clips.find(typed) == clips.find(f"{typed}.mp4") == folder / f"{stored}.mp4"
+        assert clips.find(f"deep/{typed}-2.mp4") == folder / "deep" / f"{stored}-2.mp4"
+        assert [picture.place for picture in Stills([folder]).find(typed)] == [folder / stored / "1.png"]
+    (folder / f"{typed}.mp4").touch()
+    assert ClipFolder(folder).find(f"{typed}.mp4") == folder / f"{typed}.mp4"
 
 
 def test_clips_and_pictures_are_found_in_linked_folders_of_which_some_are_loops(tmp_path: Path) -> None:
@@ -280,7 +299,7 @@ def test_one_clip_under_two_names_is_refused_for_it_could_be_in_two_splits(tmp_p
     with pytest.raises(UsageError, match=r"a and a\.mp4 are the same clip"):
         sources.folder(tmp_path, captions, SHARES)
     captions = written(tmp_path / "g.json", json.dumps({"x": "b", "y": "c", "z": "d"}))
-    with pytest.raises(UsageError, match=r"none of the 3 clips is below .* \(x, ...\)"):
+    with pytest.raises(UsageError, match=r"none of the 3 clips is below .* \(x, ...\); correct --clips, or"):
         sources.folder(tmp_path, captions, SHARES)
 
 

@@ -138,7 +138,7 @@ def _job(row: int, clip: SourceClip) -> CacheJob:
 def _missing(clip: SourceClip, options: argparse.Namespace) -> Failure:
     if options.dataset == "frames":
         return Failure("missing_file", f"no pictures are called {clip.video}; put them into a place of --frames")
-    return Failure("missing_file", f"no file is called {clip.video}; put it into the folder of --clips")
+    return Failure("missing_file", f"no file below --clips is called {clip.video}; put it there, or correct the name")
 
 
 def _entries(clips: Mapping[int, SourceClip]) -> list[Entry]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from etenet.errors import UsageError
-from etenet.files import folders_below
+from etenet.files import as_it_looks, folders_below
 from etenet.files.rows import parse_json, read_text, rows
 from etenet.jobs.inputs import VIDEO_SUFFIXES
 from training.data.caption_files import SPLITS, Described, read_captions
@@ -33,7 +33,7 @@ _AS_DISTRIBUTED = "give the file as it is distributed"
 
 
 class ClipFolder:
-    """The files below a folder at any depth, by relative path, by name, or by name without extension.
+    """The files below a folder at any depth, by relative path, by name, or by name without extension, as they look.
 
     Subtitles, descriptions and thumbnails may lie beside a video of the same name.
     """
@@ -48,15 +48,17 @@ class ClipFolder:
             for name in names:
                 if not name.startswith("."):
                     file = Path(place, name)
-                    self._by_name[name].add(file)
-                    self._by_stem[file.stem].add(file)
+                    for known in (name, str(file.relative_to(folder))):
+                        self._by_name[as_it_looks(known)].add(file)
+                    self._by_stem[as_it_looks(file.stem)].add(file)
 
     def find(self, *names: str) -> Path | None:
         """The file of the first of these names that has one."""
         for name in names:
             if (exact := self.folder / name).is_file() and not Path(name).is_absolute():
                 return exact
-            if files := sorted(self._by_name.get(name) or _videos(self._by_stem.get(name, ()))):
+            known = as_it_looks(name)
+            if files := sorted(self._by_name.get(known) or _videos(self._by_stem.get(known, ()))):
                 if len(files) > 1:
                     listed = " and ".join(str(file) for file in files[:2])
                     raise UsageError(f"{name} may be {listed}; keep one, or name the clip by its path below --clips")
@@ -71,7 +73,8 @@ class ClipFolder:
         """The same clips. Raises `UsageError` if none has a file, and if two have the same file."""
         if not any(clip.file for clip in clips):
             raise UsageError(
-                f"none of the {len(clips)} clips is below {self.folder} ({clips[0].video}, ...); correct --clips"
+                f"none of the {len(clips)} clips is below {self.folder} ({clips[0].video}, ...); correct --clips, or "
+                "name clips by their paths below it"
             )
         owner: dict[Path, str] = {}
         for clip in clips:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from etenet.errors import UndecodableVideo, UsageError
-from etenet.files import folders_below
+from etenet.files import as_it_looks, folders_below
 from etenet.video.clip import FRAMES_PER_CLIP
 from etenet.video.sampling import middle_of_slices
 
@@ -103,7 +103,7 @@ class Stills:
                 if clip in self._clips:
                     raise UsageError(f"{clip} is in {place} and in a place before it; keep the pictures of one")
                 self._clips[clip] = pictures
-                path, is_photograph = PurePosixPath(clip), clip == pictures[0].name
+                path, is_photograph = PurePosixPath(clip), clip == as_it_looks(pictures[0].name)
                 for name in {path.name, path.stem if is_photograph else path.name}:
                     self._names[name].append(clip)
         if not self._clips:
@@ -115,6 +115,7 @@ class Stills:
 
         Raises `UsageError` if the name means two clips.
         """
+        name = as_it_looks(name)
         clips = [name] if name in self._clips else self._names.get(name, [])
         if len(clips) > 1:
             raise UsageError(f"{name} may be {clips[0]} and {clips[1]}; name the clip by its path below --frames")
@@ -134,7 +135,7 @@ def _clips_in(place: Path) -> dict[str, list[Picture]]:
     clips: defaultdict[str, list[Picture]] = defaultdict(list)
     for picture in _pictures_in(place):
         folder = str(PurePosixPath(picture.name).parent)
-        clips[picture.name if folder == "." else folder].append(picture)
+        clips[as_it_looks(picture.name if folder == "." else folder)].append(picture)
     return clips
 
 

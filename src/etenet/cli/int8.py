@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
 from etenet.errors import CaptionError, UsageError, counted, named
+from etenet.files import as_it_looks
 from etenet.jobs import run
 from etenet.jobs.engines import local
 from etenet.jobs.inputs import JobClip
@@ -117,7 +118,10 @@ class Quantiser:
 
 def _of_clips(clips: Sequence[JobClip], references: Captions) -> dict[str, Sequence[str]]:
     """The references of each clip: those by its `video`, or else by the name of its file without the suffix."""
-    names = {clip.video: clip.video if clip.video in references else PurePath(clip.path).stem for clip in clips}
+    names = {clip.video: as_it_looks(clip.video) for clip in clips}
+    names |= {
+        clip.video: as_it_looks(PurePath(clip.path).stem) for clip in clips if names[clip.video] not in references
+    }
     if missing := [clip for clip, name in names.items() if name not in references]:
         raise UsageError(f"no reference for {named(missing)}; add references, or leave these clips out")
     return {clip: references[name] for clip, name in names.items()}

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -80,6 +81,11 @@ def folders_below(
             folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
             tops.extend(path for name in folders if os.path.islink(path := os.path.join(top, name)))
             yield top, files
+
+
+def as_it_looks(name: str) -> str:
+    """Equal for names that look the same: in Unicode's form NFC (macOS stores NFD), without blanks around it."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def cache_folder() -> Path:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from etenet.errors import UsageError, named
+from etenet.files import as_it_looks
 from etenet.files.rows import Row, rows, shown
 
 _FIX = 'give {"video id": ["sentence", ...]}, COCO caption JSON, or {"video": ..., "caption": ...} per line'
@@ -42,7 +43,7 @@ def read(path: Path) -> dict[str, list[str]]:
 def _clip_of(row: Row) -> str:
     match row.values:
         case {"video": str(clip) | int(clip)} | {"image_id": str(clip) | int(clip)}:
-            return str(clip)
+            return as_it_looks(str(clip))
     raise UsageError(f"{row.place}: no clip is named in {shown(row.values)}; {_FIX}")
 
 
