@@ -12,7 +12,6 @@ import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,7 +65,8 @@ def rows(
         clips/a.mp4                                    a list, if `list_of="path"`: rows {"path": "clips/a.mp4"}
 
     The text is UTF-8, with or without a byte order mark, or UTF-16 with one. In a list, other bytes become lone
-    surrogates (PEP 383), because names of files may have any. Lines end with LF, CR LF or CR; empty ones are skipped.
+    surrogates (PEP 383), because names of files may have any. Lines end with LF, CR LF or CR; empty ones are skipped,
+    and so are rows of empty cells, which spreadsheets write.
     In CSV, columns are told apart by the separator of the first line (a comma, a semicolon or a tab), and their names
     are read without regard to case and blanks. If blanks surround that separator, they belong to no cell. Quoted cells
     may have line breaks, and `values` lacks missing cells.
@@ -249,7 +249,7 @@ class _Table:
 
 
 def _rows_of_table(source: Path | str, text: str, table: _Table, prose: str) -> Iterator[Row]:
-    written = dropwhile(lambda row: not any(cell.strip(_BLANKS) for cell in row[1]), table.cells(source, text))
+    written = (row for row in table.cells(source, text) if any(cell.strip(_BLANKS) for cell in row[1]))
     place, _ = next(written)
     if twice := [name for name in table.columns if name and table.columns.count(name) > 1]:
         raise UsageError(f"{place}: the column {twice[0]} is there twice; give each its own name")
