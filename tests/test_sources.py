@@ -189,6 +189,12 @@ def test_the_three_caption_formats_give_the_same(tmp_path: Path, name: str, cont
         ("f.csv", "video,caption,more\na,b,c\nc,a man, a dog\n", "f.csv, line 3: a ',' cuts a cell .* put quotes"),
         ("f.csv", "clip,caption\na,b\n", "f.csv, line 2: no video among clip, caption"),
         ("f.csv", "video,caption\na,b\nc\n", "line 3: no caption"),
+        (
+            "f.csv",
+            "video,captions\na,b\nc,\"['a dog', 'it runs']\"\n",
+            "line 3: c has a list of captions in one cell; give",
+        ),
+        ("f.csv", 'video,caption\na,"[""a dog""]"\n', "line 2: a has a list of captions in one cell; give"),
         ("f.csv", "video,caption,row\na,b,first\n", "line 2: the row of a is 'first'"),
         ("f.csv", b"video,caption\na,b\nc,caf\xe9\n", "line 3: this is not UTF-8; save it as UTF-8"),
         ("f.txt", "a b", "line 1: neither JSON nor CSV with a column video or caption; give {"),

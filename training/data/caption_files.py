@@ -11,6 +11,7 @@ to (the film that it was cut from, so that pieces of one film never fall on both
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from etenet.errors import UsageError
 from etenet.files.rows import Row, rows
 
 SPLITS = {name: name for name in ("train", "validation", "test")} | {"validate": "validation", "val": "validation"}
+_LIST_IN_A_CELL = re.compile(r"""\[\s*(["']).*\1\s*\]""", re.DOTALL)  # as programs save one in a table
 _FIX = 'give {"clip": ["sentence", ...]}, {"video": "clip", "captions": [...]} per line, or CSV with video and caption'
 
 
@@ -54,6 +56,8 @@ def _described_by(row: Row) -> tuple[str, Described]:
     if captions is None:
         row.need("caption")
         captions = row.values["caption"]
+    if isinstance(captions, str) and _LIST_IN_A_CELL.fullmatch(captions.strip()):
+        raise UsageError(f"{row.place}: {video} has a list of captions in one cell; give each caption a row of its own")
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise UsageError(f"{row.place}: the captions of {video} must be a sentence or a list of sentences")
