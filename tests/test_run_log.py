@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from etenet.errors import UsageError
+from training import train
 from training.loop import tensorboard
-from training.loop.run_log import RunLog
+from training.loop.run_log import RunLog, locked
 from training.loop.tensorboard import TensorBoard
 from training.progress import Progress, counted, duration
 
@@ -53,6 +54,27 @@ def test_what_a_loop_takes_is_counted(capsys: pytest.CaptureFixture[str], monkey
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_second_run_in_the_same_folder_is_refused_until_the_first_has_ended(
+    features_dataset: Path, tmp_path: Path
+) -> None:
+    command = [
+        "real",
+        "--stage",
+        "1",
+        "--data",
+        str(features_dataset),
+        "--out",
+        str(tmp_path),
+        "--set",
+        "epochs=1",
+        "--set",
+        "projection=4",
+    ]
+    with locked(tmp_path / "stage1"), pytest.raises(UsageError, match=r"^another run is training in .*/stage1; wait"):
+        train.main(command)
+    assert train.main(command) == 0
 
 
 def test_tensorboard_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

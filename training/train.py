@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from etenet.errors import UsageError
@@ -22,6 +23,7 @@ from training.data.datasets import Dataset
 from training.data.mixture import data_source, load_all
 from training.loop.memory import keep_freed_memory, out_of_memory_named
 from training.loop.processes import init_processes
+from training.loop.run_log import locked
 from training.loop.stage import Interrupted, Run, train_stage
 from training.loop.start import continued, first_checkpoint, next_checkpoint, stage_before, with_settings
 from training.recipes import RECIPES, overridden
@@ -96,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 save_every_s=options.save_every_s,
                 tensorboard=options.tensorboard,
             )
-            best = train_stage(run, start)
+            with locked(run.folder) if processes.first else nullcontext():
+                best = train_stage(run, start)
         except Interrupted as interrupted:
             print(f"training: {interrupted}; continue with --resume", file=sys.stderr)
             return command.CTRL_C if processes.ctrl_c.is_set() else 0

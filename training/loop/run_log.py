@@ -6,17 +6,35 @@ killed and resumed leaves the same bytes. Times and memory go to `speed.jsonl`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from etenet.errors import UsageError
 from training.loop.memory import peak_bytes
 from training.loop.tensorboard import TensorBoard
 from training.progress import Progress, duration, say
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """No other run can train in this folder meanwhile. Raises `UsageError` if one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.jsonl").open("ab") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another run is training in {folder}; wait until it ends, or choose another --out"
+            ) from error
+        yield
 
 
 class RunLog:
