@@ -39,14 +39,21 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def responding(status_and_checkpoint: Callable[[], tuple[int, str]], precision: str = "float32") -> Iterator[str]:
+def responding(
+    status_and_checkpoint: Callable[[], tuple[int, str]],
+    precision: str = "float32",
+    bytes_per_s: float = float("inf"),
+) -> Iterator[str]:
     """A server whose captions are all "a cat", by a checkpoint that may change."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            left = int(self.headers["Content-Length"])
+            while piece := self.rfile.read(min(left, 2**17)):
+                left -= len(piece)
+                time.sleep(len(piece) / bytes_per_s)
             status, checkpoint = status_and_checkpoint()
             contents = {"caption": "a cat", "captions": [{"caption": "a cat"}], "video": {"duration_s": 1.0}}
             body = json.dumps({**contents, "model": {"checkpoint": checkpoint, "precision": precision}}).encode()
@@ -150,6 +157,14 @@ def test_a_server_with_another_checkpoint_is_refused_at_the_start_and_later(tmp_
         assert main(["caption", *CLIPS, *out, "--server", url]) == 1
     assert "has changed its checkpoint, from sha256:1 to sha256:2; start" in capsys.readouterr().err
     assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_clip_may_take_as_long_as_a_slow_network_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "PIECE_DEADLINE_S", 1.0)
+    monkeypatch.setattr(engines, "GIVE_UP_AFTER_S", 1.0)
+    (tmp_path / "large.mp4").write_bytes(bytes(48 * 2**20))  # more than what fits into the buffers of a connection
+    with responding(lambda: (200, "sha256:1"), bytes_per_s=16 * 2**20) as url:
+        assert main(["caption", str(tmp_path / "large.mp4"), "--server", url]) == 0
 
 
 def test_a_job_in_int8_does_not_continue_one_in_float32(tmp_path: Path, capsys: Capture) -> None:

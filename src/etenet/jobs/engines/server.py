@@ -7,6 +7,7 @@ random, so that clients do not all come back at once.
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
@@ -33,8 +34,8 @@ from etenet.video.segments import WHOLE, Cut
 IN_FLIGHT = 8
 GIVE_UP_AFTER_S = 600.0  # on one clip without a response
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 10.0
-CONNECT_DEADLINE_S, RESPONSE_DEADLINE_S = 5.0, 300.0
-MEETING_DEADLINE_S, MEETING_TRIES = 30.0, 5
+PIECE_DEADLINE_S, RESPONSE_DEADLINE_S = 30.0, 300.0  # the first to send a piece of a clip, and to connect for it
+CONNECT_DEADLINE_S, MEETING_DEADLINE_S, MEETING_TRIES = 5.0, 30.0, 5
 REPORT_AFTER_S = 10.0
 _NO_CAPTIONER = (403, 404, 405)
 _TRY_AGAIN = (408, 429, 502, 503, 504)
@@ -107,7 +108,7 @@ class _Client:
         self._url, self._options, self._details, self._checkpoint = url, options, details, checkpoint
         self._connections = _connections(url, in_flight)
         self._headers = {"Content-Type": "application/octet-stream", **authorization()}
-        self._timeout = urllib3.Timeout(connect=CONNECT_DEADLINE_S, read=RESPONSE_DEADLINE_S)
+        self._timeout = urllib3.Timeout(connect=PIECE_DEADLINE_S, read=RESPONSE_DEADLINE_S)
         self._last_response_s = float("-inf")  # to any clip
         self._outage_is_known = False
         self._precision = ""
@@ -161,12 +162,13 @@ class _Client:
         return merged(records)
 
     def _part(self, body: bytes, cut: Cut) -> _Response:
-        headers = replace(self._options, cut=cut).as_headers() | self._headers
+        headers = replace(self._options, cut=cut).as_headers() | self._headers | {"Content-Length": str(len(body))}
         began_s, wait_s = time.monotonic(), FIRST_WAIT_S
         while not self.leaving.is_set():
             try:
+                # A file goes out in pieces. With bytes, the deadline would be that of the whole upload.
                 response = self._connections.request(
-                    "PUT", self._url, body=body, headers=headers, timeout=self._timeout, retries=False
+                    "PUT", self._url, body=io.BytesIO(body), headers=headers, timeout=self._timeout, retries=False
                 )
             except urllib3.exceptions.HTTPError as error:
                 fault, least_s = _reason(error), 0.0
