@@ -167,6 +167,18 @@ def test_a_clip_may_take_as_long_as_a_slow_network_needs(tmp_path: Path, monkeyp
         assert main(["caption", str(tmp_path / "large.mp4"), "--server", url]) == 0
 
 
+def test_the_server_decides_what_is_too_large_and_gets_nothing_larger(tmp_path: Path, capsys: Capture) -> None:
+    for number, size in enumerate((65, 66, 67)):
+        (tmp_path / f"{number}.mp4").write_bytes(bytes(size * 2**20))
+    statuses = iter([200, 200, 413])
+    with responding(lambda: (next(statuses), "sha256:1")) as url:
+        assert main(["caption", str(tmp_path), "--server", url, "--workers", "1"]) == 1
+    captioned, refused, not_sent = map(json.loads, capsys.readouterr().out.splitlines())
+    assert captioned["caption"] == "a cat"
+    assert refused["error"]["code"] == not_sent["error"]["code"] == "too_large"
+    assert f"refused {66 * 2**20} bytes, and this clip has {67 * 2**20}; raise" in not_sent["error"]["message"]
+
+
 def test_a_job_in_int8_does_not_continue_one_in_float32(tmp_path: Path, capsys: Capture) -> None:
     out = ["--out", str(tmp_path / "captions.jsonl"), "--workers", "1"]
     for precision, status in {"float32": 0, "float16": 0, "int8": 2}.items():

@@ -32,6 +32,7 @@ from etenet.jobs.remote import Publication, is_remote, opened
 from etenet.jobs.watch import Watch, until_stopped
 from etenet.video.segments import WHOLE, Cut
 
+MAX_BODY_BYTES = 2**30  # of one video
 SEGMENTS_AT_ONCE = 8  # of one video
 READERS = 4
 READ_AHEAD, READ_AHEAD_BYTES = 16, 256 * 2**20

@@ -18,7 +18,7 @@ from etenet.captioning.stream import Video
 from etenet.errors import CaptionError, DeviceFailed, JobStopped
 from etenet.jobs.journal import part_of_record, record_of
 from etenet.jobs.progress import say
-from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies, segments_expected
+from etenet.jobs.run import MAX_BODY_BYTES, Engine, KeyedRecords, OnSegments, of_bodies, segments_expected
 from etenet.runtime.kept import kept_encoder
 from etenet.runtime.load import working_device
 from etenet.video.limits import DecodeLimits
@@ -26,7 +26,7 @@ from etenet.video.segments import Cut
 
 # For the user's own files: as large and as long as a film.
 JOB_LIMITS = DecodeLimits(
-    max_body_bytes=2**30,
+    max_body_bytes=MAX_BODY_BYTES,
     max_pixels=8192 * 4608,  # 8K, more than action cameras and phones have
     max_memory_bytes=4 * 2**30,
     max_packets=2_000_000,

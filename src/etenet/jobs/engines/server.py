@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import re
 import threading
@@ -27,8 +28,7 @@ from etenet.errors import ERROR_HEADER, JobStopped
 from etenet.jobs.access import KEY_VARIABLE, authorization, predictions_of, proxy_to
 from etenet.jobs.journal import Record, merged, record_of
 from etenet.jobs.progress import say
-from etenet.jobs.run import Engine, KeyedRecords, OnSegments, of_bodies
-from etenet.video.limits import DecodeLimits
+from etenet.jobs.run import MAX_BODY_BYTES, Engine, KeyedRecords, OnSegments, of_bodies
 from etenet.video.segments import WHOLE, Cut
 
 IN_FLIGHT = 8
@@ -39,6 +39,7 @@ CONNECT_DEADLINE_S, MEETING_DEADLINE_S, MEETING_TRIES = 5.0, 30.0, 5
 REPORT_AFTER_S = 10.0
 _NO_CAPTIONER = (403, 404, 405)
 _TRY_AGAIN = (408, 429, 502, 503, 504)
+_FIX_OF_LIMITS = "raise max_request_size and max_body_bytes there, or leave out --server"
 
 
 def checkpoint_of(url: str) -> tuple[str, str]:
@@ -73,7 +74,7 @@ def engine(
         finally:
             client.leaving.set()
 
-    return of_bodies(captions, DecodeLimits().max_body_bytes, options.cut)
+    return of_bodies(captions, MAX_BODY_BYTES, options.cut)
 
 
 def _started(call: Callable[[], Record]) -> Future[Record]:
@@ -111,6 +112,7 @@ class _Client:
         self._timeout = urllib3.Timeout(connect=PIECE_DEADLINE_S, read=RESPONSE_DEADLINE_S)
         self._last_response_s = float("-inf")  # to any clip
         self._outage_is_known = False
+        self._refused_bytes = math.inf  # of the smallest clip that was too large for the server
         self._precision = ""
         self.leaving = threading.Event()
 
@@ -151,6 +153,9 @@ class _Client:
 
         Raises `JobStopped` if there is no captioner, or it no longer responds.
         """
+        if len(body) >= self._refused_bytes:
+            message = f"the server refused {self._refused_bytes} bytes, and this clip has {len(body)}; {_FIX_OF_LIMITS}"
+            return {"error": {"code": "too_large", "message": message}}
         records: list[Record] = []
         rest: Cut | None = cut
         while rest:
@@ -173,6 +178,8 @@ class _Client:
             except urllib3.exceptions.HTTPError as error:
                 fault, least_s = _reason(error), 0.0
             else:
+                if response.status == 413:
+                    self._refused_bytes = min(self._refused_bytes, len(body))
                 if part := self._parsed(response, cut):
                     self._last_response_s, self._outage_is_known = time.monotonic(), False
                     return part
@@ -204,7 +211,7 @@ class _Client:
             rest = cut.rest(record["segments"][-1]["end_s"], duration_s) if cut.into_segments else None
         except (ValueError, KeyError, TypeError, IndexError) as error:
             if response.status == 413:  # TorchServe's own has no body
-                message = "the server refuses a body of this size; raise max_request_size there, or leave out --server"
+                message = f"the server refuses a body of this size; {_FIX_OF_LIMITS}"
                 return _Response({"error": {"code": "too_large", "message": message}})
             raise JobStopped(
                 f"{self._url} does not respond like a captioner (status {response.status}); correct --server"
