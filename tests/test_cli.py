@@ -146,6 +146,14 @@ def test_a_flag_that_would_change_nothing_is_refused(flags: list[str], message: 
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--out", ""], ["--report", ""], ["--server", ""], ["--checkpoint", ""], [""]])
+def test_a_variable_that_is_not_set_is_no_folder_and_no_file(flags: list[str], capsys: Capture) -> None:
+    """It had captioned all below the current folder, in this process, and to the terminal."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["caption", "examples", *flags])
+    assert f"argument {flags[0] or 'PATH'}: must not be empty; a variable" in capsys.readouterr().err
+
+
 LOGGED = """
 import fcntl, os, resource, struct, sys, termios
 from etenet.serving.json_lines import write_json_lines

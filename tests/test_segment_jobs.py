@@ -127,6 +127,15 @@ def test_several_films_have_a_file_each(films: Path, tmp_path: Path, capsys: pyt
         assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_subtitles_may_stand_beside_their_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (films := tmp_path / "films" / "deeper").mkdir(parents=True)
+    (films / "a.mp4").write_bytes(clips.video(50))
+    monkeypatch.chdir(tmp_path / "films")
+    assert main([*CAPTION, ".", "--out", ".", "--format", "srt", "--segment-s", "1"]) == 0
+    assert sorted(path.name for path in films.iterdir()) == ["a.mp4", "a.srt"]
+    assert list(records(tmp_path / "films.jsonl")) == ["deeper/a.mp4"]
+
+
 def test_a_table_has_a_row_for_each_segment(films: Path, expected: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "captions.csv"
     assert main([*CAPTION, str(films / "film.mp4"), str(films / "broken.mp4"), "--out", str(out), *LONG]) == 1

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from pathlib import Path
+
+
+def text(given: str) -> str:
+    if not given:
+        raise ArgumentTypeError("must not be empty; a variable of the shell may not be set")
+    return given
+
+
+def path(given: str) -> Path:
+    return Path(text(given))
 
 
 def whole(text: str) -> int:

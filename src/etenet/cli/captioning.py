@@ -250,19 +250,24 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
     command.add_argument(
         "paths",
         nargs="+",
+        type=arguments.text,
         metavar="PATH",
         help="files, folders, globs, tars of samples; lists of clips as .jsonl, .csv or .txt, or - for one on standard "
         "input",
     )
     command.add_argument(
         "--out",
+        type=arguments.text,
         metavar="F",
         help="a file, a folder for subtitles, or a URL of one; default, and -: standard output. Clips that it already "
         "has are skipped",
     )
     command.add_argument("--format", choices=FORMATS, help="default: from the name of --out")
     command.add_argument(
-        "--report", type=Path, metavar="F.html", help="also write a page that shows all clips with their captions"
+        "--report",
+        type=arguments.path,
+        metavar="F.html",
+        help="also write a page that shows all clips with their captions",
     )
     command.add_argument(
         "--follow",
@@ -284,13 +289,14 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
     )
     command.add_argument(
         "--checkpoint",
-        type=Path,
+        type=arguments.path,
         metavar="F.pt",
         help=f"a checkpoint, or an archive (F.mar), which is ready sooner; default: {checkpoint}",
     )
     command.set_defaults(default_checkpoint=checkpoint)
     command.add_argument(
         "--server",
+        type=arguments.text,
         metavar="URL",
         help="caption through this server, such as http://localhost:8080, instead of in this process; "
         "ETENET_SERVER_KEY is its key",
@@ -298,6 +304,7 @@ def add_flags(command: argparse.ArgumentParser, checkpoint: Path) -> None:
     command.add_argument("--engine", choices=("ray",), help="caption on a Ray cluster")
     command.add_argument(
         "--ray-address",
+        type=arguments.text,
         metavar="ADDRESS",
         help="address of the Ray cluster; default: RAY_ADDRESS, or one that runs on this machine, or a new one there",
     )

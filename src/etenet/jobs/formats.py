@@ -153,8 +153,9 @@ def format_for(name: str | None, out: Path | None, *, segments: bool = False) ->
 
 
 def journal_of(out: Path, chosen: Format) -> Path:
-    """Where the records of a job are that writes `out`."""
-    return out if chosen == JOURNAL else out.with_name(f"{out.name}.jsonl")
+    """Where the records of a job are that writes `out`, which may be the current folder."""
+    real = Path(os.path.realpath(out))
+    return out if chosen == JOURNAL else real.parent / f"{real.name}.jsonl"
 
 
 def _named_like(out: Path) -> Format:
