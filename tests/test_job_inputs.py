@@ -73,6 +73,16 @@ def test_a_mistake_in_a_manifest_is_named_with_its_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             manifest(tmp_path, "m.jsonl", text)
+    for seconds in ("0,5", "00:01:30"):  # as Excel writes them in Germany, and as players show them
+        with pytest.raises(UsageError, match=f'm.csv, line 2: seconds look like 12.5, got "{seconds}"; a line of'):
+            manifest(tmp_path, "m.csv", f"path;start_s\na.mp4;{seconds}\n")
+    for first in ("#TYPE System.IO.FileInfo", '"FullName"', "file,title", "sep=;", '"a.mp4"', "# clips"):
+        with pytest.raises(
+            UsageError, match=r"m\.txt, line 1: .* is neither a file nor a header with video or path; correct it"
+        ):
+            manifest(tmp_path, "m.txt", f"{first}\na.mp4\n")
+        (tmp_path / first).touch()
+        assert [clip.video for clip in manifest(tmp_path, "m.txt", f"{first}\na.mp4\n")] == [first, "a.mp4"]
     for contents, line in ((b"path\n\xff.mp4\n", 2), (b'{"path": "a"}\n\n{"path": "\xff"}\n', 3)):
         (tmp_path / "m.txt").write_bytes(contents)
         with pytest.raises(UsageError, match=rf"m\.txt, line {line}: this is not UTF-8; save it as UTF-8"):
@@ -81,6 +91,13 @@ def test_a_mistake_in_a_manifest_is_named_with_its_line(tmp_path: Path) -> None:
         (tmp_path / "m.txt").write_bytes(contents)
         with pytest.raises(UsageError, match=r"m\.txt, line 1: no path has a NUL in it; write one path per line"):
             inputs.clips([f"{tmp_path}/m.txt"])
+
+
+def test_a_pipe_is_no_file_that_is_missing(tmp_path: Path) -> None:
+    """As bash gives it for <(find ...)."""
+    os.mkfifo(tmp_path / "63")
+    with pytest.raises(UsageError, match="63 is no regular file; give a file, or - for a list on standard input"):
+        inputs.clips([f"{tmp_path}/63"])
 
 
 def test_parts_of_files_have_their_seconds(tmp_path: Path) -> None:

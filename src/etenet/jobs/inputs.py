@@ -54,6 +54,8 @@ _FOUND_SUFFIXES = VIDEO_SUFFIXES | {tars.SUFFIX}
 _KINDS_SHOWN = 30
 # As WebDataset and shells name several files.
 _BRACES = re.compile(r"\{(?:(?P<first>\d{1,9})\.\.(?P<last>\d{1,9})|(?P<names>[^{},]*(?:,[^{},]*)+))\}")
+# As a comment, quotes around a path, or the header of a table begin.
+_MAYBE_NO_PATH = re.compile(r'#|"|.*[,;\t]')
 _FIX = "a line of a manifest is a path, or has video, path, start_s and end_s"
 
 
@@ -220,6 +222,8 @@ def _named_by(name: str, skipped: Skipped) -> Iterator[JobClip]:
         if not matches:
             raise UsageError(f"no file matches {name}; correct the pattern")
         yield from _of_paths(matches)
+    elif path.exists():
+        raise UsageError(f"{name} is no regular file; give a file, or - for a list on standard input")
     else:
         raise UsageError(f"no file at {name}; correct the path")
 
@@ -317,10 +321,24 @@ def _contents(url: str) -> bytes:
 
 
 def _manifest(folder: str, source: Path | str, contents: bytes | None = None) -> Iterator[JobClip]:
-    clips = [_clip(row, folder) for row in rows(source, contents, header=("video", "path"), list_of="path", fix=_FIX)]
-    if not clips:
+    found = list(rows(source, contents, header=("video", "path"), list_of="path", fix=_FIX))
+    if not found:
         raise UsageError(f"{source} has no clip; {_FIX}")
+    clips = [_clip(row, folder) for row in found]
+    _require_path(found[0], clips[0])
     yield from clips
+
+
+def _require_path(row: Row, clip: JobClip) -> None:
+    """Raises `UsageError` for a first line that is no path, such as the header of a table with other columns.
+
+    A path that could be a video's is one, also where no file is: that clip fails, and a later run finds it done.
+    """
+    is_path = is_remote(clip.path) or PurePath(clip.path).suffix.lower() in _FOUND_SUFFIXES
+    if not is_path and _MAYBE_NO_PATH.match(clip.video) and not os.path.lexists(clip.path):
+        raise UsageError(
+            f"{row.place}: {clip.video} is neither a file nor a header with video or path; correct it, or leave it out"
+        )
 
 
 def _clip(row: Row, folder: str) -> JobClip:
@@ -340,7 +358,12 @@ def _clip(row: Row, folder: str) -> JobClip:
 
 
 def _seconds(value: Any, default: float) -> float:
-    return default if value in (None, "") else float(value)
+    if value in (None, ""):
+        return default
+    try:
+        return float(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"seconds look like 12.5, got {shown(value)}") from error
 
 
 def _below(folder: str, path: str) -> str:
