@@ -70,3 +70,8 @@ def test_a_line_has_no_estimate_before_there_is_one(
     assert with_estimate.count(False) == ESTIMATE_AFTER_CLIPS
     assert lines[-1].endswith(", 0:00:00 left")
     assert not any(" left" in line for line in printed(20, capsys, estimates=False))
+
+
+def test_a_name_that_a_terminal_would_obey_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.say("a\n\x1b[2Jé\udcff 🎬.mp4: cut short")
+    assert capsys.readouterr().err == "etenet caption: a\\n\\x1b[2Jé\\udcff 🎬.mp4: cut short\n"

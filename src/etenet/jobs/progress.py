@@ -23,9 +23,13 @@ _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 def say(text: str, title: str = TITLE) -> None:
-    """A line on standard error, above the bar if there is one. No job ends because nobody reads it any more."""
+    """A line on standard error, above the bar if there is one. No job ends because nobody reads it any more.
+
+    What a terminal would obey, as in the name of a video in somebody's tar, is escaped.
+    """
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     with suppress(OSError):
-        tqdm.write(f"{title}: {text}", file=sys.stderr)
+        tqdm.write(f"{title}: {shown}", file=sys.stderr)
 
 
 def show(text: bytes) -> None:
