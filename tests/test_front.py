@@ -101,6 +101,7 @@ def test_options_and_explanations_pass(front: Server) -> None:
         (request("/predictions/etenet", "Content-Type: multipart/form-data; boundary="), 400, "bad_request"),
         (request("/predictions/etenet", "Transfer-Encoding: nonsense"), 400, "bad_request"),
         (request("/predictions/etenet", "X: " + "x" * 40_000), 400, "bad_request"),
+        (request("/error/headers"), 404, "not_found"),
         (request(length=2 * 10**9), 413, "too_large"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -109,6 +110,11 @@ def test_a_request_for_anything_else_does_not_pass(front: Server, sent: bytes, s
     actual, headers, body = response_to(port_of(front), sent)
     assert (actual, json.loads(body)["error"]["code"]) == (status, code)
     assert headers["content-type"] == "application/json"
+
+
+def test_headers_beyond_the_limit_are_called_too_long(front: Server) -> None:
+    _, _, body = response_to(port_of(front), request("/predictions/etenet", "Cookie: " + "x" * 9000))
+    assert json.loads(body)["error"]["message"].startswith("the headers are too long")
 
 
 def test_a_413_says_whether_the_body_or_what_it_holds_is_too_large(front: Server) -> None:
@@ -388,3 +394,5 @@ def test_it_serves_tls_when_configured(server: Server, tmp_path: Path) -> None:
         sent.add_header("Content-Type", "video/mp4")
         with urllib.request.urlopen(sent, timeout=60, context=trusted) as response:
             assert json.load(response)["caption"] == CAPTIONS[0][1]
+        plain = ask(f"http://127.0.0.1:{port}/predictions/etenet", CLIP)
+        assert (plain.status, "https://" in plain.json()["error"]["message"]) == (400, True)
