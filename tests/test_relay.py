@@ -69,8 +69,10 @@ def test_the_exporter_gives_the_response_of_torchserve(server: Server, path: str
 def test_it_passes_errors_on_and_refuses_other_paths(server: Server) -> None:
     refused = ask(server.exporter + PATH, b"no video")
     assert (refused.status, code_of(refused)) == (415, "not_a_video")
-    other = ask(f"{server.exporter}/models/etenet", b"?")
-    assert (other.status, code_of(other)) == (405, "method_not_allowed")
+    for path in ("/models/etenet", "/predictions/etnet", "/v1/chat/completions/"):
+        other = ask(server.exporter + path, b"?")
+        assert (other.status, code_of(other)) == (404, "not_found")
+        assert "/predictions/etenet" in other.json()["error"]["message"]
 
 
 def test_a_client_that_leaves_is_no_error_in_the_log(server: Server) -> None:

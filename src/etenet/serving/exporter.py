@@ -66,6 +66,7 @@ class _Exporter:
     def __init__(self, health: Health, figures: Path, reader: ThreadPoolExecutor, relay: Relay) -> None:
         self._health, self._figures, self._reader, self._relay = health, figures, reader, relay
         self._files = page()
+        self._paths = {"/ready", "/live", "/metrics", *MODELS, *self._files}
         self._silent: _Places = {}
         self._answered: _Places = {}
 
@@ -124,7 +125,7 @@ class _Exporter:
             return response(HTTPStatus.OK, b"", headers=cors.preflight_headers(self._relay.cors_allowed_origin))
         if captions_at(head.path):
             return _not_allowed("send the video with PUT or POST", METHODS)
-        if head.method not in ("GET", "HEAD"):
+        if head.method not in ("GET", "HEAD") and head.path in self._paths:
             return _not_allowed("use GET", ("GET", "HEAD"))
         match head.path:
             case "/ready":
@@ -144,7 +145,9 @@ class _Exporter:
             case path if file := self._files.get(path):
                 headers = HEADERS | cors.response_headers(self._relay.cors_allowed_origin)
                 return response(HTTPStatus.OK, file.content, file.content_type, headers)
-        return error_response(HTTPStatus.NOT_FOUND, "try /, /ready, /live or /metrics")
+        return error_response(
+            HTTPStatus.NOT_FOUND, "try /, /ready, /live or /metrics, or send a video to /predictions/etenet"
+        )
 
     def _exposition(self) -> bytes:
         return metrics.exposition(self._figures, ready=not self._health.fault)
