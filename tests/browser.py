@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,21 @@ def complaints(tab: Page) -> list[str]:
     """Errors that scripts threw, and what the browser refused or could not do."""
     errors = [message.text for message in tab.console_messages() if message.type == "error"]
     return [*map(str, tab.page_errors()), *errors]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb. Source: WCAG 2.2."""
+    digits = colour.strip().removeprefix("#")
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    shares = [int(part, 16) / 255 for part in re.findall("..", digits)]
+    red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """Source: WCAG 2.2."""
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 def _program() -> tuple[str, dict[str, str]]:

@@ -16,7 +16,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from etenet.serving.page import HEADERS, page
 from tests import clips
-from tests.browser import browser, complaints, drop, open_tab, text_of
+from tests.browser import browser, complaints, contrast, drop, luminance, open_tab, text_of
 from tests.conftest import EXAMPLES, REAL, REPOSITORY, Server, ask, running_server
 from tests.front import edit, nginx, with_keys
 
@@ -218,6 +218,20 @@ def test_without_a_captioner_it_says_so_and_tries_again_when_asked(chromium: Bro
         expect(tab.locator("#error")).to_have_text(said)
 
 
+def test_a_folder_and_several_files_are_called_that(chromium: BrowserContext, front: str, tmp_path: Path) -> None:
+    with open_tab(chromium, front) as tab:
+        drop(tab, files=[tmp_path])
+        assert "it is a folder" in text_of(tab, "#error")
+        drop(tab, files=list(CLIPS)[:2])
+        expect(tab.locator("#error")).to_have_text("These are 2 files; give one video at a time.")
+
+
+def test_the_page_of_a_login_is_not_taken_for_a_caption(tab: Page) -> None:
+    tab.route("**/explanations/etenet", lambda route: route.fulfill(body="<html>Log in"))
+    drop(tab, files=[CLIP])
+    assert text_of(tab, "#error") == "This is not the answer of a captioner (status 200)."
+
+
 def test_segments_are_a_timeline_and_subtitles_of_the_video(tab: Page, server: Server) -> None:
     tab.locator("#cut").select_option("1")
     drop(tab, files=[CLIP])
@@ -301,16 +315,30 @@ def test_where_the_server_has_keys_the_page_asks_for_one(chromium: BrowserContex
         tab.locator("#unlock").wait_for()
         assert text_of(tab, "#error") == "This server needs a key."
         assert tab.evaluate("document.activeElement.id") == "key"
-        tab.locator("#link").fill("mine")
+        tab.keyboard.type("\N{CYRILLIC SMALL LETTER EM}ine")
+        tab.keyboard.press("Enter")
+        expect(tab.locator("#error")).to_have_text("This is not a key of this server.")
+        tab.locator("#link").fill("mine\N{ZERO WIDTH SPACE}")
         for keys in ("Control+A", "Control+X"):
             tab.locator("#link").press(keys)
-        tab.locator("#key").press("Control+V")
+        for keys in ("Control+A", "Control+V"):
+            tab.locator("#key").press(keys)
         tab.keyboard.press("Enter")
         tab.locator("#unlock").wait_for(state="hidden")
         tab.locator("#result").wait_for()
         assert text_of(tab, "#sentence").split() == CAPTION.split()
         assert '-H "Authorization: Bearer $KEY"' in text_of(tab, "#curl")
         assert "mine" not in text_of(tab, "#curl")
+
+
+def test_it_works_below_a_path_of_another_server(chromium: BrowserContext, front: str) -> None:
+    inside = f"location /inside/ {{ proxy_pass {front}/; }}\n\n        location / {{"
+    with nginx(1, lambda folder: edit(folder / "nginx.conf", "location / {", inside)) as port:
+        outer = f"http://127.0.0.1:{port}/inside/"
+        with open_tab(chromium, outer) as tab:
+            drop(tab, files=[CLIP])
+            wait_for_caption(tab)
+            assert f"'{outer}explanations/etenet'" in text_of(tab, "#curl")
 
 
 def test_two_tabs_do_not_disturb_each_other(chromium: BrowserContext, front: str) -> None:
@@ -387,18 +415,3 @@ def test_everything_has_a_name_for_a_screen_reader(tab: Page) -> None:
     roles = [node["role"]["value"] for node in things]
     assert roles.count("image") == 16
     assert {"status", "main", "heading", "button", "textbox", "combobox"} <= set(roles)
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance of #rrggbb. Source: WCAG 2.2."""
-    digits = colour.strip().removeprefix("#")
-    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
-    shares = [int(part, 16) / 255 for part in re.findall("..", digits)]
-    red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one: str, other: str) -> float:
-    """Source: WCAG 2.2."""
-    darker, lighter = sorted((luminance(one), luminance(other)))
-    return (lighter + 0.05) / (darker + 0.05)

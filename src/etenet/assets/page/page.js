@@ -1,7 +1,7 @@
 // The page of the server: sends a video, shows what came back. No text of a file or of a response becomes HTML.
 "use strict";
 
-const PATH = "/explanations/etenet";
+const PATH = "explanations/etenet"; // beside the page, which may be below a path of another server
 const HEADERS = { "X-Etenet-Captions": "5" };
 const PICTURES = { "X-Etenet-Thumbnails": "128" };
 const SEGMENTS_AT_ONCE = 16;
@@ -27,6 +27,7 @@ function element(tag, properties, ...children) {
 
 const percent = (share) => `${Math.round(100 * share)} %`;
 const seconds = (s) => `${s.toFixed(2)} s`;
+const key = () => $("key").value.replace(/[^!-~]/g, ""); // a copied key may have blanks, and marks that nobody sees
 const say = (text) => { $("status").textContent = text; };
 
 function clock(s) {
@@ -52,13 +53,14 @@ function fail(message, again = null) {
 }
 
 function unlock(again) {
-  $("error").textContent = "This server needs a key.";
+  $("error").textContent = $("key").value ? "This is not a key of this server." : "This server needs a key.";
   $("unlock").hidden = false;
   $("unlock").onsubmit = (event) => {
     event.preventDefault();
     again();
   };
   $("key").focus();
+  $("key").select();
 }
 
 // What is given: a file, or a link on this server.
@@ -66,7 +68,8 @@ function unlock(again) {
 async function take(data) {
   const [file] = data.files;
   const link = data.getData("text/uri-list").split(/\r?\n/).find((line) => line && !line.startsWith("#"));
-  if (file) start(file);
+  if (data.files.length > 1) fail(`These are ${data.files.length} files; give one video at a time`);
+  else if (file) start(file);
   else if (link || data.getData("text/plain").trim()) await follow(link || data.getData("text/plain").trim());
   else fail("This is neither a file nor a link: drop a video file, or a link to one on this server");
 }
@@ -127,13 +130,16 @@ function send(question, startS) {
   request.open("PUT", PATH);
   request.setRequestHeader("Content-Type", "application/octet-stream");
   for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
-  if ($("key").value) request.setRequestHeader("Authorization", `Bearer ${$("key").value}`);
+  if (key()) request.setRequestHeader("Authorization", `Bearer ${key()}`);
   request.upload.onprogress = (event) => {
     const sent = event.loaded / event.total;
     say(sent < 1 ? `Sending ${question.file.name}, ${percent(sent)} …` : `Looking at ${question.file.name} …`);
   };
   request.onload = () => answered(question, startS, request, again);
-  request.onerror = () => fail(SENTENCES[0], again);
+  request.onerror = () => question.file.slice(0, 1).arrayBuffer().then(
+    () => fail(SENTENCES[0], again),
+    () => fail(`The browser cannot read ${question.file.name}: it is a folder, or was moved or changed; choose the video again`),
+  );
   request.send(question.file);
 }
 
@@ -144,8 +150,8 @@ function answered(question, startS, request, again) {
   } catch {
     response = {};
   }
-  if (request.status !== 200) {
-    const message = response.error?.message ?? SENTENCES[request.status] ?? `The server answered with status ${request.status}`;
+  if (!response.video) { // an error, or what a login or another server in between says
+    const message = response.error?.message ?? SENTENCES[request.status] ?? `This is not the answer of a captioner (status ${request.status})`;
     fail(message, PASSING.includes(request.status) ? again : null);
     if (request.status === 401) unlock(again);
     return;
@@ -175,9 +181,9 @@ function show(question, response) {
 function curl(question) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const headers = Object.entries(question.headers).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`);
-  if ($("key").value) headers.push('-H "Authorization: Bearer $KEY"');
+  if (key()) headers.push('-H "Authorization: Bearer $KEY"');
   // -g: brackets and braces in a name are only letters.
-  return ["curl -gT", quoted(question.file.name), ...headers, quoted(location.origin + PATH)].join(" ");
+  return ["curl -gT", quoted(question.file.name), ...headers, quoted(new URL(PATH, location.href).href)].join(" ");
 }
 
 function facts(question, { video, model, timing_ms: timing }) {
