@@ -152,6 +152,13 @@ def test_a_handler_file_defines_exactly_one_class(file: str, name: str) -> None:
 def test_public_names_are_those_in_all() -> None:
     assert etenet.__all__ == sorted(etenet.__all__)
     assert all(hasattr(etenet, name) for name in etenet.__all__)
+    with pytest.raises(AttributeError, match="'laod'"):
+        assert etenet.laod  # type: ignore[attr-defined] # which mypy must say, or the comment is an error
+
+
+def test_tab_completes_public_names_before_their_first_use() -> None:
+    code = "import etenet, sys; sys.exit(not set(etenet.__all__) <= set(dir(etenet)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
 def test_no_file_names_a_path_of_one_machine_or_a_package_index() -> None:

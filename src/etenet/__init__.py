@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from etenet.video.limits import DecodeLimits
     from etenet.video.segments import Cut
 
+    __version__: str
+
 _HOMES = {
     "etenet.captioning.captioner": ("Captioner", "load"),
     "etenet.captioning.captions": ("Caption", "SegmentCaptions", "Sentence"),
@@ -42,13 +44,20 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use: a decoder process needs no torch, and most programs no version."""
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # or a type checker would take every misspelt name for one of these
 
-        return version("etenet")
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(home), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Import a public name on first use: a decoder process needs no torch, and most programs no version."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("etenet")
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(home), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What Tab completes, before its first use, too."""
+    return [*globals(), *__all__]
