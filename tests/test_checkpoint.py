@@ -72,6 +72,16 @@ def test_half_precision_halves_the_file_and_reads_as_float32(tmp_path: Path) -> 
         torch.testing.assert_close(read[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_the_default_dtype_of_the_process_changes_no_weights(tmp_path: Path) -> None:
+    checkpoints.save(fresh(), tmp_path / "a.pt")
+    torch.set_default_dtype(torch.float64)
+    try:
+        read = checkpoints.load(tmp_path / "a.pt").model
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in read.state_dict().values() if value.is_floating_point()} == {torch.float32}
+
+
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.pt"
     checkpoints.save(fresh(), path)

@@ -201,7 +201,7 @@ def load(path: Path, *, device: torch.device | str = "cpu", with_encoder: bool =
             name, config = checkpoint.encoder_name, checkpoint.decoder_arrays.config
             encoder = Encoder.unloaded(name) if with_encoder else AbsentEncoder(name)
             with torch.device("meta"):
-                model = EtENet(encoder, Decoder(config))
+                model = EtENet(encoder, Decoder(config)).float()  # whatever the default of the process
             own = model.state_dict()
             kinds = {name: (tuple(value.shape), value.is_floating_point()) for name, value in own.items()}
             weights = _weights(contents["weights"], kinds, prefix="" if with_encoder else "decoder.")
