@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -230,3 +231,9 @@ def test_a_process_has_nothing_open_but_its_channel(sandbox: Sandbox) -> None:
     assert opened[3].startswith("socket:")
     assert os.readlink(process / "cwd").endswith("(deleted)")
     assert resource.prlimit(only_pid(sandbox), resource.RLIMIT_CORE) == (0, 0)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, math.nan])
+def test_limits_are_positive_and_finite(wrong: float) -> None:
+    with pytest.raises(ValueError, match=f"decode_deadline_s must be positive and finite, got {wrong}"):
+        DecodeLimits(decode_deadline_s=wrong)

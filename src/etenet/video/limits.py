@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, fields
 
@@ -28,8 +29,8 @@ class DecodeLimits:
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            if getattr(self, limit.name) <= 0:
-                raise ValueError(f"{limit.name} must be positive, got {getattr(self, limit.name)}")
+            if not 0 < getattr(self, limit.name) < math.inf:
+                raise ValueError(f"{limit.name} must be positive and finite, got {getattr(self, limit.name)}")
         # With less room between the two, the wall clock would always run out first.
         object.__setattr__(self, "decode_cpu_s", min(self.decode_cpu_s, _MOST_OF_A_CORE * self.decode_deadline_s))
         if self.max_segments > MOST_SEGMENTS:
