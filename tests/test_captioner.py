@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 from concurrent.futures import ALL_COMPLETED
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,6 +183,68 @@ def test_a_device_that_no_longer_computes_is_not_blamed_on_a_clip(small_checkpoi
 def test_the_error_for_an_option_out_of_bounds_names_the_bounds(texts: dict[str, str], message: str) -> None:
     with pytest.raises(errors.BadOption, match=message):
         CaptionOptions.parse(texts)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"beam_size": 5.0}, "beam_size must be a whole number, got 5.0"),
+        ({"beam_size": "5"}, "beam_size must be a whole number, got '5'"),
+        ({"beam_size": None}, "beam_size must be a whole number, got None"),
+        ({"max_words": 3.5}, "max_words must be a whole number, got 3.5"),
+        ({"length_penalty": None}, "length_penalty must be a number, got None"),
+        ({"min_confidence": "0.5"}, "min_confidence must be a number, got '0.5'"),
+        ({"cut": (0, 2)}, r"cut must be a Cut, got \(0, 2\)"),
+    ],
+)
+def test_the_error_for_an_option_of_another_type_names_the_option(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.BadOption, match=message):
+        CaptionOptions(**fields)
+
+
+def test_numbers_of_numpy_are_options(captioner: Captioner) -> None:
+    body = next(iter(BODIES.values()))
+    cut = Cut(start_s=np.float32(0.5), segment_s=np.int64(1), max_segments=np.int64(2))  # type: ignore[arg-type]
+    options = CaptionOptions(beam_size=np.int64(3), length_penalty=np.float32(0.5), cut=cut)  # type: ignore[arg-type]
+    plain = CaptionOptions(beam_size=3, length_penalty=0.5, cut=Cut(start_s=0.5, segment_s=1.0, max_segments=2))
+    given, expected = captioner.caption_batch([body, body], [options, plain])
+    assert isinstance(given, etenet.SegmentCaptions)
+    assert isinstance(expected, etenet.SegmentCaptions)
+    assert [caption.text for caption in given.segments] == [caption.text for caption in expected.segments]
+
+
+@pytest.mark.parametrize("body", ["clip.mp4", Path("clip.mp4"), io.BytesIO(b"ftyp"), None, [b"ftyp"]])
+def test_a_video_that_is_not_given_as_bytes_is_refused_before_anything_is_decoded(
+    captioner: Captioner, body: Any
+) -> None:
+    kind = type(body).__name__
+    with pytest.raises(errors.UsageError, match=rf"not as a {kind}; read its file first: Path\('clip.mp4'\)"):
+        captioner.caption(body)
+    with pytest.raises(errors.UsageError, match=f"not as a {kind}"):
+        captioner.caption_batch([clips.video(3), body], [DEFAULT] * 2)
+
+
+FORKED = """
+import os, etenet
+from tests.conftest import DEMO
+
+captioner = etenet.load(DEMO, sandboxed=False)
+if pid := os.fork():
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+else:
+    try:
+        captioner.caption(b"a video")
+    except etenet.EtenetError as error:
+        print(error, flush=True)
+"""
+
+
+def test_a_fork_of_the_process_says_that_it_has_no_decoders() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=300)
+    refusal, status = ran.stdout.splitlines()
+    assert "load one in each process" in refusal
+    assert status == "0"
 
 
 def test_options_are_parsed_from_text() -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ALL_COMPLETED, Future
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import av
 import numpy as np
@@ -145,6 +146,20 @@ def test_different_parts_have_different_fragments() -> None:
 def test_an_invalid_cut_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(errors.BadOption):
         CaptionOptions.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"end_s": None}, "end_s must be a number of seconds, got None"),
+        ({"start_s": "0:10"}, "start_s must be a number of seconds, got '0:10'"),
+        ({"segment": 5}, "segment can only be scenes, got '5'"),
+        ({"segment_s": 2.0, "max_segments": 2.0}, "max_segments must be a whole number, got 2.0"),
+    ],
+)
+def test_the_error_for_a_part_of_another_type_names_it(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.BadOption, match=message):
+        Cut(**wrong)
 
 
 def test_options_written_as_text_are_read_back_unchanged() -> None:

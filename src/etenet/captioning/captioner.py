@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from etenet.captioning.stream import (
     caption_videos,
     captions_of,
 )
-from etenet.errors import BadOption, CaptionError, Overloaded, counted
+from etenet.errors import BadOption, CaptionError, Overloaded, UsageError, counted
 from etenet.linux import cores
 from etenet.model.checkpoint import Checkpoint
 from etenet.model.hypothesis import Hypothesis
@@ -62,6 +63,7 @@ _Step = Callable[[Sequence[_X]], Sequence[_Y | None]]  # None: nothing for this 
 class Captioner:
     """A checkpoint, a form of its network and decoders, ready to caption. One instance serves one thread at a time.
 
+    It serves only the process that loaded it: a fork has none of its decoders.
     With `feature_cache_bytes`, `caption` and `caption_batch` remember the features of the last videos, up to so many.
     """
 
@@ -70,6 +72,7 @@ class Captioner:
     ) -> None:
         self.checkpoint, self.network, self._decoders = checkpoint, network, decoders
         self._cache = FeatureCache(feature_cache_bytes) if feature_cache_bytes > 0 else None
+        self._pid = os.getpid()
 
     @property
     def checkpoint_id(self) -> str:
@@ -198,6 +201,11 @@ class Captioner:
 
     def decode(self, video: Video[Any]) -> Future[list[Clip]]:
         """The clips of a video, one for each segment, or a `CaptionError`."""
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "the captioner was loaded before this process was forked, so it has no decoders here; load one in each "
+                "process, or start processes with the spawn method of multiprocessing"
+            )
         return self._decoders.submit(video.body, video.options.cut)
 
     def thumbnails(self, clip: Clip, options: CaptionOptions) -> tuple[bytes, ...]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from etenet.errors import BadOption
@@ -65,16 +66,26 @@ class Option:
         default = f"default: {self.otherwise}" if self.default is None else f"default {self.default:g}"
         return f"{self.help}; {bounds}{default}"
 
-    def allows(self, value: float | None) -> bool:
-        return value is None or self.least <= value <= self.most
+    def check(self, value: Any) -> None:
+        """Raises `BadOption` for a value of another type, or out of bounds. NumPy's numbers are numbers, too."""
+        if value is None and self.otherwise:
+            return
+        is_of_kind = isinstance(value, Integral if self.kind is int else Real)
+        if not is_of_kind:
+            raise BadOption(f"{self.name} must be {self._number}, got {value!r}")
+        if not self.least <= value <= self.most:
+            raise BadOption(f"{self.name} must be from {self.range}, got {value}")
 
     def parse(self, text: str) -> Any:
         """Of the option's type; the bounds are checked where the values meet: in `CaptionOptions` and in `Cut`."""
         try:
             return self.kind(text.strip())
         except ValueError as error:
-            wanted = "a whole number" if self.kind is int else "a number"
-            raise BadOption(f"{self.name} must be {wanted}, got {text[:_SHOWN_LETTERS]!r}") from error
+            raise BadOption(f"{self.name} must be {self._number}, got {text[:_SHOWN_LETTERS]!r}") from error
+
+    @property
+    def _number(self) -> str:
+        return "a whole number" if self.kind is int else "a number"
 
 
 OPTIONS = (
@@ -140,8 +151,10 @@ class CaptionOptions:
 
     def __post_init__(self) -> None:
         for option in OPTIONS:
-            if option.name not in _OF_CUT and not option.allows(value := getattr(self, option.name)):
-                raise BadOption(f"{option.name} must be from {option.range}, got {value}")
+            if option.name not in _OF_CUT:
+                option.check(getattr(self, option.name))
+        if not isinstance(self.cut, Cut):
+            raise BadOption(f"cut must be a Cut, got {self.cut!r}")
         if self.captions > self.beam_size:
             raise BadOption(
                 f"captions={self.captions} is more than the beam holds; raise beam_size (now {self.beam_size})"

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from etenet.captioning.captions import Caption, Outcome, Sentence, Timing, outcome_of
 from etenet.captioning.options import CaptionOptions
-from etenet.errors import BadOption, CaptionError, InternalError, Overloaded
+from etenet.errors import BadOption, CaptionError, InternalError, Overloaded, UsageError
 from etenet.video.clip import Clip
 
 JOB_DECODE_TRIES = 3
@@ -45,12 +45,24 @@ OnStage = Callable[[Stage[KeyT]], None]
 
 @dataclass(frozen=True, slots=True)
 class Video(Generic[KeyT]):
-    """A video to caption. `key` names it in the output. `fresh`: it is decoded and encoded even if it is known."""
+    """A video to caption. `key` names it in the output, and no other video of its stream has the same.
+
+    `fresh`: it is decoded and encoded even if it is known. Raises `UsageError` if the body is not bytes.
+    """
 
     key: KeyT
     body: bytes
     options: CaptionOptions
     fresh: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            memoryview(self.body)
+        except TypeError as error:
+            kind = type(self.body).__name__
+            raise UsageError(
+                f"a video is given as its bytes, not as a {kind}; read its file first: Path('clip.mp4').read_bytes()"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice, pairwise
+from numbers import Integral
 from typing import Literal
 
 from etenet.errors import BadOption
@@ -44,18 +45,27 @@ class Cut:
 
     def __post_init__(self) -> None:
         for name in ("start_s", "end_s", "segment_s"):
-            if (value := getattr(self, name)) is not None:
+            value = getattr(self, name)
+            if value is None and name == "segment_s":
+                continue
+            try:
                 object.__setattr__(self, name, round(float(value), 3))
+            except (TypeError, ValueError) as error:
+                raise BadOption(f"{name} must be a number of seconds, got {value!r}") from error
         if not 0 <= self.start_s < self.end_s:
             raise BadOption(f"start_s must be from 0 to before end_s, got {self.start_s:g} and {self.end_s:g}")
         if self.segment_s is not None and not SHORTEST_SEGMENT_S <= self.segment_s < math.inf:
             raise BadOption(f"segment_s must be from {SHORTEST_SEGMENT_S:g} on, got {self.segment_s:g}")
         if self.segment not in (None, "scenes"):
-            raise BadOption(f"segment can only be scenes, got {self.segment[:40]!r}")
+            raise BadOption(f"segment can only be scenes, got {str(self.segment)[:40]!r}")
         if self.segment_s and self.segment:
             raise BadOption("segments have one length or are scenes, not both; leave out segment_s or segment")
-        if self.max_segments is not None and self.max_segments < 1:
-            raise BadOption(f"max_segments must be from 1 on, got {self.max_segments}")
+        if self.max_segments is not None:
+            if not isinstance(self.max_segments, Integral):
+                raise BadOption(f"max_segments must be a whole number, got {self.max_segments!r}")
+            if self.max_segments < 1:
+                raise BadOption(f"max_segments must be from 1 on, got {self.max_segments}")
+            object.__setattr__(self, "max_segments", int(self.max_segments))  # also of NumPy's
 
     @property
     def fragment(self) -> str:
