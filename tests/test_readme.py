@@ -190,11 +190,11 @@ def test_its_figures_are_those_of_the_results() -> None:
         path.stem: json.loads(path.read_text()) for path in (REPOSITORY / "benchmarks" / "results").glob("*.json")
     }
     decode, encoder, server = (results[name] for name in ("decode", "encoder", "server"))
-    of_stages = results["two_stages"]["scores_by_seed_and_stage"].values()
+    of_arms = results["two_stages_demo"]["scores_by_seed"].values()
     torchcodec = min(ms for name, ms in decode["median_ms"].items() if name.startswith("torchcodec"))
     peers = ("plain LitServe", "plain TorchServe")
     for row in (
-        [f"CIDEr {mean_cider(of_stages, '2'):.1f}", f"{mean_cider(of_stages, '1'):.1f}"],
+        [f"CIDEr {mean_cider(of_arms, 'stage 2'):.1f}", f"{mean_cider(of_arms, 'encoder frozen'):.1f}"],
         [f"{decode['median_ms']['ours']:.0f} ms", f"{torchcodec:.0f} ms"],
         [f"{encoder['median_ms'][name] / 1000:.2f} s" for name in ("ours", "eager torch")],
         [f"{server['p50_ms'][name] / 1000:.2f} s" for name in ("ours", *peers)],
@@ -216,9 +216,30 @@ def test_the_page_on_capacity_has_the_figures_of_its_result() -> None:
         assert money == [f"{hours[form]:,.1f} h, ${dollars[form]:,.2f}" for form in ("float32", "int8")]
 
 
-def mean_cider(of_stages: Any, stage: str) -> float:
-    figures = [of_stage[stage]["CIDEr"] for of_stage in of_stages]
+def mean_cider(of_arms: Any, arm: str) -> float:
+    figures = [of_arm[arm]["CIDEr"] for of_arm in of_arms]
     return float(sum(figures) / len(figures))
+
+
+def test_the_page_on_scores_says_what_each_arm_gains() -> None:
+    demo, real = (
+        json.loads((REPOSITORY / "benchmarks" / "results" / f"two_stages_{recipe}.json").read_text())
+        for recipe in ("demo", "real")
+    )
+    on_test = [{arm: of["CIDEr"] for arm, of in arms.items()} for arms in demo["scores_by_seed"].values()]
+    on_validation = [
+        {arm: of_epochs[-1] for arm, of_epochs in arms.items()} | {"stage 1": arms["stage 2"][0]}
+        for arms in real["validation_cider_by_seed"].values()
+    ]
+    for of_seeds, gains in (
+        (on_test, demo["cider_over_the_control"]),
+        (on_validation, real["last_validation_cider_over_the_control"]),
+    ):
+        for arm in of_seeds[0]:
+            figures = [f"{of_seed[arm]:.1f}" for of_seed in of_seeds]
+            if arm in ("encoder at 1e-9", "stage 2"):
+                figures.append(f"{gains[arm]['mean']:+.1f} (spread {gains[arm]['spread']:.1f})")
+            assert f" | {' | '.join(figures)} |" in PAGES["docs/scores.md"]
 
 
 def test_its_lists_are_those_of_the_code() -> None:
