@@ -118,6 +118,13 @@ def test_a_file_that_is_not_an_archive_is_not_unpacked(contents: bytes | None, w
         archive.unpack(tmp_path / "etenet.mar", tmp_path / "unpacked")
 
 
+def test_an_archive_of_another_program_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(foreign := tmp_path / "other.mar", "w") as contents:
+        contents.writestr(archive.MANIFEST_FILE, "{}")
+    with pytest.raises(UsageError, match=r"other\.mar was not made by etenet package"):
+        archive.unpack(foreign, tmp_path / "unpacked")
+
+
 @pytest.mark.parametrize("name", [archive.MANIFEST_FILE, archive.CHECKPOINT_FILE, "etenet/model/config.py"])
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_damaged_archive_does_not_pass_verification(unpacked: Path, name: str, damage: str) -> None:

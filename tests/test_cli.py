@@ -21,7 +21,7 @@ from etenet.serving import archive
 from etenet.serving.config import ServerConfig, unusable
 from etenet.serving.loopback import Address
 from tests import clips
-from tests.conftest import CAPTION, EXAMPLES, HERE, REAL, REPOSITORY
+from tests.conftest import CAPTION, DEMO, EXAMPLES, HERE, REAL, REPOSITORY
 
 Capture = pytest.CaptureFixture[str]
 
@@ -89,6 +89,21 @@ def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Captur
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert printed.err.startswith(f"etenet {arguments[0]}: ")
+
+
+def test_an_archive_replaces_no_checkpoint(small_checkpoint: Path, capsys: Capture) -> None:
+    before = small_checkpoint.read_bytes()
+    assert main(["package", str(DEMO), "--out", str(small_checkpoint)]) == 2
+    assert "the name of an archive ends in .mar" in capsys.readouterr().err
+    assert small_checkpoint.read_bytes() == before
+
+
+def test_scores_of_clips_do_not_replace_what_is_scored(tmp_path: Path, capsys: Capture) -> None:
+    (captions := tmp_path / "captions.json").write_text(before := '{"a": ["a dog runs"]}')
+    flags = [word for name in ("predictions", "references", "per-clip") for word in (f"--{name}", str(captions))]
+    assert main(["score", *flags]) == 2
+    assert f"--per-clip would replace {captions}" in capsys.readouterr().err
+    assert captions.read_text() == before
 
 
 def test_an_archive_is_not_packaged_again(tmp_path: Path, capsys: Capture) -> None:
@@ -281,6 +296,14 @@ def test_a_port_that_only_root_may_use_is_not_called_taken(monkeypatch: pytest.M
     assert fault is not None
     assert fault[0] == "only root may listen on port 80"
     assert unusable([Address("127.0.0.1", 0)]) is None
+
+
+def test_all_taken_ports_are_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        ports = [taken.getsockname()[1] for taken in (one, two)]
+        fault = unusable([Address("127.0.0.1", port) for port in ports])
+    assert fault
+    assert fault[0] == f"ports {ports[0]}, {ports[1]} are taken"
 
 
 def test_a_setting_that_is_there_twice_is_named_with_its_line(tmp_path: Path, capsys: Capture) -> None:

@@ -125,7 +125,7 @@ def test_a_file_that_cannot_be_replaced_is_named_and_unchanged(tmp_path: Path) -
 def test_a_command_on_a_full_disk_names_the_file(
     command: str, small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, out = tmp_path / "words.txt", tmp_path / "folder" / "out"
+    words, out = tmp_path / "words.txt", tmp_path / "folder" / "out.mar"
     words.write_text("a dog runs")
     names = {"WORDS": str(words), "OUT": str(out), "CHECKPOINT": str(small_checkpoint)}
     with files_no_larger_than(100_000):
@@ -186,7 +186,7 @@ def test_a_full_folder_for_temporary_files_is_one_line(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     names = {
         "CHECKPOINT": str(small_checkpoint),
-        "OUT": str(tmp_path / "out"),
+        "OUT": str(tmp_path / "out.mar"),
         "CONFIG": str(config_on_free_ports(tmp_path)),
     }
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from etenet.captioning.captioner import Captioner, decoders_for
 from etenet.captioning.options import CaptionOptions
 from etenet.cli import main
-from etenet.errors import DeviceFailed, InternalError
+from etenet.errors import DeviceFailed, InternalError, UsageError
 from etenet.jobs.engines import local
 from etenet.model import checkpoint as checkpoints
 from etenet.model.hypothesis import Hypothesis
@@ -134,6 +134,19 @@ def test_a_network_that_does_not_fit_into_memory_is_refused_with_the_fix(
     monkeypatch.setattr("etenet.runtime.network.TorchNetwork", full)
     with pytest.raises(DeviceFailed, match=r"cuda:1 has too little free memory.*CUDA_VISIBLE_DEVICES="):
         load.load_network(small_checkpoint, device="cuda:1", frames_per_clip=16)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda"])
+def test_a_device_that_is_not_there_is_named(
+    device: str, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_cuda() -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda._lazy_init", without_cuda)
+    with pytest.raises(UsageError, match=f"this machine has no device {device}; give cpu"):
+        load.load_network(small_checkpoint, device=device, frames_per_clip=16)
 
 
 @pytest.mark.parametrize("fault", [LOST, OLD])

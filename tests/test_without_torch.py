@@ -134,7 +134,7 @@ def test_what_one_command_has_compiled_and_measured_the_next_one_uses(
     with kept_encoder(DEMO):
         (kept,) = (tmp_path / "cache" / "etenet" / "encoders").iterdir()
     file = kept.stat().st_ino
-    for name in ("first", "second"):
+    for name in ("first.mar", "second.mar"):
         command = [sys.executable, "-c", COMMAND, "package", str(DEMO), "--out", str(tmp_path / name)]
         ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert ended.stdout.splitlines() == [str(tmp_path / name), "0 []"], ended.stderr

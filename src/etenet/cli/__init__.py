@@ -107,6 +107,8 @@ def score(options: argparse.Namespace) -> int:
 
     if options.per_clip and not options.per_clip.parent.is_dir():
         raise UsageError(f"no folder for {options.per_clip}; make the folder, or give another path with --per-clip")
+    if options.per_clip in (options.predictions, options.references):
+        raise UsageError(f"--per-clip would replace {options.per_clip}, which is scored; give another path")
     predictions, references = caption_json.read(options.predictions), caption_json.read(options.references)
     result = scores.score(predictions, references, tokenizer=options.tokenizer)
     _print(json.dumps({**result.overall, "clips": len(result.per_clip), "tokenizer": result.tokenizer}))

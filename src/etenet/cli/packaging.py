@@ -24,6 +24,8 @@ def package(options: argparse.Namespace) -> Path:
     if source.suffix == ".mar":
         raise UsageError(f"{source} is an archive already; serve it: etenet serve --checkpoint {source}")
     require_replaceable(options.out)
+    if options.out.suffix != ".mar":
+        raise UsageError(f"the name of an archive ends in .mar, got --out {options.out}")
     quantise = _quantiser(options)
     return archive.package(
         source,

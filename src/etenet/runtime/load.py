@@ -65,6 +65,10 @@ def load_network(
     except torch.OutOfMemoryError as error:
         fix = "end what else uses it, or hide it with CUDA_VISIBLE_DEVICES= to caption on the CPU"
         raise DeviceFailed(f"{device} has too little free memory for the network; {fix}") from error
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        if device.startswith("cuda") and torch.cuda.is_available():
+            raise
+        raise UsageError(f"this machine has no device {device}; give cpu, or cuda where there is a GPU") from error
     if torch.device(device).type == "cuda" and capture:
         return checkpoint, _cuda_network(checkpoint, network, frames_per_clip, gpu_kernels)
     return checkpoint, network

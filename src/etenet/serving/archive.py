@@ -169,6 +169,8 @@ def unpack(archive: Path, folder: Path) -> None:
         raise UsageError(f"{archive} cannot be unpacked to {folder}: {error}; fix that, and start again") from error
     except Exception as error:  # zipfile raises anything for a damaged directory
         raise UsageError(f"{archive} is damaged or not an archive ({error}); package it again") from error
+    if SUMS_FILE not in names:
+        raise UsageError(f"{archive} was not made by etenet package: it has no {SUMS_FILE}; package its checkpoint")
     verify(folder)
     if strangers := set(names) - _sums(folder).keys() - {SUMS_FILE}:
         raise UsageError(f"{archive} was changed ({named(sorted(strangers))} came later); package it again")

@@ -217,8 +217,8 @@ def unusable(addresses: Sequence[Address]) -> tuple[str, str] | None:
     if forbidden := [port for port, fault in faults.items() if isinstance(fault, PermissionError)]:
         return f"only root may listen on port {forbidden[0]}", "give one from 1024 on with --port; nginx can pass 80 on"
     if faults:
-        ports = ", ".join(map(str, faults))
-        return f"port {ports} is taken", "stop the program that uses it, or give another with --port"
+        taken = f"port {min(faults)} is" if len(faults) == 1 else f"ports {', '.join(map(str, faults))} are"
+        return f"{taken} taken", "stop the program that uses it, or give another with --port"
     return None
 
 
