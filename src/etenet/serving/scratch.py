@@ -1,8 +1,7 @@
-"""The folder of a server, which is deleted at its end, and what killed servers have left. Knows of
-TorchServe only which paths it can use.
+"""The folder of a server, which is deleted at its end, and what killed servers have left.
 
 Anyone may put anything into a shared folder such as /tmp. So no link is followed, nothing is waited for, and only
-folders of this user that nobody else can write to are deleted.
+folders of this user that nobody else can write to are deleted. Knows of TorchServe only which paths it can use.
 """
 
 from __future__ import annotations
