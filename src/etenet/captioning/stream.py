@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
@@ -149,16 +149,19 @@ def caption_videos(
     on_caption: OnCaption[KeyT] = lambda *_: None,
     on_stage: OnStage[KeyT] = lambda _: None,
 ) -> Iterator[tuple[KeyT, Outcome]]:
-    """One outcome per video, by its key, in the order in which they are ready."""
+    """One outcome per video, by its key, in the order in which they are ready.
+
+    Raises `UsageError` for a video with the key of another that is on its way.
+    """
     started, encode_s = time.perf_counter(), 0.0
-    unread, more, numbers = iter(videos), True, count()
+    captions: dict[KeyT, list[Caption | CaptionError]] = {}
+    unread, more, numbers = _of_their_own(videos, captions), True, count()
     unfinished: deque[Video[KeyT]] = deque()
     held_up: Counter[KeyT] = Counter()
     decoding: dict[Future[list[Clip]], _Decoding[KeyT]] = {}
     decoded: dict[int, _Part[KeyT]] = {}
     encoded: dict[int, _Part[KeyT]] = {}
     features: dict[int, Any] = {}
-    captions: defaultdict[KeyT, list[Caption | CaptionError]] = defaultdict(list)
 
     def has_room() -> bool:
         held_bytes = sum(len(each.video.body) for each in decoding.values())
@@ -228,6 +231,19 @@ def caption_videos(
                     unfinished.append(replace(video, options=replace(video.options, cut=rest)))
         else:
             return
+
+
+def _of_their_own(
+    videos: Iterable[Video[KeyT]], captions: dict[KeyT, list[Caption | CaptionError]]
+) -> Iterator[Video[KeyT]]:
+    """The videos, each with an empty list for its captions."""
+    for video in videos:
+        if video.key in captions:
+            raise UsageError(
+                f"two videos have the key {video.key!r}, so their captions would be mixed; give each a key of its own"
+            )
+        captions[video.key] = []
+        yield video
 
 
 def captions_of(
