@@ -59,6 +59,14 @@ def drop(tab: Page, *, files: Sequence[Path] = (), link: str = "") -> None:
         devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 300, "data": data})
 
 
+def press_tab_until(tab: Page, condition: str, *arguments: str) -> None:
+    for _ in range(100):
+        if tab.evaluate(condition, *arguments):
+            return
+        tab.keyboard.press("Tab")
+    pytest.fail(f"the focus never comes where {condition}")
+
+
 def complaints(tab: Page) -> list[str]:
     """Errors that scripts threw, and what the browser refused or could not do."""
     errors = [message.text for message in tab.console_messages() if message.type == "error"]

@@ -16,7 +16,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from etenet.serving.page import HEADERS, page
 from tests import clips
-from tests.browser import browser, complaints, contrast, drop, luminance, open_tab, text_of
+from tests.browser import browser, complaints, contrast, drop, luminance, open_tab, press_tab_until, text_of
 from tests.conftest import EXAMPLES, REAL, REPOSITORY, Server, ask, running_server
 from tests.front import edit, nginx, with_keys
 
@@ -141,14 +141,6 @@ def test_the_keyboard_is_enough(tab: Page, server: Server) -> None:
     press_tab_until(tab, "start => document.activeElement.innerText.startsWith(start)", second)
     tab.keyboard.press("Enter")
     assert text_of(tab, "#sentence").split() == second.split()
-
-
-def press_tab_until(tab: Page, condition: str, *arguments: str) -> None:
-    for _ in range(100):
-        if tab.evaluate(condition, *arguments):
-            return
-        tab.keyboard.press("Tab")
-    pytest.fail(f"the focus never comes where {condition}")
 
 
 def test_a_link_of_this_server_is_followed_and_no_other(tab: Page, front: str) -> None:
@@ -352,21 +344,27 @@ def test_two_tabs_do_not_disturb_each_other(chromium: BrowserContext, front: str
             assert not complaints(tab)
 
 
-def test_a_new_video_takes_the_place_of_the_one_before(tab: Page) -> None:
+@pytest.mark.parametrize("before", ["a file", "a link"])
+def test_a_new_video_takes_the_place_of_the_one_before(tab: Page, front: str, before: str) -> None:
     (one, _), (two, second) = list(CLIPS.items())[:2]
-    drop(tab, files=[one])
-    drop(tab, files=[two])
-    wait_for_caption(tab)
-    assert text_of(tab, "#sentence").split() == second.split()
-
-
-def test_a_file_takes_the_place_of_a_link_that_is_still_fetched(tab: Page, front: str) -> None:
-    (one, _), (two, second) = list(CLIPS.items())[:2]
-    drop(tab, link=f"{front}/clips/{one.name}")
+    drop(tab, **({"files": [one]} if before == "a file" else {"link": f"{front}/clips/{one.name}"}))
     drop(tab, files=[two])
     wait_for_caption(tab)
     assert text_of(tab, "#sentence").split() == second.split()
     assert two.name in text_of(tab, "#curl")
+
+
+def test_what_is_under_way_can_be_cancelled(tab: Page) -> None:
+    tab.route("**/explanations/etenet", lambda _: None)
+    for cancel in (tab.locator("#cancel").click, lambda: tab.keyboard.press("Escape")):
+        drop(tab, files=[CLIP])
+        with tab.expect_event("requestfailed"):
+            cancel()
+        expect(tab.locator("#status")).to_have_text("Cancelled.")
+    tab.unroute_all()
+    drop(tab, files=[CLIP])
+    wait_for_caption(tab)
+    expect(tab.locator("#cancel")).to_be_hidden()
 
 
 def test_no_script_runs_but_that_of_the_page(chromium: BrowserContext, front: str) -> None:

@@ -42,10 +42,21 @@ function sentence(message) {
 
 function forget() {
   $("error").hidden = $("again").hidden = $("unlock").hidden = true;
+  $("cancel").hidden = false;
+}
+
+function cancel() {
+  if ($("cancel").hidden) return;
+  asked.request.abort();
+  asked = null;
+  $("cancel").hidden = true;
+  $("result").classList.remove("stale");
+  say("Cancelled.");
 }
 
 function fail(message, again = null) {
   say("");
+  $("cancel").hidden = true;
   $("error").textContent = sentence(message);
   $("error").hidden = false;
   $("again").hidden = !again;
@@ -156,6 +167,7 @@ function answered(question, startS, request, again) {
     if (request.status === 401) unlock(again);
     return;
   }
+  $("cancel").hidden = true;
   const whole = { ...response, start_s: 0, end_s: response.video.duration_s };
   const first = question.segments.length;
   question.segments.push(...(response.segments ?? [whole]));
@@ -323,6 +335,8 @@ $("ask").addEventListener("submit", (event) => {
   else $("link").focus();
 });
 $("cut").addEventListener("change", () => { if (asked?.file) start(asked.file); });
+$("cancel").addEventListener("click", cancel);
+addEventListener("keydown", (event) => { if (event.key === "Escape") cancel(); });
 $("copy").addEventListener("click", async () => {
   try {
     await navigator.clipboard.writeText($("curl").textContent);
