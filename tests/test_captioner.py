@@ -226,9 +226,8 @@ def test_a_video_that_is_not_given_as_bytes_is_refused_before_anything_is_decode
 
 FORKED = """
 import os, etenet
-from tests.conftest import DEMO
 
-captioner = etenet.load(DEMO, sandboxed=False)
+captioner = etenet.load("model_store/demo.pt", sandboxed=False)
 if pid := os.fork():
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 else:

@@ -116,5 +116,5 @@ def test_a_list_of_skipped_clips_is_what_prepare_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", "".join(re.findall(r"^```sh long\n(.*?)^```", PAGE, re.M | re.S)).splitlines())
-def test_its_commands_know_the_options_they_name(command: str) -> None:
-    options_exist(command)
+def test_its_commands_know_the_options_they_name(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options_exist(command, capsys)

@@ -49,8 +49,8 @@ def arguments_of(command: str, encoder_weights: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("command", [command for command in LONG_COMMANDS if " -m training." in command])
-def test_its_other_commands_know_the_options_they_name(command: str) -> None:
-    options_exist(command)
+def test_its_other_commands_know_the_options_they_name(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options_exist(command, capsys)
 
 
 def write_captions(reference_data: Path, folder: Path) -> dict[str, str]:

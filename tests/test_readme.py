@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,15 @@ def test_its_commands_run(server_of: Callable[[str], Server], newcomer: Path, co
 
 
 @pytest.mark.parametrize("command", commands("sh long"))
-def test_its_long_commands_know_the_options_they_name(command: str) -> None:
-    program, *options = shlex.split(command.replace(".venv/bin/", BIN))
-    at = options.index(next(word for word in options if word.startswith("training."))) + 1
-    subcommand = [word for word in options[at : at + 1] if not word.startswith("--")]
-    shown = subprocess.run(
-        [program, *options[:at], *subcommand, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout
-    assert not [option for option in options if option.startswith("--") and option not in shown]
+def test_its_long_commands_know_the_options_they_name(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(command)
+    at = next(number for number, word in enumerate(words) if word.startswith("training."))
+    subcommand = [word for word in words[at + 1 : at + 2] if not word.startswith("--")]
+    with pytest.raises(SystemExit) as ended:
+        import_module(words[at]).main([*subcommand, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert not [word for word in words if word.startswith("--") and word not in shown]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import wait_until
+from training import train
 
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS = [
@@ -133,10 +134,13 @@ def test_damage_costs_one_snapshot_and_another_recipe_is_refused(
     assert_same(training, whole)
 
 
-def test_a_finished_run_stays_as_it_is(whole: Training) -> None:
-    before = whole.outcome()[0]
-    assert whole.finish("--resume").returncode == 0
-    assert whole.outcome()[0] == before
+def test_a_finished_run_stays_as_it_is(features_dataset: Path, tmp_path: Path) -> None:
+    training = Training(features_dataset, tmp_path, epochs=1)
+    arguments = [*training.arguments, "--set", "batch_clips=8"]
+    assert train.main(arguments) == 0
+    before = training.outcome()[0]
+    assert train.main([*arguments, "--resume"]) == 0
+    assert training.outcome()[0] == before
 
 
 @pytest.mark.long

@@ -48,7 +48,7 @@ def all_in_flight(server: Server, clients: ThreadPoolExecutor) -> list[Future[Re
     return sent
 
 
-@pytest.mark.parametrize("log_has_room", [True, False])
+@pytest.mark.parametrize("log_has_room", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_shutdown_answers_what_it_accepted_and_refuses_newcomers_at_once(
     many_clients: ThreadPoolExecutor, thorough: bool, tmp_path: Path, log_has_room: bool
 ) -> None:

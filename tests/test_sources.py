@@ -58,6 +58,7 @@ def words_between_spaces(clips: Sequence[tuple[str, Wording]], *splits: str) -> 
     return len({word for split, w in clips if split in splits for caption in w.captions for word in caption.split()})
 
 
+@pytest.mark.long
 def test_msvd_sentences_are_as_many_as_published(reference_data: Path) -> None:
     described = sources.msvd_sentences(sorted((reference_data / "msvd").glob("*_lc_nopunc.txt")))
     clips = wordings((sources.msvd_split(number), captions) for number, captions in described.items())

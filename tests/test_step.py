@@ -76,7 +76,7 @@ def gradients_and_weights(count: int, micro_batch: int) -> dict[str, Tensor]:
     return gradients | {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
-@pytest.mark.parametrize(("count", "cuts"), [(512, (512, 64, 8)), (37, (37, 8, 5))])
+@pytest.mark.parametrize(("count", "cuts"), [pytest.param(512, (512, 64, 8), marks=pytest.mark.long), (37, (37, 8, 5))])
 def test_a_window_gives_the_same_gradients_and_weights_in_any_number_of_micro_batches(
     count: int, cuts: tuple[int, ...]
 ) -> None:

@@ -139,7 +139,7 @@ class Load:
         wait_until(only_these, 60)
 
 
-@pytest.mark.parametrize("order", ["nginx forgets it first", "it stops first"])
+@pytest.mark.parametrize("order", ["nginx forgets it first", pytest.param("it stops first", marks=pytest.mark.long)])
 def test_another_checkpoint_takes_over_under_load_without_a_lost_request(order: str, small_checkpoint: Path) -> None:
     """As docs/operating.md says: without containers, and with compose, where nginx knows both until one has stopped."""
     folders: list[Path] = []
