@@ -65,7 +65,7 @@ $(SERVING): pyproject.toml constraints.txt | $(BIN)/python $(CHOSEN_TORCH)
 	touch $@
 
 $(READY): pyproject.toml constraints.txt | $(BIN)/python $(CHOSEN_TORCH)
-	@echo 'Installing what tests need: 189 packages, 1 GB more than serving. This takes one to six minutes.'
+	@echo 'Installing what tests need: 190 packages, 1 GB more than serving. This takes one to six minutes.'
 	$(INSTALL) --editable '.[dev]'
 	touch $(SERVING) $@
 

@@ -65,8 +65,10 @@ def test_features_of_googlenet_are_what_torchvision_gives_to_its_classifier() ->
     assert feature_size("torchvision:googlenet") == 1024
 
 
-# Between them: BatchNorm alone, BatchNorm with an activation, and normalisation inside the network
-@pytest.mark.parametrize("name", ["resnet18", "timm:test_efficientnet", "torchvision:googlenet"])
+# Between them: BatchNorm alone, BatchNorm with an activation, normalisation inside the network, networks side by side
+@pytest.mark.parametrize(
+    "name", ["resnet18", "timm:test_efficientnet", "torchvision:googlenet", "resnet18+timm:test_efficientnet"]
+)
 def test_batch_norm_is_frozen_in_every_mode(name: str) -> None:
     encoder = Encoder(name).requires_grad_(False).requires_grad_(True).train()
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -118,6 +120,10 @@ def test_preprocessing_of_timm_is_its_own(name: str) -> None:
         ("torchvision:resnet18", None, "torchvision:googlenet"),
         ("keras:resnet18", None, "libraries are timm, torchvision"),
         ("timm:test_vit", 128, "set crop_px to 160"),
+        ("resnet18+timm:test_vit", None, "set crop_px to 160"),
+        ("resnet18+resnet17", None, "unknown encoder 'resnet17'"),
+        ("resnet18+", None, "unknown encoder ''"),
+        ("resnet18+timm:tf_efficientnet_lite0", None, "lite0 takes frames that are normalised in another way"),
     ],
 )
 def test_the_error_for_what_no_library_has_is_one_line_with_the_fix(

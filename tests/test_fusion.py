@@ -12,7 +12,7 @@ from etenet.runtime.cuda.fusion import FusedEncoder
 
 # Between them: a padded first convolution, BGR up to 255, residuals with scales, sibling convolutions of size 1,
 # BatchNorm before a convolution, a convolution that is called twice, BatchNorm with an activation, a first convolution
-# that pads by the size of its input, normalisation inside the network
+# that pads by the size of its input, normalisation inside the network, networks side by side
 NETWORKS = {
     "inceptionresnetv2": 107,
     "squeezenet1_1": 64,
@@ -23,6 +23,7 @@ NETWORKS = {
     "timm:resnet10t": 64,
     "timm:tf_efficientnet_lite0": 65,
     "torchvision:googlenet": 64,
+    "squeezenet1_1+resnet18": 64,
 }
 
 

@@ -1,4 +1,4 @@
-"""An encoder of any library is trained, stored, packaged, compiled and served alike."""
+"""An encoder of any library, or of several networks, is trained, stored, packaged, compiled and served alike."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ VOCABULARY = Vocabulary(["a", "dog", "cat", "is", "running", "asleep"])
 CROP_PX = 64
 CLIP = (REPOSITORY / "examples" / next(iter(EXAMPLES))).read_bytes()
 
-# Between them: BatchNorm with an activation, padding by the size of the input, and normalisation inside the network
-ENCODERS = ["timm:tf_efficientnet_lite0", "torchvision:googlenet"]
+# Between them: networks side by side, BatchNorm with an activation, padding by the size of the input, and
+# normalisation inside the network
+ENCODERS = ["timm:tf_efficientnet_lite0+timm:tf_efficientnet_lite1", "torchvision:googlenet"]
 
 
 @pytest.fixture

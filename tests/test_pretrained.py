@@ -91,6 +91,24 @@ def test_features_are_those_of_the_network_the_weights_came_from(
     assert [file.name for file in hub.glob("*")] == ([] if given else [path.name])
 
 
+def test_networks_side_by_side_give_the_features_of_each_from_the_weights_of_each(
+    publish: Publish, tmp_path: Path
+) -> None:
+    names = ("squeezenet1_1", "resnet18")
+    for name in names:
+        publish(name, published_form(network(name)))
+    together, frames = load_encoder("+".join(names)).eval(), torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        expected = torch.cat([load_encoder(name).eval()(frames) for name in names], dim=1)
+        assert torch.equal(together(frames), expected)
+    torch.save(together.state_dict(), tmp_path / "stills.pt")
+    again = load_encoder("+".join(names), tmp_path / "stills.pt").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in together.state_dict().items())
+    assert "another network" in error_for("squeezenet1_1", tmp_path / "stills.pt")
+    torch.save(load_encoder("squeezenet1_1").state_dict(), tmp_path / "one.pt")
+    assert "another network" in error_for("+".join(names), tmp_path / "one.pt")
+
+
 def test_a_file_that_torch_hub_has_is_not_downloaded_again(publish: Publish, hub: Path) -> None:
     path = publish("squeezenet1_1", published_form(network("squeezenet1_1")))
     load_encoder("squeezenet1_1")
@@ -213,7 +231,7 @@ def assert_features_are_those_of_the_packages_own_network(lite: str, frames: Ten
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("lite", "resize_px"), [("lite0", 235), ("lite2", 273)])
+@pytest.mark.parametrize(("lite", "resize_px"), [("lite0", 235), ("lite1", 252), ("lite2", 273)])
 def test_weights_that_come_by_pip_give_the_features_of_their_own_network(lite: str, resize_px: int) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (2, resize_px, resize_px, 3), dtype=torch.uint8, generator=generator)

@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         "--encoder",
         required=True,
         metavar="NAME",
-        help="a network of pretrainedmodels, timm:NAME, or torchvision:googlenet",
+        help="a network of pretrainedmodels, timm:NAME, torchvision:googlenet, or several with + between them",
     )
     command.add_argument("--words", required=True, type=Path, metavar="F", help="text file, one word per line")
     command.add_argument("--out", type=Path, default=Path("init.pt"), metavar="F.pt", help="default: init.pt")

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, Protocol
 
-from torch import Tensor, float32, nn
+from torch import Tensor, cat, float32, nn
 from torch.utils import model_zoo
 
 from etenet.errors import UsageError
@@ -89,7 +89,12 @@ class Library(Protocol):
 
 
 def library_of(encoder: str) -> tuple[Library, str]:
-    """The library of an encoder, and the network's name in it: `timm:NAME`, `torchvision:NAME`, or a plain NAME."""
+    """The library of an encoder, and the network's name in it: `timm:NAME`, `torchvision:NAME`, or a plain NAME.
+
+    `timm:A+timm:B` are networks side by side.
+    """
+    if "+" in encoder:
+        return _SideBySide(), encoder
     prefix, colon, name = encoder.rpartition(":")
     if not colon:
         return PRETRAINEDMODELS, encoder
@@ -248,6 +253,43 @@ class _Torchvision:
         if name != "googlenet":
             raise UsageError(f"unknown encoder 'torchvision:{name}': of torchvision only torchvision:googlenet")
         return _torchvision().GoogLeNet_Weights.IMAGENET1K_V1
+
+
+class _SideBySide:
+    """Networks that look at the same frames. Their features are put after one another."""
+
+    def build(self, name: str) -> nn.Module:
+        return _Row(_members(name))
+
+    def restore(self, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
+        network = self.build(name)
+        network.load_state_dict(weights)  # nobody publishes such files, so this says what is wrong
+        return network
+
+    def features(self, network: Any, frames: Tensor) -> Tensor:
+        return cat([library.features(one, frames) for library, one in zip(network.libraries, network, strict=True)], -1)
+
+    def preprocessing(self, name: str, crop_px: int | None) -> Preprocessing:
+        """That of the first. `UsageError` if another takes frames that are normalised in another way."""
+        (first, of_first), *others = _members(name)
+        preprocessing = first.preprocessing(of_first, crop_px)
+        for library, of_other in others:
+            if library.preprocessing(of_other, preprocessing.crop_px) != preprocessing:
+                raise UsageError(f"{name}: {of_other} takes frames that are normalised in another way than the first's")
+        return preprocessing
+
+    def addresses(self, name: str) -> tuple[Address, ...]:  # noqa: ARG002, the protocol's
+        return ()  # each of them has its own
+
+
+class _Row(nn.ModuleList):
+    def __init__(self, members: list[tuple[Library, str]]) -> None:
+        super().__init__(library.build(name) for library, name in members)
+        self.libraries = [library for library, _ in members]
+
+
+def _members(name: str) -> list[tuple[Library, str]]:
+    return [library_of(of_one) for of_one in name.split("+")]
 
 
 PRETRAINEDMODELS = _Pretrainedmodels()

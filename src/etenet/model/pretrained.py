@@ -29,9 +29,12 @@ _STATE_DICTS = ("state_dict", "model")  # where published files put theirs, if i
 def load_encoder(name: str, file: Path | None = None) -> Encoder:
     """The encoder `name` with weights from `file`; without one, ImageNet's, by pip or downloaded to torch hub's folder.
 
+    Networks side by side get theirs one after another, or all from a file that `training.stills` made.
     `file` may be a published file, a state dict of the network, with its classifier or without, or the state dict of an
     `Encoder`, which training.stills makes. `UsageError` if the weights are missing, damaged, or another network's.
     """
+    if "+" in name and file is None:
+        return _side_by_side(name)
     library, network = library_of(name)
     addresses = library.addresses(network)
     file = file or (_installed(name) if _BY_PIP.fullmatch(name) else _fetched(name, addresses))
@@ -60,6 +63,12 @@ def _encoder(name: str, weights: dict[str, Tensor]) -> Encoder:
         encoder.load_state_dict(weights)
         return encoder
     return Encoder(name, imagenet=_under_timms_names(name, weights) if "_conv_stem.weight" in weights else weights)
+
+
+def _side_by_side(name: str) -> Encoder:
+    members = [load_encoder(of_one).network.state_dict() for of_one in name.split("+")]
+    weights = {f"{number}.{key}": value for number, member in enumerate(members) for key, value in member.items()}
+    return Encoder(name, imagenet=weights)
 
 
 def _under_timms_names(name: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
