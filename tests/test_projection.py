@@ -9,7 +9,15 @@ from torch import nn
 
 from etenet.errors import UsageError
 from etenet.model.vocabulary import Vocabulary
-from training.loop.projection import content_shares, principal_components, ridge, start_projection
+from training.loop.projection import (
+    PENALTIES,
+    best_penalty,
+    content_shares,
+    held_out,
+    principal_components,
+    ridge,
+    start_projection,
+)
 
 WORDS = ("horse", "car", "song", "dog", "tree", "ball", "road")
 CLIPS, SIZE = 600, 12
@@ -78,12 +86,36 @@ def test_ridge_and_principal_components_are_their_definitions() -> None:
     rng = np.random.default_rng(0)
     standard, targets = rng.normal(size=(50, 5)), rng.normal(size=(50, 2))
     weight = np.full(50, 1 / 50)
-    found = ridge(standard, targets, weight)
+    found = ridge(standard, targets, weight, 0.5)
 
     def cost(solution: np.ndarray) -> float:
         errors = standard @ solution - (targets - targets.mean(0))
-        return float((errors**2).sum() / 50 + (solution**2).sum())
+        return float((errors**2).sum() / 50 + 0.5 * (solution**2).sum())
 
     assert all(cost(found) < cost(found + 1e-3 * rng.normal(size=found.shape)) for _ in range(20))
     components = principal_components(standard - standard.mean(0), weight, 3)
     np.testing.assert_allclose(np.cov(((standard - standard.mean(0)) @ components).T, bias=True), np.eye(3), atol=1e-9)
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.1, 0.0, 0.1), (3.0, 0.5, 100.0)])
+def test_the_penalty_is_the_one_that_errs_least_on_clips_held_out(noise: float, least: float, most: float) -> None:
+    rng = np.random.default_rng(0)
+    standard, weight = rng.normal(size=(200, 40)), rng.uniform(1, 3, 200)
+    targets = standard @ rng.normal(size=(40, 3)) * (1, 10, 0.1) / 6 + noise * rng.normal(size=(200, 3)) * (1, 10, 0.1)
+    weight /= weight.sum()
+    out = held_out(200)
+    assert out.mean() == 0.2
+    inside, mean = weight[~out] / weight[~out].sum(), np.average(targets, axis=0, weights=weight)
+    spread = np.average((targets - mean) ** 2, axis=0, weights=weight)
+
+    def error(penalty: float) -> float:
+        predicted = standard[out] @ ridge(standard[~out], targets[~out], inside, penalty) + inside @ targets[~out]
+        return float(np.average(((targets[out] - predicted) ** 2 / spread).sum(axis=1), weights=weight[out]))
+
+    chosen = best_penalty(standard, targets, weight)
+    assert chosen == min(PENALTIES, key=error)
+    assert least <= chosen <= most
+
+
+def test_of_a_single_clip_no_penalty_is_chosen() -> None:
+    assert best_penalty(np.zeros((1, 2)), np.zeros((1, 1)), np.ones(1)) == 1.0

@@ -59,6 +59,7 @@ class Stage:
     encoder_weight_decay: float = 4e-5
     decoder_learning_rate: float
     decoder_weight_decay: float = 1e-4
+    projection_rate_share: float = 1.0  # of the decoder's learning rate, for the projection of the features
     warmup_steps: int = 0  # the learning rates rise linearly during these steps
     final_learning_rate_share: float = 1.0  # and then fall to this share along a half cosine
     gradient_clip_value: float = 10.0  # of each number; 0: off
@@ -83,7 +84,7 @@ class Stage:
         check_at_least(0, self, "encoder_learning_rate", "encoder_weight_decay", "decoder_weight_decay")
         check_at_least(0, self, "decoder_learning_rate", "gradient_clip_value", "gradient_clip_norm")
         check_at_least(0, self, "caption_agreement")
-        check_share(self, "mirrored_share", "smallest_crop", "final_learning_rate_share")
+        check_share(self, "mirrored_share", "smallest_crop", "final_learning_rate_share", "projection_rate_share")
         check_share(self, "weight_average", "label_smoothing", below_1=True)
         check_one_of(get_args(EpochOf), self, "epoch_of")
         check_one_of(get_args(Baseline), self, "baseline")

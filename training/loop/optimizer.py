@@ -12,29 +12,38 @@ from training.run_settings import Stage
 
 
 def adam(model: nn.Module, stage: Stage) -> torch.optim.Adam:
-    """For the weights of `model.decoder` and, unless it is frozen, `model.encoder`."""
-    parts = [("decoder", stage.decoder_learning_rate, stage.decoder_weight_decay)]
-    if stage.encoder_learning_rate:
-        parts.append(("encoder", stage.encoder_learning_rate, stage.encoder_weight_decay))
-    groups = [
-        {
-            "params": [weight for weight in model.get_submodule(part).parameters() if weight.requires_grad],
-            "lr": rate,
-            "weight_decay": decay,
-        }
-        for part, rate, decay in parts
+    """For the weights of `model.decoder` and, unless it is frozen, `model.encoder`.
+
+    Adam moves each weight by about its rate, so the outputs of a projection move by the rate for each of its inputs: a
+    wide one needs a smaller rate.
+    """
+    decoder, projection = model.get_submodule("decoder"), model.get_submodule("decoder.project")
+    rate, of_projection = stage.decoder_learning_rate, set(projection.parameters())
+    rest = [weight for weight in decoder.parameters() if weight not in of_projection]
+    parts = [
+        (rest, rate, stage.decoder_weight_decay),
+        (list(projection.parameters()), rate * stage.projection_rate_share, stage.decoder_weight_decay),
     ]
-    return torch.optim.Adam(groups)
+    if stage.encoder_learning_rate:
+        encoder = [weight for weight in model.get_submodule("encoder").parameters() if weight.requires_grad]
+        parts.append((encoder, stage.encoder_learning_rate, stage.encoder_weight_decay))
+    return torch.optim.Adam(
+        [
+            {"params": weights, "initial_lr": rate, "lr": rate, "weight_decay": decay}
+            for weights, rate, decay in parts
+            if weights
+        ]
+    )
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, stage: Stage, *, step: int, steps: int) -> dict[str, float]:
     """Before step number `step` (from 0) of `steps`. Returns the rates by the names that the log has."""
     share = learning_rate_share(step, steps, stage)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * share
     rates = {"learning_rate": stage.decoder_learning_rate * share}
     if stage.encoder_learning_rate:
         rates["encoder_learning_rate"] = stage.encoder_learning_rate * share
-    for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
-        group["lr"] = rate
     return rates
 
 
