@@ -155,7 +155,7 @@ def caption_videos(
     """
     started, encode_s = time.perf_counter(), 0.0
     captions: dict[KeyT, list[Caption | CaptionError]] = {}
-    unread, more, numbers = _of_their_own(videos, captions), True, count()
+    unread, more, numbers = _with_keys_of_their_own(videos, captions), True, count()
     unfinished: deque[Video[KeyT]] = deque()
     held_up: Counter[KeyT] = Counter()
     decoding: dict[Future[list[Clip]], _Decoding[KeyT]] = {}
@@ -233,7 +233,7 @@ def caption_videos(
             return
 
 
-def _of_their_own(
+def _with_keys_of_their_own(
     videos: Iterable[Video[KeyT]], captions: dict[KeyT, list[Caption | CaptionError]]
 ) -> Iterator[Video[KeyT]]:
     """The videos, each with an empty list for its captions."""

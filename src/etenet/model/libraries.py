@@ -263,7 +263,7 @@ class _SideBySide:
 
     def restore(self, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
         network = self.build(name)
-        network.load_state_dict(weights)  # nobody publishes such files, so this says what is wrong
+        network.load_state_dict(weights)  # nobody publishes such files: an error that says so
         return network
 
     def features(self, network: Any, frames: Tensor) -> Tensor:
