@@ -100,7 +100,9 @@ class Bench:
         model = start.model.to(device).to(memory_format=torch.channels_last)
         if checkpointing:
             checkpoint_activations(start.encoder.network)
-        settings = replace(recipe.stages[stage], activation_checkpointing=checkpointing, compiled=compiled)
+        settings = replace(
+            recipe.stages[stage], mixed_precision=True, activation_checkpointing=checkpointing, compiled=compiled
+        )
         return Trainee(model, start.preprocessing, settings, self.workload.compiler).train()
 
     def features(self) -> dict[str, float]:
@@ -266,6 +268,7 @@ def figures(
             train = partial(full_size.train, workload.plan, Path(scratch) / "full_size", device, keep=keep)
             by_part["full_size"] = measured(train)
             watch.done("full-size checkpoint")
+        if device.type == "cuda" or not steps_only:
             rows += compiled_rows(bench, best_of(rows)["micro_batch"], watch.time_is_left)
             watch.done("compiled steps")
     encoder = Encoder(workload.recipe.encoder).eval()
@@ -282,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, metavar="N", help="in a step; default: 512")
     parser.add_argument("--micro-batches", type=int, nargs="+", metavar="N", help="default: 8 16 32 64")
     parser.add_argument("--budget-s", type=float, default=480.0, metavar="S", help="nothing is compiled near its end")
-    parser.add_argument("--steps-only", action="store_true", help="no full-size checkpoint, and nothing is compiled")
+    parser.add_argument("--steps-only", action="store_true", help="no full-size checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="all of it, in miniature")
     options, results = command.start(parser, arguments)
     keep_freed_memory()
