@@ -118,7 +118,7 @@ demo-model: $(READY)
 # Real frames of MSR-VTT, and photographs of Flickr8k at a tenth of their weight. The whole clips, and all that shares a
 # source with them, are kept out.
 MSRVTT := $(REFERENCE)/msrvtt
-PREPARE_REAL := $(BIN)/python -m training.prepare frames --encoder timm:tf_efficientnet_lite2 --minimum-count 5 --max-words 16
+PREPARE_REAL := $(BIN)/python -m training.prepare frames --encoder timm:tf_efficientnet_lite2+timm:tf_efficientnet_lite1+timm:tf_efficientnet_lite0 --minimum-count 5 --max-words 16
 REAL_TERMS := 'for research only, as MSR-VTT and Flickr8k are research data (model_store/MODEL_CARD.md)'
 TRAIN_REAL := $(BIN)/python -m training.train real --resume --data $(REAL_DATA)/msrvtt --data $(REAL_DATA)/flickr8k=0.1 --out $(REAL_RUN)
 
@@ -128,11 +128,10 @@ real-model: $(READY)
 	$(PREPARE_REAL) --frames $(MSRVTT)/frames/train.tar $(MSRVTT)/frames/validate.tar $(MSRVTT)/frames/test.tar --annotations $(MSRVTT)/train_val_annotation.zip $(MSRVTT)/test_videodatainfo.json.zip --exclude $(REAL_DATA)/whole_clips.txt --allow-missing --out $(REAL_DATA)/msrvtt
 	$(PREPARE_REAL) --frames $(REFERENCE)/flickr8k/images.tar --captions $(REFERENCE)/flickr8k/captions.json --validation-share 0 --test-share 0 --out $(REAL_DATA)/flickr8k
 	$(TRAIN_REAL) --stage 1
-	$(TRAIN_REAL) --stage 2
 	$(TRAIN_REAL) --stage 3
-	$(BIN)/python -m training.ship --run $(REAL_RUN) --checkpoint model_store/real.pt --max-bytes 45000000 --start-share 0.6 --terms $(REAL_TERMS)
+	$(BIN)/python -m training.ship --run $(REAL_RUN) --checkpoint model_store/real.pt --max-bytes 45000000 --start-share 0.3 --terms $(REAL_TERMS)
 	$(BIN)/python -m training.calibrate --checkpoint model_store/real.pt --data $(REAL_DATA)/msrvtt --tokenizer none --minimum-risk --test-split test --figure $(REAL_RUN)/reliability.png --out model_store/real.pt
-	$(BIN)/python -m training.evaluate --checkpoint model_store/real.pt --beside $(REAL_RUN)/stage1/best.pt --beside $(REAL_RUN)/stage2/best.pt --data $(REAL_DATA)/msrvtt --split test --tokenizer none --out $(REAL_RUN)/test
+	$(BIN)/python -m training.evaluate --checkpoint model_store/real.pt --beside $(REAL_RUN)/stage1/best.pt --data $(REAL_DATA)/msrvtt --split test --tokenizer none --out $(REAL_RUN)/test
 
 page-picture: $(PROGRAMS_READY)
 	$(BIN)/python -m tests.page_picture
