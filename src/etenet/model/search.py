@@ -125,12 +125,15 @@ def beam_search(
     trace = _Trace()
     for position in range(max_words + 1):
         output = step(previous_words, state)
-        log_probs = _allowed(output.log_probs, words, position=position, max_words=max_words)
+        allowed = _allowed(output.log_probs, words, position=position, max_words=max_words)
+        # The best of a clip are among the best of each beam. A GPU finds these sooner, and all that follows is small.
+        log_probs, word = allowed.topk(min(beam_size, allowed.shape[-1]), sorted=False)
         # An ended beam has one candidate, itself, which outranks every other and so keeps its place.
         rank = (totals[..., None] + log_probs).masked_fill(ended[..., None], -math.inf)
-        rank[..., words.eos].masked_fill_(ended, math.inf)
-        best, candidate = rank.flatten(1).topk(beam_size)
-        parent, previous_words = candidate // log_probs.shape[-1], candidate % log_probs.shape[-1]
+        rank[..., 0].masked_fill_(ended, math.inf)
+        word = word.masked_fill(ended[..., None], words.eos)
+        best, candidate = rank.flatten(1).topk(beam_size, sorted=False)
+        parent, previous_words = candidate // rank.shape[-1], word.flatten(1).gather(1, candidate)
         had_ended = best == math.inf
         totals = torch.where(had_ended, totals.gather(1, parent), best)
         chosen_log_probs = log_probs.flatten(1).gather(1, candidate).masked_fill(had_ended, 0.0)
