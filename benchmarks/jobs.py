@@ -33,6 +33,7 @@ from etenet.model import checkpoint as checkpoints
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.sandbox.pool import Sandbox
 from etenet.video.limits import DecodeLimits
+from training.recipes import real
 
 
 def different(clip: bytes, count: int, folder: Path) -> list[inputs.JobClip]:
@@ -102,7 +103,7 @@ def two_nodes() -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.jobs", description=__doc__.splitlines()[0])
-    parser.add_argument("--encoder", default="timm:tf_efficientnet_lite2", help="default: that of real.pt")
+    parser.add_argument("--encoder", default=real().encoder, help="default: that of real.pt")
     parser.add_argument("--crop-px", type=int)
     parser.add_argument("--words", type=int, default=12_000)
     parser.add_argument("--clips", type=int, default=240)

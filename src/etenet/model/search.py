@@ -126,7 +126,7 @@ def beam_search(
     for position in range(max_words + 1):
         output = step(previous_words, state)
         allowed = _allowed(output.log_probs, words, position=position, max_words=max_words)
-        # The best of a clip are among the best of each beam. A GPU finds these sooner, and all that follows is small.
+        # The best of a clip are among the best of each beam, so that all that follows is small.
         log_probs, word = allowed.topk(min(beam_size, allowed.shape[-1]), sorted=False)
         # An ended beam has one candidate, itself, which outranks every other and so keeps its place.
         rank = (totals[..., None] + log_probs).masked_fill(ended[..., None], -math.inf)
