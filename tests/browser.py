@@ -95,8 +95,9 @@ def _program() -> tuple[str, dict[str, str]]:
     brought = DEBIAN / "usr" / "lib" / "chromium" / PROGRAM
     if not brought.exists():
         pytest.fail(f"{PROGRAM} is missing; `make test` brings it")
-    libraries = os.pathsep.join(str(path.parent) for path in (DEBIAN / "usr" / "lib").glob("*/libminizip.so.1"))
-    environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
+    # PulseAudio's library looks for its own parts where Debian installs them.
+    libraries = {str(path.parent) for path in (DEBIAN / "usr" / "lib").glob("*-linux-gnu/**/lib*.so*")}
+    environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(sorted(libraries))}
     if (DEBIAN / "etc" / "fonts" / "fonts.conf").exists():
         environment["FONTCONFIG_SYSROOT"] = str(DEBIAN)
     return str(brought), environment
