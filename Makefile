@@ -65,7 +65,7 @@ $(SERVING): pyproject.toml constraints.txt | $(BIN)/python $(CHOSEN_TORCH)
 	touch $@
 
 $(READY): pyproject.toml constraints.txt | $(BIN)/python $(CHOSEN_TORCH)
-	@echo 'Installing what tests need: 190 packages, 1 GB more than serving. This takes one to six minutes.'
+	@echo 'Installing what tests need: 192 packages, 1 GB more than serving. This takes one to six minutes.'
 	$(INSTALL) --editable '.[dev]'
 	touch $(SERVING) $@
 
@@ -91,7 +91,7 @@ check: $(READY)
 
 test: check $(PROGRAMS_READY) $(NPM_READY)
 	rm -rf .coverage && mkdir .coverage
-	$(COVERAGE) run -m pytest -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+	$(COVERAGE) run -m pytest --numprocesses 2 --dist loadfile -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 	$(COVERAGE) combine --quiet
 	$(COVERAGE) report --fail-under=$(COVERED_PERCENT)
 
