@@ -4,6 +4,9 @@ Minimum Bayes risk decoding (Kumar and Byrne, NAACL 2004): a sentence's worth is
 right, here to the sentences of its own beam by their probabilities. Before that, a share of the log probability that a
 sentence has for a typical clip is taken off (Li et al., arXiv 1510.03055), because "a man is talking" is probable
 whatever is shown. On 662 held-out videos of MSR-VTT both together raised CIDEr from .359 to .379.
+
+Sentences that say two words in a row twice, such as "a horse is riding a horse", come last. (Paulus et al., arXiv
+1705.04304, never say three twice; a caption is shorter than a summary.)
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from etenet.model.hypothesis import Hypothesis
 from etenet.model.vocabulary import EOS_ID
 
 LONGEST_NGRAM = 4
+REPEATED = 2  # words in a row that no sentence should have twice
 POWER = 0.5  # of the probabilities: a beam holds few sentences, and the best of them too much of the probability
 PRIOR_WEIGHT = 0.25
 
@@ -57,7 +61,8 @@ class MinimumRisk:
             sum(weight * _similarity(of_one, other) for weight, other in zip(weights, ngrams, strict=True))
             for of_one in ngrams
         ]
-        return sorted(range(len(beam)), key=worth.__getitem__, reverse=True)
+        repeats = [any(count > 1 for count in of_one[REPEATED - 1].values()) for of_one in ngrams]
+        return sorted(range(len(beam)), key=lambda number: (repeats[number], -worth[number]))
 
 
 def _ngrams(words: Sequence[int]) -> list[Counter[tuple[int, ...]]]:
