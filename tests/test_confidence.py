@@ -21,7 +21,7 @@ from etenet.model.config import GIVEN_FEATURES, DecoderConfig
 from etenet.model.decoder import Decoder
 from etenet.model.encoder import AbsentEncoder
 from etenet.model.etenet import EtENet
-from etenet.model.hypothesis import Hypothesis
+from etenet.model.hypothesis import Hypothesis, WordShare
 from etenet.model.vocabulary import Vocabulary
 from etenet.scoring.scores import Captions, Scorer, Scores
 from tests import clips
@@ -51,6 +51,7 @@ def test_features_are_those_that_a_hand_computes() -> None:
             "opening_log_prob": math.log(1 / 4),
             "beam_log_prob": math.log(1 / 4 + 1 / 8 + 1 / 32),
             "gain": 0,
+            "informed_share": 0,
         }
     )
     assert tuple(features) == FEATURES
@@ -58,6 +59,8 @@ def test_features_are_those_that_a_hand_computes() -> None:
     assert features_of(unlikely, [])["beam_log_prob"] == pytest.approx(unlikely.log_prob)
     typical = replace(BEAM[0], typical_log_prob=math.log(1 / 16))
     assert features_of(typical, BEAM[1:])["gain"] == pytest.approx(math.log(4))
+    seen = replace(BEAM[0], shares=(WordShare(here=0.4, usual=0.1),))
+    assert features_of(seen, BEAM[1:])["informed_share"] == pytest.approx(0.4)
 
 
 def test_of_a_wider_beam_only_the_most_probable_others_count() -> None:
@@ -240,7 +243,19 @@ def test_a_calibration_is_kept_by_its_checkpoint_and_changes_nothing_else(
     assert checkpoints.load(half).confidence is None
 
 
-@pytest.mark.parametrize("change", [{"version": 1}, {"weights": {"gain": 1.0}}, {"bias": math.nan}, {"new": 1}])
+def test_a_calibration_of_the_version_before_is_read(low_checkpoint: Path, tmp_path: Path) -> None:
+    contents = torch.load(low_checkpoint, weights_only=True)
+    before = {name: 1.0 for name in FEATURES if name != "informed_share"}
+    torch.save({**contents, "confidence": asdict(ALWAYS_LOW) | {"version": 2, "weights": before}}, tmp_path / "v2.pt")
+    read = checkpoints.load(tmp_path / "v2.pt").confidence
+    assert read is not None
+    as_now = replace(ALWAYS_LOW, weights={**before, "informed_share": 0.0})
+    assert read.confidence(BEAM[0], BEAM) == as_now.confidence(BEAM[0], BEAM)
+
+
+@pytest.mark.parametrize(
+    "change", [{"version": 1}, {"version": 2}, {"weights": {"gain": 1.0}}, {"bias": math.nan}, {"new": 1}]
+)
 def test_a_calibration_of_another_version_is_refused_in_one_line(
     change: dict[str, object], low_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -252,19 +267,19 @@ def test_a_calibration_of_another_version_is_refused_in_one_line(
 
 @pytest.fixture(scope="module")
 def features_and_decoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A data set of 60 + 60 clips of given features with references at random, and a decoder for them."""
+    """A data set of 3 x 60 clips of given features with references at random, and a decoder for them."""
     folder, rng = tmp_path_factory.mktemp("calibration"), np.random.default_rng(0)
     words = ["a", "man", "dog", "runs", "sings", "on", "the", "street"]
-    np.save(folder / "features.npy", rng.normal(size=(120, 4, 8)).astype(np.float32))
+    np.save(folder / "features.npy", rng.normal(size=(180, 4, 8)).astype(np.float32))
     lines = [
         {
             "video": f"clip{row}",
             "row": row,
-            "split": "validation" if row < 60 else "test",
+            "split": ("validation", "test", "train")[row // 60],
             "file": None,
             "captions": [" ".join(rng.choice(words, 5)) for _ in range(3)],
         }
-        for row in range(120)
+        for row in range(180)
     ]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "vocabulary.json").write_text(json.dumps({"words": words}))
@@ -318,7 +333,9 @@ def test_the_command_measures_draws_and_writes_what_the_captioner_then_says(
         assert written.minimum_risk is not None
         of_validation = np.array(dataset.features[:60]).mean((0, 1))
         np.testing.assert_allclose(written.minimum_risk.typical, of_validation, rtol=1e-5, atol=1e-5)
-        (beam,) = written.minimum_risk.compared(captioner.network.log_probs, [beam])
+        of_clip = captioner.network.mean_features(features)
+        (beam,) = written.minimum_risk.compared(captioner.network.log_probs, of_clip, [beam])
+        assert any(share.here != share.usual for share in beam[0].shares)
         chosen = written.minimum_risk.order(beam)[0]
     assert written.confidence is not None
     assert best.confidence == written.confidence.confidence(beam[chosen], beam)
@@ -327,7 +344,7 @@ def test_the_command_measures_draws_and_writes_what_the_captioner_then_says(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split", "train"], "has no train split"),
+        (["--split", "held-out"], "has no held-out split"),
         (["--figure", "diagram.jpg"], "--figure must end in .png"),
         (["--beam-size", "0"], "beam_size must be from 1 to 10"),
     ],
@@ -341,6 +358,17 @@ def test_wrong_use_of_the_command_is_one_line(
         calibrate.main(given)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_minimum_risk_needs_clips_to_learn_words_from(features_and_decoder: tuple[Path, Path], tmp_path: Path) -> None:
+    data, decoder = features_and_decoder
+    for name in ("features.npy", "vocabulary.json"):
+        (tmp_path / name).symlink_to(data / name)
+    held_out = [line for line in (data / "manifest.jsonl").read_text().splitlines() if '"train"' not in line]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(held_out))
+    given = ["--checkpoint", str(decoder), "--data", str(tmp_path), "--out", str(tmp_path / "out.pt")]
+    with pytest.raises(errors.UsageError, match="has no train split, from which --minimum-risk learns"):
+        calibrate.main([*given, "--minimum-risk"])
 
 
 @pytest.mark.parametrize("option", ["--out", "--figure"])

@@ -86,6 +86,9 @@ class CountingNetwork:
     def finite(self, features: Features) -> list[bool]:
         return self.network.finite(features)
 
+    def mean_features(self, features: FeaturesOfClips) -> NDArray[np.float32]:
+        return self.network.mean_features(features)
+
     def sentences(self, features: FeaturesOfClips, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
         return self.network.sentences(features, beam_size=beam_size, max_words=max_words)
 

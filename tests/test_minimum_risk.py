@@ -74,7 +74,7 @@ def test_the_order_is_that_of_the_expected_similarity(
 ) -> None:
     beams, typical = beams_of(decoder, features), features.mean((0, 1))
     minimum_risk = MinimumRisk(typical=typical.numpy(), power=power, prior_weight=prior_weight)
-    for beam in minimum_risk.compared(log_probs_of(decoder), beams):
+    for beam in minimum_risk.compared(log_probs_of(decoder), features.mean(1).numpy(), beams):
         order = minimum_risk.order(beam)
         priors = log_probs(decoder, typical, [hypothesis.words for hypothesis in beam])
         assert [hypothesis.typical_log_prob for hypothesis in beam] == pytest.approx(priors, abs=1e-4)
@@ -122,7 +122,8 @@ def test_what_a_typical_clip_makes_probable_is_worth_less() -> None:
 
 def test_clips_without_sentences_have_no_order(decoder: Decoder) -> None:
     minimum_risk = MinimumRisk(typical=np.zeros(6, np.float32))
-    assert [minimum_risk.order(beam) for beam in minimum_risk.compared(log_probs_of(decoder), [[], []])] == [[], []]
+    compared = minimum_risk.compared(log_probs_of(decoder), np.zeros((2, 6), np.float32), [[], []])
+    assert [minimum_risk.order(beam) for beam in compared] == [[], []]
 
 
 @pytest.fixture
@@ -149,7 +150,9 @@ def test_a_captioner_says_the_sentence_of_least_risk_unless_a_length_penalty_is_
     beams = captioner.network.sentences(features, beam_size=5, max_words=20)
     minimum_risk = captioner.checkpoint.minimum_risk
     assert minimum_risk is not None
-    orders = [minimum_risk.order(b) for b in minimum_risk.compared(captioner.network.log_probs, beams)]
+    means = captioner.network.mean_features(features)
+    np.testing.assert_allclose(means, features.mean(1).numpy(), rtol=1e-6)
+    orders = [minimum_risk.order(b) for b in minimum_risk.compared(captioner.network.log_probs, means, beams)]
     assert any(order[0] != 0 for order in orders)
     reordered = captioner.caption_features(features, etenet.CaptionOptions(captions=5))
     plain = captioner.caption_features(features, etenet.CaptionOptions(length_penalty=0.0001))

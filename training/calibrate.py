@@ -2,8 +2,9 @@
 
 The captions of a split that the network did not learn from are scored. Good is a caption whose METEOR is above the
 median of the split. A logistic regression on what the search leaves behind (`etenet/model/confidence.py`) learns how
-likely that is, and the checkpoint is written with it. With --minimum-risk it also gets the mean features of the split,
-and from then on says the sentence of least risk (`etenet/model/minimum_risk.py`).
+likely that is, and the checkpoint is written with it. With --minimum-risk it also gets the mean features of the split
+and a regression from the features of the training split onto words (`etenet/model/word_evidence.py`), and from then on
+says the sentence of least risk (`etenet/model/minimum_risk.py`).
 
 Prints as JSON how well the confidence can be trusted, by ten-fold cross-validation, and with --test-split on clips that
 neither the network nor the regression has seen.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import etenet
 from etenet.errors import UsageError
@@ -36,6 +38,7 @@ from training.evaluation.features import ClipFeatures
 from training.evaluation.features import features_of as clip_features
 from training.evaluation.reliability import Flags, Numbers
 from training.evaluation.search_options import SEARCH_OPTIONS, search_options
+from training.evaluation.word_evidence import fit_word_evidence
 
 L2 = 10.0  # of weights of features with mean 0 and standard deviation 1, against the sum of the losses of the captions
 FOLDS = 10
@@ -92,6 +95,17 @@ def caption_clips(
     }
     per_clip = Scorer({clip.video: clip.captions for clip in clips}, tokenizer=tokenizer).score(captions).per_clip
     return Captioned(beams, chosen, np.array([per_clip[clip.video]["METEOR"] for clip in clips]))
+
+
+def minimum_risk_of(
+    captioner: etenet.Captioner, dataset: Dataset, held_out: NDArray[np.float32], folder: Path | None
+) -> MinimumRisk:
+    """From mean features (N, D) of clips that the network did not learn from, and those of the training split."""
+    if not (learned := dataset.clips.get("train")):
+        raise UsageError(f"{dataset.folder} has no train split, from which --minimum-risk learns what words to expect")
+    means = clip_features(captioner, dataset, learned, folder).means(learned)
+    evidence = fit_word_evidence(means, [clip.captions for clip in learned], captioner.checkpoint.vocabulary)
+    return MinimumRisk(typical=held_out.mean(axis=0), evidence=evidence)
 
 
 def _beams(
@@ -185,10 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of_splits: list[Captioned] = []
     for split in splits:
         clips = _enough(dataset, split)
-        features = clip_features(captioner, dataset, clips)
+        features = clip_features(captioner, dataset, clips, options.features)
         if options.minimum_risk and not of_splits:
-            typical = features.means(clips).mean(axis=0)
-            captioner.checkpoint = replace(captioner.checkpoint, minimum_risk=MinimumRisk(typical=typical))
+            minimum_risk = minimum_risk_of(captioner, dataset, features.means(clips), options.features)
+            captioner.checkpoint = replace(captioner.checkpoint, minimum_risk=minimum_risk)
         of_splits.append(caption_clips(captioner, features, clips, settings, options.tokenizer))
     calibration = calibration_of(of_splits[0], settings.beam_size)
     confidences, title = cross_validated(of_splits[0].features, of_splits[0].good), f"{options.split}, cross-validated"
@@ -211,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test-split", metavar="SPLIT", help="also measure the confidence on this split")
     parser.add_argument("--out", type=Path, required=True, metavar="G.pt", help="the checkpoint with its calibration")
     parser.add_argument("--minimum-risk", action="store_true", help="say the sentence of least risk, not the likeliest")
+    parser.add_argument("--features", type=Path, metavar="DIR", help="keep the features of frames there, for next time")
     parser.add_argument("--figure", type=Path, metavar="F.png", help="draw the reliability diagram (of the test split)")
     parser.add_argument(
         "--tokenizer", choices=TOKENIZERS, default="ptb", help="default: ptb; none if references are normalised already"

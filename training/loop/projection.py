@@ -40,9 +40,7 @@ def start_projection(
     """
     size, weight = projection.out_features, np.asarray(weights, dtype=np.float64) / np.sum(weights)
     components = int(size * COMPONENTS_SHARE)
-    mean = weight @ features
-    scale = np.sqrt(weight @ np.square(features - mean)) + 1e-3
-    standard = (features - mean) / scale
+    standard, mean, scale = standardised(features, weight)
     shares = content_shares(captions, vocabulary, weight, size - components)
     onto_words = ridge(standard, shares, weight, best_penalty(standard, shares, weight))
     onto_words /= (standard @ onto_words).std(axis=0) + 1e-4
@@ -52,16 +50,29 @@ def start_projection(
         projection.bias.copy_(torch.from_numpy(-mean @ matrix))
 
 
+def standardised(features: NDArray[np.float32], weight: Array) -> tuple[Array, Array, Array]:
+    """(N, D) of mean 0 and variance 1, and the mean and the scale (D,) that did it."""
+    mean = weight @ features
+    scale = np.sqrt(weight @ np.square(features - mean)) + 1e-3
+    return (features - mean) / scale, mean, scale
+
+
+def word_shares(captions: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Array:
+    """(N, V): the share of a clip's captions that have a word of the vocabulary."""
+    shares = np.zeros((len(captions), len(vocabulary)))
+    for clip, of_clip in enumerate(captions):
+        for caption in of_clip:
+            shares[clip, list(set(vocabulary.encode(caption)) - {UNKNOWN_ID})] += 1 / len(of_clip)
+    return shares
+
+
 def content_shares(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, weight: Array, count: int) -> Array:
     """(N, C): the share of a clip's captions that have a word, for the commonest words that depend on the clip.
 
     The captions of a clip agree more on "horse" than on "some", by the intraclass correlation of having the word. Where
     clips have one caption each, nothing tells which words recur, and the commonest words are taken.
     """
-    shares = np.zeros((len(captions), len(vocabulary)))
-    for clip, of_clip in enumerate(captions):
-        for caption in of_clip:
-            shares[clip, list(set(vocabulary.encode(caption)) - {UNKNOWN_ID})] += 1 / len(of_clip)
+    shares = word_shares(captions, vocabulary)
     mean = weight @ shares
     if_agreed = mean * (1 - mean)  # the variance between clips if all captions of a clip agreed, and if none did:
     by_chance = if_agreed * (weight @ [1 / len(of_clip) for of_clip in captions])

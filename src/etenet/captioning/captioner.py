@@ -186,8 +186,9 @@ class Captioner:
     def beams(self, features: FeaturesOfClips, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
         """Features (L, D) of B clips -> the sentences of each, most probable first, with all that `order` needs."""
         beams = self.network.sentences(features, beam_size=beam_size, max_words=max_words)
-        minimum_risk = self.checkpoint.minimum_risk
-        return minimum_risk.compared(self.network.log_probs, beams) if minimum_risk else beams
+        if not (minimum_risk := self.checkpoint.minimum_risk):
+            return beams
+        return minimum_risk.compared(self.network.log_probs, self.network.mean_features(features), beams)
 
     def order(self, beam: Sequence[Hypothesis], length_penalty: float) -> list[int]:
         """The numbers of the sentences of a beam, the one to say first. A length penalty overrules minimum risk."""

@@ -27,6 +27,7 @@ from etenet.model.minimum_risk import MinimumRisk
 from etenet.model.seal import seal, sha256_of_whole
 from etenet.model.torch_file import StoredTensor
 from etenet.model.vocabulary import Vocabulary
+from etenet.model.word_evidence import WordEvidence
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +169,13 @@ def _as_stored(minimum_risk: MinimumRisk | None) -> dict[str, Any] | None:
 
     if minimum_risk is None:
         return None
-    return {**asdict(minimum_risk), "typical": torch.from_numpy(minimum_risk.typical)}
+    evidence = minimum_risk.evidence
+    halves = {name: torch.from_numpy(value) for name, value in asdict(evidence).items()} if evidence else {}
+    for name, value in halves.items():
+        if value.is_floating_point() and name != "center":
+            halves[name] = value.half()
+    typical = torch.from_numpy(minimum_risk.typical)
+    return {**asdict(minimum_risk), "typical": typical, "evidence": halves or None}
 
 
 def _write(contents: dict[str, Any], path: Path) -> None:
@@ -245,7 +252,7 @@ def _without_weights(contents: Mapping[str, Any], digest: str) -> Checkpoint:
         raise ValueError(f"the name of its encoder is {contents['encoder']!r}")
     minimum_risk = None
     if stored := contents.get("minimum_risk"):
-        minimum_risk = MinimumRisk(**{**stored, "typical": _array(stored["typical"])})
+        minimum_risk = MinimumRisk(**{**stored, "typical": _array(stored["typical"]), "evidence": _evidence(stored)})
         if minimum_risk.typical.shape != (config.feature_size,):
             raise ValueError(f"typical features {minimum_risk.typical.shape} for {config.feature_size}")
     return Checkpoint(
@@ -260,6 +267,11 @@ def _without_weights(contents: Mapping[str, Any], digest: str) -> Checkpoint:
         name=str(contents.get("name") or ""),
         terms=str(contents.get("terms") or ""),
     )
+
+
+def _evidence(minimum_risk: Mapping[str, Any]) -> WordEvidence | None:
+    stored = minimum_risk.get("evidence")
+    return WordEvidence(**{name: _array(value) for name, value in stored.items()}) if stored else None
 
 
 def _weights(

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from etenet.model.config import WIDEST_BEAM, check_number, check_whole
 from etenet.model.hypothesis import Hypothesis
+from etenet.model.word_evidence import informed_share
 
-VERSION = 2
-FEATURES = ("mean_log_prob", "opening_log_prob", "beam_log_prob", "gain")
+VERSION = 3
+FEATURES = ("mean_log_prob", "opening_log_prob", "beam_log_prob", "gain", "informed_share")
+FEATURES_OF_VERSION = {2: FEATURES[:-1], VERSION: FEATURES}  # which can be read
 OPENING_WORDS = 2  # usually "a man", "a group": who or what it is
 
 
@@ -25,6 +27,7 @@ def features_of(sentence: Hypothesis, others: Sequence[Hypothesis]) -> dict[str,
     opening_log_prob   of the first `OPENING_WORDS`
     beam_log_prob      of all these sentences together
     gain               log_prob above that for a typical clip; 0 if that is unknown
+    informed_share     of the words, by a regression on the clip's features; 0 if that is unknown
     """
     highest = max(one.log_prob for one in (sentence, *others))
     together = sum(math.exp(one.log_prob - highest) for one in (sentence, *others))
@@ -34,12 +37,13 @@ def features_of(sentence: Hypothesis, others: Sequence[Hypothesis]) -> dict[str,
         "opening_log_prob": sum(sentence.word_log_probs[:OPENING_WORDS]),
         "beam_log_prob": highest + math.log(together),
         "gain": 0.0 if typical is None else sentence.log_prob - typical,
+        "informed_share": informed_share(sentence.shares),
     }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """Of one checkpoint. `weights` has a number for each of `FEATURES`; `beam_size` is that of the beams it is for.
+    """Of one checkpoint. `weights` has a number for each feature; `beam_size` is that of the beams it is for.
 
     The features of a sentence depend on how many others it is compared with. So a narrower beam gives no confidence,
     and of a wider one only the `beam_size` - 1 most probable others count.
@@ -51,8 +55,8 @@ class Calibration:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        if self.version != VERSION or set(self.weights) != set(FEATURES):
-            raise ValueError(f"its confidence has version {self.version}, this etenet reads version {VERSION}")
+        if set(self.weights) != set(FEATURES_OF_VERSION.get(self.version, ())):
+            raise ValueError(f"its confidence has version {self.version}, this etenet reads 2 to {VERSION}")
         for value in (*self.weights.values(), self.bias):
             check_number("a weight of its confidence", value)
         check_whole("the beam size of its confidence", self.beam_size, 1, WIDEST_BEAM)

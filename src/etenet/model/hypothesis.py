@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from etenet.model.vocabulary import EOS_ID, SOS_ID, UNKNOWN_ID
 
@@ -21,6 +22,13 @@ class Words:
 WORDS = Words(sos=SOS_ID, eos=EOS_ID, never=(UNKNOWN_ID,))  # of every `Vocabulary`
 
 
+class WordShare(NamedTuple):
+    """Of the captions of a clip, the share that has a word: as expected of this clip, and usually."""
+
+    here: float
+    usual: float
+
+
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """A sentence. `word_log_probs` has one entry per word and one for the end; `log_prob` is their sum."""
@@ -30,6 +38,7 @@ class Hypothesis:
     log_prob: float
     attention: tuple[tuple[float, ...], ...]  # per word, the weight of each frame
     typical_log_prob: float | None = None  # its log_prob for a typical clip, if that is known
+    shares: tuple[WordShare, ...] = ()  # of its different words, if they are known
 
     def score(self, length_penalty: float = 0.0) -> float:
         """log_prob / length ** length_penalty; the length counts the end."""

@@ -48,6 +48,9 @@ class Network(Protocol):
     def finite(self, features: Features) -> list[bool]:
         """features (B, L, D) -> of each clip whether all its features are finite."""
 
+    def mean_features(self, features: FeaturesOfClips) -> NDArray[np.float32]:
+        """The mean over the frames of each clip, (B, D)."""
+
     def sentences(self, features: FeaturesOfClips, *, beam_size: int, max_words: int) -> list[list[Hypothesis]]:
         """The sentences of each clip, best first; none if its probabilities are not finite."""
 

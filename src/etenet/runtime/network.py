@@ -53,6 +53,10 @@ class TorchNetwork:
         of_clips: list[bool] = features.isfinite().flatten(1).all(dim=1).tolist()
         return of_clips
 
+    def mean_features(self, features: Sequence[Tensor | NDArray[np.float32]]) -> NDArray[np.float32]:
+        means: NDArray[np.float32] = self.stacked(features).mean(dim=1).cpu().numpy()
+        return means
+
     def sentences(
         self, features: Sequence[Tensor | NDArray[np.float32]], *, beam_size: int, max_words: int
     ) -> list[list[Hypothesis]]:

@@ -177,6 +177,10 @@ class OpenVinoNetwork:
     def finite(self, features: NDArray[np.float32]) -> list[bool]:
         return [bool(np.isfinite(of_clip).all()) for of_clip in features]
 
+    def mean_features(self, features: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        means: NDArray[np.float32] = np.stack(features).mean(axis=1)
+        return means
+
     def sentences(
         self, features: Sequence[NDArray[np.float32]], *, beam_size: int, max_words: int
     ) -> list[list[Hypothesis]]:

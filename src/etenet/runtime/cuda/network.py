@@ -79,6 +79,9 @@ class CudaNetwork:
     def finite(self, features: Tensor) -> list[bool]:
         return self._exact.finite(features)
 
+    def mean_features(self, features: Sequence[Tensor | NDArray[np.float32]]) -> NDArray[np.float32]:
+        return self._exact.mean_features(features)
+
     def sentences(
         self, features: Sequence[Tensor | NDArray[np.float32]], *, beam_size: int, max_words: int
     ) -> list[list[Hypothesis]]:
