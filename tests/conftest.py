@@ -50,6 +50,10 @@ for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "localhost", "127.0.0.1", "::1")))
 
 
+# Tests press Ctrl-C, which everything ignores that a shell started in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # A busy machine makes no example wrong.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
@@ -194,7 +198,7 @@ class Server:
         """The process that captions; None if none is ready."""
         (model,) = ask(f"{self.management}/models/etenet").json()
         for worker in model["workers"]:
-            if worker["status"] == "READY":
+            if worker["status"] == "READY" and psutil.pid_exists(worker["pid"]):  # TorchServe learns later of a death
                 return psutil.Process(worker["pid"])
         return None
 

@@ -321,7 +321,6 @@ TWO_CTRL_C = """
 import signal
 from training.loop.processes import init_processes
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: what runs in the background ignores it
 with init_processes("cpu") as processes:
     signal.raise_signal(signal.SIGINT)
     assert processes.should_stop() and processes.ctrl_c.is_set()

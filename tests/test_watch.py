@@ -120,14 +120,12 @@ def records(path: Path) -> list[Record]:
 
 @pytest.fixture(autouse=True)
 def _outlived(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Looks that do not take long; and signals as in a terminal, but that one which nobody expects ends no tests."""
+    """Looks that do not take long; and a SIGTERM that nobody expects ends no tests."""
     monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.02)
     monkeypatch.setitem(Watch.__init__.__kwdefaults__, "still_s", 0.1)
     before = signal.signal(signal.SIGTERM, lambda *_: None)
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
     yield
     signal.signal(signal.SIGTERM, before)
-    signal.signal(signal.SIGINT, interrupt)
 
 
 def while_running(job: Callable[[], Any], steps: Iterable[Callable[[], object]], end: signal.Signals) -> Any:

@@ -29,7 +29,7 @@ LONGEST_NGRAM = 4
 REPEATED = 2  # words in a row that no sentence should have twice
 POWER = 0.5  # of the probabilities: a beam holds few sentences, and the best of them too much of the probability
 PRIOR_WEIGHT = 0.25
-EVIDENCE_WEIGHT = 0.6
+EVIDENCE_WEIGHT = 0.4
 
 LogProbs = Callable[[NDArray[np.float32], Sequence[Sequence[int]]], list[float]]
 """Of each sentence, its end included, for a clip whose frames all have this feature (D,)."""
