@@ -3,7 +3,7 @@
 The regression knows no grammar and no order of frames, but its errors are not the decoder's: of a cartoon the decoder
 may say "video game", where the regression sees no game. docs/scores.md has what it brings.
 
-`training/evaluation/regression.py` fits it. Of low rank, so that a checkpoint has room for it.
+`training/evaluation/word_evidence.py` fits it. Of low rank, so that a checkpoint has room for it.
 """
 
 from __future__ import annotations
