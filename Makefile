@@ -91,7 +91,7 @@ check: $(READY)
 
 test: check $(PROGRAMS_READY) $(NPM_READY)
 	rm -rf .coverage && mkdir .coverage
-	$(COVERAGE) run -m pytest --numprocesses 2 --dist loadfile -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+	$(COVERAGE) run -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 	$(COVERAGE) combine --quiet
 	$(COVERAGE) report --fail-under=$(COVERED_PERCENT)
 

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.request import getproxies
@@ -47,16 +48,7 @@ def serve(config: ServerConfig, served: Path) -> int:
     """
     if fault := unusable(config.addresses):
         raise UsageError("; ".join(fault))
-    stop, stop_now = threading.Event(), threading.Event()
-
-    def on_signal(*_: object) -> None:
-        # By a thread: the signal may find this one in the middle of `stop.wait`, with the lock that `set` needs.
-        threading.Thread(target=(stop_now if stop.is_set() else stop).set).start()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
-            signal.signal(number, on_signal)
-    with scratch_folder(_log) as scratch:
+    with _on_signals() as (stop, stop_now), scratch_folder(_log) as scratch:
         mar = served
         if served.suffix != ".mar":
             checkpoints.inspect(served)
@@ -105,6 +97,26 @@ def serve(config: ServerConfig, served: Path) -> int:
             torchserve.stop()
     _log("stopped")
     return 0
+
+
+@contextmanager
+def _on_signals() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """The first signal that ends a server sets the first event, the next one the second."""
+    stop, stop_now = threading.Event(), threading.Event()
+
+    def on_signal(*_: object) -> None:
+        # By a thread: the signal may find this one in the middle of `stop.wait`, with the lock that `set` needs.
+        threading.Thread(target=(stop_now if stop.is_set() else stop).set).start()
+
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as by nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield stop, stop_now
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _packaged(checkpoint: Path, mar: Path, stop: threading.Event) -> Path:
