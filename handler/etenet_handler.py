@@ -78,7 +78,7 @@ class EtenetHandler:
             folder / model["serializedFile"],
             device=device,
             limits=limits,
-            compiled_encoder=graph if graph.exists() else None,
+            compiled_encoder=graph if graph.exists() else False,
             precision=config.get("precision", PACKAGED),
             record_gpu=True,
             gpu_kernels=kernels if kernels.exists() else None,

@@ -96,7 +96,7 @@ def thorough(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def captioner() -> etenet.Captioner:
-    return etenet.load(DEMO)
+    return etenet.load(DEMO, compiled_encoder=False)
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def test_permuting_the_frames_changes_no_caption(monkeypatch: pytest.MonkeyPatch
 
     sample = pool.sample_segments
     monkeypatch.setattr(pool, "sample_segments", shuffled)
-    captioner = etenet.load(DEMO, sandboxed=False)
+    captioner = etenet.load(DEMO, compiled_encoder=False, sandboxed=False)
     for name, body in BODIES.items():
         assert captioner.caption(body).text == EXAMPLES[name]
 
@@ -106,7 +106,7 @@ def test_a_bug_in_decoding_fails_only_one_clip(monkeypatch: pytest.MonkeyPatch) 
         return sample(body, cut, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pool, "sample_segments", broken)
-    bad, good = etenet.load(DEMO, sandboxed=False).caption_batch([first, second], [DEFAULT] * 2)
+    bad, good = etenet.load(DEMO, compiled_encoder=False, sandboxed=False).caption_batch([first, second], [DEFAULT] * 2)
     assert isinstance(bad, errors.InternalError)
     assert isinstance(good, etenet.Caption)
 
@@ -132,14 +132,16 @@ def test_a_batch_that_does_not_fit_into_memory_is_captioned_clip_by_clip(monkeyp
     monkeypatch.setattr(Encoder, "forward", encode)
     monkeypatch.setattr("etenet.captioning.stream.FIRST_COMPLETED", ALL_COMPLETED)
     monkeypatch.setattr("etenet.runtime.network.MAX_FRAMES_ON_CPU", 256)  # as on a GPU
-    outcomes = etenet.load(DEMO, sandboxed=False).caption_batch(list(BODIES.values()), [DEFAULT] * 6)
+    outcomes = etenet.load(DEMO, compiled_encoder=False, sandboxed=False).caption_batch(
+        list(BODIES.values()), [DEFAULT] * 6
+    )
     assert sizes[0] > 5 * FRAMES_PER_CLIP
     assert [outcome.text for outcome in outcomes if isinstance(outcome, etenet.Caption)] == list(EXAMPLES.values())
 
 
 @pytest.mark.parametrize("fault", ["exception", "nan"])
 def test_only_the_clip_that_makes_a_batch_fail_gets_no_caption(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    captioner, bad_clip = etenet.load(DEMO, sandboxed=False), 2
+    captioner, bad_clip = etenet.load(DEMO, compiled_encoder=False, sandboxed=False), 2
 
     def encode(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
         is_bad = (frames == bad_frame).flatten(1).all(1)
@@ -161,7 +163,7 @@ def test_only_the_clip_that_makes_a_batch_fail_gets_no_caption(monkeypatch: pyte
 
 
 def test_a_device_that_no_longer_computes_is_not_blamed_on_a_clip(small_checkpoint: Path) -> None:
-    captioner = etenet.load(small_checkpoint, sandboxed=False)
+    captioner = etenet.load(small_checkpoint, compiled_encoder=False, sandboxed=False)
     captioner.network.device = torch.device("cuda:63")
     with pytest.raises(errors.DeviceFailed, match="cuda:63 no longer computes"):
         captioner.caption(clips.video(3))
@@ -235,12 +237,13 @@ else:
         captioner.caption(b"a video")
     except etenet.EtenetError as error:
         print(error, flush=True)
+    del captioner
 """
 
 
 def test_a_fork_of_the_process_says_that_it_has_no_decoders() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKED]
-    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=300)
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=120)
     refusal, status = ran.stdout.splitlines()
     assert "load one in each process" in refusal
     assert status == "0"

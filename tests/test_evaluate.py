@@ -106,7 +106,7 @@ def test_steps_stand_beside_baselines_in_one_table(stills: Path, steps: list[Pat
 
 def test_stills_get_the_captions_of_the_serving_network(stills: Path, steps: list[Path], tmp_path: Path) -> None:
     """Alone and from all 16 frames, as in serving, though each different frame is encoded once and among others."""
-    dataset, served = Dataset.load(stills), etenet.load(steps[0], sandboxed=False)
+    dataset, served = Dataset.load(stills), etenet.load(steps[0], compiled_encoder=False, sandboxed=False)
     captions = sentences_of(served, dataset, dataset.clips["test"], etenet.CaptionOptions(), tmp_path)
     for clip in dataset.clips["test"]:
         frames = dataset.frames_of([clip]).numpy()
@@ -140,13 +140,19 @@ def test_features_are_computed_once_for_all_checkpoints_with_one_encoder(
     dataset = Dataset.load(stills)
     for split in ("train", "test"):
         features.features_of(
-            etenet.load(steps[0], sandboxed=False), dataset, dataset.clips[split], evaluated / "features"
+            etenet.load(steps[0], compiled_encoder=False, sandboxed=False),
+            dataset,
+            dataset.clips[split],
+            evaluated / "features",
         )
     other = tmp_path / "other.pt"
     checkpoints.save(made(7), other)
     with pytest.raises(AssertionError, match="encoded again"):
         features.features_of(
-            etenet.load(other, sandboxed=False), dataset, dataset.clips["test"], evaluated / "features"
+            etenet.load(other, compiled_encoder=False, sandboxed=False),
+            dataset,
+            dataset.clips["test"],
+            evaluated / "features",
         )
 
 
@@ -186,7 +192,7 @@ def test_what_cannot_be_evaluated_is_one_line_with_the_fix(stills: Path, steps: 
 def test_clips_that_were_moved_after_they_were_prepared_are_named_before_any_is_captioned(
     steps: list[Path], tmp_path: Path
 ) -> None:
-    captioner, clips = etenet.load(steps[0], sandboxed=False), []
+    captioner, clips = etenet.load(steps[0], compiled_encoder=False, sandboxed=False), []
     for number, name in enumerate(("here.mp4", "moved.mp4", "moved-too.mp4")):
         clips.append(DatasetClip(row=number, video=name, captions=("a dog",), file=str(tmp_path / name)))
     (tmp_path / "here.mp4").write_bytes(video_file())

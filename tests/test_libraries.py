@@ -83,7 +83,7 @@ def test_an_encoder_is_trained_packaged_and_served_whatever_its_library(
     dataset: Dataset, encoder: str, tmp_path: Path
 ) -> None:
     best = trained(dataset, encoder, tmp_path / "run")
-    captioner = etenet.load(best, sandboxed=False)
+    captioner = etenet.load(best, compiled_encoder=False, sandboxed=False)
     assert captioner.encoder == encoder
     expected = captioner.caption(CLIP)
 

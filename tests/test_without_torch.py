@@ -204,6 +204,24 @@ def test_a_checkpoint_is_compiled_once_and_then_needs_no_torch(tmp_path: Path) -
             assert again[name] == (sentences, pytest.approx(logarithms, abs=2e-4))  # which clips shared a batch differs
 
 
+LIBRARY = """
+import sys
+from pathlib import Path
+import etenet
+captioner = etenet.load("model_store/demo.pt", **eval(sys.argv[2]))
+print(captioner.caption(Path(sys.argv[1]).read_bytes()).text)
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("options", "on_torch"), [("{}", False), ("{'compiled_encoder': False}", True)])
+def test_the_library_uses_what_was_compiled_unless_it_shall_not(options: str, on_torch: bool) -> None:
+    with kept_encoder(DEMO):
+        command = [sys.executable, "-c", LIBRARY, str(CLIPS[0]), options]
+        ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.stdout.splitlines() == [EXAMPLES[CLIPS[0].name], str(on_torch)], ended.stderr
+
+
 def test_no_thread_spins_after_the_products_of_a_search(captioner: Captioner) -> None:
     """Those of NumPy's OpenBLAS would, after all but the smallest products."""
     arrays = captioner.checkpoint.decoder_arrays

@@ -31,7 +31,7 @@ DEMO = REPOSITORY / "model_store" / "demo.pt"
 def equality(workload: Workload, device: torch.device) -> dict[str, float]:
     """Shares of equal captions, over the examples and rendered clips of the demo world, with the demo checkpoint."""
     bodies = rendered(workload.rendered)
-    expected = _captions(etenet.load(DEMO), bodies)
+    expected = _captions(etenet.load(DEMO, compiled_encoder=False), bodies)
     captioner = etenet.load(DEMO, device=str(device), record_gpu=True)
     batched = _captions(captioner, bodies)
     alone = [text for body in bodies for text in _captions(captioner, [body])]

@@ -32,7 +32,7 @@ def load_captioner(checkpoint: Path, dataset: Dataset, *, device: str = "cpu", c
     videos = any(clip.file is not None for of_split in dataset.clips.values() for clip in of_split)
     sandboxed = SANDBOX_EXISTS and videos  # stills need no decoder, and so no processes
     if dataset.features is None and not (on_cpu and clips >= WORTH_COMPILING_CLIPS):
-        return etenet.load(checkpoint, device=device, sandboxed=sandboxed)
+        return etenet.load(checkpoint, device=device, sandboxed=sandboxed, compiled_encoder=False)
     loaded = checkpoints.load(checkpoint, with_encoder=dataset.features is None)
     if dataset.features is None:
         return etenet.Captioner(loaded, compile_network(loaded), decoders_for(loaded, sandboxed=sandboxed))

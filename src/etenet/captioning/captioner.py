@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from etenet.model.hypothesis import Hypothesis
 from etenet.model.vocabulary import sentence
 from etenet.runtime import BF16, PACKAGED
 from etenet.runtime.interface import Features, FeaturesOfClips, Network, require_similar_features
+from etenet.runtime.kept import kept_encoder
 from etenet.runtime.load import load_network
 from etenet.sandbox.pool import Decoders, InProcess, Sandbox
 from etenet.video.clip import FRAMES_PER_CLIP, Clip
@@ -303,7 +305,7 @@ def load(
     device: str = "cpu",
     limits: DecodeLimits | None = None,
     sandboxed: bool = SANDBOX_EXISTS,
-    compiled_encoder: Path | None = None,
+    compiled_encoder: Path | bool = True,
     precision: str = PACKAGED,
     record_gpu: bool = False,
     gpu_kernels: Path | None = None,
@@ -312,23 +314,29 @@ def load(
     """Load a checkpoint for captioning. `device` is a torch device name. Raises `CheckpointError`.
 
     `sandboxed` videos are decoded in processes that a hostile clip cannot get out of.
-    `compiled_encoder`, `precision`, `record_gpu` and `gpu_kernels` are `encoder_graph`, `precision`, `capture` and
-    `gpu_kernels` of `runtime.load.load_network`, `feature_cache_bytes` is that of `Captioner`. In bf16 the features of
-    a test clip must be nearly those of float32; `UsageError` if they are not.
+    A CPU takes the compiled encoder that this machine keeps (`runtime/kept.py`). The first time that compiles it, which
+    takes from seconds to a minute. `compiled_encoder` can be a file of the same instead, or False: then all is computed
+    on torch, unchanged and more slowly.
+    `precision`, `record_gpu` and `gpu_kernels` are `precision`, `capture` and `gpu_kernels` of
+    `runtime.load.load_network`, `feature_cache_bytes` is that of `Captioner`. In bf16 the features of a test clip must
+    be nearly those of float32; `UsageError` if they are not.
     """
-    load_form = partial(
-        load_network,
-        Path(path),
-        device=device,
-        frames_per_clip=FRAMES_PER_CLIP,
-        encoder_graph=compiled_encoder,
-        gpu_kernels=gpu_kernels,
-        capture=record_gpu,
-    )
-    checkpoint, network = load_form(precision=precision)
-    decoders = decoders_for(checkpoint, limits=limits, sandboxed=sandboxed)
-    if network.precision == BF16:
-        (clip,) = decoders.submit(CANARY_CLIP.read_bytes()).result()
-        _, exact = load_form()
-        require_similar_features(network, exact, clip.frames)
+    use_kept = compiled_encoder is True and device == "cpu"
+    given = compiled_encoder if isinstance(compiled_encoder, Path) else None
+    with kept_encoder(Path(path)) if use_kept else nullcontext(given) as graph:
+        load_form = partial(
+            load_network,
+            Path(path),
+            device=device,
+            frames_per_clip=FRAMES_PER_CLIP,
+            encoder_graph=graph,
+            gpu_kernels=gpu_kernels,
+            capture=record_gpu,
+        )
+        checkpoint, network = load_form(precision=precision)
+        decoders = decoders_for(checkpoint, limits=limits, sandboxed=sandboxed)
+        if network.precision == BF16:
+            (clip,) = decoders.submit(CANARY_CLIP.read_bytes()).result()
+            _, exact = load_form()
+            require_similar_features(network, exact, clip.frames)
     return Captioner(checkpoint, network, decoders, feature_cache_bytes=feature_cache_bytes)

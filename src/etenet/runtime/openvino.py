@@ -10,11 +10,15 @@ Only this file and `int8.py` import openvino. To compile needs torch; to compute
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import openvino as ov
@@ -37,6 +41,17 @@ from etenet.runtime.layout import CLIP_FRAMES, Layout, layout, measure
 TOLERANCE = 1e-4
 
 _ALL = 2**31 - 1
+_compiled = WeakSet["CompiledEncoder | CompiledProducts"]()
+
+
+def _keep_for_good() -> None:
+    """In a forked process, which has no threads of OpenVINO: to destroy what is compiled would wait for them."""
+    for one in _compiled:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_keep_for_good)
 
 
 @cache
@@ -85,6 +100,7 @@ class CompiledEncoder:
             },
         )
         self._requests = self._new_requests(laid_out.streams)
+        _compiled.add(self)
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """frames (N, resize_px, resize_px, 3) RGB -> features (N, D)."""
@@ -131,6 +147,7 @@ class CompiledProducts:
         outputs = ops.tanh(ops.add(rest, _product(hidden, matrices.output_of_hidden)))
         logits = ops.add(_product(outputs, matrices.to_words), ops.constant(matrices.words_bias[None]))
         self._log_probs = _request([ops.log_softmax(logits, 1)], [hidden, rest])
+        _compiled.add(self)
 
     def of_hidden(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         return _result(self._of_hidden, hidden)

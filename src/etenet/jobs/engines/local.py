@@ -97,7 +97,7 @@ def load(
         return captioners.load(checkpoint, device="cuda", limits=limits, sandboxed=sandboxed, record_gpu=capture)
     announce = partial(say, f"compiling the encoder of {checkpoint}, once on this machine (up to a minute) ...")
     with nullcontext(encoder_graph) if encoder_graph else kept_encoder(checkpoint, announce) as graph:
-        return captioners.load(checkpoint, limits=limits, sandboxed=sandboxed, compiled_encoder=graph)
+        return captioners.load(checkpoint, limits=limits, sandboxed=sandboxed, compiled_encoder=graph or False)
 
 
 def _has_gpu() -> bool:
