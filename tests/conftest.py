@@ -55,11 +55,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def _signals_are_left_as_they_were() -> Iterator[None]:
-    """Otherwise a later test, which waits for what a signal does, waits in vain."""
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+def _signals_as_before() -> Iterator[None]:
+    """After each test. A later one, which waits for what a signal does, would wait in vain."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 # A busy machine makes no example wrong.

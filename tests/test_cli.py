@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -84,11 +85,13 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: Capture) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert printed.err.startswith(f"etenet {arguments[0]}: ")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def test_an_archive_replaces_no_checkpoint(small_checkpoint: Path, capsys: Capture) -> None:
