@@ -148,9 +148,9 @@ def test_a_clip_that_got_too_little_of_a_core_may_come_again() -> None:
     """Beside other work, any clip takes longer than the deadline; only processor time says that it is too long."""
     with decoding(limits=replace(LIMITS, decode_deadline_s=2.0)) as sandbox:
         for _ in range(2):
-            error = error_of(sandbox, b"get half a second of a core")
+            error = error_of(sandbox, b"get a fifth of a second of a core")
             assert isinstance(error, Overloaded)
-            assert "in 2 s decoding got 0.5 s of processor time" in str(error)
+            assert "in 2 s decoding got 0.2 s of processor time" in str(error)
 
 
 def test_a_decoder_that_reports_to_have_been_held_up_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
