@@ -51,6 +51,7 @@ class Stage:
     accumulation_steps: int
     captions_per_clip: int = 1
     caption_agreement: float = 0.0  # captions are drawn by their CIDEr-D against the clip's others to this power
+    unseen_weight: float = 0.0  # of clips without frames, whose features are imagined; for a frozen encoder
     frames_per_clip: int = 0  # different frames of a clip that a step looks at, drawn anew; 0: all 16
     mirrored_share: float = 0.0  # of the examples, whose frames are mirrored
     smallest_crop: float = 1.0  # random crops keep at least this share of a clip's width and height; 1: all of it
@@ -83,7 +84,7 @@ class Stage:
         check_at_least(0, self, "teacher_forcing")
         check_at_least(0, self, "encoder_learning_rate", "encoder_weight_decay", "decoder_weight_decay")
         check_at_least(0, self, "decoder_learning_rate", "gradient_clip_value", "gradient_clip_norm")
-        check_at_least(0, self, "caption_agreement")
+        check_at_least(0, self, "caption_agreement", "unseen_weight")
         check_share(self, "mirrored_share", "smallest_crop", "final_learning_rate_share", "projection_rate_share")
         check_share(self, "weight_average", "label_smoothing", below_1=True)
         check_one_of(get_args(EpochOf), self, "epoch_of")
@@ -101,6 +102,8 @@ class Stage:
                 "mirrored_share and smallest_crop need encoder_learning_rate; a frozen encoder mirrors and crops only "
                 "with views of 2 or more"
             )
+        if self.unseen_weight and (self.encoder_learning_rate or self.samples_per_clip):
+            raise UsageError("unseen_weight is for a frozen encoder that learns from captions: set it to 0")
         if self.caption_agreement and self.epoch_of == "captions":
             raise UsageError(
                 "caption_agreement draws captions, and an epoch of captions has them all: set epoch_of to clips"

@@ -2,6 +2,7 @@
 
     manifest.jsonl     one object per usable clip: video, row of the cache, split, file, captions (demo: labels; stills:
                        distinct, how many rows it has)
+    unseen.jsonl       the same for clips to train on without file or frames, whose captions are known; row is -1
     vocabulary.json    the words, most frequent first
     skipped.jsonl      clips without a file, frames or captions, each with its error
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from etenet.errors import counted
 from etenet.files import replacing
 from etenet.model.vocabulary import Vocabulary
 from training.data.frame_cache import Failure
@@ -62,6 +64,7 @@ def write(
     the summary.
     """
     usable = [entry for entry in entries if entry.row not in failures]
+    unseen = _unseen(usable, missing)
     vocabulary = vocabulary_of(
         ((entry.clip.split, entry.wording) for entry in usable),
         splits=options.vocabulary_from,
@@ -77,9 +80,24 @@ def write(
     _write_lines(out / "skipped.jsonl", skipped)
     _write_lines(out / "vocabulary.json", [contents])
     _write_lines(out / "manifest.jsonl", [_manifest_line(out, entry) for entry in usable])
+    _write_lines(out / "unseen.jsonl", [_manifest_line(out, entry) for entry in unseen])
     report = [*_report(out, entries, usable, skipped, vocabulary, options), *notes, *_warnings(usable)]
+    if unseen:
+        report.append(f"  without frames, for their sentences: {counted(len(unseen), 'training clip')}")
     print("\n".join(report), file=sys.stderr)
     return 1 if len(skipped) > (len(missing) if options.allow_missing else 0) else 0
+
+
+def _unseen(usable: Sequence[Entry], missing: Sequence[tuple[SourceClip, Failure]]) -> list[Entry]:
+    """Of the clips that are missing, those to train on that share no source with a clip to validate or to test on."""
+    clips = [*(entry.clip for entry in usable), *(clip for clip, _ in missing)]
+    kept_out = {clip.source for clip in clips if clip.split != "train"} - {None}
+    entries = [
+        Entry(clip, Wording.of(clip.captions), -1)
+        for clip, _ in missing
+        if clip.split == "train" and clip.source not in kept_out
+    ]
+    return [entry for entry in entries if entry.wording.captions]
 
 
 def _manifest_line(out: Path, entry: Entry) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class DatasetClip:
     part: int = 0  # which folder of a mixture
     weight: float = 1.0  # how often an epoch of training has it
     preferences: tuple[float, ...] | None = None  # the probability of each caption; None: all alike
+    shift: NDArray[np.float32] | None = field(default=None, compare=False)  # (D,), see `loop/imagined.py`
 
 
 @dataclass(frozen=True)
@@ -49,27 +50,23 @@ class Dataset:
     clips: dict[str, list[DatasetClip]]  # by split
     frames: NDArray[np.uint8] | None  # mapped from disk: (N, L, px, px, 3), or (F, px, px, 3) with stills
     features: NDArray[np.float32] | None = None  # (N, L, D), mapped from disk; given instead of frames
+    unseen: list[DatasetClip] = field(default_factory=list)  # to train on, with captions and without frames: row is -1
 
     @classmethod
     def load(cls, folder: Path) -> Dataset:
         """Raises `UsageError` for a file that is missing or damaged."""
-        manifest, frames, features = (folder / name for name in ("manifest.jsonl", "frames.npy", "features.npy"))
+        names = ("manifest.jsonl", "unseen.jsonl", "frames.npy", "features.npy")
+        manifest, unseen_manifest, frames, features = (folder / name for name in names)
         for file in (manifest, features if features.is_file() else frames):
             if not file.is_file():
                 raise UsageError(f"{file} is missing; make the dataset with python -m training.prepare")
         clips: dict[str, list[DatasetClip]] = {}
-        try:
-            for line in manifest.read_text().splitlines():
-                entry = json.loads(line)
-                split = entry.pop("split")
-                clips.setdefault(split, []).append(DatasetClip(**entry | {"captions": tuple(entry["captions"])}))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{manifest} is damaged or of another version ({error}); prepare {folder} again"
-            ) from error
+        for split, clip in _listed(manifest):
+            clips.setdefault(split, []).append(clip)
+        unseen = [clip for _, clip in _listed(unseen_manifest)] if unseen_manifest.is_file() else []
         if features.is_file():
-            return Dataset(folder, clips, None, mapped(features))
-        return Dataset(folder, clips, mapped(frames))
+            return Dataset(folder, clips, None, mapped(features), unseen)
+        return Dataset(folder, clips, mapped(frames), None, unseen)
 
     def need(self, split: str) -> list[DatasetClip]:
         """The clips of a split. Raises `UsageError` if it has none."""
@@ -94,6 +91,7 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 of clips and captions, the vocabulary, and the middle of every cached row."""
         every = [(split, *_identity(clip)) for split, clips in self.clips.items() for clip in clips]
+        every += [("unseen", clip.video, clip.captions) for clip in self.unseen]
         known = json.dumps([every, self.vocabulary().known_words])
         cache = self.frames if self.features is None else self.features
         assert cache is not None
@@ -192,6 +190,19 @@ class Dataset:
         """(F, resize_px, resize_px, 3), mapped from disk."""
         frames = self._all_frames()
         return frames.reshape(-1, *frames.shape[-3:])
+
+
+def _listed(manifest: Path) -> Iterator[tuple[str, DatasetClip]]:
+    """Clips and their splits. Raises `UsageError`."""
+    try:
+        for line in manifest.read_text().splitlines():
+            entry = json.loads(line)
+            split = entry.pop("split")
+            yield split, DatasetClip(**entry | {"captions": tuple(entry["captions"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{manifest} is damaged or of another version ({error}); prepare {manifest.parent} again"
+        ) from error
 
 
 def _identity(clip: DatasetClip) -> list[object]:

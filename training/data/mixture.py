@@ -64,7 +64,14 @@ def mixed(datasets: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
         for part, (dataset, weight) in enumerate(zip(datasets, weights, strict=True))
         for clip in dataset.clips.get("train", [])
     ]
-    return Mixture(first.folder, {**first.clips, "train": training}, None, None, tuple(datasets), tuple(weights))
+    return Mixture(
+        first.folder,
+        {**first.clips, "train": training},
+        frames=None,
+        unseen=[clip for dataset in datasets for clip in dataset.unseen],
+        parts=tuple(datasets),
+        weights=tuple(weights),
+    )
 
 
 @dataclass(frozen=True)

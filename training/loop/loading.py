@@ -116,6 +116,9 @@ class Loader:
             if view_numbers:
                 rows += np.array(view_numbers)[:, None] * self.dataset.frame_count
             features = torch.from_numpy(self.features[rows])
+            for number, clip in enumerate(clips):
+                if clip.shift is not None:
+                    features[number] = _moved(features[number], torch.from_numpy(clip.shift))
         else:
             return self.dataset.frames_of(clips, moments, pinned=self._pinned)
         return features.pin_memory() if self._pinned else features
@@ -125,6 +128,12 @@ class Loader:
             return np.stack([self.dataset.frame_rows(clip) for clip in clips])
         chosen = zip(clips, moments, strict=True)
         return np.stack([self.dataset.distinct_rows(clip)[list(of_clip)] for clip, of_clip in chosen])
+
+
+def _moved(features: Tensor, shift: Tensor) -> Tensor:
+    """Features (L, D) and a shift (D,). What has no negative numbers, as after a ReLU, gets none."""
+    moved = features + shift
+    return moved.clamp(min=0) if features.min() >= 0 else moved
 
 
 def _augmented(inputs: Tensor, examples: Sequence[TrainingExample]) -> Tensor:

@@ -27,11 +27,12 @@ from etenet.model.checkpoint import Checkpoint
 from etenet.model.encoder import Encoder
 from etenet.scoring.scores import Scorer
 from training import curves
-from training.data.datasets import Dataset, EncodedCaptions
+from training.data.datasets import Dataset, DatasetClip, EncodedCaptions
 from training.loop import snapshots
 from training.loop.agreement import with_preferences
 from training.loop.averaging import WeightAverage
 from training.loop.features import cached_features
+from training.loop.imagined import Imagination
 from training.loop.loading import Loader
 from training.loop.memory import checkpoint_activations, out_of_memory_named
 from training.loop.optimizer import adam, clip_gradients, set_learning_rates
@@ -122,8 +123,6 @@ class _Training:
             tokenizer=self.stage.tokenizer,
             meteor=self.stage.meteor,
         )
-        self.examples = examples_per_epoch(self.clips, self.stage)
-        self.steps = self.stage.epochs * math.ceil(self.examples / self.stage.window_clips)
         silent, step = not run.processes.first, self.position.step
         board = TensorBoard(run.folder / "tensorboard", step) if run.tensorboard and not silent else None
         self.log = RunLog(
@@ -133,12 +132,15 @@ class _Training:
             log_bytes=self.position.log_bytes,
             board=board,
         )
-        if not silent:
-            for line in self._described():
-                say(line)
         self.loader = Loader(
             run.dataset, start.vocabulary, start.max_words, run.processes.device, self._known_features()
         )
+        self.imagination = self._imagination() if self.stage.unseen_weight else None
+        self.examples = examples_per_epoch(self._clips(0), self.stage)
+        self.steps = self.stage.epochs * math.ceil(self.examples / self.stage.window_clips)
+        if not silent:
+            for line in self._described():
+                say(line)
         if self.position.step == 0 and not start.provenance and start.model.decoder.config.projection_size:
             self._start_projection()
         self.saved_at = time.monotonic()
@@ -181,16 +183,42 @@ class _Training:
             max_words=start.max_words,
         )
 
+    def _imagination(self) -> Imagination:
+        """Of the clips without frames, by the training clips of the first folder."""
+        dataset, stage, vocabulary = self.run.dataset, self.stage, self.checkpoint.vocabulary
+        if not dataset.unseen:
+            raise UsageError(
+                f"unseen_weight needs clips without frames, and {dataset.folder} lists none: prepare it with "
+                "--allow-missing from annotations that have more clips, or set it to 0"
+            )
+        unseen = [replace(clip, weight=stage.unseen_weight) for clip in dataset.unseen]
+        if stage.caption_agreement:
+            unseen = with_preferences(unseen, vocabulary, stage.caption_agreement)
+        donors = [clip for clip in self.clips if clip.part == 0]
+        return Imagination(donors, self._means(donors), unseen, vocabulary)
+
+    def _clips(self, epoch: int) -> list[DatasetClip]:
+        """Those to train on in this epoch."""
+        if self.imagination is None:
+            return self.clips
+        rng = np.random.default_rng([self.run.recipe.seed, self.run.stage_number, epoch])
+        return self.clips + self.imagination.clips(rng)
+
+    @torch.no_grad()
+    def _means(self, clips: Sequence[DatasetClip]) -> NDArray[np.float32]:
+        """The mean features of each clip, (N, D)."""
+        batches = (clips[start : start + 32] for start in range(0, len(clips), 32))
+        means = [self.trainee.features(self.loader.inputs(batch)).mean(1).cpu().numpy() for batch in batches]
+        return np.concatenate(means)
+
     @torch.no_grad()
     def _start_projection(self) -> None:
         """Of a new decoder, from the mean features of the training clips and the words of their captions."""
         project = self.trainee.model.decoder.project
         assert isinstance(project, nn.Linear)
-        batches = (self.clips[start : start + 32] for start in range(0, len(self.clips), 32))
-        means = [self.trainee.features(self.loader.inputs(batch)).mean(1).cpu().numpy() for batch in batches]
         start_projection(
             project,
-            np.concatenate(means),
+            self._means(self.clips),
             [clip.captions for clip in self.clips],
             self.checkpoint.vocabulary,
             [clip.weight for clip in self.clips],
@@ -221,7 +249,7 @@ class _Training:
     def _epoch(self) -> None:
         run, stage = self.run, self.stage
         epoch = epoch_windows(
-            self.clips,
+            self._clips(self.position.epoch),
             stage,
             seed=run.recipe.seed,
             stage_number=run.stage_number,
