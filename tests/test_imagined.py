@@ -182,6 +182,7 @@ def test_a_stage_learns_words_that_only_clips_without_frames_have(tmp_path: Path
     assert train.main([*command, "--out", str(tmp_path / "without")]) == 0
     with pytest.raises(UsageError, match="lists none: prepare it with --allow-missing"):
         train.main([*command, "--out", str(tmp_path / "none"), "--set", "unseen_weight=1"])
+    assert not list(tmp_path.glob("none/**/features.*")), "that is said before the work"
     unseen = [
         {"video": f"u{number}", "row": -1, "split": "train", "captions": ["a cat", "a cat runs"]} for number in range(5)
     ]

@@ -37,6 +37,11 @@ class DatasetClip:
     preferences: tuple[float, ...] | None = None  # the probability of each caption; None: all alike
     shift: NDArray[np.float32] | None = field(default=None, compare=False)  # (D,), see `loop/imagined.py`
 
+    @property
+    def is_unseen(self) -> bool:
+        """Whether it has no frames of its own."""
+        return self.row < 0 or self.shift is not None
+
 
 @dataclass(frozen=True)
 class Dataset:

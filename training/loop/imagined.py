@@ -15,17 +15,33 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from etenet.errors import UsageError
 from etenet.model.vocabulary import Vocabulary
-from training.data.datasets import DatasetClip
+from training.data.datasets import Dataset, DatasetClip
+from training.loop.agreement import with_preferences
 from training.loop.projection import ridge, standardised, word_shares
+from training.run_settings import Stage
 
 WORDS = 1500
 DONORS = 10  # of a video, one of which is drawn for each epoch
 PENALTY = 0.001  # of the regression; on 2,449 videos of MSR-VTT it leaves .88 of the variance of others
 
 
+def unseen_clips(dataset: Dataset, stage: Stage, vocabulary: Vocabulary) -> list[DatasetClip]:
+    """The clips without frames that a stage learns from. Raises `UsageError` if it should, and there are none."""
+    if not stage.unseen_weight:
+        return []
+    if not dataset.unseen:
+        raise UsageError(
+            f"unseen_weight needs clips without frames, and {dataset.folder} lists none: prepare it with "
+            "--allow-missing from annotations that have more clips, or set it to 0"
+        )
+    clips = [replace(clip, weight=stage.unseen_weight) for clip in dataset.unseen]
+    return with_preferences(clips, vocabulary, stage.caption_agreement) if stage.caption_agreement else clips
+
+
 class Imagination:
-    """What clips without pictures may look like."""
+    """What clips without frames may look like."""
 
     def __init__(
         self,
@@ -50,7 +66,7 @@ class Imagination:
         self._nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :DONORS]
 
     def clips(self, rng: np.random.Generator) -> list[DatasetClip]:
-        """The clips without pictures, each with the frames of a donor, and how their features differ from its own."""
+        """The clips without frames, each with the frames of a donor, and how their features differ from its own."""
         drawn = rng.integers(self._nearest.shape[1], size=len(self._nearest))
         return [
             replace(

@@ -69,8 +69,8 @@ def examples_per_epoch(clips: Sequence[DatasetClip], stage: Stage) -> int:
 
 
 def _by_folder(clips: Sequence[DatasetClip]) -> list[list[DatasetClip]]:
-    """The clips of a mixture, which come folder by folder; then those whose features are imagined."""
-    return [list(of_folder) for _, of_folder in groupby(clips, lambda clip: (clip.shift is None, clip.part))]
+    """The clips of a mixture, which come folder by folder; then those without frames, or with those of a donor."""
+    return [list(of_folder) for _, of_folder in groupby(clips, lambda clip: (clip.is_unseen, clip.part))]
 
 
 def _weighted(clips: Sequence[DatasetClip], stage: Stage, rng: np.random.Generator) -> Iterator[TrainingExample]:

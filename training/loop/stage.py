@@ -32,7 +32,7 @@ from training.loop import snapshots
 from training.loop.agreement import with_preferences
 from training.loop.averaging import WeightAverage
 from training.loop.features import cached_features
-from training.loop.imagined import Imagination
+from training.loop.imagined import Imagination, unseen_clips
 from training.loop.loading import Loader
 from training.loop.memory import checkpoint_activations, out_of_memory_named
 from training.loop.optimizer import adam, clip_gradients, set_learning_rates
@@ -123,6 +123,9 @@ class _Training:
             tokenizer=self.stage.tokenizer,
             meteor=self.stage.meteor,
         )
+        self.unseen = unseen_clips(run.dataset, self.stage, start.vocabulary)
+        self.examples = examples_per_epoch(self.clips + self.unseen, self.stage)
+        self.steps = self.stage.epochs * math.ceil(self.examples / self.stage.window_clips)
         silent, step = not run.processes.first, self.position.step
         board = TensorBoard(run.folder / "tensorboard", step) if run.tensorboard and not silent else None
         self.log = RunLog(
@@ -132,15 +135,13 @@ class _Training:
             log_bytes=self.position.log_bytes,
             board=board,
         )
-        self.loader = Loader(
-            run.dataset, start.vocabulary, start.max_words, run.processes.device, self._known_features()
-        )
-        self.imagination = self._imagination() if self.stage.unseen_weight else None
-        self.examples = examples_per_epoch(self._clips(0), self.stage)
-        self.steps = self.stage.epochs * math.ceil(self.examples / self.stage.window_clips)
         if not silent:
             for line in self._described():
                 say(line)
+        self.loader = Loader(
+            run.dataset, start.vocabulary, start.max_words, run.processes.device, self._known_features()
+        )
+        self.imagination = self._imagination() if self.unseen else None
         if self.position.step == 0 and not start.provenance and start.model.decoder.config.projection_size:
             self._start_projection()
         self.saved_at = time.monotonic()
@@ -185,17 +186,8 @@ class _Training:
 
     def _imagination(self) -> Imagination:
         """Of the clips without frames, by the training clips of the first folder."""
-        dataset, stage, vocabulary = self.run.dataset, self.stage, self.checkpoint.vocabulary
-        if not dataset.unseen:
-            raise UsageError(
-                f"unseen_weight needs clips without frames, and {dataset.folder} lists none: prepare it with "
-                "--allow-missing from annotations that have more clips, or set it to 0"
-            )
-        unseen = [replace(clip, weight=stage.unseen_weight) for clip in dataset.unseen]
-        if stage.caption_agreement:
-            unseen = with_preferences(unseen, vocabulary, stage.caption_agreement)
         donors = [clip for clip in self.clips if clip.part == 0]
-        return Imagination(donors, self._means(donors), unseen, vocabulary)
+        return Imagination(donors, self._means(donors), self.unseen, self.checkpoint.vocabulary)
 
     def _clips(self, epoch: int) -> list[DatasetClip]:
         """Those to train on in this epoch."""
