@@ -180,6 +180,8 @@ def changed(contents: dict[str, object], **changes: object) -> dict[str, object]
         ({"minimum_risk": {"typical": torch.full((512,), math.nan)}}, "typical"),
         ({"minimum_risk": {"typical": torch.zeros(3)}}, "typical"),
         ({"minimum_risk": {"typical": 3}}, "damaged"),
+        ({"minimum_risk": {"typical": torch.zeros(512), "habits": 3}}, "damaged"),
+        ({"minimum_risk": {"typical": torch.zeros(512), "habits": {(3, 4): math.nan}}}, "habits"),
     ],
 )
 def test_the_error_for_a_wrong_checkpoint_names_it_in_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from etenet.model.decoder import Decoder
 from etenet.model.encoder import AbsentEncoder
 from etenet.model.etenet import EtENet
 from etenet.model.hypothesis import Hypothesis, WordShare
+from etenet.model.minimum_risk import RARE
 from etenet.model.vocabulary import Vocabulary
 from etenet.scoring.scores import Captions, Scorer, Scores
 from tests import clips
@@ -339,6 +341,26 @@ def test_the_command_measures_draws_and_writes_what_the_captioner_then_says(
         chosen = written.minimum_risk.order(beam)[0]
     assert written.confidence is not None
     assert best.confidence == written.confidence.confidence(beam[chosen], beam)
+
+
+def test_the_sentences_that_it_says_of_many_training_clips_are_its_habits(
+    features_and_decoder: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "Scorer", ByNearness)
+    data, decoder = features_and_decoder
+    out = tmp_path / "out.pt"
+    calibrate.main(["--checkpoint", str(decoder), "--data", str(data), "--out", str(out), "--minimum-risk"])
+    written = checkpoints.load(out, with_encoder=False)
+    assert written.minimum_risk is not None
+    without = tmp_path / "without.pt"
+    checkpoints.save(replace(written, minimum_risk=replace(written.minimum_risk, habits={})), without)
+    dataset = calibrate.Dataset.load(data)
+    learned = torch.from_numpy(np.array(dataset.features[120:]))
+    captions = calibrate.load_captioner(without, dataset).caption_features(learned, etenet.CaptionOptions())
+    said = Counter(sentence.text for (sentence,) in captions)
+    habits = {written.vocabulary.decode(words): share for words, share in written.minimum_risk.habits.items()}
+    assert habits == {text: count / 60 for text, count in said.items() if count / 60 > RARE}
+    assert max(habits.values()) > 1 / 60
 
 
 @pytest.mark.parametrize(

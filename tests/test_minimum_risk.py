@@ -18,7 +18,7 @@ from etenet.model.config import DecoderConfig
 from etenet.model.decoder import Decoder
 from etenet.model.generate import generate, log_probs
 from etenet.model.hypothesis import Hypothesis
-from etenet.model.minimum_risk import LogProbs, MinimumRisk
+from etenet.model.minimum_risk import RARE, LogProbs, MinimumRisk, habits
 from etenet.model.vocabulary import EOS_ID, Vocabulary
 from etenet.runtime.network import TorchNetwork
 
@@ -73,13 +73,15 @@ def test_the_order_is_that_of_the_expected_similarity(
     decoder: Decoder, features: torch.Tensor, power: float, prior_weight: float
 ) -> None:
     beams, typical = beams_of(decoder, features), features.mean((0, 1))
-    minimum_risk = MinimumRisk(typical=typical.numpy(), power=power, prior_weight=prior_weight)
+    often = {beams[0][0].words: 0.04, beams[1][2].words: 0.5, (3, 3): 0.2}
+    minimum_risk = MinimumRisk(typical=typical.numpy(), power=power, prior_weight=prior_weight, habits=often)
     for beam in minimum_risk.compared(log_probs_of(decoder), features.mean(1).numpy(), beams):
         order = minimum_risk.order(beam)
         priors = log_probs(decoder, typical, [hypothesis.words for hypothesis in beam])
         assert [hypothesis.typical_log_prob for hypothesis in beam] == pytest.approx(priors, abs=1e-4)
         weights = [
-            math.exp(one.log_prob - prior_weight * prior) ** power for one, prior in zip(beam, priors, strict=True)
+            math.exp(one.log_prob - prior_weight * prior) ** power / (often.get(one.words, RARE) / RARE) ** power
+            for one, prior in zip(beam, priors, strict=True)
         ]
         worth = [expected_similarity(beam, number, weights) for number in range(len(beam))]
         assert sorted(order) == list(range(len(beam)))
@@ -120,6 +122,14 @@ def test_what_a_typical_clip_makes_probable_is_worth_less() -> None:
     assert MinimumRisk(typical=np.zeros(6, np.float32)).order([generic, special]) == [1, 0]
 
 
+def test_a_sentence_that_is_said_of_many_clips_is_worth_less() -> None:
+    often, seldom = (Hypothesis(words, (), math.log(0.2), ()) for words in ((3, 4), (5, 6)))
+    known = habits([often.words] * 20 + [seldom.words] * 10 + [(7, number) for number in range(970)])
+    assert known == {often.words: 0.02}
+    assert MinimumRisk(typical=np.zeros(6, np.float32), habits=known).order([often, seldom]) == [1, 0]
+    assert MinimumRisk(typical=np.zeros(6, np.float32), habits=known, habit_weight=0.0).order([often, seldom]) == [0, 1]
+
+
 def test_clips_without_sentences_have_no_order(decoder: Decoder) -> None:
     minimum_risk = MinimumRisk(typical=np.zeros(6, np.float32))
     compared = minimum_risk.compared(log_probs_of(decoder), np.zeros((2, 6), np.float32), [[], []])
@@ -134,11 +144,12 @@ def captioner(tmp_path: Path) -> etenet.Captioner:
         "squeezenet1_1", Vocabulary(["a", "dog", "runs", "cat", "sits", "the", "on"]), crop_px=64
     )
     typical = np.linspace(-1, 1, checkpoint.model.decoder.config.feature_size, dtype=np.float32)
-    minimum_risk = MinimumRisk(typical=typical, power=0.1, prior_weight=1.0)
+    minimum_risk = MinimumRisk(typical=typical, power=0.1, prior_weight=1.0, habits={(3, 4): 0.5})
     checkpoints.save(replace(checkpoint, minimum_risk=minimum_risk), tmp_path / "with.pt")
     read = checkpoints.load(tmp_path / "with.pt")
     assert read.minimum_risk is not None
     np.testing.assert_array_equal(read.minimum_risk.typical, typical)
+    assert read.minimum_risk.habits == {(3, 4): 0.5}
     return etenet.Captioner(read, TorchNetwork(read), decoders_for(read, sandboxed=False))
 
 

@@ -2,9 +2,9 @@
 
 The captions of a split that the network did not learn from are scored. Good is a caption whose METEOR is above the
 median of the split. A logistic regression on what the search leaves behind (`etenet/model/confidence.py`) learns how
-likely that is, and the checkpoint is written with it. With --minimum-risk it also gets the mean features of the split
-and a regression from the features of the training split onto words (`etenet/model/word_evidence.py`), and from then on
-says the sentence of least risk (`etenet/model/minimum_risk.py`).
+likely that is, and the checkpoint is written with it. With --minimum-risk it also gets the mean features of the split,
+a regression from the features of the training split onto words (`etenet/model/word_evidence.py`), and what it says of
+that split too often, and from then on says the sentence of least risk (`etenet/model/minimum_risk.py`).
 
 Prints as JSON how well the confidence can be trusted, by ten-fold cross-validation, and with --test-split on clips that
 neither the network nor the regression has seen.
@@ -27,7 +27,7 @@ from etenet.files import replacing, require_replaceable
 from etenet.model import checkpoint as checkpoints
 from etenet.model.confidence import FEATURES, Calibration, features_of
 from etenet.model.hypothesis import Hypothesis
-from etenet.model.minimum_risk import MinimumRisk
+from etenet.model.minimum_risk import MinimumRisk, habits
 from etenet.runtime import CPU_BATCH_CLIPS
 from etenet.scoring.scores import TOKENIZERS, Scorer, Tokenizer
 from training import command
@@ -39,7 +39,7 @@ from training.evaluation.features import features_of as clip_features
 from training.evaluation.reliability import Flags, Numbers
 from training.evaluation.search_options import SEARCH_OPTIONS, search_options
 from training.evaluation.word_evidence import fit_word_evidence
-from training.progress import say
+from training.progress import Progress, say
 
 L2 = 10.0  # of weights of features with mean 0 and standard deviation 1, against the sum of the losses of the captions
 FOLDS = 10
@@ -98,16 +98,29 @@ def caption_clips(
     return Captioned(beams, chosen, np.array([per_clip[clip.video]["METEOR"] for clip in clips]))
 
 
-def minimum_risk_of(
-    captioner: etenet.Captioner, dataset: Dataset, held_out: NDArray[np.float32], folder: Path | None
-) -> MinimumRisk:
-    """From mean features (N, D) of clips that the network did not learn from, and those of the training split."""
+def use_minimum_risk(
+    captioner: etenet.Captioner,
+    dataset: Dataset,
+    held_out: NDArray[np.float32],
+    options: etenet.CaptionOptions,
+    folder: Path | None,
+) -> None:
+    """From now on, the captioner says the sentence of least risk.
+
+    `held_out` are the mean features (N, D) of clips that the network did not learn from. Raises `UsageError`.
+    """
     if not (learned := dataset.clips.get("train")):
         raise UsageError(f"{dataset.folder} has no train split, from which --minimum-risk learns what words to expect")
-    means = clip_features(captioner, dataset, learned, folder).means(learned)
+    features = clip_features(captioner, dataset, learned, folder)
     say(f"a regression from the features of {len(learned):,} clips onto words; a minute for 4,000 features")
-    evidence = fit_word_evidence(means, [clip.captions for clip in learned], captioner.checkpoint.vocabulary)
-    return MinimumRisk(typical=held_out.mean(axis=0), evidence=evidence)
+    captions = [clip.captions for clip in learned]
+    evidence = fit_word_evidence(features.means(learned), captions, captioner.checkpoint.vocabulary)
+    minimum_risk = MinimumRisk(typical=held_out.mean(axis=0), evidence=evidence)
+    captioner.checkpoint = replace(captioner.checkpoint, minimum_risk=minimum_risk)
+    beams = _beams(captioner, features, learned, options)
+    said = [beam[minimum_risk.order(beam)[0]].words for beam in beams]
+    minimum_risk = replace(minimum_risk, habits=habits(said))
+    captioner.checkpoint = replace(captioner.checkpoint, minimum_risk=minimum_risk)
 
 
 def _beams(
@@ -115,9 +128,11 @@ def _beams(
 ) -> list[list[Hypothesis]]:
     max_words = options.max_words or captioner.checkpoint.max_words
     beams: list[list[Hypothesis]] = []
-    for start in range(0, len(clips), CPU_BATCH_CLIPS):
-        of_clips = features.of(clips[start : start + CPU_BATCH_CLIPS])
-        beams += captioner.beams(of_clips, beam_size=options.beam_size, max_words=max_words)
+    with Progress("sentences", len(clips), "clip") as progress:
+        for start in range(0, len(clips), CPU_BATCH_CLIPS):
+            batch = clips[start : start + CPU_BATCH_CLIPS]
+            beams += captioner.beams(features.of(batch), beam_size=options.beam_size, max_words=max_words)
+            progress.update(len(batch))
     if empty := [clip.video for clip, beam in zip(clips, beams, strict=True) if not beam]:
         raise UsageError(f"the network has no finite probabilities for the features of {empty[0]}")
     return beams
@@ -203,8 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clips = _enough(dataset, split)
         features = clip_features(captioner, dataset, clips, options.features)
         if options.minimum_risk and not of_splits:
-            minimum_risk = minimum_risk_of(captioner, dataset, features.means(clips), options.features)
-            captioner.checkpoint = replace(captioner.checkpoint, minimum_risk=minimum_risk)
+            use_minimum_risk(captioner, dataset, features.means(clips), settings, options.features)
         of_splits.append(caption_clips(captioner, features, clips, settings, options.tokenizer))
     calibration = calibration_of(of_splits[0], settings.beam_size)
     confidences, title = cross_validated(of_splits[0].features, of_splits[0].good), f"{options.split}, cross-validated"

@@ -195,6 +195,7 @@ def real() -> Recipe:
         accumulation_steps=1,
         captions_per_clip=5,
         caption_agreement=1.0,
+        unseen_weight=1.0,
         frames_per_clip=4,
         smallest_crop=0.75,
         views=4,
@@ -225,6 +226,7 @@ def real() -> Recipe:
         encoder_learning_rate=3e-4,
         decoder_learning_rate=5e-4,
         warmup_steps=20,
+        unseen_weight=0.0,
     )
     third = replace(  # its first epochs lose what the next ones win
         self_critical(first, decoder_learning_rate=4e-4), epochs=9, patience_epochs=9, teacher_forcing=0.02
@@ -250,6 +252,7 @@ def self_critical(first: Stage, *, decoder_learning_rate: float) -> Stage:
         patience_epochs=2,
         captions_per_clip=1,
         caption_agreement=0.0,
+        unseen_weight=0.0,
         samples_per_clip=5,
         decoder_learning_rate=decoder_learning_rate,
         warmup_steps=20,

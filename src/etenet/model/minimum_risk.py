@@ -4,7 +4,8 @@ Minimum Bayes risk decoding (Kumar and Byrne, NAACL 2004): a sentence's worth is
 right, here to the sentences of its own beam by their probabilities. Before that, a share of the log probability that a
 sentence has for a typical clip is taken off (Li et al., arXiv 1510.03055), because "a man is talking" is probable
 whatever is shown. On 662 held-out videos of MSR-VTT both together raised CIDEr from .359 to .379. A regression may give
-its opinion, too (`word_evidence.py`).
+its opinion, too (`word_evidence.py`). What the network has a habit of saying, because it fits whatever it does not
+understand, counts less: of how many training clips it says a sentence is known.
 
 Sentences that say two words in a row twice, such as "a horse is riding a horse", come last. (Paulus et al., arXiv
 1705.04304, never say three twice; a caption is shorter than a summary.)
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ REPEATED = 2  # words in a row that no sentence should have twice
 POWER = 0.5  # of the probabilities: a beam holds few sentences, and the best of them too much of the probability
 PRIOR_WEIGHT = 0.25
 EVIDENCE_WEIGHT = 0.4
+HABIT_WEIGHT = 1.0
+RARE = 0.0075  # a sentence that is said of no larger share of the clips is no habit
 
 LogProbs = Callable[[NDArray[np.float32], Sequence[Sequence[int]]], list[float]]
 """Of each sentence, its end included, for a clip whose frames all have this feature (D,)."""
@@ -44,6 +47,8 @@ class MinimumRisk:
     prior_weight: float = PRIOR_WEIGHT
     evidence: WordEvidence | None = None
     evidence_weight: float = EVIDENCE_WEIGHT
+    habits: Mapping[tuple[int, ...], float] = field(default_factory=dict)  # the share of clips that it says it of
+    habit_weight: float = HABIT_WEIGHT
 
     def __post_init__(self) -> None:
         if self.typical.dtype != np.float32 or not np.isfinite(self.typical).all():
@@ -51,6 +56,9 @@ class MinimumRisk:
         check_number("power", self.power, 0)
         check_number("prior_weight", self.prior_weight)
         check_number("evidence_weight", self.evidence_weight)
+        check_number("habit_weight", self.habit_weight)
+        for share in self.habits.values():
+            check_number("habits", share, 0, 1)
         if self.evidence and self.evidence.feature_size != len(self.typical):
             raise ValueError(f"its word evidence is for {self.evidence.feature_size} features, not {len(self.typical)}")
 
@@ -83,7 +91,14 @@ class MinimumRisk:
 
     def _log_weight(self, one: Hypothesis) -> float:
         prior, evidence = one.typical_log_prob or 0.0, log_ratio(one.shares)
-        return one.log_prob - self.prior_weight * prior + self.evidence_weight * evidence
+        habit = math.log(max(self.habits.get(one.words, 0.0) / RARE, 1.0))
+        return one.log_prob - self.prior_weight * prior + self.evidence_weight * evidence - self.habit_weight * habit
+
+
+def habits(said: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
+    """Of what a checkpoint says of each of many clips, the sentences of more than `RARE` of them."""
+    shares = {words: count / len(said) for words, count in Counter(said).items()}
+    return {words: share for words, share in shares.items() if share > RARE}
 
 
 def _ngrams(words: Sequence[int]) -> list[Counter[tuple[int, ...]]]:
