@@ -15,7 +15,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from etenet.errors import UsageError
 from etenet.model.vocabulary import Vocabulary
 from training.data.datasets import Dataset, DatasetClip
 from training.loop.agreement import with_preferences
@@ -28,14 +27,9 @@ PENALTY = 0.001  # of the regression; on 2,449 videos of MSR-VTT it leaves .88 o
 
 
 def unseen_clips(dataset: Dataset, stage: Stage, vocabulary: Vocabulary) -> list[DatasetClip]:
-    """The clips without frames that a stage learns from. Raises `UsageError` if it should, and there are none."""
-    if not stage.unseen_weight:
+    """The clips without frames that a stage learns from."""
+    if not (stage.unseen_weight and dataset.unseen):
         return []
-    if not dataset.unseen:
-        raise UsageError(
-            f"unseen_weight needs clips without frames, and {dataset.folder} lists none: prepare it with "
-            "--allow-missing from annotations that have more clips, or set it to 0"
-        )
     clips = [replace(clip, weight=stage.unseen_weight) for clip in dataset.unseen]
     return with_preferences(clips, vocabulary, stage.caption_agreement) if stage.caption_agreement else clips
 

@@ -164,6 +164,11 @@ class _Training:
                 "warning: the encoder learns on a CPU, which is slow; use a GPU (--device cuda), "
                 "or fewer frames per step (--set frames_per_clip=2)"
             )
+        if stage.unseen_weight and not self.unseen:
+            lines.append(
+                f"warning: {run.dataset.folder} lists no clips without frames, so unseen_weight does nothing; to have "
+                "them, prepare it with --allow-missing from annotations that have more clips"
+            )
         if stage.views > 1 and not run.dataset.has_frames:
             lines.append("warning: the data set holds features, so every clip has one view")
         return lines
