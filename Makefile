@@ -129,7 +129,7 @@ real-model: $(READY)
 	$(PREPARE_REAL) --frames $(REFERENCE)/flickr8k/images.tar --captions $(REFERENCE)/flickr8k/captions.json --validation-share 0 --test-share 0 --out $(REAL_DATA)/flickr8k
 	$(TRAIN_REAL) --stage 1
 	$(TRAIN_REAL) --stage 3
-	$(BIN)/python -m training.ship --run $(REAL_RUN) --checkpoint model_store/real.pt --max-bytes 45000000 --start-share 0.6 --terms $(REAL_TERMS)
+	$(BIN)/python -m training.ship --run $(REAL_RUN) --checkpoint model_store/real.pt --max-bytes 45000000 --start-share 0.45 --terms $(REAL_TERMS)
 	$(BIN)/python -m training.calibrate --checkpoint model_store/real.pt --data $(REAL_DATA)/msrvtt --tokenizer none --minimum-risk --test-split test --features $(REAL_RUN)/test/features --figure $(REAL_RUN)/reliability.png --out model_store/real.pt
 	$(BIN)/python -m training.evaluate --checkpoint model_store/real.pt --beside $(REAL_RUN)/stage1/best.pt --data $(REAL_DATA)/msrvtt --split test --tokenizer none --out $(REAL_RUN)/test
 

@@ -159,10 +159,9 @@ def test_a_folder_lists_clips_to_train_on_that_have_captions_alone_and_no_source
         Dataset.load(out)
 
 
-@pytest.mark.parametrize("settings", [{"encoder_learning_rate": 0.1}, {"samples_per_clip": 5, "captions_per_clip": 1}])
-def test_imagined_features_are_for_a_frozen_encoder_that_learns_from_captions(settings: dict[str, float]) -> None:
+def test_imagined_features_are_for_a_frozen_encoder() -> None:
     with pytest.raises(UsageError, match="unseen_weight is for a frozen encoder"):
-        stage(unseen_weight=1.0, **settings)
+        stage(unseen_weight=1.0, encoder_learning_rate=0.1)
 
 
 def test_a_stage_learns_words_that_only_clips_without_frames_have(
@@ -189,8 +188,8 @@ def test_a_stage_learns_words_that_only_clips_without_frames_have(
     (data / "unseen.jsonl").write_text("".join(json.dumps(line) + "\n" for line in unseen))
     assert train.main([*command, "--out", str(tmp_path / "with")]) == 0
     assert "unseen_weight does nothing" not in capsys.readouterr().err
-    assert steps(tmp_path / "without") == 2
-    assert steps(tmp_path / "with") == 4
+    assert steps(tmp_path / "without" / "stage1") == 2
+    assert steps(tmp_path / "with" / "stage1") == 4
     of_both = [
         checkpoints.load(tmp_path / name / "stage1" / "best.pt").model.decoder.embedding.weight
         for name in ("without", "with")
@@ -198,8 +197,12 @@ def test_a_stage_learns_words_that_only_clips_without_frames_have(
     cat, never = Vocabulary(words).encode("cat never")
     assert not torch.equal(of_both[0][cat], of_both[1][cat])
     assert torch.equal(of_both[0][never], of_both[1][never])
+    rewarded = ["real", "--stage", "3", "--data", str(data), "--out", str(tmp_path / "with")]
+    rewarded += [f"--set={setting}" for setting in ("batch_clips=4", "epochs=1", "views=1", "smallest_crop=1.0")]
+    assert train.main(rewarded) == 0
+    assert steps(tmp_path / "with" / "stage3") == 4
 
 
-def steps(run: Path) -> int:
-    lines = map(json.loads, (run / "stage1" / "log.jsonl").read_text().splitlines())
+def steps(stage: Path) -> int:
+    lines = map(json.loads, (stage / "log.jsonl").read_text().splitlines())
     return sum(line["kind"] == "step" for line in lines)

@@ -18,7 +18,7 @@ from etenet.model.config import DecoderConfig
 from etenet.model.decoder import Decoder
 from etenet.model.generate import generate, log_probs
 from etenet.model.hypothesis import Hypothesis
-from etenet.model.minimum_risk import RARE, LogProbs, MinimumRisk, habits
+from etenet.model.minimum_risk import HABIT_WEIGHT, RARE, LogProbs, MinimumRisk, habits
 from etenet.model.vocabulary import EOS_ID, Vocabulary
 from etenet.runtime.network import TorchNetwork
 
@@ -80,7 +80,7 @@ def test_the_order_is_that_of_the_expected_similarity(
         priors = log_probs(decoder, typical, [hypothesis.words for hypothesis in beam])
         assert [hypothesis.typical_log_prob for hypothesis in beam] == pytest.approx(priors, abs=1e-4)
         weights = [
-            math.exp(one.log_prob - prior_weight * prior) ** power / (often.get(one.words, RARE) / RARE) ** power
+            math.exp(one.log_prob - prior_weight * prior) ** power / (often.get(one.words, RARE) / RARE) ** (power * HABIT_WEIGHT)
             for one, prior in zip(beam, priors, strict=True)
         ]
         worth = [expected_similarity(beam, number, weights) for number in range(len(beam))]

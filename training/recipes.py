@@ -228,9 +228,7 @@ def real() -> Recipe:
         warmup_steps=20,
         unseen_weight=0.0,
     )
-    third = replace(  # its first epochs lose what the next ones win
-        self_critical(first, decoder_learning_rate=4e-4), epochs=9, patience_epochs=9, teacher_forcing=0.02
-    )
+    third = replace(self_critical(first, decoder_learning_rate=4e-4), patience_epochs=5, teacher_forcing=0.02)
     return Recipe(
         encoder="timm:tf_efficientnet_lite2+timm:tf_efficientnet_lite1+timm:tf_efficientnet_lite0",
         crop_px=260,
@@ -252,7 +250,6 @@ def self_critical(first: Stage, *, decoder_learning_rate: float) -> Stage:
         patience_epochs=2,
         captions_per_clip=1,
         caption_agreement=0.0,
-        unseen_weight=0.0,
         samples_per_clip=5,
         decoder_learning_rate=decoder_learning_rate,
         warmup_steps=20,

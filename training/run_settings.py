@@ -102,8 +102,8 @@ class Stage:
                 "mirrored_share and smallest_crop need encoder_learning_rate; a frozen encoder mirrors and crops only "
                 "with views of 2 or more"
             )
-        if self.unseen_weight and (self.encoder_learning_rate or self.samples_per_clip):
-            raise UsageError("unseen_weight is for a frozen encoder that learns from captions: set it to 0")
+        if self.unseen_weight and self.encoder_learning_rate:
+            raise UsageError("unseen_weight is for a frozen encoder: set it to 0, or encoder_learning_rate")
         if self.caption_agreement and self.epoch_of == "captions":
             raise UsageError(
                 "caption_agreement draws captions, and an epoch of captions has them all: set epoch_of to clips"

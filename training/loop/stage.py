@@ -111,6 +111,7 @@ class _Training:
         elif self.stage.encoder_learning_rate:
             raise UsageError("the data set holds features, so there is no encoder: set encoder_learning_rate to 0")
         self.learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.unseen = unseen_clips(run.dataset, self.stage, start.vocabulary)
         self.trainee = Trainee(model, start.preprocessing, self.stage, objective=self._objective())
         self.optimizer = adam(model, self.stage)
         self.average = WeightAverage(self.learned, self.stage.weight_average)
@@ -123,7 +124,6 @@ class _Training:
             tokenizer=self.stage.tokenizer,
             meteor=self.stage.meteor,
         )
-        self.unseen = unseen_clips(run.dataset, self.stage, start.vocabulary)
         self.examples = examples_per_epoch(self.clips + self.unseen, self.stage)
         self.steps = self.stage.epochs * math.ceil(self.examples / self.stage.window_clips)
         silent, step = not run.processes.first, self.position.step
@@ -178,7 +178,7 @@ class _Training:
         stage, start = self.stage, self.checkpoint
         if not stage.samples_per_clip:
             return None
-        captions = {(clip.part, clip.video): clip.captions for clip in self.clips}
+        captions = {(clip.part, clip.video): clip.captions for clip in [*self.clips, *self.unseen]}
         return partial(
             mixed_losses,
             reward=CiderD.from_captions(captions, start.vocabulary),

@@ -31,7 +31,7 @@ REPEATED = 2  # words in a row that no sentence should have twice
 POWER = 0.5  # of the probabilities: a beam holds few sentences, and the best of them too much of the probability
 PRIOR_WEIGHT = 0.25
 EVIDENCE_WEIGHT = 0.4
-HABIT_WEIGHT = 1.0
+HABIT_WEIGHT = 0.5
 RARE = 0.0075  # a sentence that is said of no larger share of the clips is no habit
 
 LogProbs = Callable[[NDArray[np.float32], Sequence[Sequence[int]]], list[float]]
