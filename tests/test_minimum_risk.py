@@ -80,7 +80,8 @@ def test_the_order_is_that_of_the_expected_similarity(
         priors = log_probs(decoder, typical, [hypothesis.words for hypothesis in beam])
         assert [hypothesis.typical_log_prob for hypothesis in beam] == pytest.approx(priors, abs=1e-4)
         weights = [
-            math.exp(one.log_prob - prior_weight * prior) ** power / (often.get(one.words, RARE) / RARE) ** (power * HABIT_WEIGHT)
+            math.exp(one.log_prob - prior_weight * prior) ** power
+            / (often.get(one.words, RARE) / RARE) ** (power * HABIT_WEIGHT)
             for one, prior in zip(beam, priors, strict=True)
         ]
         worth = [expected_similarity(beam, number, weights) for number in range(len(beam))]
@@ -124,7 +125,7 @@ def test_what_a_typical_clip_makes_probable_is_worth_less() -> None:
 
 def test_a_sentence_that_is_said_of_many_clips_is_worth_less() -> None:
     often, seldom = (Hypothesis(words, (), math.log(0.2), ()) for words in ((3, 4), (5, 6)))
-    known = habits([often.words] * 20 + [seldom.words] * 10 + [(7, number) for number in range(970)])
+    known = habits([often.words] * 20 + [seldom.words] * 7 + [(7, number) for number in range(973)])
     assert known == {often.words: 0.02}
     assert MinimumRisk(typical=np.zeros(6, np.float32), habits=known).order([often, seldom]) == [1, 0]
     assert MinimumRisk(typical=np.zeros(6, np.float32), habits=known, habit_weight=0.0).order([often, seldom]) == [0, 1]
