@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import floor
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,11 @@ def drop(tab: Page, *, files: Sequence[Path] = (), link: str = "") -> None:
     devtools = tab.context.new_cdp_session(tab)
     for kind in ("dragEnter", "dragOver", "drop"):
         devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 300, "data": data})
+
+
+def percent(share: float) -> str:
+    """As a page rounds, half up; Python rounds half to even."""
+    return f"{floor(100 * share + 0.5)} %"
 
 
 def press_tab_until(tab: Page, condition: str, *arguments: str) -> None:

@@ -7,7 +7,6 @@ import re
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from etenet.serving.page import HEADERS, page
 from tests import clips
-from tests.browser import browser, complaints, contrast, drop, luminance, open_tab, press_tab_until, text_of
+from tests.browser import browser, complaints, contrast, drop, luminance, open_tab, percent, press_tab_until, text_of
 from tests.conftest import EXAMPLES, REAL, REPOSITORY, Server, ask, running_server
 from tests.front import edit, nginx, with_keys
 
@@ -91,11 +90,6 @@ def test_every_example_gets_its_caption_with_its_frames_and_their_times(
             assert shown == pytest.approx(times, abs=0.006)
             tab.wait_for_function("() => document.getElementById('video').videoWidth > 0")
         assert not complaints(tab)
-
-
-def percent(share: float) -> str:
-    """As a browser rounds, half up; Python rounds half to even."""
-    return f"{floor(100 * share + 0.5)} %"
 
 
 def test_a_model_with_a_calibration_says_how_sure_it_is(chromium: BrowserContext) -> None:
