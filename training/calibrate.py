@@ -3,8 +3,9 @@
 The captions of a split that the network did not learn from are scored. Good is a caption whose METEOR is above the
 median of the split. A logistic regression on what the search leaves behind (`etenet/model/confidence.py`) learns how
 likely that is, and the checkpoint is written with it. With --minimum-risk it also gets the mean features of the split,
-a regression from the features of the training split onto words (`etenet/model/word_evidence.py`), and what it says of
-that split too often, and from then on says the sentence of least risk (`etenet/model/minimum_risk.py`).
+a regression from the features of the training split onto words (`etenet/model/word_evidence.py`), and the sentences
+that it says of many clips of that split, and from then on says the sentence of least risk
+(`etenet/model/minimum_risk.py`).
 
 Prints as JSON how well the confidence can be trusted, by ten-fold cross-validation, and with --test-split on clips that
 neither the network nor the regression has seen.

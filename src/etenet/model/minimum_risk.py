@@ -4,8 +4,8 @@ Minimum Bayes risk decoding (Kumar and Byrne, NAACL 2004): a sentence's worth is
 right, here to the sentences of its own beam by their probabilities. Before that, a share of the log probability that a
 sentence has for a typical clip is taken off (Li et al., arXiv 1510.03055), because "a man is talking" is probable
 whatever is shown. On 662 held-out videos of MSR-VTT both together raised CIDEr from .359 to .379. A regression may give
-its opinion, too (`word_evidence.py`). What the network has a habit of saying, because it fits whatever it does not
-understand, counts less: of how many training clips it says a sentence is known.
+its opinion, too (`word_evidence.py`). A sentence that the network says of many training clips, a habit, counts less: it
+says that of whatever it does not understand.
 
 Sentences that say two words in a row twice, such as "a horse is riding a horse", come last. (Paulus et al., arXiv
 1705.04304, never say three twice; a caption is shorter than a summary.)
@@ -47,7 +47,7 @@ class MinimumRisk:
     prior_weight: float = PRIOR_WEIGHT
     evidence: WordEvidence | None = None
     evidence_weight: float = EVIDENCE_WEIGHT
-    habits: Mapping[tuple[int, ...], float] = field(default_factory=dict)  # the share of clips that it says it of
+    habits: Mapping[tuple[int, ...], float] = field(default_factory=dict)  # a sentence -> share of clips it is said of
     habit_weight: float = HABIT_WEIGHT
 
     def __post_init__(self) -> None:
